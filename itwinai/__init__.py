@@ -1,0 +1,23 @@
+"""Run any LightningModule unchanged on DDP, DeepSpeed, Horovod or Ray, chosen by one flag.
+
+Names are resolved when they are first used, so that ``import itwinai`` loads neither torch nor lightning and changes
+nothing in the process.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from itwinai.trainer import ItwinaiTrainer
+
+__version__ = "0.1.0"
+__all__ = ["ItwinaiTrainer", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ItwinaiTrainer":
+        from itwinai.trainer import ItwinaiTrainer
+
+        return ItwinaiTrainer
+    raise AttributeError(f"module 'itwinai' has no attribute '{name}'")

@@ -1,0 +1,81 @@
+"""The command ``itwinai install``: build and install packages that pip alone cannot."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+from itwinai.errors import InstallError
+
+HELP = "build, cache and install Horovod for the torch that is installed here"
+
+_DESCRIPTION = """\
+Build Horovod for the torch that is installed here and install it into this Python environment.
+
+Horovod has no ready-made wheels, and its last release does not compile against a current torch as it is.
+This command checks what the build needs, compiles (some minutes), and keeps the wheel: the next environment
+with the same torch, Python and options gets it in seconds. Horovod's own HOROVOD_* variables and CXX are
+respected, as in
+
+    HOROVOD_WITH_MPI=1 itwinai install horovod
+"""
+
+
+def _version(text: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)+", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no release number such as 0.28.1")
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="itwinai install", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("package", choices=["horovod"], help="what to install")
+    parser.add_argument("--version", type=_version, default="0.28.1", help="release (default: %(default)s)")
+    parser.add_argument(
+        "--cache-dir",
+        "--wheel-dir",
+        dest="cache_dir",
+        type=Path,
+        metavar="DIR",
+        help="where wheels are kept (default: itwinai/wheels in $XDG_CACHE_HOME or ~/.cache)",
+    )
+    parser.add_argument("--force", action="store_true", help="build even if a finished wheel is cached")
+    parser.add_argument("--wheel-only", action="store_true", help="fill the cache, install nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print plan and checks, change nothing")
+    parser.add_argument("--verbose", action="store_true", help="show the whole build output")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run ``itwinai install``.
+
+    Args:
+        argv: the arguments after ``install``.
+
+    Returns:
+        The exit code: 0, 1 after an error (printed to stderr), 130 when interrupted.
+    """
+    args = _parser().parse_args(argv)
+    if os.name != "posix":
+        print("error: Horovod does not build on Windows", file=sys.stderr)
+        return 1
+    from itwinai.cli import horovod_build as build
+
+    try:
+        with build.stop_on_signals():
+            plan = build.make_plan(args.version, args.cache_dir)
+            if args.dry_run:
+                return build.print_dry_run(plan, force=args.force)
+            build.install(plan, force=args.force, wheel_only=args.wheel_only, verbose=args.verbose)
+    except InstallError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing half-built was kept", file=sys.stderr)
+        return 130
+    return 0

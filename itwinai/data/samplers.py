@@ -1,0 +1,208 @@
+"""Deal the batches of one process out to the workers of a group.
+
+A run with W workers takes the order of samples that one process would draw, cuts it into global batches, and gives
+rank r the r-th part of each. Global batch k therefore holds the same samples at every number of workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, RandomSampler, Sampler, SequentialSampler, WeightedRandomSampler
+
+from itwinai import compat
+
+Batch = list[Any]
+
+# These draw a seed when the first sample is asked for, and no random number of the process after that.
+_DRAWS_ONCE = (RandomSampler, WeightedRandomSampler)
+
+
+class DealtBatchSampler(Sampler[Batch]):
+    """Give one worker its part of every global batch.
+
+    Args:
+        batches: the user's batch sampler, as one process would use it.
+        num_replicas: number of workers, W.
+        rank: this worker's rank.
+        split: whether each batch of ``batches`` is a global batch and split among the workers; otherwise W of its
+            batches in a row make a global batch, and each worker gets one of them, as the batch size of a DataLoader
+            is the one per worker in Lightning.
+        lockstep: whether all workers need the same number of batches, because they meet in collective operations.
+            A worker for which the last global batch holds no sample then gets one that another worker has as well.
+        lend: whether the last global batch may borrow samples from the one before to spare that. Right for
+            evaluation, where it does not matter which samples share a batch.
+        broadcast: sends an object from rank 0 to all workers. The user's sampler runs in the random state of rank 0
+            on all of them: each would draw another order otherwise.
+
+    When the random state of rank 0 is exchanged, all workers have to iterate: once per epoch, and only if the
+    sampler is not sequential.
+
+    Attributes:
+        weights: for batches whose parts are of unequal size, by the index of the batch: this worker's number of
+            samples times W, divided by the size of the global batch. With it as the weight of each worker's mean
+            loss, the mean over workers is the mean over the samples of the global batch.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        num_replicas: int,
+        rank: int,
+        *,
+        split: bool,
+        lockstep: bool,
+        lend: bool,
+        broadcast: Callable[[Any], Any],
+    ) -> None:
+        self.batches = batches
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.split = split
+        self.lockstep = lockstep
+        self.lend = lend
+        self.broadcast = broadcast
+        self.weights: dict[int, float] = {}
+        self.epoch = 0
+        self._synchronized_epoch: int | None = None
+        self._leading_states: dict[str, Any] | None = None
+        self._drop_last = bool(getattr(batches, "drop_last", False))
+        self.batch_size = getattr(batches, "batch_size", None)
+
+    @property
+    def sampler(self) -> DealtBatchSampler:
+        """This object: Lightning announces a new epoch to ``batch_sampler.sampler``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Announce a new epoch, as for torch's DistributedSampler."""
+        self.epoch = epoch
+        for sampler in (self.batches, getattr(self.batches, "sampler", None)):
+            if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+                set_epoch(epoch)
+
+    def weight_of(self, batch_index: int) -> float:
+        """Return the weight of this worker's mean loss for a batch of the current epoch; 1 for even batches."""
+        return self.weights.get(batch_index, 1.0)
+
+    def __len__(self) -> int:
+        if not isinstance(self.batches, Sized):
+            raise TypeError(f"{type(self.batches).__name__} has no length.")
+        if self.split:
+            return len(self.batches)
+        whole, rest = divmod(len(self.batches), self.num_replicas)
+        return whole if self._drop_last else whole + bool(rest)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.weights = {}
+        for index, group in enumerate(self._groups()):
+            parts = self._parts(group)
+            part = parts[self.rank]
+            total = sum(map(len, parts))
+            if len(part) * self.num_replicas != total and not self._own_sizes(group):
+                self.weights[index] = len(part) * self.num_replicas / total
+            if part or self.lockstep:
+                yield part or next(filter(None, parts))[:1]
+
+    def _groups(self) -> Iterator[list[Batch]]:
+        """Yield each global batch, as the list of the user's batches that make it up, with samples lent."""
+        previous: list[Batch] | None = None
+        for group in self._global_batches():
+            if previous is not None:
+                if self.lend:
+                    previous, group = self._lend(previous, group)
+                yield previous
+            previous = group
+        if previous is not None:
+            yield previous
+
+    def _global_batches(self) -> Iterator[list[Batch]]:
+        """Yield each global batch as the list of the user's batches that make it up."""
+        size = 1 if self.split else self.num_replicas
+        order = self._order()
+        while group := list(itertools.islice(order, size)):
+            if len(group) == size or not self._drop_last:
+                yield group
+
+    def _lend(self, previous: list[Batch], last: list[Batch]) -> tuple[list[Batch], list[Batch]]:
+        """Move samples from a global batch to the next if that one has fewer samples than there are workers."""
+        missing = self.num_replicas - sum(map(len, last))
+        samples = list(itertools.chain(*previous))
+        if missing <= 0 or len(samples) - missing < self.num_replicas:
+            return previous, last
+        return [samples[:-missing]], [samples[-missing:], *last]
+
+    def _own_sizes(self, group: list[Batch]) -> bool:
+        """Tell whether the workers get whole batches of a batch sampler of the user's own, of whatever size."""
+        return len(group) == self.num_replicas and not self.split and type(self.batches) is not BatchSampler
+
+    def _parts(self, group: list[Batch]) -> list[Batch]:
+        """Cut one global batch into the parts of the workers, as even as it can be."""
+        if self._own_sizes(group):
+            return group
+        samples = list(itertools.chain(*group))
+        size, larger = divmod(len(samples), self.num_replicas)
+        starts = [rank * size + min(rank, larger) for rank in range(self.num_replicas + 1)]
+        return [samples[start:end] for start, end in itertools.pairwise(starts)]
+
+    def _order(self) -> Iterator[Batch]:
+        """Iterate over the user's batches in the order that rank 0 draws."""
+        sampler = getattr(self.batches, "sampler", self.batches)
+        if isinstance(sampler, SequentialSampler):
+            return iter(self.batches)
+        return self._order_of_rank_0(draws_once=isinstance(sampler, _DRAWS_ONCE))
+
+    def _order_of_rank_0(self, draws_once: bool) -> Iterator[Batch]:
+        # A generator: like the samplers themselves it draws when the first batch is asked for, and not before.
+        own = compat.collect_rng_states(include_cuda=False)
+        if self._synchronized_epoch != self.epoch:
+            self._synchronized_epoch = self.epoch
+            leading = self.broadcast(own)
+            self._leading_states = None if _same_states(own, leading) else leading
+        if self._leading_states is not None:
+            compat.set_rng_states(self._leading_states)
+        order = iter(self.batches)
+        first = list(itertools.islice(order, 1))
+        if not draws_once and isinstance(self.batches, Sized):
+            first += order  # may draw at any time, and the workers' random states may part meanwhile
+        if self._leading_states is not None:
+            self._leading_states = compat.collect_rng_states(include_cuda=False)
+            compat.set_rng_states(own)
+        yield from first
+        yield from order
+
+
+class DealtSampler(Sampler[Any]):
+    """Give one worker its part of a sampler whose every index is a batch by itself (``batch_size=None``).
+
+    Args:
+        sampler: the user's sampler.
+        num_replicas: number of workers.
+        rank: this worker's rank.
+        **options: ``lockstep``, ``lend`` and ``broadcast`` of `DealtBatchSampler`.
+    """
+
+    def __init__(self, sampler: Iterable[Any], num_replicas: int, rank: int, **options: Any) -> None:
+        self.dealt = DealtBatchSampler(BatchSampler(sampler, 1, False), num_replicas, rank, split=False, **options)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Announce a new epoch."""
+        self.dealt.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dealt)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (index for batch in self.dealt for index in batch)
+
+
+def _same_states(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return (
+        torch.equal(one["torch"], other["torch"])
+        and one["python"] == other["python"]
+        and pickle.dumps(one.get("numpy")) == pickle.dumps(other.get("numpy"))
+    )

@@ -1,0 +1,185 @@
+"""Payload out, result back: what a launched worker is given, and what the caller gets from it.
+
+The trainer, the entry point and its arguments travel in one pickle, so that identities hold (the trainer in the
+arguments is the trainer of the bound method) and classes defined in ``__main__`` travel too. What the run changed
+comes back as a trace and is written into the caller's own objects: afterwards the caller's trainer, module and
+callbacks look as if the run had been local.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import LightningDataModule
+
+from itwinai import compat
+from itwinai.errors import PayloadError
+from itwinai.launchers.environment import Place, PlacedEnvironment
+from itwinai.launchers.trace import Observer, write_back
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+@dataclass
+class Payload:
+    """Everything a worker needs to run one entry point of a trainer.
+
+    Attributes:
+        trainer: the caller's trainer.
+        function: the entry point, a bound method of ``trainer``.
+        args: positional arguments of ``function``.
+        kwargs: keyword arguments of ``function``.
+        rng_states: global random states of the caller, so that every worker goes on where the caller stands.
+        deterministic: whether torch is restricted to deterministic algorithms, and whether it only warns.
+    """
+
+    trainer: Trainer
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rng_states: dict[str, Any] = field(default_factory=lambda: compat.collect_rng_states(include_cuda=False))
+    deterministic: tuple[bool, bool] = field(
+        default_factory=lambda: (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+    )
+
+    @property
+    def datamodule(self) -> LightningDataModule | None:
+        """The datamodule among the arguments, if there is one."""
+        given = (*self.args, *self.kwargs.values())
+        return next((value for value in given if isinstance(value, LightningDataModule)), None)
+
+    def pack(self) -> bytes:
+        """Pickle the payload.
+
+        Raises:
+            PayloadError: something in it cannot be pickled; the message says where it sits.
+        """
+        try:
+            return cloudpickle.dumps(self)
+        except Exception as error:  # pickling runs the user's own __reduce__ and __getstate__: anything can come
+            raise PayloadError(_explain_unpicklable(self, error)) from error
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one worker sends back.
+
+    Attributes:
+        rank: the worker's global rank.
+        returned: what the entry point returned, on the CPU.
+        predict_dataloaders: number of dataloaders that were predicted; 0 unless the entry point predicts.
+        trace: what the run changed on trainer, module and callbacks; from rank 0 only.
+    """
+
+    rank: int
+    returned: Any
+    predict_dataloaders: int = 0
+    trace: bytes | None = None
+
+
+def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None]) -> Result:
+    """Run a packed payload in this process, which becomes the worker at `place`.
+
+    Args:
+        packed: what `Payload.pack` returned on the caller.
+        place: this worker's place in the group.
+        on_failure: called with an exception at once, before the hooks that Lightning runs on exceptions: these may
+            wait for other workers, and the caller must know the first failure of several.
+    """
+    payload: Payload = pickle.loads(packed)
+    trainer = payload.trainer
+    compat.set_rng_states(payload.rng_states)
+    deterministic, warn_only = payload.deterministic
+    if deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    compat.limit_threads(place.local_world_size)
+    trainer.strategy.become_worker(PlacedEnvironment(place))
+    observer = Observer(trainer)
+
+    def reporting(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return payload.function(*args, **kwargs)
+        except BaseException as error:
+            on_failure(error)
+            raise
+
+    returned = compat.call_in_worker(trainer, reporting, *payload.args, **payload.kwargs)
+    return Result(
+        rank=place.rank,
+        returned=move_data_to_device(returned, torch.device("cpu")),
+        predict_dataloaders=len(trainer.num_predict_batches) if compat.is_predicting(trainer) else 0,
+        trace=observer.trace() if place.rank == 0 else None,
+    )
+
+
+def apply(payload: Payload, results: Sequence[Result]) -> Any:
+    """Write what the workers sent back into the caller's objects.
+
+    Args:
+        payload: the payload as the caller packed it.
+        results: one result per worker of this launch, in any order.
+
+    Returns:
+        What the entry point would have returned locally: rank 0's value, or for predictions those of all ranks in
+        the order of the dataset.
+    """
+    results = sorted(results, key=lambda result: result.rank)
+    first = results[0]
+    if first.trace is not None:
+        write_back(first.trace, payload.trainer)
+    compat.attach(payload.trainer, payload.trainer.lightning_module, payload.datamodule)
+    if first.predict_dataloaders == 0 or first.returned is None:
+        return first.returned
+    if first.predict_dataloaders == 1:
+        return interleave([result.returned for result in results])
+    return [interleave([result.returned[index] for result in results]) for index in range(first.predict_dataloaders)]
+
+
+def interleave(per_rank: Sequence[Sequence[Any]]) -> list[Any]:
+    """Put the batches of all ranks into the order of the dataset.
+
+    Batch k of rank r is part r of global batch k, so the order is (0, 0), (0, 1), ..., (1, 0), ... Ranks whose part
+    of the last global batches was empty have fewer batches.
+    """
+    longest = max(len(batches) for batches in per_rank)
+    return [batches[index] for index in range(longest) for batches in per_rank if index < len(batches)]
+
+
+def _explain_unpicklable(payload: Payload, error: Exception) -> str:
+    """Say which part of a payload cannot be pickled."""
+    trainer = payload.trainer
+    parts: dict[str, Any] = {f"the module {type(trainer.lightning_module).__name__}": trainer.lightning_module}
+    parts |= {f"the callback {type(callback).__name__}": callback for callback in trainer.callbacks}
+    parts |= {f"the logger {type(logger).__name__}": logger for logger in trainer.loggers}
+    if payload.datamodule is not None:
+        parts[f"the datamodule {type(payload.datamodule).__name__}"] = payload.datamodule
+    parts |= {"an argument of the trainer's call": (payload.args, payload.kwargs)}
+    where = "the trainer"
+    for name, part in parts.items():
+        if _unpicklable(part):
+            attributes = [key for key, value in getattr(part, "__dict__", {}).items() if _unpicklable(value)]
+            where = f"{name} (attribute {', '.join(attributes)})" if attributes else name
+            break
+    return (
+        f"The run cannot be sent to worker processes, because {where} cannot be pickled: {error}. Create such objects "
+        "in setup() or when they are first used, so that each worker makes its own; or start the script itself once "
+        "per worker, for example with `torchrun --nproc-per-node 2 script.py`, where nothing is sent."
+    )
+
+
+def _unpicklable(value: Any) -> bool:
+    try:
+        cloudpickle.dumps(value)
+    except Exception:  # whatever it is, it is the answer
+        return True
+    return False

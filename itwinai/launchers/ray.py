@@ -1,0 +1,354 @@
+"""Workers that are Ray actors in a placement group."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.pytorch.accelerators import CUDAAccelerator
+
+from itwinai.errors import ConfigurationError, ResourceError, WorkerError
+from itwinai.launchers.base import PayloadLauncher
+from itwinai.launchers.environment import Place
+from itwinai.launchers.failure import Failure, WorkersFailed
+from itwinai.launchers.payload import Result
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+# How long resources that the whole cluster does not have are waited for: nodes may still be joining it.
+JOINING = 15.0
+# After the first failure the others get this long to run their hooks on exceptions.
+GRACE = 8.0
+
+
+class RemoteGPUs(CUDAAccelerator):
+    """GPUs of Ray workers, which the driver itself need not have."""
+
+    @staticmethod
+    def parse_devices(devices: Any) -> list[int]:
+        """Return one index per worker of a node."""
+        if isinstance(devices, list):
+            return devices
+        count = int(devices)
+        if count < 1:
+            raise ConfigurationError(f"devices={devices} with Ray on GPUs: say how many workers each node shall have.")
+        return list(range(count))
+
+    @staticmethod
+    def get_parallel_devices(devices: list[int]) -> list[torch.device]:
+        """Return the devices that the workers of a node use."""
+        return [torch.device("cuda", index) for index in devices]
+
+    @staticmethod
+    def auto_device_count() -> int:
+        """Return the number of GPUs of the driver, or 1: what the cluster has is not known yet."""
+        return max(1, CUDAAccelerator.auto_device_count())
+
+    @staticmethod
+    def is_available() -> bool:
+        """Return True: whether the cluster has them shows when the workers are placed."""
+        return True
+
+
+@dataclass(frozen=True)
+class RayPlacement:
+    """Where and with what a strategy's workers run; see `itwinai.strategies.RayStrategy` for the fields."""
+
+    address: str | None = None
+    placement: str = "PACK"
+    resources_per_worker: dict[str, float] = field(default_factory=dict)
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+    timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.placement not in ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"):
+            raise ConfigurationError(
+                f"placement={self.placement!r} is unknown; choose PACK, SPREAD, STRICT_PACK or STRICT_SPREAD."
+            )
+        gpus = self.resources_per_worker.get("GPU", 0)
+        if gpus > 1:
+            raise ConfigurationError(
+                f"resources_per_worker asks for {gpus} GPUs, but a worker uses one device: ask for more workers."
+            )
+
+    def launcher(
+        self,
+        environment: ClusterEnvironment,
+        num_processes: int,
+        num_nodes: int,
+        accelerator: str,
+        variables: Mapping[str, str],
+    ) -> PayloadLauncher | None:
+        """Return the launcher for a number of workers."""
+        resources = dict(self.resources_per_worker)
+        resources.setdefault("CPU", 1)
+        if accelerator == "cuda":
+            resources.setdefault("GPU", 1)
+        return RayLauncher(self, resources, num_processes * num_nodes, variables)
+
+
+class RayLauncher(PayloadLauncher):
+    """Runs the payload in one Ray actor per worker.
+
+    Args:
+        placement: how the workers are placed.
+        resources: what each worker needs.
+        num_workers: number of workers.
+        variables: environment variables for the workers.
+    """
+
+    def __init__(
+        self, placement: RayPlacement, resources: dict[str, float], num_workers: int, variables: Mapping[str, str]
+    ) -> None:
+        self.placement = placement
+        self.resources = resources
+        self.num_workers = num_workers
+        self.variables = dict(variables)
+        self.processes: list[tuple[str, int]] = []
+
+    def kill(self, signum: int) -> None:
+        """Send a signal to every worker's process."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        # An actor that is busy takes no calls, but a task beside it on the same node can reach its process.
+        send = ray.remote(num_cpus=0)(_send_signal)
+        ray.get(
+            [
+                send.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(pid, signum)
+                for node, pid in self.processes
+            ]
+        )
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "processes": []}
+
+    def run_workers(self, packed: bytes, trainer: Trainer) -> Sequence[Result]:
+        """Place the actors, hand each the payload, and wait for their results."""
+        import ray
+
+        self._connect()
+        with self._placed() as (group, nodes):
+            actors = self._actors(group, nodes)
+            running: dict[Any, int] = {}
+            try:
+                places = self._places(actors, nodes)
+                reference = ray.put(packed)
+                for rank, (actor, place) in enumerate(zip(actors, places, strict=True)):
+                    running[actor.run.remote(reference, place)] = rank
+                return self._wait(running)
+            except KeyboardInterrupt as interrupt:
+                with suppress(KeyboardInterrupt):  # pressed again: no more patience
+                    self.kill(signal.SIGINT)
+                    ray.wait(list(running), num_returns=len(running) or 1, timeout=GRACE)
+                raise WorkersFailed(interrupt) from None
+            finally:
+                self.processes = []
+                for actor in actors:
+                    ray.kill(actor)
+
+    def _connect(self) -> None:
+        """Connect to a cluster, or start Ray on this machine."""
+        import ray
+
+        if ray.is_initialized():
+            return
+        address = self.placement.address or os.environ.get("RAY_ADDRESS")
+        if address:
+            ray.init(address=address)
+            return
+        # As many logical CPUs as the workers ask for: local processes may share cores as well.
+        cpus = max(os.cpu_count() or 1, int(self.resources["CPU"] * self.num_workers))
+        ray.init(num_cpus=cpus, include_dashboard=False)
+
+    @contextmanager
+    def _placed(self) -> Iterator[tuple[Any, list[str]]]:
+        """Reserve the workers' resources; yield the placement group, and per worker the id of its node."""
+        import ray
+        from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+
+        group = placement_group([self.resources] * self.num_workers, strategy=self.placement.placement)
+        try:
+            self._wait_for_resources(group)
+            bundles = placement_group_table(group)["bundles_to_node_id"]
+            yield group, [bundles[index] for index in range(self.num_workers)]
+        except KeyboardInterrupt as interrupt:
+            raise WorkersFailed(interrupt) from None
+        finally:
+            if ray.is_initialized():
+                remove_placement_group(group)
+
+    def _wait_for_resources(self, group: Any) -> None:
+        started = time.monotonic()
+        while not group.wait(timeout_seconds=1):
+            waited = time.monotonic() - started
+            missing = self._missing()
+            if missing and waited > min(JOINING, self.placement.timeout):
+                raise ResourceError(
+                    f"{self.num_workers} Ray workers with {_describe(self.resources)} each can not be placed "
+                    f"({self.placement.placement}): {missing}. Waited {waited:.0f} s for nodes to join. Ask for fewer "
+                    "workers (devices, num_nodes), for less in resources_per_worker, or start a larger cluster."
+                )
+            if waited > self.placement.timeout:
+                raise ResourceError(
+                    f"{self.num_workers} Ray workers with {_describe(self.resources)} each were not placed within "
+                    f"{waited:.0f} s: the cluster has enough, but it is in use (`ray status` shows by whom). Wait "
+                    "longer with RayStrategy(timeout=...), or ask for less."
+                )
+
+    def _missing(self) -> str:
+        """Say what the cluster as a whole lacks, or return an empty string."""
+        import ray
+
+        total = ray.cluster_resources()
+        lacking = [
+            f"asked for {amount * self.num_workers:g} {name}, the cluster has {total.get(name, 0):g}"
+            for name, amount in self.resources.items()
+            if amount * self.num_workers > total.get(name, 0)
+        ]
+        if lacking:
+            return "; ".join(lacking)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        fitting = [
+            min((int(node.get(name, 0) / amount) for name, amount in self.resources.items() if amount), default=0)
+            for node in nodes
+        ]
+        if sum(fitting) < self.num_workers:
+            return f"its {len(nodes)} nodes have room for {fitting} of them, as a worker does not span nodes"
+        if self.placement.placement == "STRICT_PACK" and max(fitting) < self.num_workers:
+            return f"asked for all on one node, and the largest of {len(nodes)} nodes has room for {max(fitting)}"
+        if self.placement.placement == "STRICT_SPREAD" and sum(map(bool, fitting)) < self.num_workers:
+            return f"asked for a node each, and {sum(map(bool, fitting))} nodes have room for one"
+        return ""
+
+    def _actors(self, group: Any, nodes: list[str]) -> list[Any]:
+        """Start the actors, ordered so that the ranks of one node follow each other."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        order = sorted(range(self.num_workers), key=lambda bundle: (nodes.index(nodes[bundle]), bundle))
+        nodes[:] = [nodes[bundle] for bundle in order]
+        custom = {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU")}
+        remote = ray.remote(RayWorker)
+        return [
+            remote.options(
+                num_cpus=self.resources["CPU"],
+                num_gpus=self.resources.get("GPU", 0),
+                resources=custom,
+                runtime_env=self._runtime_env(),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+            ).remote(rank, sys.path)
+            for rank, bundle in enumerate(order)
+        ]
+
+    def _runtime_env(self) -> dict[str, Any]:
+        given = self.placement.runtime_env
+        forwarded = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+        return {**given, "env_vars": {**forwarded, **self.variables, **given.get("env_vars", {})}}
+
+    def _places(self, actors: list[Any], nodes: list[str]) -> list[Place]:
+        import ray
+
+        started = ray.get([actor.start.remote() for actor in actors])
+        self.processes = [(node, pid) for node, (pid, _, _) in zip(nodes, started, strict=True)]
+        _, main_address, main_port = started[0]
+        distinct = list(dict.fromkeys(nodes))
+        return [
+            Place(
+                rank=rank,
+                world_size=len(actors),
+                local_rank=nodes[:rank].count(node),
+                local_world_size=nodes.count(node),
+                node_rank=distinct.index(node),
+                num_nodes=len(distinct),
+                main_address=main_address,
+                main_port=main_port,
+                launcher="Ray",
+            )
+            for rank, node in enumerate(nodes)
+        ]
+
+    def _wait(self, running: dict[Any, int]) -> list[Result]:
+        """Wait for all actors; after the first failure give the others a moment, then raise it."""
+        import ray
+
+        results: list[Result] = []
+        failures: list[Failure] = []
+        lost: dict[int, BaseException] = {}
+        pending = list(running)
+        deadline: float | None = None
+        while pending and (deadline is None or time.monotonic() < deadline):
+            ready, pending = ray.wait(pending, timeout=None if deadline is None else 0.5)
+            for reference in ready:
+                try:
+                    outcome = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    lost[running[reference]] = error
+                else:
+                    (failures if isinstance(outcome, Failure) else results).append(outcome)
+            if deadline is None and (failures or lost):
+                deadline = time.monotonic() + GRACE
+        if lost:  # killed, or gone with its node; what the others report is that they have lost it
+            rank, error = next(iter(lost.items()))
+            raise WorkersFailed(WorkerError(f"rank {rank} died without a Python exception: {error}"))
+        if failures:
+            raise WorkersFailed(min(failures, key=lambda failure: failure.time).exception())
+        return results
+
+
+# Environment variables of the driver that decide what workers compute, or with how many threads.
+_FORWARDED = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG")
+
+
+class RayWorker:
+    """The actor of one worker.
+
+    Args:
+        rank: global rank, by which the driver's log names this worker.
+        sys_path: the driver's import path.
+    """
+
+    def __init__(self, rank: int, sys_path: list[str]) -> None:
+        self.rank = rank
+        sys.path += [path for path in sys_path if path not in sys.path]
+
+    def __repr__(self) -> str:
+        return f"rank {self.rank}"
+
+    def start(self) -> tuple[int, str, int]:
+        """Return the process id, this node's address, and a port that is free on it."""
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return os.getpid(), ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def run(self, packed: bytes, place: Place) -> Result | Failure:
+        """Run the payload at a place of the group."""
+        os.environ.update(place.variables())
+        from itwinai.launchers import payload
+
+        failures: list[Failure] = []
+        try:
+            return payload.run(packed, place, lambda error: failures.append(Failure.of(place.rank, error)))
+        except BaseException as error:
+            return failures[0] if failures else Failure.of(place.rank, error)
+
+
+def _send_signal(pid: int, signum: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signum)
+
+
+def _describe(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())

@@ -1,0 +1,86 @@
+"""The process that a local launcher starts: ``python -m itwinai.launchers.worker FOLDER RANK``.
+
+It reads its place and the payload from the folder, runs the payload, and leaves a result or a failure there. It dies
+with its parent: its standard input is a pipe that the parent never writes to, and that closes when the parent is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from itwinai.launchers.environment import Place
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a worker must know before it can unpickle the payload.
+
+    Attributes:
+        sys_path: the caller's import path, so that modules beside the caller's script are found.
+        places: the places of all workers of this launch, by global rank.
+    """
+
+    sys_path: list[str]
+    places: dict[int, Place]
+
+
+def write_whole(path: Path, value: Any) -> None:
+    """Pickle a value into a file that appears complete or not at all."""
+    temporary = path.with_suffix(".part")
+    temporary.write_bytes(value if isinstance(value, bytes) else cloudpickle.dumps(value))
+    os.replace(temporary, path)
+
+
+def die_with_parent(pipe: int) -> None:
+    """Kill this process and its children as soon as the other end of a pipe is closed."""
+
+    def watch() -> None:
+        while os.read(pipe, 1):
+            pass
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="itwinai-parent-watch", daemon=True).start()
+
+
+def main(folder: Path, rank: int) -> None:
+    """Run the payload of a folder as the worker of a rank."""
+    die_with_parent(os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    start: Start = pickle.loads((folder / "start.pickle").read_bytes())
+    sys.path[:] = start.sys_path
+    place = start.places[rank]
+    os.environ.update(place.variables())
+
+    from itwinai.launchers import payload
+    from itwinai.launchers.failure import Failure
+
+    reported = False
+
+    def report(error: BaseException) -> None:
+        nonlocal reported
+        if not reported:  # the first failure is the cause of those that follow
+            reported = True
+            write_whole(folder / f"failure-{rank}.pickle", Failure.of(rank, error))
+
+    try:
+        result = payload.run((folder / "payload.pickle").read_bytes(), place, report)
+    except BaseException as error:
+        report(error)
+        raise SystemExit(1) from None  # the caller prints it
+    write_whole(folder / f"result-{rank}.pickle", result)
+
+
+if __name__ == "__main__":
+    # Not the __main__ of this run: unpickled classes must find the module under its own name.
+    from itwinai.launchers import worker
+
+    worker.main(Path(sys.argv[1]), int(sys.argv[2]))

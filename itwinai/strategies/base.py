@@ -1,0 +1,169 @@
+"""What DDP, DeepSpeed and Horovod have in common: where their workers come from, and their place in the group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only as utils_rank_zero_only
+from torch import Tensor
+from torch.distributed import ReduceOp
+
+from itwinai import compat
+from itwinai.launchers.environment import PlacedEnvironment, launcher_name
+
+if TYPE_CHECKING:
+    from itwinai.launchers.base import PayloadLauncher
+
+
+class WorkerSource(Protocol):
+    """Makes the launcher of a strategy, once the number of workers is known."""
+
+    def launcher(
+        self,
+        environment: ClusterEnvironment,
+        num_processes: int,
+        num_nodes: int,
+        accelerator: str,
+        variables: Mapping[str, str],
+    ) -> PayloadLauncher | None:
+        """Return the launcher, or None when a single worker can run in this process."""
+
+
+class LocalProcesses:
+    """The workers are processes of this machine; a single one is this process itself."""
+
+    def launcher(
+        self,
+        environment: ClusterEnvironment,
+        num_processes: int,
+        num_nodes: int,
+        accelerator: str,
+        variables: Mapping[str, str],
+    ) -> PayloadLauncher | None:
+        if num_processes * num_nodes == 1:
+            return None
+        from itwinai.launchers.local import LocalLauncher
+
+        return LocalLauncher(environment, num_processes, num_nodes, variables)
+
+
+class LaunchedStrategy(compat.ConfiguresLauncher):
+    """Mixin, before a parallel strategy of Lightning: ranks come from the environment, workers from a source.
+
+    Attributes:
+        worker_source: where workers come from, unless an outer launcher has started this process as one.
+    """
+
+    worker_source: WorkerSource
+    _weights: tuple[Callable[[int], float], ...] = ()
+    # For type checkers: what the parallel strategy behind this mixin provides.
+    cluster_environment: ClusterEnvironment | None
+    parallel_devices: list[torch.device] | None
+    accelerator: Any
+    num_processes: int
+    num_nodes: int
+    world_size: int
+    global_rank: int
+    local_rank: int
+    strategy_name: str
+
+    def make_launcher(self) -> compat.Launcher | None:
+        assert self.cluster_environment is not None
+        if self.cluster_environment.creates_processes_externally:
+            return None
+        return self.worker_source.launcher(
+            self.cluster_environment,
+            self.num_processes,
+            self.num_nodes,
+            self.accelerator.name() if hasattr(self.accelerator, "name") else "cpu",
+            self.worker_variables(),
+        )
+
+    def worker_variables(self) -> dict[str, str]:
+        """Return environment variables that this strategy's workers need before they import anything."""
+        return {}
+
+    def become_worker(self, environment: PlacedEnvironment) -> None:
+        """Turn this strategy, unpickled in a new process, into the strategy of one worker.
+
+        Args:
+            environment: the worker's place in its group.
+        """
+        self.cluster_environment = environment
+        self.drop_launcher()
+        self.set_world_ranks()
+
+    def set_world_ranks(self) -> None:
+        """Take the ranks from whoever launched the workers; only a process started by hand has to compute them."""
+        environment = self.cluster_environment
+        if environment is None:
+            return
+        if not environment.creates_processes_externally:
+            environment.set_world_size(self.num_nodes * self.num_processes)
+            environment.set_global_rank(environment.node_rank() * self.num_processes + environment.local_rank())
+        rank_zero_only.rank = utils_rank_zero_only.rank = environment.global_rank()
+
+    @property
+    def root_device(self) -> torch.device:
+        """The device of this worker."""
+        assert self.parallel_devices
+        # A scheduler that gives each worker only its own device makes that one number 0 everywhere.
+        return self.parallel_devices[self.local_rank % len(self.parallel_devices)]
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """The size of the group and this worker's rank in it."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    def weigh_batches(self, weight_of: Callable[[int], float]) -> None:
+        """Weigh this worker's loss so that unequal parts of a global batch count by their samples.
+
+        Averaging the gradients of workers averages over samples only if all have equally many, which the last global
+        batch of an epoch often does not allow.
+
+        Args:
+            weight_of: gives the weight of the loss, which is taken to be a mean, by the index of the batch.
+        """
+        # A second training loader makes a step out of several batches, whose sizes do not weigh the loss as a whole.
+        self._weights = (*self._weights, weight_of)
+
+    def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if len(self._weights) == 1:
+            weight = self._weights[0](self.lightning_module.trainer.fit_loop.batch_idx)
+            if weight != 1.0:
+                closure_loss = closure_loss * weight
+        return super().backward(closure_loss, *args, **kwargs)
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """Reduce a tensor over all workers; return other objects as they are.
+
+        The mean of integers is a floating-point number. Lightning's DDP cuts it to an integer, and thereby falsifies
+        the epoch means of logged values as soon as workers have unequal numbers of samples.
+        """
+        is_mean = isinstance(reduce_op, str) and reduce_op.lower() in ("mean", "avg") or reduce_op == ReduceOp.AVG
+        if isinstance(tensor, Tensor) and is_mean and not (tensor.is_floating_point() or tensor.is_complex()):
+            tensor = tensor.to(torch.get_default_dtype())
+        return super().reduce(tensor, group, reduce_op)
+
+    def teardown(self) -> None:
+        self._weights = ()
+        super().teardown()
+
+    def announce(self) -> None:
+        """Say in one line, on rank 0, who launched how many workers, where, on which devices."""
+        environment = self.cluster_environment
+        assert environment is not None
+        backend = self.describe_backend()
+        rank_zero_info(
+            f"itwinai: {self.world_size} worker{'s' * (self.world_size > 1)} launched by "
+            f"{launcher_name(environment)}, rank 0 at {environment.main_address}:{environment.main_port}, "
+            f"device {self.root_device}, strategy {self.strategy_name} ({backend})"
+        )
+
+    def describe_backend(self) -> str:
+        """Return what moves the data between workers, for the line that announces the run."""
+        return "gloo"

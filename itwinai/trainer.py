@@ -1,0 +1,191 @@
+"""`ItwinaiTrainer`: lightning's Trainer, with the framework that trains chosen by one flag."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.plugins import _PLUGIN_INPUT
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import RunningStage
+from torch.utils.data import DataLoader
+
+from itwinai import compat
+from itwinai.data.samplers import DealtBatchSampler, DealtSampler
+from itwinai.errors import ConfigurationError
+from itwinai.launchers.environment import find_outer_environment, launcher_name
+from itwinai.strategies.base import LaunchedStrategy
+from itwinai.strategies.ray import RayStrategy
+from itwinai.strategies.registry import make_strategy
+
+
+def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap an entry point of lightning's Trainer so that what failed in the workers is raised on the caller."""
+
+    @functools.wraps(entry_point)
+    def wrapped(self: ItwinaiTrainer, *args: Any, **kwargs: Any) -> Any:
+        returned = entry_point(self, *args, **kwargs)
+        self.raise_launch_failure()
+        return returned
+
+    return wrapped
+
+
+class ItwinaiTrainer(Trainer):
+    """Train any LightningModule, unchanged, on DDP, DeepSpeed, Horovod or Ray.
+
+    Takes every argument of `lightning.pytorch.Trainer`; those that differ are below.
+
+    Args:
+        strategy: a name (``ddp``, ``deepspeed``, ``deepspeed_stage_0`` to ``_3``, ``horovod``, ``ray``, ``ray_ddp``,
+            ``ray_deepspeed``, ``ray_horovod``, or any that lightning knows), or an instance of a class from
+            `itwinai.strategies` for options that a name cannot carry. ``auto`` is DDP for several workers.
+        devices: number of workers on each node, or which devices they use, as in lightning.
+        num_nodes: number of nodes.
+        accelerator: ``auto``, ``cpu``, ``gpu``... as in lightning.
+        plugins: as in lightning.
+        use_distributed_sampler: deal the batches of DataLoaders out to the workers, so that global batch k holds the
+            samples that batch k of a single process would hold. Off, every worker iterates its loaders as they are.
+        split_batches: take a DataLoader's batch size as that of the global batch, and divide it among the workers.
+            By default it is the batch size of each worker, as in lightning.
+        **kwargs: all other arguments of lightning's Trainer.
+
+    Raises:
+        ConfigurationError: the strategy is unknown, or the flags contradict each other or the outer launcher.
+        MissingPackageError: the package behind the strategy is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        strategy: str | Strategy | RayStrategy = "auto",
+        devices: list[int] | str | int = "auto",
+        num_nodes: int = 1,
+        accelerator: str | Accelerator = "auto",
+        plugins: _PLUGIN_INPUT | list[_PLUGIN_INPUT] | None = None,
+        use_distributed_sampler: bool = True,
+        split_batches: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if split_batches and not use_distributed_sampler:
+            raise ConfigurationError(
+                "split_batches=True divides the batches of DataLoaders among the workers, and "
+                "use_distributed_sampler=False says that DataLoaders stay as they are. Choose one."
+            )
+        self.split_batches = split_batches
+        self.launch_failure: BaseException | None = None
+        plugin_list = list(plugins) if isinstance(plugins, Iterable) else [plugins] * (plugins is not None)
+        environment = _environment(plugin_list, strategy)
+        _check_group_size(environment, devices, num_nodes)
+        if strategy == "auto" and _auto_is_ddp(environment, accelerator, devices, num_nodes):
+            strategy = "ddp"
+        if isinstance(strategy, str):
+            strategy = make_strategy(strategy) or strategy
+        if isinstance(strategy, RayStrategy):
+            accelerator = strategy.accelerator(accelerator)
+            strategy = strategy.build()
+        if environment not in plugin_list and getattr(strategy, "cluster_environment", None) is None:
+            plugin_list.append(environment)
+        super().__init__(
+            strategy=strategy,
+            devices=devices,
+            num_nodes=num_nodes,
+            accelerator=accelerator,
+            plugins=plugin_list,
+            use_distributed_sampler=use_distributed_sampler,
+            **kwargs,
+        )
+        compat.replace_dataloader_preparation(self, self.prepare_dataloader)
+
+    fit = _raising_launch_failure(Trainer.fit)
+    validate = _raising_launch_failure(Trainer.validate)
+    test = _raising_launch_failure(Trainer.test)
+    predict = _raising_launch_failure(Trainer.predict)
+
+    def raise_launch_failure(self) -> None:
+        """Raise what ended the workers of the last launch, if it did not end well."""
+        error, self.launch_failure = self.launch_failure, None
+        if error is None:
+            return
+        compat.mark_interrupted(self)
+        if isinstance(error, KeyboardInterrupt):
+            raise SystemExit(1)  # as lightning ends a local run on Ctrl-C
+        raise error
+
+    def prepare_dataloader(self, dataloader: DataLoader, stage: RunningStage, map_style: bool) -> DataLoader:
+        """Let a DataLoader give this worker its part of every global batch.
+
+        Args:
+            dataloader: the user's loader.
+            stage: the stage that the loader is for.
+            map_style: whether the dataset has indices to deal out. An iterable dataset has not: every worker
+                iterates it whole, or its own part, as the dataset decides.
+
+        Raises:
+            ConfigurationError: the batch size cannot be divided among the workers.
+        """
+        if self.split_batches:
+            _check_divisible(dataloader, self.world_size)
+        if not map_style:
+            size = dataloader.batch_size
+            return compat.with_batch_size(dataloader, size // self.world_size) if self.split_batches else dataloader
+        if self.world_size == 1 and stage != RunningStage.PREDICTING:
+            return dataloader
+        options: dict[str, Any] = {
+            "num_replicas": self.world_size,
+            "rank": self.global_rank,
+            "lockstep": stage != RunningStage.PREDICTING,
+            "lend": stage != RunningStage.TRAINING,
+            "broadcast": self.strategy.broadcast,
+        }
+        if dataloader.batch_sampler is None:
+            return compat.with_sampler(dataloader, DealtSampler(dataloader.sampler, **options), stage)
+        dealt = DealtBatchSampler(dataloader.batch_sampler, split=self.split_batches, **options)
+        if stage == RunningStage.TRAINING and isinstance(self.strategy, LaunchedStrategy):
+            self.strategy.weigh_batches(dealt.weight_of)
+        return compat.with_sampler(dataloader, dealt, stage)
+
+
+def _environment(plugins: list[Any], strategy: object) -> ClusterEnvironment:
+    """Return the environment that the user gave, or that of the outer launcher, or one for a process started by hand."""
+    given = next((plugin for plugin in plugins if isinstance(plugin, ClusterEnvironment)), None)
+    return (
+        given
+        or getattr(strategy, "cluster_environment", None)
+        or find_outer_environment()
+        # Named, so that lightning does not take an interactive SLURM allocation for a launcher.
+        or LightningEnvironment()
+    )
+
+
+def _check_group_size(environment: ClusterEnvironment, devices: object, num_nodes: int) -> None:
+    if not environment.creates_processes_externally or not isinstance(devices, int) or devices < 1:
+        return
+    if devices * num_nodes != environment.world_size():
+        raise ConfigurationError(
+            f"{launcher_name(environment)} started {environment.world_size()} workers, but devices={devices} and "
+            f"num_nodes={num_nodes} ask for {devices * num_nodes}. Start as many as are asked for, or leave devices "
+            "and num_nodes out: the launcher decides."
+        )
+
+
+def _auto_is_ddp(environment: ClusterEnvironment, accelerator: Any, devices: Any, num_nodes: int) -> bool:
+    if environment.creates_processes_externally:
+        return environment.world_size() > 1
+    return compat.selects_ddp(accelerator, devices, num_nodes)
+
+
+def _check_divisible(dataloader: DataLoader, workers: int) -> None:
+    size = dataloader.batch_size or getattr(dataloader.batch_sampler, "batch_size", None)
+    if size is None and dataloader.batch_sampler is not None:
+        return  # batches of a sampler of the user's own: each is split as evenly as it can be
+    if size is None or size % workers:
+        reason = "the loader has batch_size=None" if size is None else f"batch_size={size} is not a multiple of it"
+        raise ConfigurationError(
+            f"split_batches=True divides every batch among {workers} workers, and {reason}. Workers with unequal "
+            "batches would weigh samples unequally."
+        )
