@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle.cloudpickle
-import torch
 from lightning.fabric.utilities.data import has_iterable_dataset
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
@@ -116,6 +116,12 @@ class EngineMaker(LightningDeepSpeedStrategy):
         super()._format_batch_size_and_grad_accum_config()
         # The loop divides the loss by the number of accumulated batches; the engine would do it again.
         self.config["gradient_accumulation_steps"] = 1
+
+
+def silence_known_warnings() -> None:
+    """Silence warnings that concern neither the user's code nor ours; for processes that are itwinai's own."""
+    # lightning 2.6 asks torch 2.13's pytree in a way that torch deprecates.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
 
 # ------------------------------------------------------------------------------------------- random numbers

@@ -151,7 +151,7 @@ class ItwinaiTrainer(Trainer):
 
 
 def _environment(plugins: list[Any], strategy: object) -> ClusterEnvironment:
-    """Return the environment that the user gave, or that of the outer launcher, or one for a process started by hand."""
+    """Return the environment that the user gave, or the outer launcher's, or that of a process started by hand."""
     given = next((plugin for plugin in plugins if isinstance(plugin, ClusterEnvironment)), None)
     return (
         given

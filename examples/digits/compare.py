@@ -303,6 +303,7 @@ def main() -> int:
     if args.run:
         run(args.run, args.workers, args.epochs, args.out)
         return 0
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the present run too
     return compare([name for name in args.strategies.split(",") if name], args.workers, args.epochs)
 
 

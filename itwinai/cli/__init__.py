@@ -1,0 +1,1 @@
+"""The `itwinai` command, one file per subcommand."""

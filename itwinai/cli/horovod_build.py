@@ -837,47 +837,62 @@ def build_wheel(plan: Plan, force: bool = False, verbose: bool = False) -> tuple
     """
     ensure_prerequisites(plan)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.TemporaryDirectory(prefix="itwinai-horovod-", ignore_cleanup_errors=True)
-    with _only_one(plan), temporary as name:
+    with _only_one(plan):
         ready = None if force else cached_wheel(plan)
         if ready:
             return ready, verify_wheel(ready), 0.0
-        scratch = Path(name)
-        env = build_environment(plan, scratch)
         print(f"Building Horovod {plan.version} for torch {plan.torch.version}; this takes some minutes.")
         print(f"  log: {plan.log}", flush=True)
-        progress = BuildProgress(sys.stdout, live=_is_terminal(sys.stdout) and not verbose)
-
-        def on_line(line: str) -> None:
-            if verbose:
-                print(line, flush=True)
-            else:
-                progress.feed(line)
-
-        try:
-            command = build_command(plan, scratch / "wheel")
-            code = run_logged(command, env, scratch, plan.log, on_line, progress.tick)
-        finally:
-            seconds = progress.finish()
-        built = next(iter((scratch / "wheel").glob("horovod-*.whl")), None)
-        if code or built is None:
-            raise _failure(plan, code)
-        loaded = verify_wheel(built)
-        return _store(built, plan), loaded, seconds
+        with tempfile.TemporaryDirectory(prefix="itwinai-horovod-", ignore_cleanup_errors=True) as scratch:
+            built, seconds = _compile(plan, Path(scratch), verbose)
+            loaded = verify_wheel(built)
+            return store_wheel(built, plan), loaded, seconds
 
 
-def _store(built: Path, plan: Plan) -> Path:
-    """Put a wheel into the cache in one step, for readers see it whole or not at all."""
+def _compile(plan: Plan, scratch: Path, verbose: bool) -> tuple[Path, float]:
+    """Run the build in a temporary folder; return the wheel there and the seconds it took."""
+    progress = BuildProgress(sys.stdout, live=_is_terminal(sys.stdout) and not verbose)
+
+    def on_line(line: str) -> None:
+        if verbose:
+            print(line, flush=True)
+        else:
+            progress.feed(line)
+
+    env, command = build_environment(plan, scratch), build_command(plan, scratch / "wheel")
+    try:
+        code = run_logged(command, env, scratch, plan.log, on_line, progress.tick)
+    finally:
+        seconds = progress.finish()
+    built = next(iter((scratch / "wheel").glob("horovod-*.whl")), None)
+    if code or built is None:
+        raise _failure(plan, code)
+    return built, seconds
+
+
+def store_wheel(built: Path, plan: Plan) -> Path:
+    """Put a wheel into the cache in one step, so that readers see it whole or not at all.
+
+    Args:
+        built: the wheel where it was built.
+        plan: what it was built for.
+
+    Returns:
+        The wheel in the cache.
+
+    Raises:
+        InstallError: it cannot be written there.
+    """
+    target = plan.folder / built.name
     part = plan.folder / f".{built.name}.{os.getpid()}.part"
     try:
         shutil.copyfile(built, part)
-        for old in plan.folder.glob("horovod-*.whl"):
-            if old.name != built.name:
-                old.unlink()
-        os.replace(part, plan.folder / built.name)
+        os.replace(part, target)
+    except OSError as error:
+        raise InstallError(f"The wheel cannot be written to {plan.folder}: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
-    return plan.folder / built.name
+    return target
 
 
 # --- loading and installing ---------------------------------------------------------------------------------

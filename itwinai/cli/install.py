@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
             if args.dry_run:
                 return build.print_dry_run(plan, force=args.force)
             build.install(plan, force=args.force, wheel_only=args.wheel_only, verbose=args.verbose)
-    except InstallError as error:
+    except (InstallError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -119,7 +119,7 @@ def find_outer_environment() -> ClusterEnvironment | None:
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     # Without a step there is no srun: an sbatch script or an salloc shell that runs Python itself is one process.
-    if SLURMEnvironment.detect() and _inside_slurm_step():
+    if _inside_slurm_step() and SLURMEnvironment.detect():
         return SLURMEnvironment()
     if LSFEnvironment.detect():
         return LSFEnvironment()

@@ -96,6 +96,7 @@ def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None]
         on_failure: called with an exception at once, before the hooks that Lightning runs on exceptions: these may
             wait for other workers, and the caller must know the first failure of several.
     """
+    compat.silence_known_warnings()
     payload: Payload = pickle.loads(packed)
     trainer = payload.trainer
     compat.set_rng_states(payload.rng_states)

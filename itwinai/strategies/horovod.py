@@ -64,7 +64,7 @@ class HorovodCollectives(ParallelStrategy):
         }
         if name not in operations:
             raise ConfigurationError(f"reduce_op={reduce_op!r} is unknown; choose one of {', '.join(operations)}.")
-        reduced = hvd.allreduce(tensor.detach(), op=operations[name])
+        reduced = hvd.allreduce(_known_to_horovod(tensor.detach()), op=operations[name])
         if name in ("mean", "avg"):
             reduced = reduced / self.world_size
         with torch.no_grad():
@@ -84,8 +84,8 @@ class HorovodCollectives(ParallelStrategy):
             return tensor
         _refuse_group(group)
         # Horovod concatenates along the first dimension.
-        rows = (tensor if sync_grads else tensor.detach()).contiguous().unsqueeze(0)
-        return hvd.allgather(rows)
+        rows = _known_to_horovod(tensor if sync_grads else tensor.detach()).contiguous().unsqueeze(0)
+        return hvd.allgather(rows).to(tensor.dtype)
 
 
 class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
@@ -298,7 +298,7 @@ class GradientSynchronizer:
                 parameter.grad = finish()
 
             return store_sparse
-        compressed, context = self.compression.compress(gradient)
+        compressed, context = self.compression.compress(_known_to_horovod(gradient))
         # The engine divides by the number of workers itself, after the sum.
         handle = hvd.allreduce_async_(
             compressed,
@@ -372,11 +372,25 @@ def _broadcast(tensors: list[Tensor]) -> None:
         return
     with torch.no_grad():
         handles = [
-            hvd.broadcast_async_(tensor.detach(), root_rank=0, name=f"tensor.{index}")
+            hvd.broadcast_async_(_bits(tensor.detach()), root_rank=0, name=f"tensor.{index}")
             for index, tensor in enumerate(tensors)
         ]
         for handle in handles:
             hvd.synchronize(handle)
+
+
+def _known_to_horovod(tensor: Tensor) -> Tensor:
+    """Return a tensor in a type that Horovod computes with, and that holds all values of its own."""
+    wider = {torch.bfloat16: torch.float32} | dict.fromkeys(
+        (torch.uint8, torch.int8, torch.int16, torch.bool), torch.int32
+    )
+    return tensor.to(wider.get(tensor.dtype, tensor.dtype))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Return the same memory in a type that Horovod can move."""
+    same_size = {torch.bfloat16: torch.float16, torch.int16: torch.float16, torch.bool: torch.uint8}
+    return tensor.view(same_size.get(tensor.dtype, tensor.dtype))
 
 
 def _combine_updates(parameters: list[Tensor], before: list[Tensor]) -> None:
@@ -413,7 +427,7 @@ def gather_uneven(tensor: Tensor, group: Any = None) -> list[Tensor]:
 
     _refuse_group(group)
     shapes = hvd.allgather_object(tuple(tensor.shape))
-    flat = hvd.allgather(tensor.detach().reshape(-1))
+    flat = hvd.allgather(_known_to_horovod(tensor.detach()).reshape(-1)).to(tensor.dtype)
     parts = flat.split([math.prod(shape) for shape in shapes])
     gathered = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
     gathered[hvd.rank()] = tensor  # the graph of this worker's own values stays intact

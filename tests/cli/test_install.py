@@ -8,6 +8,7 @@ import fcntl
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -354,13 +355,28 @@ def test_damaged_wheel_is_built_again_and_never_installed(
     assert not (own / "horovod").exists()
 
 
+def test_wheel_that_does_not_fit_leaves_nothing_in_the_cache(cached: Path, tmp_path: Path) -> None:
+    plan = dataclasses.replace(build.make_plan(VERSION), folder=tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (cached.stat().st_size // 2, hard))
+    try:
+        with pytest.raises(InstallError, match="File too large"):
+            build.store_wheel(cached, plan)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    assert build.store_wheel(cached, plan) == build.cached_wheel(plan)
+
+
 def test_second_process_waits_for_the_first_and_takes_its_wheel(cached: Path, tmp_path: Path) -> None:
     folder = tmp_path / cached.parent.name
     folder.mkdir()
     line = [sys.executable, "-c", RUN, "horovod", "--wheel-only", "--cache-dir", str(tmp_path)]
+    # a build, which must not happen here, finds no source and ends soon
+    env = environment(PIP_CONFIG_FILE=os.devnull, PIP_FIND_LINKS="", PIP_NO_INDEX="1")
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        process = subprocess.Popen(line, env=environment(), stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(line, env=env, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert "waiting" in process.stdout.readline()
         shutil.copy(cached, folder / cached.name)
@@ -418,12 +434,15 @@ def _half_way(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Callable[
         process.kill()
         process.communicate()
         if writer >= 0:
-            os.close(writer)  # a compiler that the command left behind ends here
+            os.close(writer)
+        for left in _processes_naming(tmp_path):
+            left.kill()
 
 
-def _processes_naming(text: str) -> list[list[str]]:
-    lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
-    return [line for line in lines if any(text in part for part in line)]
+def _processes_naming(path: Path) -> list[psutil.Process]:
+    """Return the processes whose command line names a path; the dead have none."""
+    processes = psutil.process_iter(["cmdline"])
+    return [process for process in processes if any(str(path) in part for part in process.info["cmdline"] or [])]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -436,6 +455,6 @@ def test_stopped_build_leaves_no_wheel_and_no_process(tmp_path: Path, number: si
         assert "interrupted" in err
         assert "Traceback" not in err
         assert not alive()
-        assert _processes_naming(str(tmp_path)) == []
+        assert _processes_naming(tmp_path) == []
     assert [path.name for path in (tmp_path / "cache").rglob("*") if path.suffix in (".whl", ".part")] == []
     assert list((tmp_path / "tmp").iterdir()) == []

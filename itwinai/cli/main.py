@@ -1,0 +1,82 @@
+"""Find the subcommand and hand the rest of the command line to it.
+
+Nothing heavy is imported here or by the subcommands' files, so that `itwinai --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "fit": ("itwinai.cli.run", "train a LightningModule from a config file"),
+    "validate": ("itwinai.cli.run", "evaluate on the validation data"),
+    "test": ("itwinai.cli.run", "evaluate on the test data"),
+    "predict": ("itwinai.cli.run", "predict"),
+    "doctor": ("itwinai.cli.doctor", "show what is installed and usable here; try every strategy"),
+    "install": ("itwinai.cli.install", "build and install what has no ready-made package: horovod"),
+}
+
+
+def usage() -> str:
+    """Return the text of ``itwinai --help``."""
+    rows = "\n".join(f"  {name:<10}{text}" for name, (_, text) in _COMMANDS.items())
+    return (
+        "usage: itwinai COMMAND ...\n\n"
+        "Run any LightningModule unchanged on DDP, DeepSpeed, Horovod or Ray, chosen by one flag.\n\n"
+        f"commands:\n{rows}\n\n"
+        "examples:\n"
+        "  itwinai fit -c config.yaml --strategy horovod --devices 2\n"
+        "  itwinai doctor\n\n"
+        "`itwinai COMMAND --help` says more.\n"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments after the program's name; by default those of this process.
+
+    Returns:
+        The exit code.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage(), end="")
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from itwinai import __version__
+
+        print(f"itwinai {__version__}")
+        return 0
+    if argv[0] not in _COMMANDS:
+        print(f"error: {unknown_command(argv[0])}", file=sys.stderr)
+        return 2
+
+    from itwinai.errors import ItwinaiError
+
+    module = import_module(_COMMANDS[argv[0]][0])
+    arguments = argv if module.__name__ == "itwinai.cli.run" else argv[1:]
+    try:
+        return int(module.main(arguments))
+    except ItwinaiError as error:
+        if error.__cause__ is not None:  # it came from a worker: its traceback is what the user needs
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def unknown_command(name: str) -> str:
+    """Return the message for a command that does not exist, with the nearest that does."""
+    import difflib
+
+    nearest = difflib.get_close_matches(name, _COMMANDS, n=1)
+    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    return f"there is no command '{name}'.{hint} The commands are {', '.join(_COMMANDS)}; see `itwinai --help`."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""What all tests need: references computed once, one Ray, and a way to run scripts as a user does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended: its exit code, all it printed, and the seconds it took."""
+
+    code: int
+    output: str
+    seconds: float
+
+
+RunCommand = Callable[..., Finished]
+
+
+@pytest.fixture(scope="session")
+def run_command() -> RunCommand:
+    """Return a function that runs a command with the repository importable, and captures what it prints."""
+
+    def run(command: list[str], *, cwd: Path | None = None, timeout: float = 240, **variables: str) -> Finished:
+        started = time.monotonic()
+        process = subprocess.run(
+            command,
+            cwd=cwd or REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+        return Finished(process.returncode, process.stdout, time.monotonic() - started)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def references() -> dict[str, dict[str, Any]]:
+    """Return the result of every parity case in a single process of lightning's own single-device strategy."""
+    from tests.support.cases import CASES, run_case
+
+    return {str(case): run_case(case, "auto", workers=1) for case in CASES}
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """Start one Ray for all tests that need one: each start costs seconds."""
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}})
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def no_leftovers() -> Iterator[None]:
+    """Check that the test leaves no worker process behind."""
+    yield
+    deadline = time.monotonic() + 10
+    while leftover := worker_processes():
+        assert time.monotonic() < deadline, f"worker processes were left behind: {leftover}"
+        time.sleep(0.1)
+
+
+def worker_processes() -> list[str]:
+    """Return the command lines of itwinai's worker processes that are running on this machine."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            command = " ".join(process.cmdline())
+            if "itwinai.launchers.worker" in command and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{process.pid}: {command}")
+        except psutil.Error:  # it has ended meanwhile
+            continue
+    return found
+
+
+def python(*arguments: str) -> list[str]:
+    """Return the command line of this Python with some arguments."""
+    return [sys.executable, *arguments]

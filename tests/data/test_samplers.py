@@ -1,0 +1,706 @@
+"""Dealing out batches, property by property: the workers of a group iterate one after the other in this process."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import pickle
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from torch.utils.data import (
+    BatchSampler,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from itwinai import compat
+from itwinai.data.samplers import DealtBatchSampler, DealtSampler
+
+Batch = list[Any]
+
+properties = settings(
+    max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+# ----------------------------------------------------------------------------------------- samplers of a user's own
+
+
+class LazySampler(Sampler[int]):
+    """Draws every index when it is asked for, from all the generators that a user may draw from."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        for _ in range(self.size):
+            drawn = random.randrange(1000) + int(np.random.randint(1000)) + int(torch.randint(1000, ()))
+            yield drawn % self.size
+
+
+class EndlessSampler(Sampler[int]):
+    """Shuffles again and again, without a length; whoever asks for all of it is told so, instead of waiting forever."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __iter__(self) -> Iterator[int]:
+        for _ in range(1000):
+            yield from torch.randperm(self.size).tolist()
+        raise AssertionError("all of an endless order was asked for")
+
+
+class LazyRandomSampler(RandomSampler):
+    """torch's sampler by its class only: it draws whenever it is asked for an index."""
+
+    def __iter__(self) -> Iterator[int]:
+        return (random.randrange(len(self)) for _ in range(len(self)))
+
+
+class ShuffledBatches(BatchSampler):
+    """Batches of neighbours, as for sequences of like length, in random order; each is drawn when it is asked for."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = list(super().__iter__())
+        while batches:
+            yield batches.pop(random.randrange(len(batches)))
+
+
+class SizedBatches(Sampler[Batch]):
+    """Batches of sizes that the user chose, of consecutive samples."""
+
+    def __init__(self, sizes: list[int], drop_last: bool = False) -> None:
+        self.sizes = sizes
+        self.drop_last = drop_last
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[Batch]:
+        samples = itertools.count()
+        return (list(itertools.islice(samples, size)) for size in self.sizes)
+
+
+class EpochSampler(Sampler[int]):
+    """Shuffles by the number of the epoch alone, like torch's DistributedSampler."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(random.Random(self.epoch).sample(range(self.size), self.size))
+
+
+ORDERS: dict[str, Callable[[int], Sampler[int]]] = {
+    "sequential": lambda size: SequentialSampler(range(size)),
+    "shuffled": lambda size: RandomSampler(range(size)),
+    "with replacement": lambda size: RandomSampler(range(size), replacement=True),
+    "weighted": lambda size: WeightedRandomSampler([1.0 + index for index in range(size)], size),
+    "subset": lambda size: SubsetRandomSampler(range(size)),
+    "lazy": LazySampler,
+    "lazy subclass": lambda size: LazyRandomSampler(range(size)),
+}
+SHUFFLED = sorted(set(ORDERS) - {"sequential"})
+
+
+# --------------------------------------------------------------------------------------------- workers, one by one
+
+
+@contextmanager
+def random_states(states: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Run in other random states; the dictionary then holds those in which the block ended."""
+    outer = compat.collect_rng_states(include_cuda=False)
+    compat.set_rng_states(states)
+    try:
+        yield states
+    finally:
+        states.update(compat.collect_rng_states(include_cuda=False))
+        compat.set_rng_states(outer)
+
+
+def seeded(seed: int) -> dict[str, Any]:
+    """Return the random states of a process that seeded all its generators."""
+    with random_states(compat.collect_rng_states(include_cuda=False)) as states:
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+    return states
+
+
+def draw() -> tuple[float, float, float]:
+    """Draw a number from each generator, as a model may between two batches."""
+    return float(torch.rand(())), random.random(), float(np.random.rand())
+
+
+class Workers:
+    """The workers of a group, each with a sampler and with random states of its own.
+
+    Args:
+        make: makes the dealing sampler of one worker, given its number of workers, its rank and how to broadcast.
+        world_size: number of workers.
+        seed: seed of rank 0; the others are seeded differently.
+        same_seed: whether they are all seeded alike instead.
+    """
+
+    def __init__(self, make: Callable[..., Any], world_size: int, seed: int = 0, same_seed: bool = False) -> None:
+        self.states = [seeded(seed + rank * (not same_seed)) for rank in range(world_size)]
+        self.broadcasts = [0] * world_size
+        self.sent: bytes | None = None
+        self.dealt = [
+            make(num_replicas=world_size, rank=rank, broadcast=functools.partial(self._broadcast, rank))
+            for rank in range(world_size)
+        ]
+
+    def _broadcast(self, rank: int, value: Any) -> Any:
+        self.broadcasts[rank] += 1
+        if rank == 0:
+            self.sent = pickle.dumps(value)
+        assert self.sent is not None, "rank 0 sends nothing: the others would wait forever"
+        return pickle.loads(self.sent)
+
+    def each(self, function: Callable[[Any], Any]) -> list[Any]:
+        """Call a function with the sampler of each worker, in the worker's random states."""
+        self.sent = None
+        returned = []
+        for states, dealt in zip(self.states, self.dealt, strict=True):
+            with random_states(states):
+                returned.append(function(dealt))
+        return returned
+
+    def iterate(self, limit: int | None = None) -> list[list[Any]]:
+        """Let each worker iterate once, and return its batches."""
+        return self.each(lambda dealt: list(itertools.islice(dealt, limit)))
+
+    def set_epoch(self, epoch: int) -> None:
+        for dealt in self.dealt:
+            dealt.set_epoch(epoch)
+
+
+def workers_of(batches: Callable[[], Iterable[Batch]], world_size: int, **options: Any) -> Workers:
+    """Deal the batches of a batch sampler; unless told otherwise, as for training."""
+    group = {name: options.pop(name) for name in ("seed", "same_seed") if name in options}
+    options = {"split": False, "lockstep": True, "lend": False, **options}
+    return Workers(lambda **place: DealtBatchSampler(batches(), **place, **options), world_size, **group)
+
+
+def one_process(order: str, size: int, seed: int, batch_size: int, drop_last: bool = False) -> list[Batch]:
+    """Return the batches that a single process draws."""
+    with random_states(seeded(seed)):
+        return list(BatchSampler(ORDERS[order](size), batch_size, drop_last))
+
+
+def as_even_as_possible(samples: Batch, world_size: int) -> list[Batch]:
+    return [part.tolist() for part in np.array_split(np.array(samples, dtype=int), world_size)]
+
+
+def in_order(dealt: list[list[Batch]]) -> Batch:
+    """Return the samples of all workers in the order (batch 0 of rank 0), (batch 0 of rank 1)..."""
+    return list(itertools.chain(*(batch for step in itertools.zip_longest(*dealt, fillvalue=[]) for batch in step)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """The samples of one epoch and how they are divided."""
+
+    order: str = "shuffled"
+    size: int = 7
+    batch_size: int = 2
+    world_size: int = 3
+    drop_last: bool = False
+    split: bool = False
+    seed: int = 0
+
+    def batches(self) -> BatchSampler:
+        return BatchSampler(ORDERS[self.order](self.size), self.batch_size, self.drop_last)
+
+    def workers(self, **options: Any) -> Workers:
+        return workers_of(self.batches, self.world_size, split=self.split, seed=self.seed, **options)
+
+    def global_batches(self) -> list[Batch]:
+        """Return the batches that a single process draws which uses the global batch size."""
+        return one_process(
+            self.order, self.size, self.seed, self.batch_size * (1 if self.split else self.world_size), self.drop_last
+        )
+
+
+runs = st.builds(
+    Run,
+    order=st.sampled_from(sorted(ORDERS)),
+    size=st.integers(1, 60),
+    batch_size=st.integers(1, 12),
+    world_size=st.integers(1, 5),
+    drop_last=st.booleans(),
+    split=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+
+
+# ------------------------------------------------------------------------------------------------- global batches
+
+
+@properties
+@given(run=runs, lockstep=st.booleans())
+@example(run=Run(size=5, batch_size=1, world_size=4), lockstep=True)
+@example(run=Run(size=5, batch_size=1, world_size=4), lockstep=False)
+@example(run=Run(size=7, batch_size=2, world_size=3, split=True), lockstep=True)
+def test_global_batch_holds_the_samples_of_one_process(run: Run, lockstep: bool) -> None:
+    dealt = run.workers(lockstep=lockstep).iterate()
+    assert max(map(len, dealt)) == len(run.global_batches())
+    for index, samples in enumerate(run.global_batches()):
+        parts = [batches[index] if index < len(batches) else [] for batches in dealt]
+        if lockstep:
+            for rank in range(len(samples), run.world_size):  # they have to step, and there is nothing left for them
+                assert len(parts[rank]) == 1 and parts[rank][0] in samples
+                parts[rank] = []
+        assert parts == as_even_as_possible(samples, run.world_size)
+
+
+@properties
+@given(run=runs, lend=st.booleans())
+def test_lockstep_means_equally_many_batches_as_announced(run: Run, lend: bool) -> None:
+    workers = run.workers(lockstep=True, lend=lend)
+    number = len(run.global_batches())
+    assert [len(batches) for batches in workers.iterate()] == [number] * run.world_size
+    assert [len(dealt) for dealt in workers.dealt] == [number] * run.world_size
+
+
+@properties
+@given(run=runs, lend=st.booleans())
+def test_without_lockstep_every_sample_comes_exactly_once(run: Run, lend: bool) -> None:
+    dealt = run.workers(lockstep=False, lend=lend).iterate()
+    # In this order the predictions of the workers are put together.
+    assert in_order(dealt) == list(itertools.chain(*run.global_batches()))
+
+
+@properties
+@given(run=runs)
+@example(run=Run(size=5, batch_size=2, world_size=2))
+@example(run=Run(size=6, batch_size=1, world_size=5))
+@example(run=Run(size=16, batch_size=5, world_size=4, split=True))
+def test_lending_leaves_no_more_duplicates_than_necessary(run: Run) -> None:
+    dealt = run.workers(lend=True).iterate()
+    samples = list(itertools.chain(*run.global_batches()))
+    sizes = [len(batch) for batch in run.global_batches()]
+    if len(sizes) > 1 and sizes[-2] + sizes[-1] >= 2 * run.world_size > run.world_size + sizes[-1]:
+        sizes[-1] = run.world_size  # the last borrows, and leaves the lender enough
+    duplicates = sum(max(0, run.world_size - size) for size in sizes)
+    given_out = Counter(in_order(dealt))
+    assert not Counter(samples) - given_out
+    assert (given_out - Counter(samples)).total() == duplicates
+    if not run.split or run.batch_size % run.world_size == 0:
+        # All that a trainer sets up: no duplicates as soon as there is a sample for each batch of each worker.
+        assert (duplicates == 0) == (len(samples) >= run.world_size * len(sizes))
+    if duplicates == 0:
+        assert in_order(dealt) == samples
+
+
+def test_only_the_last_two_global_batches_differ_when_samples_are_lent() -> None:
+    def batches() -> BatchSampler:
+        return BatchSampler(SequentialSampler(range(13)), 2, False)
+
+    assert workers_of(batches, 3, lend=False).iterate() == [
+        [[0, 1], [6, 7], [12]],
+        [[2, 3], [8, 9], [12]],
+        [[4, 5], [10, 11], [12]],
+    ]
+    assert workers_of(batches, 3, lend=True).iterate() == [
+        [[0, 1], [6, 7], [10]],
+        [[2, 3], [8], [11]],
+        [[4, 5], [9], [12]],
+    ]
+
+
+def test_batches_that_hold_every_sample_are_lent_from_but_not_emptied() -> None:
+    """With one sample per worker and batch there is nothing to lend: the lender would lack it."""
+    dealt = workers_of(lambda: BatchSampler(SequentialSampler(range(5)), 1, False), 4, lend=True).iterate()
+    assert [batches[0] for batches in dealt] == [[0], [1], [2], [3]]
+    assert [batches[1] for batches in dealt] == [[4], [4], [4], [4]]
+
+
+@pytest.mark.parametrize("lend", [False, True])
+@pytest.mark.parametrize("lockstep", [False, True])
+def test_no_samples_no_batches(lockstep: bool, lend: bool) -> None:
+    workers = workers_of(
+        lambda: BatchSampler(SequentialSampler(()), 2, False), 3, lockstep=lockstep, lend=lend, split=False
+    )
+    assert workers.iterate() == [[], [], []]
+    assert [len(dealt) for dealt in workers.dealt] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("lend", [False, True])
+@pytest.mark.parametrize(
+    ("run", "sizes_on_rank_1"),
+    [
+        (Run("sequential", 23, 4, 2, drop_last=True), [4, 4]),  # the fifth batch of 4 has no partner
+        (Run("sequential", 23, 4, 2, drop_last=False), [4, 4, 3]),
+        (Run("sequential", 24, 4, 2, drop_last=True), [4, 4, 4]),
+        (Run("sequential", 23, 4, 2, drop_last=True, split=True), [2] * 5),
+        (Run("sequential", 23, 4, 2, drop_last=False, split=True), [2] * 5 + [1]),
+        (Run("sequential", 3, 4, 2, drop_last=True), []),
+    ],
+)
+def test_drop_last_drops_what_is_not_a_whole_global_batch(run: Run, sizes_on_rank_1: list[int], lend: bool) -> None:
+    assert [len(batch) for batch in run.workers(lend=lend).iterate()[1]] == sizes_on_rank_1
+
+
+# -------------------------------------------------------------------------------------------------------- weights
+
+
+@properties
+@given(run=runs, lend=st.booleans())
+@example(run=Run(size=7, batch_size=1, world_size=4), lend=False)
+@example(run=Run(size=13, batch_size=2, world_size=3), lend=True)
+def test_weighted_mean_over_workers_is_the_mean_over_samples(run: Run, lend: bool) -> None:
+    loss_of = [random.Random(run.seed + index).random() for index in range(run.size)]
+    workers = run.workers(lend=lend)
+    # Asked as the loop does: when the batch is there, and no later one.
+    stepped = workers.each(lambda dealt: [(batch, dealt.weight_of(index)) for index, batch in enumerate(dealt)])
+    expected = run.global_batches()
+    if lend and len(expected) > 1 and len(expected[-2] + expected[-1]) >= 2 * run.world_size:
+        missing = max(0, run.world_size - len(expected[-1]))
+        *expected, previous, last = expected
+        kept = len(previous) - missing
+        expected += [previous[:kept], previous[kept:] + last]
+    for parts, samples in zip(zip(*stepped, strict=True), expected, strict=True):
+        mean = sum(weight * sum(loss_of[i] for i in part) / len(part) for part, weight in parts) / run.world_size
+        assert math.isclose(mean, sum(loss_of[i] for i in samples) / len(samples), rel_tol=1e-9)
+    # A loop that fetches ahead asks after the next batch has come.
+    for dealt, steps in zip(workers.dealt, stepped, strict=True):
+        assert [dealt.weight_of(index) for index in range(len(steps))] == [weight for _, weight in steps]
+
+
+def test_even_batches_weigh_one_even_if_those_of_the_epoch_before_were_not() -> None:
+    samples = list(range(9))
+    workers = workers_of(lambda: BatchSampler(SequentialSampler(samples), 2, False), 2)
+    workers.iterate()
+    assert [dealt.weight_of(2) for dealt in workers.dealt] == [2.0, 0.0]
+    samples.append(9)
+    workers.iterate()
+    assert [[dealt.weight_of(index) for index in range(3)] for dealt in workers.dealt] == [[1.0] * 3] * 2
+
+
+# -------------------------------------------------------------------------------------------------- random states
+
+
+def same_numbers(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Tell whether two processes will draw the same numbers."""
+    with random_states(dict(one)):
+        drawn = [draw() for _ in range(3)]
+    with random_states(dict(other)):
+        return drawn == [draw() for _ in range(3)]
+
+
+@pytest.mark.parametrize("order", SHUFFLED)
+def test_following_rank_0_does_not_touch_the_random_states_of_the_others(order: str) -> None:
+    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 3, seed=4)
+    before = [dict(states) for states in workers.states]
+    workers.iterate()
+    assert same_numbers(before[1], workers.states[1])
+    assert same_numbers(before[2], workers.states[2])
+    with random_states(seeded(4)) as after_one_process:
+        list(BatchSampler(ORDERS[order](20), 2, False))
+    assert same_numbers(after_one_process, workers.states[0])
+
+
+@pytest.mark.parametrize("order", SHUFFLED)
+def test_workers_in_the_same_random_states_draw_on_like_one_process(order: str) -> None:
+    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 3, seed=4, same_seed=True)
+    assert in_order(workers.iterate()) == list(itertools.chain(*one_process(order, 20, 4, 6)))
+    with random_states(seeded(4)) as after_one_process:
+        list(BatchSampler(ORDERS[order](20), 2, False))
+    assert all(same_numbers(after_one_process, states) for states in workers.states)
+
+
+@pytest.mark.parametrize("order", SHUFFLED)
+def test_random_states_are_the_worker_s_own_between_batches(order: str) -> None:
+    """A model draws numbers while the sampler is iterated, on each worker others, and neither disturbs the other."""
+    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 3, seed=4)
+    expected = [[draw() for _ in range(4)] for states in workers.states[1:] if _enter(states)]
+    drawn: list[list[Any]] = []
+
+    def train(dealt: DealtBatchSampler) -> list[Batch]:
+        batches = []
+        numbers = []
+        for batch in dealt:
+            batches.append(batch)
+            numbers.append(draw())
+        drawn.append(numbers)
+        return batches
+
+    assert in_order(workers.each(train)) == list(itertools.chain(*one_process(order, 20, 4, 6)))
+    assert drawn[1:] == expected
+
+
+def _enter(states: dict[str, Any]) -> bool:
+    compat.set_rng_states(states)
+    return True
+
+
+@pytest.fixture(autouse=True)
+def _leave_random_states_alone() -> Iterator[None]:
+    states = compat.collect_rng_states(include_cuda=False)
+    yield
+    compat.set_rng_states(states)
+
+
+@pytest.mark.parametrize("order", SHUFFLED)
+def test_random_states_are_restored_when_an_epoch_is_cut_short(order: str) -> None:
+    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 3, seed=4)
+    before = [dict(states) for states in workers.states]
+    assert in_order(workers.iterate(limit=2)) == list(itertools.chain(*one_process(order, 20, 4, 6)[:2]))
+    assert same_numbers(before[1], workers.states[1])
+    assert same_numbers(before[2], workers.states[2])
+
+
+@pytest.mark.parametrize("order", SHUFFLED)
+def test_new_epoch_is_drawn_anew_by_rank_0(order: str) -> None:
+    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 3, seed=4)
+    first = workers.iterate()
+    workers.states[0] = seeded(11)  # whatever the model drew in the meantime
+    workers.set_epoch(1)
+    second = workers.iterate()
+    assert in_order(second) == list(itertools.chain(*one_process(order, 20, 11, 6))) != in_order(first)
+    assert workers.broadcasts == [2, 2, 2]
+
+
+@pytest.mark.parametrize("order", SHUFFLED)
+def test_second_iteration_of_an_epoch_goes_on_without_a_broadcast(order: str) -> None:
+    """As a loader that is shorter than another one, and begins anew within the epoch."""
+    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 3, seed=4)
+    with random_states(seeded(4)):
+        sampler = BatchSampler(ORDERS[order](20), 6, False)
+        expected = [list(itertools.chain(*sampler)) for _ in range(3)]
+    assert [in_order(workers.iterate()) for _ in range(3)] == expected
+    assert workers.broadcasts == [1, 1, 1]
+
+
+@pytest.mark.parametrize("same_seed", [False, True])
+@pytest.mark.parametrize("order", SHUFFLED)
+def test_second_iteration_of_an_epoch_has_one_order_whatever_was_drawn_before(order: str, same_seed: bool) -> None:
+    """Each worker draws numbers between the two: dropout in parts of unequal size, or the seeds of other loaders."""
+    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 3, seed=4, same_seed=same_seed)
+    workers.iterate()
+    workers.each(lambda dealt: [draw() for _ in range(3 - dealt.rank)])
+    samples = in_order(workers.iterate())
+    if order in ("shuffled", "subset"):
+        assert sorted(samples) == list(range(20))
+    with random_states(seeded(4)):
+        orders = [list(itertools.chain(*BatchSampler(ORDERS[order](20), 6, False))) for _ in range(2)]
+    # That of rank 0, which may or may not count its own drawing in.
+    with random_states(seeded(4)):
+        list(BatchSampler(ORDERS[order](20), 6, False))
+        [draw() for _ in range(3)]
+        orders.append(list(itertools.chain(*BatchSampler(ORDERS[order](20), 6, False))))
+    assert samples in orders[1:]
+
+
+def test_sequential_order_needs_no_broadcast() -> None:
+    workers = workers_of(lambda: BatchSampler(SequentialSampler(range(20)), 2, False), 3)
+    before = [dict(states) for states in workers.states]
+    for epoch in range(2):
+        workers.set_epoch(epoch)
+        workers.iterate()
+    assert workers.broadcasts == [0, 0, 0]
+    assert all(map(same_numbers, before, workers.states))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_nothing_is_drawn_before_the_first_batch_is_asked_for(order: str) -> None:
+    """As by torch's samplers: a DataLoader draws a seed for its workers in between."""
+    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 2)
+    before = [dict(states) for states in workers.states]
+    workers.each(iter)
+    assert workers.broadcasts == [0, 0]
+    assert all(map(same_numbers, before, workers.states))
+
+
+@pytest.mark.parametrize("where", ["sampler", "batch sampler"])
+def test_epoch_is_announced_to_the_user_s_sampler(where: str) -> None:
+    def batches() -> Any:
+        if where == "sampler":
+            return BatchSampler(EpochSampler(12), 2, False)
+        sampler = SizedBatches([2] * 6)
+        sampler.set_epoch = lambda epoch: setattr(sampler, "epoch", epoch)  # type: ignore[attr-defined]
+        return sampler
+
+    workers = workers_of(batches, 2)
+    for epoch in (0, 1, 7):
+        workers.set_epoch(epoch)
+        if where == "sampler":
+            assert in_order(workers.iterate()) == random.Random(epoch).sample(range(12), 12)
+        else:
+            assert [dealt.batches.epoch for dealt in workers.dealt] == [epoch, epoch]
+    assert all(dealt.sampler is dealt for dealt in workers.dealt)  # whom Lightning announces the epoch to
+
+
+# ------------------------------------------------------------------------------------ batch samplers of a user's own
+
+
+@properties
+@given(
+    sizes=st.lists(st.integers(1, 6), max_size=14),
+    world_size=st.integers(1, 4),
+    drop_last=st.booleans(),
+    lockstep=st.booleans(),
+)
+def test_each_worker_gets_whole_batches_of_a_user_s_own_batch_sampler(
+    sizes: list[int], world_size: int, drop_last: bool, lockstep: bool
+) -> None:
+    workers = workers_of(lambda: SizedBatches(sizes, drop_last), world_size, lockstep=lockstep)
+    dealt = workers.iterate()
+    batches = list(SizedBatches(sizes))
+    whole = len(batches) // world_size
+    for rank in range(world_size):
+        assert dealt[rank][:whole] == batches[: whole * world_size][rank::world_size]
+        assert all(workers.dealt[rank].weight_of(index) == 1.0 for index in range(whole))
+    rest = list(itertools.chain(*batches[whole * world_size :]))
+    if drop_last or not rest:
+        assert [len(batches) for batches in dealt] == [whole] * world_size
+        return
+    parts = [batches[whole] if len(batches) > whole else [] for batches in dealt]
+    shares = as_even_as_possible(rest, world_size)
+    assert [part if share else [] for part, share in zip(parts, shares, strict=True)] == shares
+    if lockstep:
+        assert (
+            [len(dealt) for dealt in workers.dealt] == [len(batches) for batches in dealt] == [whole + 1] * world_size
+        )
+        weights = [dealt.weight_of(whole) for dealt in workers.dealt]
+        assert weights == pytest.approx([len(share) * world_size / len(rest) for share in shares])
+
+
+@properties
+@given(
+    sizes=st.lists(st.integers(1, 7), max_size=14),
+    world_size=st.integers(1, 4),
+    drop_last=st.booleans(),
+    lend=st.booleans(),
+)
+def test_batches_of_a_user_s_own_batch_sampler_are_split(
+    sizes: list[int], world_size: int, drop_last: bool, lend: bool
+) -> None:
+    workers = workers_of(lambda: SizedBatches(sizes, drop_last), world_size, split=True, lend=lend)
+    dealt = workers.iterate()
+    assert [len(batches) for batches in dealt] == [len(dealt) for dealt in workers.dealt] == [len(sizes)] * world_size
+    if not lend:
+        for samples, *parts in zip(SizedBatches(sizes), *dealt, strict=True):
+            shares = as_even_as_possible(samples, world_size)
+            assert [part if share else [] for part, share in zip(parts, shares, strict=True)] == shares
+    assert set(in_order(dealt)) == set(range(sum(sizes)))
+
+
+def test_batches_may_be_a_mere_list() -> None:
+    workers = workers_of(lambda: [[5, 3], [1], [0, 2, 4]], 2)
+    assert workers.iterate() == [[[5, 3], [0, 2]], [[1], [4]]]
+
+
+def test_length_is_that_of_the_user_s_batches_or_there_is_none() -> None:
+    (dealt,) = workers_of(lambda: (batch for batch in [[0], [1]]), 1).dealt
+    with pytest.raises(TypeError, match="has no length"):
+        len(dealt)
+    (dealt,) = workers_of(lambda: BatchSampler(EndlessSampler(4), 2, False), 1).dealt
+    with pytest.raises(TypeError):
+        len(dealt)
+
+
+def test_random_batches_over_a_sequential_sampler_follow_rank_0() -> None:
+    """What is drawn is drawn by the batch sampler; the sampler in it tells nothing."""
+    workers = workers_of(lambda: ShuffledBatches(SequentialSampler(range(20)), 2, False), 2, seed=4)
+    with random_states(seeded(4)):
+        expected = list(ShuffledBatches(SequentialSampler(range(20)), 2, False))
+    assert in_order(workers.iterate()) == list(itertools.chain(*expected))
+
+
+def test_random_batches_over_a_random_sampler_follow_rank_0() -> None:
+    workers = workers_of(lambda: ShuffledBatches(RandomSampler(range(20)), 2, False), 2, seed=4)
+    with random_states(seeded(4)):
+        expected = list(ShuffledBatches(RandomSampler(range(20)), 2, False))
+    assert in_order(workers.iterate()) == list(itertools.chain(*expected))
+
+
+@pytest.mark.parametrize("same_seed", [True, False])
+def test_endless_order_is_asked_for_no_more_than_is_needed(same_seed: bool) -> None:
+    workers = workers_of(lambda: BatchSampler(EndlessSampler(6), 2, False), 3, seed=4, same_seed=same_seed)
+    dealt = workers.iterate(limit=5)
+    with random_states(seeded(4)):
+        expected = list(itertools.islice(EndlessSampler(6), 30))
+    assert in_order(dealt) == expected
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple])
+def test_batches_may_be_arrays(kind: Callable[[Batch], Any]) -> None:
+    dealt = workers_of(lambda: [kind([0, 1]), kind([2, 3]), kind([4, 5])], 2).iterate()
+    assert [[[int(i) for i in batch] for batch in batches] for batches in dealt] == [[[0, 1], [4]], [[2, 3], [5]]]
+
+
+# ---------------------------------------------------------------------------------- loaders without batches of theirs
+
+
+@properties
+@given(
+    order=st.sampled_from(sorted(ORDERS)),
+    size=st.integers(1, 30),
+    world_size=st.integers(1, 5),
+    lockstep=st.booleans(),
+    lend=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_samplers_without_batches_are_dealt_out_in_turn(
+    order: str, size: int, world_size: int, lockstep: bool, lend: bool, seed: int
+) -> None:
+    workers = Workers(
+        lambda **place: DealtSampler(ORDERS[order](size), **place, lockstep=lockstep, lend=lend), world_size, seed
+    )
+    dealt = workers.iterate()
+    samples = list(itertools.chain(*one_process(order, size, seed, 1)))
+    steps = -(-size // world_size)
+    missing = steps * world_size - size
+    if lockstep:
+        assert (
+            [len(sampler) for sampler in workers.dealt] == [len(indices) for indices in dealt] == [steps] * world_size
+        )
+        alone = [indices.pop() for indices in dealt[world_size - missing :]]
+        assert set(alone) <= set(samples[(steps - 1) * world_size :])
+    assert dealt == [samples[rank::world_size] for rank in range(world_size)]
+
+
+def test_samplers_without_batches_weigh_every_sample_alike() -> None:
+    """Five samples for four workers: in the second step three of them repeat the fifth, or count nothing."""
+    workers = Workers(
+        lambda **place: DealtSampler(SequentialSampler(range(7)), **place, lockstep=True, lend=False), world_size=4
+    )
+    last = [(indices[-1], dealt.weight_of(1)) for indices, dealt in zip(workers.iterate(), workers.dealt, strict=True)]
+    assert sum(index * weight for index, weight in last) / 4 == pytest.approx((4 + 5 + 6) / 3)
+
+
+def test_samplers_without_batches_pass_the_epoch_on() -> None:
+    workers = Workers(lambda **place: DealtSampler(EpochSampler(8), **place, lockstep=True, lend=False), world_size=2)
+    for epoch in (0, 3):
+        workers.set_epoch(epoch)
+        assert [i for step in zip(*workers.iterate(), strict=True) for i in step] == random.Random(epoch).sample(
+            range(8), 8
+        )
+    assert workers.broadcasts == [2, 2]

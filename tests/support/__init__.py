@@ -1,0 +1,1 @@
+"""What the tests share: a small module, its data, and the cases of the parity matrix."""
