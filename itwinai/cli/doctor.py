@@ -23,8 +23,8 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -76,6 +76,7 @@ _OUTER_LAUNCHER = re.compile(
     r"|HOROVOD_(RANK|SIZE|(LOCAL|CROSS)_(RANK|SIZE)|HOSTNAME|CONTROLLER|CPU_OPERATIONS|GLOO_RENDEZVOUS_\w+|ELASTIC)"
 )
 _MARK = "ITWINAI_DOCTOR_CHILD"
+_SELF = (sys.executable, "-m", "itwinai.cli.doctor")
 
 
 @dataclass(frozen=True)
@@ -242,13 +243,13 @@ def _examine(strategies: Sequence[str], timeout: float, as_json: bool, folder: P
     say(format_machine(machine))
     device = "GPUs" if len(installed["torch"].get("gpus", [])) >= WORKERS else "the CPU"
     say(f"Strategies, each with {WORKERS} workers on {device}")
-    for line in format_header(strategies):
-        say(line)
+    width = name_width(strategies)
+    say(format_header(width))
     trials = []
     for index, name in enumerate(strategies, 1):
-        progress.task = f"trying {name} ({index} of {len(strategies)})"
+        progress.start(f"trying {name} ({index} of {len(strategies)})")
         trials.append(try_strategy(name, timeout, folder, progress))
-        say(format_trial(trials[-1], strategies))
+        say(format_trial(trials[-1], width))
     progress.clear()
     broken = [name for name, package in installed.items() if "error" in package]
     failed = [trial for trial in trials if trial.error]
@@ -262,8 +263,7 @@ def _examine(strategies: Sequence[str], timeout: float, as_json: bool, folder: P
         }
         print(json.dumps(record, indent=2))
     else:
-        for line in format_end(trials, broken):
-            print(line)
+        print(format_end(trials, broken))
     return 1 if broken or failed else 0
 
 
@@ -278,14 +278,10 @@ class Progress:
         self._stream = stream
         self._live = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self._drawn = ""
+        self.start("")
 
-    @property
-    def task(self) -> str:
-        """What is being done; setting it restarts the seconds."""
-        return self._task
-
-    @task.setter
-    def task(self, task: str) -> None:
+    def start(self, task: str) -> None:
+        """Say what is being done from now on."""
         self._task, self._started = task, time.monotonic()
 
     def tick(self) -> None:
@@ -326,20 +322,29 @@ class Outcome:
 
 
 class Child:
-    """A process with a time limit, of which nothing is left in the end.
+    """A process with a time limit, of which nothing is left when its context ends.
 
     Its output goes to a file, because a daemon that a failed trial leaves behind would keep a pipe open.
 
     Args:
         command: the command; ``--out FILE`` is appended, for its record.
         folder: where its files are put.
+        env: its environment.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path) -> None:
+    def __init__(self, command: Sequence[str], folder: Path, env: Mapping[str, str] = os.environ) -> None:
         self.mark = uuid.uuid4().hex
         self.out, self.log = folder / f"{self.mark}.json", folder / f"{self.mark}.log"
-        scratch = folder / "tmp"
+        scratch = folder / "tmp"  # for the temporary files that a child leaves lying about when it is killed
         scratch.mkdir(exist_ok=True)
+        own = {
+            _MARK: self.mark,
+            "TMPDIR": str(scratch),
+            # Ray keeps its sockets where it always would: the path of a socket may not be long.
+            "RAY_TMPDIR": env.get("RAY_TMPDIR") or env.get("TMPDIR") or "/tmp",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",  # a crash in native code says where
+        }
         self.started = time.monotonic()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -347,9 +352,15 @@ class Child:
                 stdin=subprocess.PIPE,  # closes when this process is gone, which ends the child
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=child_environment(os.environ, self.mark, scratch),
+                env={**env, **own},
                 start_new_session=True,  # Ctrl-C comes to this process, which ends the child
             )
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.end()
 
     def wait(self, timeout: float, tick: Callable[[], None]) -> Outcome:
         """Wait until the process has ended, or its time is up.
@@ -394,38 +405,13 @@ class Child:
                 time.sleep(0.02)
 
 
-@contextmanager
-def child(arguments: Sequence[str], folder: Path) -> Iterator[Child]:
-    """Start this command as a child of itself, and end it at the end.
+def without_launcher(env: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which a trainer launches its own workers, whoever launched this process.
 
     Args:
-        arguments: its arguments.
-        folder: where its files are put.
+        env: the environment of this process.
     """
-    process = Child([sys.executable, "-m", "itwinai.cli.doctor", *arguments], folder)
-    try:
-        yield process
-    finally:
-        process.end()
-
-
-def child_environment(env: Mapping[str, str], mark: str, scratch: Path) -> dict[str, str]:
-    """Return the environment of a child.
-
-    Args:
-        env: that of this process.
-        mark: by which the child and all that it starts are found again.
-        scratch: folder for temporary files, which a child that is killed leaves lying about.
-    """
-    kept = {name: value for name, value in env.items() if not _OUTER_LAUNCHER.fullmatch(name)}
-    return kept | {
-        _MARK: mark,
-        "TMPDIR": str(scratch),
-        # Ray keeps its sockets where it always would: the path of a socket may not be long.
-        "RAY_TMPDIR": env.get("RAY_TMPDIR") or env.get("TMPDIR") or "/tmp",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONFAULTHANDLER": "1",  # a crash in native code says where
-    }
+    return {name: value for name, value in env.items() if not _OUTER_LAUNCHER.fullmatch(name)}
 
 
 def marked_processes(mark: str) -> list[int]:
@@ -506,26 +492,16 @@ def inspect(timeout: float, folder: Path, progress: Progress) -> dict[str, Any]:
     """
     # The packages behind strategies are imported by their trials; Horovod has to be asked what was built into it.
     parts = ["machine", *(name for name in ("horovod", "mlflow", "wandb") if is_installed(name))]
-    progress.task = "looking at what is installed"
+    progress.start("looking at what is installed")
     facts: dict[str, Any] = {}
-    children: list[tuple[str, Child]] = []
-    try:
-        for part in parts:
-            command = [sys.executable, "-m", "itwinai.cli.doctor", "--inspect", part]
-            children.append((part, Child(command, folder)))
-        for part, process in children:
+    with ExitStack() as stack:
+        children = {part: stack.enter_context(Child([*_SELF, "--inspect", part], folder)) for part in parts}
+        for part, process in children.items():
             outcome = process.wait(timeout, progress.tick)
-            facts |= {name: fact for name, fact in outcome.record.items() if isinstance(fact, dict)}
-            if outcome.problem:
-                why = outcome.record.get("error") or outcome.problem
-                # The machine is looked at in several steps, of which the first missing one is to blame.
-                steps = ("host", "torch", "lightning") if part == "machine" else (part,)
-                blamed = next((step for step in steps if step not in facts), None)
-                if blamed is not None:
-                    facts[blamed] = {"error": f"import: {why}" if blamed != "host" else why}
-    finally:
-        for _, process in children:
-            process.end()
+            facts |= outcome.record
+            unfinished = next((step for step in inspections(part) if step not in facts), None)
+            if outcome.problem and unfinished is not None:
+                facts[unfinished] = {"error": f"import {unfinished}: {outcome.problem}"}
     return facts
 
 
@@ -537,17 +513,24 @@ def inspect_here(part: str, out: Path) -> None:
         out: the file for the facts; it is written after each step, in case the next one never ends.
     """
     facts: dict[str, Any] = {}
-    steps: dict[str, Callable[[], dict[str, Any]]] = {part: lambda: vars(import_module(part)) and {}}
-    if part == "machine":
-        steps = {"host": _host, "torch": _torch, "lightning": _launcher}
-    elif part == "horovod":
-        steps = {"horovod": _horovod}
-    for name, step in steps.items():
+    for name, step in inspections(part).items():
         try:
             facts[name] = step()
         except Exception as error:  # imports run anybody's code, and what is wrong with it is what is asked here
             facts[name] = {"error": _summary(error)}
         _write(out, facts)
+
+
+def inspections(part: str) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return what one child looks at, in this order."""
+    if part == "machine":
+        return {"host": _host, "torch": _torch, "lightning": lambda: _imported("lightning"), "launcher": _launcher}
+    return {part: _horovod if part == "horovod" else lambda: _imported(part)}
+
+
+def _imported(package: str) -> dict[str, Any]:
+    import_module(package)
+    return {}
 
 
 def _host() -> dict[str, Any]:
@@ -575,8 +558,8 @@ def _launcher() -> dict[str, Any]:
 
     environment = find_outer_environment()
     if environment is None:
-        return {"launcher": None}
-    return {"launcher": launcher_name(environment), "world_size": environment.world_size()}
+        return {"name": None}
+    return {"name": launcher_name(environment), "workers": environment.world_size()}
 
 
 def _horovod() -> dict[str, Any]:
@@ -603,8 +586,7 @@ def describe_installed(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:  # a package without metadata, as on a PYTHONPATH
             version = "of unknown version"
-        details = {key: value for key, value in facts.get(name, {}).items() if key not in ("launcher", "world_size")}
-        installed[name] = {"version": version, **details}
+        installed[name] = {"version": version, **facts.get(name, {})}
     return installed
 
 
@@ -623,8 +605,7 @@ def describe_machine(facts: Mapping[str, Any]) -> dict[str, Any]:
         "cores": {"usable": usable, "total": os.cpu_count() or usable},
         "memory": {"total": min(total, _memory_limit() or total), "available": _available_memory()},
         "shm": None if shm is None else {"total": shm.total, "free": shm.free},
-        "launcher": facts.get("lightning", {}).get("launcher"),
-        "world_size": facts.get("lightning", {}).get("world_size", 1),
+        "launcher": facts.get("launcher", {"name": None}),
         "slurm": slurm if slurm["job_id"] else None,
     }
 
@@ -668,7 +649,7 @@ def try_strategy(name: str, timeout: float, folder: Path, progress: Progress) ->
     install = missing_package(name)
     if install:
         return Trial(name, install=install)
-    with child(["--probe", name], folder) as process:
+    with Child([*_SELF, "--probe", name], folder, without_launcher(os.environ)) as process:
         outcome = process.wait(timeout, progress.tick)
     return judge(name, outcome)
 
@@ -900,75 +881,75 @@ def format_machine(machine: Mapping[str, Any]) -> str:
     if shm is not None:
         small = "; small: Ray and DataLoader workers may fail (docker: --shm-size=2g)" * (shm["total"] < SMALL_SHM)
         shm_text = f"{_size(shm['total'])}, {_size(shm['free'])} free{small}"
-    launcher = "none: a trainer launches its own workers"
-    if machine["launcher"]:
-        launcher = (
-            f"{machine['launcher']}, {machine['world_size']} workers: a trainer joins them; the trials below launch "
-            "their own"
-        )
+    launcher = machine["launcher"]
+    if "error" in launcher:
+        launched = launcher["error"]
+    elif launcher["name"]:
+        launched = f"{launcher['name']}, {launcher['workers']} workers; what is tried below launches its own"
+    else:
+        launched = "none: a trainer launches its own workers"
     rows = [
         ("host", f"{host['name']}, {resolved}"),
         ("cores", f"{cores['usable']}" + f" usable of {cores['total']}" * (cores["usable"] != cores["total"])),
         ("memory", f"{_size(memory['total'])}{available}"),
         ("/dev/shm", shm_text),
-        ("launcher", launcher),
+        ("launcher", launched),
         ("SLURM", f"job {slurm['job_id']}, nodes {slurm['nodelist'] or '?'}" if slurm else "no allocation"),
     ]
     return _format_section("This machine", rows)
 
 
-_COLUMNS = (("works", 5, "<"), ("latency", 9, ">"), ("bandwidth", 10, ">"), ("start", 7, ">"))
+_HEADER = f"{'works':<5}{'latency':>11}{'bandwidth':>13}{'start':>10}"
 
 
-def _format_row(strategy: str, cells: Sequence[str], strategies: Sequence[str]) -> str:
-    width = max(len(name) for name in (*strategies, "strategy"))
-    aligned = [f"{cell:{side}{space}}" for cell, (_, space, side) in zip(cells, _COLUMNS, strict=False)]
-    return "  ".join([f"  {strategy:<{width}}", *aligned]).rstrip()
+def name_width(strategies: Sequence[str]) -> int:
+    """Return the width of the table's first column."""
+    return max(len(name) for name in (*strategies, "strategy"))
 
 
-def format_header(strategies: Sequence[str]) -> list[str]:
+def format_header(width: int) -> str:
     """Return the head of the table; its rows are printed one by one, as they become known."""
-    head = _format_row("strategy", [title for title, _, _ in _COLUMNS], strategies)
-    return [head, "  " + "-" * (len(head) - 2)]
+    return f"  {'strategy':<{width}}  {_HEADER}\n  {'-' * (width + 2 + len(_HEADER))}"
 
 
-def format_trial(trial: Trial, strategies: Sequence[str]) -> str:
+def format_trial(trial: Trial, width: int) -> str:
     """Return a row of the table."""
     if trial.install:
-        return _format_row(trial.strategy, [f"not installed: {trial.install}"], strategies)
-    if trial.measured is None:
-        error = trial.error if len(trial.error) <= 80 else f"{trial.error[:77]}..."
-        return f"{_format_row(trial.strategy, ['NO'], strategies):<{len(format_header(strategies)[0]) - 32}}  {error}"
-    measured = trial.measured
-    cells = (
-        "yes",
-        f"{measured.latency_us:.0f} us",
-        f"{measured.bandwidth_gb_s:.3g} GB/s",
-        f"{measured.start_s:.1f} s",
-    )
-    return _format_row(trial.strategy, cells, strategies)
+        row = f"not installed: {trial.install}"
+    elif trial.measured is None:
+        row = f"{'NO':<7}{trial.error if len(trial.error) <= 70 else trial.error[:67] + '...'}"
+    else:
+        measured = trial.measured
+        bandwidth = f"{measured.bandwidth_gb_s:.2f} GB/s"
+        row = f"{'yes':<5}{measured.latency_us:>8.0f} us{bandwidth:>13}{measured.start_s:>8.1f} s"
+    return f"  {trial.strategy:<{width}}  {row}"
 
 
-def format_end(trials: Sequence[Trial], broken: Sequence[str]) -> list[str]:
-    """Return what follows the table: what its numbers are, causes of failures, and the sum of it all."""
+def format_end(trials: Sequence[Trial], broken: Sequence[str]) -> str:
+    """Return what follows the table: what its numbers are, the causes of failures, and the sum of it all.
+
+    Args:
+        trials: the strategies that were tried.
+        broken: installed packages that cannot be imported.
+    """
     lines = [""]
     measured = [trial.measured for trial in trials if trial.measured is not None]
     if measured:
         largest = max(one.weight_difference for one in measured)
-        factor = 2 * (WORKERS - 1) / WORKERS
         lines += [
-            f"  latency: all-reduce of one number; bandwidth: of {LARGE // 2**20} MiB (bus bandwidth: times "
-            f"{factor:g}); start: until the first step.",
-            f"  Weights after {STEPS} steps are those of one process: largest difference {largest:.0e}, relative to "
-            "the largest.",
+            # For two workers the factor 2 (n - 1) / n is 1.
+            "  latency    all-reduce of one number",
+            f"  bandwidth  all-reduce of {LARGE // 2**20} MiB; the bus bandwidth of {WORKERS} workers is the same",
+            "  start      from fit() to the first step",
+            f"  weights    after {STEPS} steps as with one process: they differ by {largest:.0e} at most",
             "",
         ]
     for trial in trials:
         if trial.error:
             lines += [f"{trial.strategy}: {trial.error}", *(f"    {line}" for line in trial.cause), ""]
     failed = [*broken, *(trial.strategy for trial in trials if trial.error and trial.strategy not in broken)]
-    lines.append(f"Does not work: {', '.join(failed)}." if failed else "Everything that is installed works.")
-    return lines
+    lines.append(f"Does not work: {', '.join(failed)}." if failed else "All that was tried works.")
+    return "\n".join(lines)
 
 
 def _size(number: int) -> str:

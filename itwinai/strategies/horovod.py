@@ -83,9 +83,30 @@ class HorovodCollectives(ParallelStrategy):
         if not hvd.is_initialized():
             return tensor
         _refuse_group(group)
-        # Horovod concatenates along the first dimension.
-        rows = _known_to_horovod(tensor if sync_grads else tensor.detach()).contiguous().unsqueeze(0)
-        return hvd.allgather(rows).to(tensor.dtype)
+        return _AllGather.apply(tensor) if sync_grads else _stack(tensor)
+
+
+class _AllGather(torch.autograd.Function):
+    """An all-gather whose gradient is the sum over workers, as under DDP; Horovod's own takes the mean."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor) -> Tensor:
+        return _stack(tensor)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        import horovod.torch as hvd
+
+        (gradient,) = gradients
+        return hvd.allreduce(_known_to_horovod(gradient), op=hvd.Sum)[hvd.rank()].to(gradient.dtype)
+
+
+def _stack(tensor: Tensor) -> Tensor:
+    import horovod.torch as hvd
+
+    # Horovod concatenates along the first dimension.
+    rows = _known_to_horovod(tensor.detach()).contiguous().unsqueeze(0)
+    return hvd.allgather(rows).to(tensor.dtype)
 
 
 class HorovodStrategy(LaunchedStrategy, HorovodCollectives):

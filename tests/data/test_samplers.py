@@ -122,7 +122,6 @@ ORDERS: dict[str, Callable[[int], Sampler[int]]] = {
     "weighted": lambda size: WeightedRandomSampler([1.0 + index for index in range(size)], size),
     "subset": lambda size: SubsetRandomSampler(range(size)),
     "lazy": LazySampler,
-    "lazy subclass": lambda size: LazyRandomSampler(range(size)),
 }
 SHUFFLED = sorted(set(ORDERS) - {"sequential"})
 
@@ -405,137 +404,131 @@ def test_even_batches_weigh_one_even_if_those_of_the_epoch_before_were_not() -> 
 
 # -------------------------------------------------------------------------------------------------- random states
 
+# Without a remainder, so that no worker gets a duplicate: batches of 6 for 3 workers.
+SIZE = 24
 
-def same_numbers(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Tell whether two processes will draw the same numbers."""
-    with random_states(dict(one)):
-        drawn = [draw() for _ in range(3)]
-    with random_states(dict(other)):
-        return drawn == [draw() for _ in range(3)]
+
+def three_workers(order: str, seed: int = 4, same_seed: bool = False) -> Workers:
+    return workers_of(lambda: BatchSampler(ORDERS[order](SIZE), 2, False), 3, seed=seed, same_seed=same_seed)
+
+
+def indices_of_one_process(order: str, seed: int = 4) -> Batch:
+    return list(itertools.chain(*one_process(order, SIZE, seed, 6)))
+
+
+def after_one_process(order: str, seed: int = 4) -> dict[str, Any]:
+    """Return the random states of a single process that has iterated once."""
+    with random_states(seeded(seed)) as states:
+        list(BatchSampler(ORDERS[order](SIZE), 6, False))
+    return states
+
+
+def next_numbers(states: dict[str, Any], count: int = 3) -> list[Any]:
+    """Return what a process in these states will draw next."""
+    with random_states(dict(states)):
+        return [draw() for _ in range(count)]
 
 
 @pytest.mark.parametrize("order", SHUFFLED)
 def test_following_rank_0_does_not_touch_the_random_states_of_the_others(order: str) -> None:
-    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 3, seed=4)
-    before = [dict(states) for states in workers.states]
+    workers = three_workers(order)
+    before = [next_numbers(states) for states in workers.states]
     workers.iterate()
-    assert same_numbers(before[1], workers.states[1])
-    assert same_numbers(before[2], workers.states[2])
-    with random_states(seeded(4)) as after_one_process:
-        list(BatchSampler(ORDERS[order](20), 2, False))
-    assert same_numbers(after_one_process, workers.states[0])
+    after = [next_numbers(states) for states in workers.states]
+    assert after == [next_numbers(after_one_process(order)), *before[1:]]
 
 
 @pytest.mark.parametrize("order", SHUFFLED)
 def test_workers_in_the_same_random_states_draw_on_like_one_process(order: str) -> None:
-    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 3, seed=4, same_seed=True)
-    assert in_order(workers.iterate()) == list(itertools.chain(*one_process(order, 20, 4, 6)))
-    with random_states(seeded(4)) as after_one_process:
-        list(BatchSampler(ORDERS[order](20), 2, False))
-    assert all(same_numbers(after_one_process, states) for states in workers.states)
+    workers = three_workers(order, same_seed=True)
+    assert in_order(workers.iterate()) == indices_of_one_process(order)
+    assert [next_numbers(states) for states in workers.states] == [next_numbers(after_one_process(order))] * 3
+
+
+@pytest.mark.parametrize("generator", ["torch", "python", "numpy"])
+def test_workers_that_differ_in_one_generator_only_follow_rank_0(generator: str) -> None:
+    workers = three_workers("lazy", same_seed=True)
+    workers.states[1][generator] = seeded(5)[generator]
+    before = next_numbers(workers.states[1])
+    assert in_order(workers.iterate()) == indices_of_one_process("lazy")
+    assert next_numbers(workers.states[1]) == before
 
 
 @pytest.mark.parametrize("order", SHUFFLED)
-def test_random_states_are_the_worker_s_own_between_batches(order: str) -> None:
-    """A model draws numbers while the sampler is iterated, on each worker others, and neither disturbs the other."""
-    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 3, seed=4)
-    expected = [[draw() for _ in range(4)] for states in workers.states[1:] if _enter(states)]
-    drawn: list[list[Any]] = []
-
-    def train(dealt: DealtBatchSampler) -> list[Batch]:
-        batches = []
-        numbers = []
-        for batch in dealt:
-            batches.append(batch)
-            numbers.append(draw())
-        drawn.append(numbers)
-        return batches
-
-    assert in_order(workers.each(train)) == list(itertools.chain(*one_process(order, 20, 4, 6)))
-    assert drawn[1:] == expected
-
-
-def _enter(states: dict[str, Any]) -> bool:
-    compat.set_rng_states(states)
-    return True
-
-
-@pytest.fixture(autouse=True)
-def _leave_random_states_alone() -> Iterator[None]:
-    states = compat.collect_rng_states(include_cuda=False)
-    yield
-    compat.set_rng_states(states)
+def test_what_a_model_draws_between_batches_and_the_order_do_not_disturb_each_other(order: str) -> None:
+    workers = three_workers(order)
+    before = [next_numbers(states, 4) for states in workers.states]
+    steps = workers.each(lambda dealt: [(batch, draw()) for batch in dealt])
+    assert in_order([[batch for batch, _ in of_rank] for of_rank in steps]) == indices_of_one_process(order)
+    assert [[numbers for _, numbers in of_rank] for of_rank in steps[1:]] == before[1:]
 
 
 @pytest.mark.parametrize("order", SHUFFLED)
 def test_random_states_are_restored_when_an_epoch_is_cut_short(order: str) -> None:
-    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 3, seed=4)
-    before = [dict(states) for states in workers.states]
-    assert in_order(workers.iterate(limit=2)) == list(itertools.chain(*one_process(order, 20, 4, 6)[:2]))
-    assert same_numbers(before[1], workers.states[1])
-    assert same_numbers(before[2], workers.states[2])
+    workers = three_workers(order)
+    before = [next_numbers(states) for states in workers.states]
+    assert in_order(workers.iterate(limit=2)) == indices_of_one_process(order)[:12]
+    assert [next_numbers(states) for states in workers.states[1:]] == before[1:]
 
 
 @pytest.mark.parametrize("order", SHUFFLED)
 def test_new_epoch_is_drawn_anew_by_rank_0(order: str) -> None:
-    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 3, seed=4)
-    first = workers.iterate()
+    workers = three_workers(order)
+    first = in_order(workers.iterate())
     workers.states[0] = seeded(11)  # whatever the model drew in the meantime
     workers.set_epoch(1)
-    second = workers.iterate()
-    assert in_order(second) == list(itertools.chain(*one_process(order, 20, 11, 6))) != in_order(first)
+    second = in_order(workers.iterate())
+    assert second == indices_of_one_process(order, seed=11) != first
     assert workers.broadcasts == [2, 2, 2]
 
 
+@pytest.mark.parametrize("same_seed", [False, True])
 @pytest.mark.parametrize("order", SHUFFLED)
-def test_second_iteration_of_an_epoch_goes_on_without_a_broadcast(order: str) -> None:
+def test_second_iteration_of_an_epoch_goes_on_without_a_broadcast(order: str, same_seed: bool) -> None:
     """As a loader that is shorter than another one, and begins anew within the epoch."""
-    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 3, seed=4)
+    workers = three_workers(order, same_seed=same_seed)
     with random_states(seeded(4)):
-        sampler = BatchSampler(ORDERS[order](20), 6, False)
+        sampler = BatchSampler(ORDERS[order](SIZE), 6, False)
         expected = [list(itertools.chain(*sampler)) for _ in range(3)]
     assert [in_order(workers.iterate()) for _ in range(3)] == expected
     assert workers.broadcasts == [1, 1, 1]
 
 
 @pytest.mark.parametrize("same_seed", [False, True])
-@pytest.mark.parametrize("order", SHUFFLED)
+@pytest.mark.parametrize("order", ["shuffled", "subset"])
 def test_second_iteration_of_an_epoch_has_one_order_whatever_was_drawn_before(order: str, same_seed: bool) -> None:
-    """Each worker draws numbers between the two: dropout in parts of unequal size, or the seeds of other loaders."""
-    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 3, seed=4, same_seed=same_seed)
+    """Between the two the workers draw numbers: dropout in parts of unequal size, or the seeds of other loaders."""
+    workers = three_workers(order, same_seed=same_seed)
     workers.iterate()
     workers.each(lambda dealt: [draw() for _ in range(3 - dealt.rank)])
-    samples = in_order(workers.iterate())
-    if order in ("shuffled", "subset"):
-        assert sorted(samples) == list(range(20))
-    with random_states(seeded(4)):
-        orders = [list(itertools.chain(*BatchSampler(ORDERS[order](20), 6, False))) for _ in range(2)]
-    # That of rank 0, which may or may not count its own drawing in.
-    with random_states(seeded(4)):
-        list(BatchSampler(ORDERS[order](20), 6, False))
-        [draw() for _ in range(3)]
-        orders.append(list(itertools.chain(*BatchSampler(ORDERS[order](20), 6, False))))
-    assert samples in orders[1:]
+    assert sorted(in_order(workers.iterate())) == list(range(SIZE))
 
 
 def test_sequential_order_needs_no_broadcast() -> None:
     workers = workers_of(lambda: BatchSampler(SequentialSampler(range(20)), 2, False), 3)
-    before = [dict(states) for states in workers.states]
+    before = [next_numbers(states) for states in workers.states]
     for epoch in range(2):
         workers.set_epoch(epoch)
         workers.iterate()
     assert workers.broadcasts == [0, 0, 0]
-    assert all(map(same_numbers, before, workers.states))
+    assert [next_numbers(states) for states in workers.states] == before
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_nothing_is_drawn_before_the_first_batch_is_asked_for(order: str) -> None:
     """As by torch's samplers: a DataLoader draws a seed for its workers in between."""
-    workers = workers_of(lambda: BatchSampler(ORDERS[order](20), 2, False), 2)
-    before = [dict(states) for states in workers.states]
+    workers = three_workers(order)
+    before = [next_numbers(states) for states in workers.states]
     workers.each(iter)
-    assert workers.broadcasts == [0, 0]
-    assert all(map(same_numbers, before, workers.states))
+    assert workers.broadcasts == [0, 0, 0]
+    assert [next_numbers(states) for states in workers.states] == before
+
+
+def test_subclass_of_a_torch_sampler_may_draw_at_any_time() -> None:
+    workers = workers_of(lambda: BatchSampler(LazyRandomSampler(range(SIZE)), 2, False), 3, seed=4)
+    with random_states(seeded(4)):
+        expected = list(LazyRandomSampler(range(SIZE)))
+    assert in_order(workers.iterate()) == expected
 
 
 @pytest.mark.parametrize("where", ["sampler", "batch sampler"])
@@ -650,6 +643,13 @@ def test_endless_order_is_asked_for_no_more_than_is_needed(same_seed: bool) -> N
     assert in_order(dealt) == expected
 
 
+def test_endless_order_is_one_order_whatever_the_model_draws() -> None:
+    workers = workers_of(lambda: BatchSampler(EndlessSampler(6), 2, False), 3, seed=4)
+    dealt = workers.each(lambda dealt: [batch for batch in itertools.islice(dealt, 5) if draw()])
+    global_batches = [sorted(itertools.chain(*parts)) for parts in zip(*dealt, strict=True)]
+    assert global_batches == [list(range(6))] * 5
+
+
 @pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple])
 def test_batches_may_be_arrays(kind: Callable[[Batch], Any]) -> None:
     dealt = workers_of(lambda: [kind([0, 1]), kind([2, 3]), kind([4, 5])], 2).iterate()
@@ -688,7 +688,7 @@ def test_samplers_without_batches_are_dealt_out_in_turn(
 
 
 def test_samplers_without_batches_weigh_every_sample_alike() -> None:
-    """Five samples for four workers: in the second step three of them repeat the fifth, or count nothing."""
+    """Seven samples for four workers: in the second step one of them has none of its own."""
     workers = Workers(
         lambda **place: DealtSampler(SequentialSampler(range(7)), **place, lockstep=True, lend=False), world_size=4
     )
