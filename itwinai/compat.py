@@ -25,13 +25,15 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.data import _get_dataloader_init_args_and_kwargs, _reinstantiate_wrapped_cls
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only as utils_rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
 from itwinai.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import Callback, LightningModule, Trainer
 
 Launcher = _Launcher
 sync_module_states = _sync_module_states
@@ -63,6 +65,12 @@ def call_in_worker(trainer: Trainer, function: Callable[..., Any], *args: Any, *
     return call._call_and_handle_interrupt(trainer, function, *args, **kwargs)
 
 
+def set_rank_zero(rank: int) -> None:
+    """Tell lightning's rank-zero-only functions which rank this process has."""
+    for decorator in (rank_zero_only, utils_rank_zero_only):
+        setattr(decorator, "rank", rank)  # noqa: B010 - an attribute of a function
+
+
 def limit_threads(num_processes: int) -> None:
     """Share this machine's cores among processes, unless OMP_NUM_THREADS is set."""
     _set_num_threads_if_needed(num_processes=num_processes)
@@ -80,6 +88,8 @@ def selects_ddp(accelerator: Any, devices: Any, num_nodes: int) -> bool:
 class EngineMaker(LightningDeepSpeedStrategy):
     """lightning's DeepSpeed strategy, which leaves making engines to a public method."""
 
+    config: dict[str, Any]  # lightning refuses None before it gets here
+
     def make_engine(self, config: dict[str, Any], model: nn.Module, **options: Any) -> tuple[Any, ...]:
         """Return an engine around the model, and its optimizer."""
         raise NotImplementedError
@@ -95,14 +105,16 @@ class EngineMaker(LightningDeepSpeedStrategy):
         )
 
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
-        config = {key: self.config[key] for key in ("fp16", "bf16") if key in self.config}
-        config["train_micro_batch_size_per_gpu"] = 1  # DeepSpeed asks for it, for its throughput timers
+        kept = ["fp16", "bf16"]
         if self.zero_stage_3:
-            config |= {key: self.config[key] for key in ("zero_allow_untested_optimizer", "zero_optimization")}
+            kept += ["zero_allow_untested_optimizer", "zero_optimization"]
+        config = {key: self.config[key] for key in kept if key in self.config}
+        config["train_micro_batch_size_per_gpu"] = 1  # DeepSpeed asks for it, for its throughput timers
         remove_module_hooks(model)
         self.model, _ = self.make_engine(config, model, optimizer=None, lr_scheduler=None, model_parameters=[])
 
     def _init_optimizers(self) -> Any:
+        assert self.lightning_module is not None
         optimizers, schedulers = _init_optimizers_and_lr_schedulers(self.lightning_module)
         if len(optimizers) != 1 or len(schedulers) > 1:
             raise ConfigurationError(
@@ -140,13 +152,18 @@ def set_rng_states(states: dict[str, Any]) -> None:
 # ----------------------------------------------------------------------------- what a run leaves on its trainer
 
 
+def callbacks(trainer: Trainer) -> list[Callback]:
+    """Return the trainer's callbacks, lightning's own included."""
+    return vars(trainer)["callbacks"]  # an attribute that lightning does not declare
+
+
 def attach(trainer: Trainer, module: LightningModule, datamodule: Any) -> None:
     """Leave a trainer attached to its module and datamodule, as after a local run."""
     trainer.strategy._lightning_module = module
     trainer.strategy.model = module
     module.trainer = trainer
     if datamodule is not None:
-        trainer.datamodule = datamodule
+        vars(trainer)["datamodule"] = datamodule
         datamodule.trainer = trainer
 
 
@@ -230,7 +247,7 @@ def replace_dataloader_preparation(
     """
     connector = trainer._data_connector
     stock = type(connector)._prepare_dataloader
-    connector._prepare_dataloader = functools.partial(_prepare_dataloader, connector, stock, prepare)
+    vars(connector)["_prepare_dataloader"] = functools.partial(_prepare_dataloader, connector, stock, prepare)
 
 
 def _prepare_dataloader(

@@ -78,7 +78,7 @@ class ItwinaiTrainer(Trainer):
             )
         self.split_batches = split_batches
         self.launch_failure: BaseException | None = None
-        plugin_list = list(plugins) if isinstance(plugins, Iterable) else [plugins] * (plugins is not None)
+        plugin_list = list(plugins) if isinstance(plugins, Iterable) else [] if plugins is None else [plugins]
         environment = _environment(plugin_list, strategy)
         _check_group_size(environment, devices, num_nodes)
         if strategy == "auto" and _auto_is_ddp(environment, accelerator, devices, num_nodes):
@@ -131,8 +131,9 @@ class ItwinaiTrainer(Trainer):
         if self.split_batches:
             _check_divisible(dataloader, self.world_size)
         if not map_style:
-            size = dataloader.batch_size
-            return compat.with_batch_size(dataloader, size // self.world_size) if self.split_batches else dataloader
+            if not self.split_batches or dataloader.batch_size is None:
+                return dataloader
+            return compat.with_batch_size(dataloader, dataloader.batch_size // self.world_size)
         if self.world_size == 1 and stage != RunningStage.PREDICTING:
             return dataloader
         options: dict[str, Any] = {

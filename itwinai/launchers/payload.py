@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import cloudpickle
 import torch
@@ -25,6 +25,14 @@ from itwinai.launchers.trace import Observer, write_back
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+
+@runtime_checkable
+class Worker(Protocol):
+    """What a launcher needs of a strategy."""
+
+    def become_worker(self, environment: PlacedEnvironment) -> None:
+        """Turn the strategy, unpickled in a new process, into that of one worker."""
 
 
 @dataclass
@@ -104,7 +112,9 @@ def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None]
     if deterministic:
         torch.use_deterministic_algorithms(True, warn_only=warn_only)
     compat.limit_threads(place.local_world_size)
-    trainer.strategy.become_worker(PlacedEnvironment(place))
+    strategy = trainer.strategy
+    assert isinstance(strategy, Worker)
+    strategy.become_worker(PlacedEnvironment(place))
     observer = Observer(trainer)
 
     def reporting(*args: Any, **kwargs: Any) -> Any:
@@ -160,7 +170,7 @@ def _explain_unpicklable(payload: Payload, error: Exception) -> str:
     """Say which part of a payload cannot be pickled."""
     trainer = payload.trainer
     parts: dict[str, Any] = {f"the module {type(trainer.lightning_module).__name__}": trainer.lightning_module}
-    parts |= {f"the callback {type(callback).__name__}": callback for callback in trainer.callbacks}
+    parts |= {f"the callback {type(callback).__name__}": callback for callback in compat.callbacks(trainer)}
     parts |= {f"the logger {type(logger).__name__}": logger for logger in trainer.loggers}
     if payload.datamodule is not None:
         parts[f"the datamodule {type(payload.datamodule).__name__}"] = payload.datamodule

@@ -299,8 +299,8 @@ class RayLauncher(PayloadLauncher):
             if deadline is None and (failures or lost):
                 deadline = time.monotonic() + GRACE
         if lost:  # killed, or gone with its node; what the others report is that they have lost it
-            rank, error = next(iter(lost.items()))
-            raise WorkersFailed(WorkerError(f"rank {rank} died without a Python exception: {error}"))
+            rank, loss = next(iter(lost.items()))
+            raise WorkersFailed(WorkerError(f"rank {rank} died without a Python exception: {loss}"))
         if failures:
             raise WorkersFailed(min(failures, key=lambda failure: failure.time).exception())
         return results

@@ -6,9 +6,11 @@ back as the caller's module, and weights are copied into the caller's tensors, w
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import pickle
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -37,7 +39,7 @@ class Shared:
         self.objects: dict[Key, Any] = {("trainer", ""): trainer, ("strategy", ""): trainer.strategy}
         self.objects |= {("module", name): submodule for name, submodule in module.named_modules()}
         self.objects |= {("tensor", name): tensor for name, tensor in named_tensors(module).items()}
-        self.objects |= {("callback", str(index)): value for index, value in enumerate(trainer.callbacks)}
+        self.objects |= {("callback", str(index)): value for index, value in enumerate(compat.callbacks(trainer))}
         self.objects |= {("logger", str(index)): value for index, value in enumerate(trainer.loggers)}
         self.keys: dict[int, Key] = {id(value): key for key, value in reversed(self.objects.items())}
 
@@ -134,6 +136,9 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
+# Functions would come back as copies, with copies of the globals that they use.
+_CODE = (FunctionType, MethodType, BuiltinFunctionType, functools.partial, type)
+
 _TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -150,7 +155,9 @@ def _own_attributes(shared: Any) -> dict[str, Any]:
         internals = compat.module_internals()
     elif not hasattr(shared, "__dict__") or _is_trainer_or_strategy(shared):
         return {}
-    return {name: value for name, value in vars(shared).items() if name not in internals and not callable(value)}
+    return {
+        name: value for name, value in vars(shared).items() if name not in internals and not isinstance(value, _CODE)
+    }
 
 
 def _is_trainer_or_strategy(shared: Any) -> bool:

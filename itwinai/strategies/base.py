@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
-from lightning_utilities.core.rank_zero import rank_zero_only as utils_rank_zero_only
+from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributed import ReduceOp
 
@@ -51,8 +52,8 @@ class LocalProcesses:
         return LocalLauncher(environment, num_processes, num_nodes, variables)
 
 
-class LaunchedStrategy(compat.ConfiguresLauncher):
-    """Mixin, before a parallel strategy of Lightning: ranks come from the environment, workers from a source.
+class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
+    """Mixin, before a parallel strategy of lightning: ranks come from the environment, workers from a source.
 
     Attributes:
         worker_source: where workers come from, unless an outer launcher has started this process as one.
@@ -60,16 +61,22 @@ class LaunchedStrategy(compat.ConfiguresLauncher):
 
     worker_source: WorkerSource
     _weights: tuple[Callable[[int], float], ...] = ()
-    # For type checkers: what the parallel strategy behind this mixin provides.
-    cluster_environment: ClusterEnvironment | None
-    parallel_devices: list[torch.device] | None
-    accelerator: Any
-    num_processes: int
-    num_nodes: int
-    world_size: int
-    global_rank: int
-    local_rank: int
     strategy_name: str
+    _nodes = 1
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes, as the trainer was asked for."""
+        return self._nodes
+
+    @num_nodes.setter
+    def num_nodes(self, num_nodes: int) -> None:
+        self._nodes = num_nodes
+
+    @property
+    def num_processes(self) -> int:
+        """Number of workers on each node, as the trainer was asked for."""
+        return len(self.parallel_devices or ())
 
     def make_launcher(self) -> compat.Launcher | None:
         assert self.cluster_environment is not None
@@ -79,7 +86,7 @@ class LaunchedStrategy(compat.ConfiguresLauncher):
             self.cluster_environment,
             self.num_processes,
             self.num_nodes,
-            self.accelerator.name() if hasattr(self.accelerator, "name") else "cpu",
+            "cuda" if isinstance(self.accelerator, CUDAAccelerator) else "cpu",
             self.worker_variables(),
         )
 
@@ -105,7 +112,7 @@ class LaunchedStrategy(compat.ConfiguresLauncher):
         if not environment.creates_processes_externally:
             environment.set_world_size(self.num_nodes * self.num_processes)
             environment.set_global_rank(environment.node_rank() * self.num_processes + environment.local_rank())
-        rank_zero_only.rank = utils_rank_zero_only.rank = environment.global_rank()
+        compat.set_rank_zero(environment.global_rank())
 
     @property
     def root_device(self) -> torch.device:
@@ -133,6 +140,7 @@ class LaunchedStrategy(compat.ConfiguresLauncher):
 
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if len(self._weights) == 1:
+            assert self.lightning_module is not None
             weight = self._weights[0](self.lightning_module.trainer.fit_loop.batch_idx)
             if weight != 1.0:
                 closure_loss = closure_loss * weight
@@ -147,7 +155,7 @@ class LaunchedStrategy(compat.ConfiguresLauncher):
         is_mean = isinstance(reduce_op, str) and reduce_op.lower() in ("mean", "avg") or reduce_op == ReduceOp.AVG
         if isinstance(tensor, Tensor) and is_mean and not (tensor.is_floating_point() or tensor.is_complex()):
             tensor = tensor.to(torch.get_default_dtype())
-        return super().reduce(tensor, group, reduce_op)
+        return super().reduce(tensor, group, reduce_op)  # type: ignore[safe-super]
 
     def teardown(self) -> None:
         self._weights = ()

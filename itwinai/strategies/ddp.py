@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from itwinai.errors import ConfigurationError
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses, WorkerSource
@@ -130,6 +131,7 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
         super().configure_ddp()
         # lightning registers communication hooks on CUDA only; they work with gloo as well.
         if self.root_device.type != "cuda" and self.comm_hook is not None:
+            assert isinstance(self.model, DistributedDataParallel)
             self.model.register_comm_hook(state=self.comm_state, hook=self.comm_hook)
 
 

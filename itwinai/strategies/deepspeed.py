@@ -124,6 +124,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
 
     def setup(self, trainer: Trainer) -> None:
         if self._layer_sync is not None and trainer.training:
+            assert self.model is not None
             self.model = self._layer_sync.apply(self.model)
         super().setup(trainer)
 
@@ -150,7 +151,8 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
 
     def teardown(self) -> None:
         """Leave the module with plain, whole parameters, as it came."""
-        engine, module = self.model, self.lightning_module
+        engine: Any = self.model
+        module = self.lightning_module
         if hasattr(engine, "destroy") and module is not None:
             # After an exception the other workers may be gone, and gathering needs them all.
             if self.zero_stage_3 and module.trainer.state.status != TrainerStatus.INTERRUPTED:

@@ -158,26 +158,11 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         self.op = op
         self.gradient_predivide_factor = gradient_predivide_factor
         self.find_unused_parameters = find_unused_parameters
-        self._num_nodes = 1
         self._synchronizer: GradientSynchronizer | None = None
         self._buffers: list[Tensor] = []
         self._metrics: list[Metric] = []
 
     # ---------------------------------------------------------------------------------------------- the group
-
-    @property
-    def num_nodes(self) -> int:
-        """Number of nodes."""
-        return self._num_nodes
-
-    @num_nodes.setter
-    def num_nodes(self, num_nodes: int) -> None:
-        self._num_nodes = num_nodes
-
-    @property
-    def num_processes(self) -> int:
-        """Number of workers on this node."""
-        return len(self.parallel_devices or ())
 
     def setup_environment(self) -> None:
         from itwinai.launchers.horovod import initialize

@@ -91,7 +91,12 @@ def gather_dtypes(module: Collectives) -> dict[str, tuple[str, list[float]]]:
 
 def gather_collection(module: Collectives) -> dict[str, Any]:
     gathered = module.all_gather({"a": tensor(module), "b": [tensor(module, 2)], "c": 1.5, "d": "text"})
-    return {"a": gathered["a"].tolist(), "b": gathered["b"][0].tolist(), "c": gathered["c"].tolist(), "d": gathered["d"]}
+    return {
+        "a": gathered["a"].tolist(),
+        "b": gathered["b"][0].tolist(),
+        "c": gathered["c"].tolist(),
+        "d": gathered["d"],
+    }
 
 
 def gather_gradients(module: Collectives) -> list[float]:
@@ -112,7 +117,12 @@ def gather_without_gradients(module: Collectives) -> bool:
 def broadcast_objects(module: Collectives) -> list[Any]:
     broadcast = module.trainer.strategy.broadcast
     rank = module.global_rank
-    return [broadcast({"rank": rank, "text": "x" * 1000}), broadcast(rank, src=1), broadcast(None), broadcast([rank] * 3)]
+    return [
+        broadcast({"rank": rank, "text": "x" * 1000}),
+        broadcast(rank, src=1),
+        broadcast(None),
+        broadcast([rank] * 3),
+    ]
 
 
 def barrier_blocks(module: Collectives) -> bool:

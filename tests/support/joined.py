@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 import torch
-
 from lightning.pytorch.utilities import rank_zero_only
 
 from tests.support.cases import CASES, run_case

@@ -1,0 +1,76 @@
+"""The command line: quick to answer, and lightning's own where it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from itwinai.cli.main import unknown_command, usage
+from itwinai.cli.run import expand_short_flags
+from tests.conftest import REPOSITORY, RunCommand, python
+
+DIGITS = REPOSITORY / "examples" / "digits"
+
+
+def test_import_changes_nothing(run_command: RunCommand) -> None:
+    check = (
+        "import logging, os, signal, sys\n"
+        "def state(): return dict(os.environ), [signal.getsignal(s) for s in (2, 10, 15)], logging.root.handlers[:]\n"
+        "before = state()\n"
+        "import itwinai\n"
+        "assert state() == before\n"
+        "heavy = {'torch', 'lightning', 'numpy', 'ray', 'horovod', 'deepspeed', 'jsonargparse'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "from itwinai.cli import main\n"
+        "assert main.main(['--help']) == 0\n"
+        "assert not {'torch', 'lightning'} & set(sys.modules)\n"
+    )
+    ended = run_command(python("-c", check))
+    assert ended.code == 0, ended.output
+
+
+def test_help_names_every_command() -> None:
+    for command in ("fit", "validate", "test", "predict", "doctor", "install"):
+        assert f"\n  {command} " in usage()
+
+
+def test_unknown_command() -> None:
+    assert "Did you mean 'doctor'?" in unknown_command("docter")
+
+
+@pytest.mark.parametrize(
+    ("given", "expanded"),
+    [
+        (["fit", "--strategy", "ray"], ["fit", "--trainer.strategy", "ray"]),
+        (["fit", "--devices=2", "-c", "a.yaml"], ["fit", "-c", "a.yaml", "--trainer.devices=2"]),
+        (["fit", "--num-nodes", "3"], ["fit", "--trainer.num_nodes", "3"]),
+        (["fit", "--model.strategy", "x"], ["fit", "--model.strategy", "x"]),
+    ],
+)
+def test_short_flags(given: list[str], expanded: list[str]) -> None:
+    assert expand_short_flags(given) == expanded
+
+
+def test_fit_then_test_from_a_config(run_command: RunCommand, tmp_path: Path) -> None:
+    itwinai = ["-m", "itwinai.cli.main"]
+    common = ["-c", str(DIGITS / "config.yaml"), "--strategy", "ddp", "--devices", "2"]
+    root = f"--trainer.default_root_dir={tmp_path}"
+    fitted = run_command(
+        python(*itwinai, "fit", *common, root, "--trainer.max_epochs=2", "--trainer.enable_checkpointing=true"),
+        cwd=DIGITS,
+    )
+    assert fitted.code == 0, fitted.output
+    assert "2 workers launched by itwinai" in fitted.output
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    tested = run_command(python(*itwinai, "test", *common, root, f"--ckpt_path={checkpoint}"), cwd=DIGITS)
+    assert tested.code == 0, tested.output
+    assert "test_acc" in tested.output
+
+
+def test_unknown_strategy_on_the_command_line(run_command: RunCommand) -> None:
+    ended = run_command(
+        python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", "--strategy", "horovodd"), cwd=DIGITS
+    )
+    assert ended.code != 0
+    assert "Did you mean 'horovod'?" in ended.output

@@ -1,0 +1,36 @@
+"""A script whose run fails in a way that its arguments choose: ``failing.py STRATEGY HOW [RANK]``."""
+
+import os
+import signal
+import sys
+import time
+
+import torch
+
+from tests.support.cases import Regression, loader, make_trainer
+
+strategy, how = sys.argv[1], sys.argv[2]
+rank = int(sys.argv[3]) if len(sys.argv) > 3 else 1
+
+
+class Failing(Regression):
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        if batch_idx < 3:
+            return
+        if self.global_rank == rank:
+            if how == "exception":
+                raise ArithmeticError("the loss of step 3 exploded")
+            if how == "sigkill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "exit":
+                os._exit(3)
+            if how == "unpicklable":
+                raise type("Odd", (Exception,), {"__reduce__": lambda self: (open, ("/nowhere",))})("odd one")
+        if how == "ctrl-c" and batch_idx == 3:
+            print(f"rank {self.global_rank} is at step 3", flush=True)
+            time.sleep(600)  # stands for a long step; the test interrupts it
+
+
+torch.manual_seed(0)
+make_trainer(strategy, 2, max_epochs=2).fit(Failing(), loader(4, shuffle=True))
+print("this line is not reached")

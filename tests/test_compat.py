@@ -1,0 +1,1043 @@
+"""What `itwinai.compat` takes for granted about the private parts of lightning and cloudpickle.
+
+Each test here fails when a release of theirs moves what it is about.
+"""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import cloudpickle
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import deepspeed as lightning_deepspeed
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
+from torch import Tensor, nn
+from torch.utils import _pytree
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler
+
+from itwinai import compat
+from itwinai.errors import ConfigurationError
+
+ENTRY_POINTS = ("fit", "validate", "test", "predict")
+
+
+class Tiny(LightningModule):
+    """One weight, one number per sample; remembers which batches it trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.trained: list[tuple[int, int, int, list[int]]] = []
+
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        self.trained.append((self.current_epoch, batch_idx, self.global_step, batch.tolist()))
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss = self.layer(batch.float().reshape(-1, 1)).square().mean()
+        self.log("loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val_mean", batch.float().mean())
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("test_mean", batch.float().mean())
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return batch
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class TinyData(LightningDataModule):
+    """The numbers up to eight, in batches of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exceptions: list[BaseException] = []
+
+    def train_dataloader(self) -> DataLoader:
+        return numbers(8)
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.exceptions.append(exception)
+
+
+class Numbers(Dataset[int]):
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class Stream(IterableDataset[int]):
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.size))
+
+
+def numbers(size: int, batch_size: int | None = 2, **options: Any) -> DataLoader:
+    return DataLoader(Numbers(size), batch_size=batch_size, **options)
+
+
+def batches_of(loader: Iterable[Tensor]) -> list[Any]:
+    return [batch.tolist() for batch in loader]
+
+
+def make_trainer(**options: Any) -> Trainer:
+    return Trainer(
+        **{
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 1,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+            **options,
+        }
+    )
+
+
+# ------------------------------------------------------------------------------------------------ launching
+
+
+class RecordingLauncher(compat.Launcher):
+    """Has all that lightning asks of a launcher, and launches nothing."""
+
+    def __init__(self) -> None:
+        self.launched: list[dict[str, Any]] = []
+
+    @property
+    def is_interactive_compatible(self) -> bool:
+        return True
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
+        assert trainer is not None
+        self.launched.append(
+            {"function": function, "args": args, "trainer": trainer, "module": trainer.lightning_module}
+        )
+        # The entry points check this when the launcher is back.
+        trainer.state.status, trainer.state.stage = TrainerStatus.FINISHED, None
+        return ["returned"]
+
+    def kill(self, signum: int) -> None:
+        pass
+
+
+class LaunchedStrategy(compat.ConfiguresLauncher, SingleDeviceStrategy):
+    def __init__(self, launcher: compat.Launcher | None = None) -> None:
+        super().__init__(device=torch.device("cpu"))
+        self.made = 0
+        self.given = launcher
+
+    def make_launcher(self) -> compat.Launcher | None:
+        self.made += 1
+        return self.given
+
+
+def test_launcher_is_asked_for_once_when_the_trainer_is_made() -> None:
+    launcher = RecordingLauncher()
+    strategy = LaunchedStrategy(launcher)
+    trainer = make_trainer(strategy=strategy)
+    assert trainer.strategy is strategy
+    assert trainer.strategy.launcher is launcher
+    assert strategy.made == 1
+
+
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_launcher_gets_a_method_of_a_trainer_that_knows_its_module(entry_point: str) -> None:
+    launcher = RecordingLauncher()
+    trainer, module = make_trainer(strategy=LaunchedStrategy(launcher)), Tiny()
+    returned = getattr(trainer, entry_point)(module, numbers(4))
+    (launched,) = launcher.launched
+    assert launched["function"].__self__ is launched["trainer"] is trainer
+    assert launched["module"] is module
+    assert module in launched["args"]
+    assert returned == (None if entry_point == "fit" else ["returned"])
+    assert trainer.global_step == 0
+
+
+def test_without_launcher_the_entry_point_runs_in_this_process() -> None:
+    trainer = make_trainer(strategy=LaunchedStrategy(RecordingLauncher()))
+    trainer.strategy.drop_launcher()
+    assert trainer.strategy.launcher is None
+    trainer.fit(Tiny(), numbers(4))
+    assert trainer.global_step == 2
+
+
+def test_making_no_launcher_means_this_process() -> None:
+    trainer = make_trainer(strategy=LaunchedStrategy(None))
+    trainer.fit(Tiny(), numbers(4))
+    assert trainer.global_step == 2
+
+
+def test_strategy_has_to_say_which_launcher() -> None:
+    with pytest.raises(NotImplementedError):
+        compat.ConfiguresLauncher().make_launcher()
+
+
+class OnException(Callback):
+    def __init__(self) -> None:
+        self.exceptions: list[BaseException] = []
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.exceptions.append(exception)
+
+
+def test_call_in_worker_runs_the_hooks_on_exceptions_and_raises() -> None:
+    callback, datamodule = OnException(), TinyData()
+    trainer = make_trainer(callbacks=callback)
+    compat.attach(trainer, Tiny(), datamodule)
+    trainer.training = True
+    error = ValueError("broken batch")
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(ValueError) as raised:
+        compat.call_in_worker(trainer, fail)
+    assert raised.value is error
+    assert callback.exceptions == [error]
+    assert datamodule.exceptions == [error]
+    assert (trainer.state.status, trainer.state.stage) == (TrainerStatus.INTERRUPTED, None)
+
+
+def test_call_in_worker_ends_the_process_on_keyboard_interrupt() -> None:
+    callback = OnException()
+    trainer = make_trainer(callbacks=callback)
+    compat.attach(trainer, Tiny(), None)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            compat.call_in_worker(trainer, interrupt)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert [type(exception) for exception in callback.exceptions] == [KeyboardInterrupt]
+
+
+def test_call_in_worker_passes_arguments_and_returns() -> None:
+    assert compat.call_in_worker(make_trainer(), lambda *args, **kwargs: (args, kwargs), 1, two=2) == ((1,), {"two": 2})
+
+
+def test_threads_are_limited_unless_the_environment_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        compat.limit_threads(10_000)
+        assert torch.get_num_threads() == 3
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        compat.limit_threads(10_000)
+        assert torch.get_num_threads() == 1
+        assert os.environ["OMP_NUM_THREADS"] == "1"
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("devices", "num_nodes", "ddp"), [(1, 1, False), ("auto", 1, False), (2, 1, True), ("2", 1, True), (1, 2, True)]
+)
+def test_auto_stands_for_ddp_when_there_are_several_workers(devices: int | str, num_nodes: int, ddp: bool) -> None:
+    assert compat.selects_ddp("cpu", devices, num_nodes) is ddp
+
+
+# ------------------------------------------------------------------------------------------------ DeepSpeed
+
+OVERRIDDEN = {name for name, value in vars(compat.EngineMaker).items() if name[0] == "_" != name[1] and callable(value)}
+
+
+def test_engine_maker_overrides_what_is_known_here() -> None:
+    known = {"_setup_model_and_optimizer", "_initialize_deepspeed_inference", "_init_optimizers"}
+    assert known | {"_format_batch_size_and_grad_accum_config"} == OVERRIDDEN
+
+
+@pytest.mark.parametrize("name", sorted(OVERRIDDEN))
+def test_engine_maker_overrides_methods_of_lightning_by_their_signature(name: str) -> None:
+    ours = inspect.signature(getattr(compat.EngineMaker, name)).parameters.values()
+    theirs = inspect.signature(getattr(LightningDeepSpeedStrategy, name)).parameters.values()
+    assert [(parameter.name, parameter.kind) for parameter in ours] == [
+        (parameter.name, parameter.kind) for parameter in theirs
+    ]
+    assert [p.default is p.empty for p in ours] == [p.default is p.empty for p in theirs]
+
+
+class FakeEngines(compat.EngineMaker):
+    """Makes engines out of nothing, and remembers of what."""
+
+    strategy_name = "fake"
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config=config)
+        self.made: list[dict[str, Any]] = []
+
+    def make_engine(self, config: dict[str, Any], model: nn.Module, **options: Any) -> tuple[Any, ...]:
+        self.made.append({"config": config, "model": model, **options})
+        engine = SimpleNamespace(lr_scheduler=options["lr_scheduler"])
+        return engine, options["optimizer"]
+
+
+@pytest.fixture
+def no_deepspeed(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """Let lightning believe that DeepSpeed is installed; whoever calls it is found out by the mock."""
+    fake = MagicMock(name="deepspeed")
+    monkeypatch.setitem(sys.modules, "deepspeed", fake)
+    monkeypatch.setattr(lightning_deepspeed, "_DEEPSPEED_AVAILABLE", True)
+    monkeypatch.setattr(lightning_deepspeed, "_DEEPSPEED_GREATER_EQUAL_0_16", True)
+    return fake
+
+
+class Scheduled(Tiny):
+    """With a frozen parameter, an optimizer and a scheduler; or with as many as told."""
+
+    def __init__(self, optimizers: int = 1) -> None:
+        super().__init__()
+        self.frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.number = optimizers
+        self.hook_calls = 0
+
+    def configure_optimizers(self) -> Any:
+        optimizers = [torch.optim.SGD(self.layer.parameters(), lr=0.01) for _ in range(self.number)]
+        return optimizers, [torch.optim.lr_scheduler.StepLR(optimizer, 1) for optimizer in optimizers]
+
+
+def deepspeed_run(strategy: FakeEngines, module: LightningModule, stage: RunningStage, **options: Any) -> Trainer:
+    """Bring a strategy to where lightning initialises DeepSpeed."""
+    trainer = make_trainer(**options)
+    module.trainer = trainer
+    trainer.state.fn = TrainerFn.FITTING if stage == RunningStage.TRAINING else TrainerFn.PREDICTING
+    trainer.state.stage = stage
+    strategy._lightning_module = strategy.model = module
+    return trainer
+
+
+def test_engine_for_training_is_made_by_us_with_the_module_s_optimizer(no_deepspeed: MagicMock) -> None:
+    strategy, module = FakeEngines({"zero_optimization": {"stage": 2}}), Scheduled()
+    deepspeed_run(strategy, module, RunningStage.TRAINING)
+    strategy.init_deepspeed()
+    (made,) = strategy.made
+    assert made["config"] is strategy.config
+    assert made["model"] is module
+    assert isinstance(made["optimizer"], torch.optim.SGD)
+    assert isinstance(made["lr_scheduler"], torch.optim.lr_scheduler.StepLR)
+    assert [id(p) for p in made["model_parameters"]] == [id(p) for p in module.layer.parameters()]
+    assert strategy.model.lr_scheduler is None  # taken over: lightning steps it
+    assert [config.scheduler for config in strategy.lr_scheduler_configs] == [made["lr_scheduler"]]
+    assert strategy.optimizers == [made["optimizer"]]
+    no_deepspeed.initialize.assert_not_called()
+
+
+@pytest.mark.parametrize("optimizers", [0, 2])
+def test_engine_takes_exactly_one_optimizer(no_deepspeed: MagicMock, optimizers: int) -> None:
+    strategy, module = FakeEngines({"zero_optimization": {"stage": 1}}), Scheduled(optimizers)
+    module.automatic_optimization = False  # lightning refuses several otherwise
+    deepspeed_run(strategy, module, RunningStage.TRAINING)
+    with pytest.raises(ConfigurationError, match=f"Scheduled.configure_optimizers returns {optimizers} optimizers"):
+        strategy.init_deepspeed()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_engine_for_inference_is_made_by_us_without_an_optimizer(no_deepspeed: MagicMock, stage: int) -> None:
+    sharding = {"zero_allow_untested_optimizer": True, "zero_optimization": {"stage": stage}}
+    strategy, module = FakeEngines({**sharding, "bf16": {"enabled": True}, "train_batch_size": 4}), Scheduled()
+    deepspeed_run(strategy, module, RunningStage.PREDICTING)
+    strategy.init_deepspeed()
+    (made,) = strategy.made
+    assert made == {
+        "config": {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": True}} | (sharding if stage == 3 else {}),
+        "model": module,
+        "optimizer": None,
+        "lr_scheduler": None,
+        "model_parameters": [],
+    }
+    assert strategy.model is not module
+    no_deepspeed.initialize.assert_not_called()
+
+
+def test_hooks_of_an_engine_before_are_removed_before_inference(no_deepspeed: MagicMock) -> None:
+    strategy, module = FakeEngines({}), Scheduled()
+    module.layer.register_forward_hook(lambda *_: setattr(module, "hook_calls", module.hook_calls + 1))
+    deepspeed_run(strategy, module, RunningStage.PREDICTING)
+    strategy.init_deepspeed()
+    module.layer(torch.zeros(1, 1))
+    assert module.hook_calls == 0
+
+
+def test_engine_does_not_divide_by_the_number_of_accumulated_batches_again(no_deepspeed: MagicMock) -> None:
+    strategy = FakeEngines({"train_micro_batch_size_per_gpu": 1})
+    deepspeed_run(strategy, Scheduled(), RunningStage.TRAINING, accumulate_grad_batches=4, gradient_clip_val=0.5)
+    strategy._init_config_if_needed()
+    assert strategy.config["gradient_accumulation_steps"] == 1
+    assert strategy.config["gradient_clipping"] == 0.5
+
+
+def test_whole_weights_are_loaded_into_shards_by_lightning(no_deepspeed: MagicMock) -> None:
+    strategy, module = FakeEngines({}), Tiny()
+    deepspeed_run(strategy, module, RunningStage.PREDICTING)
+    strategy.cluster_environment = MagicMock(**{"global_rank.return_value": 0})
+    weights = {name: torch.full_like(value, 7.0) for name, value in module.state_dict().items()}
+    strategy.restore_sharded({"state_dict": weights}, strict=True)
+    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+    no_deepspeed.zero.GatheredParameters.assert_called()
+
+
+# ------------------------------------------------------------------------------------------- random numbers
+
+
+def draw() -> tuple[float, float, float]:
+    return float(torch.rand(())), float(np.random.rand()), random.random()
+
+
+@pytest.mark.parametrize("include_cuda", [True, False])
+def test_random_states_come_back_from_where_they_were_collected(include_cuda: bool) -> None:
+    states = compat.collect_rng_states(include_cuda=include_cuda)
+    assert {"torch", "python", "numpy"} <= set(states)
+    first = [draw() for _ in range(3)]
+    for copied in (states, pickle.loads(pickle.dumps(states))):
+        compat.set_rng_states(copied)
+        assert [draw() for _ in range(3)] == first
+    compat.set_rng_states(states)
+    again = draw()
+    assert again == first[0]
+    for one, other in zip(again, draw(), strict=True):
+        assert one != other
+
+
+def test_random_states_without_cuda_hold_nothing_of_cuda() -> None:
+    assert set(compat.collect_rng_states(include_cuda=False)) == {"torch", "python", "numpy"}
+
+
+# ----------------------------------------------------------------------------- what a run leaves on its trainer
+
+
+def test_attached_trainer_is_like_one_that_has_run() -> None:
+    ran, module_of_run, data_of_run = make_trainer(), Tiny(), TinyData()
+    ran.fit(module_of_run, datamodule=data_of_run)
+    trainer, module, datamodule = make_trainer(), Tiny(), TinyData()
+    compat.attach(trainer, module, datamodule)
+    for one, of_module, of_data in ((ran, module_of_run, data_of_run), (trainer, module, datamodule)):
+        assert one.lightning_module is one.model is of_module
+        assert of_module.trainer is one
+        assert one.datamodule is of_data
+        assert of_data.trainer is one
+
+
+def test_attached_trainer_saves_the_module_and_goes_on_with_it(tmp_path: Path) -> None:
+    trainer, module = make_trainer(), Tiny()
+    compat.attach(trainer, module, None)
+    assert trainer.datamodule is None
+    path = tmp_path / "attached.ckpt"
+    trainer.save_checkpoint(path)
+    weight = module.layer.weight.detach().clone()
+    nn.init.zeros_(module.layer.weight)
+    assert trainer.test(dataloaders=numbers(4), ckpt_path=path) == [{"test_mean": 1.5}]
+    assert torch.equal(module.layer.weight, weight)
+
+
+class Configured(Tiny):
+    """Sets attributes of its own, also while it runs."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.width = width
+        self.register_buffer("counted", torch.zeros(1))
+        self.example_input_array = torch.zeros(2, 1)
+        self.callback: Callback | None = None
+
+    def on_fit_start(self) -> None:
+        self.started = True
+
+
+def test_module_internals_are_all_that_is_on_a_module_beside_the_user_s_own() -> None:
+    trainer, module = make_trainer(), Configured()
+    trainer.fit(module, numbers(4), numbers(4))
+    trainer.predict(module, numbers(4))
+    own = {"trained", "width", "callback", "started"}
+    internals = compat.module_internals()
+    assert not own & internals
+    hyperparameters = {"_hparams", "_hparams_initial", "_hparams_name"}
+    assert set(vars(module)) - internals - hyperparameters == own
+    assert {"_trainer", "_parameters", "_buffers", "_modules", "_forward_hooks", "training"} <= internals
+
+
+def test_metrics_written_into_another_trainer_are_read_from_it_like_a_run_s_own() -> None:
+    ran = make_trainer()
+    ran.fit(Tiny(), numbers(4), numbers(6))
+    metrics = compat.read_metrics(ran)
+    assert set(metrics) == {"callback_metrics", "logged_metrics", "progress_bar_metrics"}
+    trainer, module = make_trainer(max_epochs=0), Tiny()
+    trainer.fit(module, numbers(4))
+    trainer.state = ran.state
+    compat.write_metrics(trainer, pickle.loads(pickle.dumps(metrics)))
+    assert set(trainer.callback_metrics) == {"loss", "loss_step", "loss_epoch", "val_mean"}
+    assert set(trainer.logged_metrics) == {"loss_step", "loss_epoch", "val_mean"}
+    assert set(trainer.progress_bar_metrics) == {"loss_step", "loss_epoch"}
+    for name, values in metrics.items():
+        assert values == getattr(trainer, name) == getattr(ran, name)
+    # And the trainer can go on: a later run replaces them.
+    assert trainer.validate(module, numbers(8)) == [{"val_mean": 3.5}]
+    assert trainer.callback_metrics["val_mean"] == 3.5
+
+
+def test_metrics_are_read_as_values_apart_from_their_graph() -> None:
+    trainer = make_trainer()
+    trainer._logger_connector._callback_metrics = {"loss": torch.ones(1, requires_grad=True) * 2, "name": 3}
+    metrics = compat.read_metrics(trainer)["callback_metrics"]
+    assert not metrics["loss"].requires_grad
+    assert metrics["name"] == 3
+
+
+RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "all epochs": ({"max_epochs": 2}, {"max_epochs": 4}),
+    "steps, at the end of an epoch": ({"max_epochs": -1, "max_steps": 4}, {"max_steps": 7}),
+    "steps, within an epoch": ({"max_epochs": -1, "max_steps": 6}, {"max_steps": 11}),
+    "accumulated gradients": ({"max_epochs": 1, "accumulate_grad_batches": 3}, {"max_epochs": 2}),
+    "part of each epoch": ({"max_epochs": 1, "limit_train_batches": 3}, {"max_epochs": 3}),
+    "with validation": ({"max_epochs": 1, "val_check_interval": 2}, {"max_epochs": 2}),
+}
+
+
+def progress(trainer: Trainer) -> dict[str, Any]:
+    loops = {name: getattr(trainer, f"{name}_loop") for name in ENTRY_POINTS}
+    return {
+        "global_step": trainer.global_step,
+        "current_epoch": trainer.current_epoch,
+        "num_training_batches": trainer.num_training_batches,
+        "max_epochs": trainer.max_epochs,
+        "min_epochs": trainer.min_epochs,
+        "states": {name: loop.state_dict() for name, loop in loops.items()},
+    }
+
+
+def go_on(trainer: Trainer, limits: dict[str, int], **data: Any) -> list[tuple[int, int, int, list[int]]]:
+    """Train on with other limits, and return what was trained on."""
+    trainer.fit_loop.max_epochs = limits.get("max_epochs", trainer.fit_loop.max_epochs)
+    trainer.fit_loop.epoch_loop.max_steps = limits.get("max_steps", trainer.fit_loop.epoch_loop.max_steps)
+    module = Tiny()
+    torch.manual_seed(2)
+    trainer.fit(module, **data)
+    return module.trained
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("run", RUNS)
+def test_loops_written_into_a_fresh_trainer_go_on_where_they_ended(run: str, shuffle: bool) -> None:
+    limits, new_limits = RUNS[run]
+    data = {"train_dataloaders": numbers(8, shuffle=shuffle)}
+    if run == "with validation":
+        data["val_dataloaders"] = numbers(4)
+    ran = make_trainer(**limits)
+    ran.fit(Tiny(), **data)
+    trainer = make_trainer(**limits)
+    compat.write_loops(trainer, pickle.loads(pickle.dumps(compat.read_loops(ran))))
+    assert progress(trainer) == progress(ran)
+    assert trainer.global_step > 0
+    trained = go_on(trainer, new_limits, **data)
+    assert trained == go_on(ran, new_limits, **data)
+    assert trained[0][1] == 0  # a new epoch, from its first batch
+    assert progress(trainer) == progress(ran)
+
+
+def test_loops_go_on_at_the_next_epoch() -> None:
+    """As above, with the numbers spelled out."""
+    ran = make_trainer(max_epochs=2)
+    ran.fit(Tiny(), numbers(4))
+    trainer = make_trainer(max_epochs=2)
+    compat.write_loops(trainer, compat.read_loops(ran))
+    assert (trainer.global_step, trainer.current_epoch) == (4, 2)
+    trained = go_on(trainer, {"max_epochs": 3}, train_dataloaders=numbers(4))
+    assert trained == [(2, 0, 4, [0, 1]), (2, 1, 5, [2, 3])]
+
+
+def test_loops_that_are_done_do_nothing_more() -> None:
+    ran = make_trainer(max_epochs=1)
+    ran.fit(Tiny(), numbers(4))
+    trainer = make_trainer(max_epochs=1)
+    compat.write_loops(trainer, compat.read_loops(ran))
+    assert go_on(trainer, {}, train_dataloaders=numbers(4)) == []
+
+
+def test_loops_of_evaluation_are_those_of_the_run() -> None:
+    ran, trainer = make_trainer(), make_trainer()
+    for entry_point in ("validate", "test", "predict"):
+        getattr(ran, entry_point)(Tiny(), numbers(6))
+    compat.write_loops(trainer, compat.read_loops(ran))
+    assert progress(trainer) == progress(ran)
+    assert trainer.predict_loop.batch_progress.total.completed == 3
+    assert trainer.validate(Tiny(), numbers(8)) == [{"val_mean": 3.5}]
+
+
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_only_predict_is_predicting(entry_point: str) -> None:
+    trainer = make_trainer()
+    getattr(trainer, entry_point)(Tiny(), numbers(4))
+    assert compat.is_predicting(trainer) is (entry_point == "predict")
+
+
+class Broken(Tiny):
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        raise RuntimeError("broken")
+
+
+def test_interrupted_trainer_is_like_one_that_an_exception_left() -> None:
+    ran, trainer = make_trainer(), make_trainer()
+    with pytest.raises(RuntimeError, match="broken"):
+        ran.fit(Broken(), numbers(4))
+    trainer.state.fn = TrainerFn.FITTING
+    trainer.training = True
+    compat.mark_interrupted(trainer)
+    assert trainer.state == ran.state
+    assert trainer.interrupted and ran.interrupted
+    trainer.fit(Tiny(), numbers(4))
+    assert trainer.state.finished
+
+
+# ---------------------------------------------------------------------------------------------- dataloaders
+
+
+class DistributedStrategy(SingleDeviceStrategy):
+    """Runs in this process, and calls itself distributed, so that loaders are prepared."""
+
+    def __init__(self, is_distributed: bool = True) -> None:
+        super().__init__(device=torch.device("cpu"))
+        self.is_distributed = is_distributed
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        return {"num_replicas": 2, "rank": 1}
+
+
+class Preparation:
+    """Prepares loaders, and remembers them; each gets the batches of another one."""
+
+    def __init__(self) -> None:
+        self.prepared: list[tuple[object, RunningStage, bool]] = []
+
+    def __call__(self, loader: DataLoader, stage: RunningStage, map_style: bool) -> DataLoader:
+        self.prepared.append((loader, stage, map_style))
+        return numbers(3, batch_size=1)
+
+
+class Watched(Tiny):
+    """Remembers the batches that it gets from each entry point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.got: dict[str, list[Any]] = {name: [] for name in ENTRY_POINTS}
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.got["fit"].append(batch.tolist())
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.got["validate"].append(batch.tolist())
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.got["test"].append(batch.tolist())
+
+    def predict_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        self.got["predict"].append(batch.tolist())
+        return batch
+
+
+def prepared_trainer(prepare: Callable[..., DataLoader], **options: Any) -> Trainer:
+    trainer = make_trainer(**{"strategy": DistributedStrategy(), **options})
+    compat.replace_dataloader_preparation(trainer, prepare)
+    return trainer
+
+
+STAGES = {
+    "fit": RunningStage.TRAINING,
+    "validate": RunningStage.VALIDATING,
+    "test": RunningStage.TESTING,
+    "predict": RunningStage.PREDICTING,
+}
+
+
+@pytest.mark.parametrize("map_style", [True, False])
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_loaders_are_prepared_by_us(entry_point: str, map_style: bool) -> None:
+    prepare, module = Preparation(), Watched()
+    loader = numbers(8) if map_style else DataLoader(Stream(8), batch_size=2)
+    getattr(prepared_trainer(prepare), entry_point)(module, loader)
+    assert prepare.prepared == [(loader, STAGES[entry_point], map_style)]
+    assert module.got[entry_point] == [[0], [1], [2]]
+
+
+def test_loader_for_validation_during_fit_is_prepared_once_for_sanity_check_and_epochs() -> None:
+    prepare, module, loaders = Preparation(), Watched(), (numbers(8), numbers(6))
+    prepared_trainer(prepare, max_epochs=2, num_sanity_val_steps=1).fit(module, *loaders)
+    assert sorted(prepare.prepared, key=lambda prepared: prepared[1]) == [
+        (loaders[0], RunningStage.TRAINING, True),
+        (loaders[1], RunningStage.VALIDATING, True),
+    ]
+    assert module.got["validate"] == [[0]] + 2 * [[0], [1], [2]]
+
+
+def test_each_loader_of_a_collection_is_prepared() -> None:
+    prepare, module, loaders = Preparation(), Watched(), [numbers(8), numbers(6)]
+    prepared_trainer(prepare).predict(module, loaders)
+    assert [loader for loader, _, _ in prepare.prepared] == loaders
+    assert module.got["predict"] == 2 * [[0], [1], [2]]
+
+
+class NoLoader:
+    """Yields batches, and is no DataLoader."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([torch.tensor([5, 6])])
+
+
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+@pytest.mark.parametrize("kind", ["distributed sampler", "no loader", "left alone", "one process"])
+def test_other_loaders_are_left_to_lightning(kind: str, entry_point: str) -> None:
+    prepare, module = Preparation(), Watched()
+    options: dict[str, Any] = {}
+    loader: Any = numbers(8)
+    expected = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    if kind == "distributed sampler":
+        sampler: DistributedSampler[int] = DistributedSampler(Numbers(8), num_replicas=2, rank=1, shuffle=False)
+        loader, expected = numbers(8, sampler=sampler), [[1, 3], [5, 7]]
+    elif kind == "no loader":
+        loader, expected = NoLoader(), [[5, 6]]
+    elif kind == "left alone":
+        options = {"use_distributed_sampler": False}
+    else:
+        options = {"strategy": DistributedStrategy(is_distributed=False)}
+    getattr(prepared_trainer(prepare, **options), entry_point)(module, loader)
+    assert prepare.prepared == []
+    assert module.got[entry_point] == expected
+
+
+def test_preparation_travels_with_the_trainer() -> None:
+    trainer = cloudpickle.loads(cloudpickle.dumps(prepared_trainer(Preparation())))
+    connector = trainer._data_connector
+    assert connector._prepare_dataloader.args[0] is connector
+    assert connector._prepare_dataloader(numbers(2), shuffle=False, mode=RunningStage.TESTING).dataset.size == 3
+    module = Watched()
+    trainer.test(module, numbers(8))
+    assert module.got["test"] == [[0], [1], [2]]
+
+
+class Reversed(Sampler[Any]):
+    """Indices from the last to the first, alone or in batches, which remembers the epochs announced to it."""
+
+    def __init__(self, size: int, batch_size: int | None = None) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.epochs: list[int] = []
+
+    @property
+    def sampler(self) -> Reversed:
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __iter__(self) -> Iterator[Any]:
+        indices = reversed(range(self.size))
+        return iter(BatchSampler(indices, self.batch_size, False)) if self.batch_size else indices
+
+
+def in_hook(make: Callable[[], DataLoader], **options: Any) -> list[Any]:
+    """Make a loader in a module's hook, draw it from another sampler, and return the batches trained on."""
+
+    class WithLoader(Watched):
+        def train_dataloader(self) -> DataLoader:
+            return make()
+
+    def prepare(loader: DataLoader, stage: RunningStage, map_style: bool) -> DataLoader:
+        if not map_style:
+            return compat.with_batch_size(loader, 3)
+        batched = loader.batch_sampler is not None
+        return compat.with_sampler(loader, Reversed(len(loader.dataset), 3 if batched else None), stage)
+
+    module = WithLoader()
+    prepared_trainer(prepare, **options).fit(module)
+    return module.got["fit"]
+
+
+class ScaledLoader(DataLoader):
+    """With arguments of its own, which are nowhere to be found afterwards."""
+
+    def __init__(self, size: int, scale: int, **options: Any) -> None:
+        super().__init__(Numbers(size), collate_fn=lambda samples: scale * torch.tensor(samples), **options)
+
+
+class RememberingLoader(DataLoader):
+    """With an argument of its own, which it keeps under its name."""
+
+    def __init__(self, dataset: Any, name: str, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.name = name
+
+
+class SizedBatches(Sampler[list[int]]):
+    """A batch sampler that lightning could not build anew: it wants sizes, and has no sampler."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.sizes = sizes
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        indices = iter(range(sum(self.sizes)))
+        return ([next(indices) for _ in range(size)] for size in self.sizes)
+
+
+def collate(samples: Sequence[int]) -> Tensor:
+    return 10 * torch.tensor(samples)
+
+
+def initialise(worker: int) -> None:
+    pass
+
+
+KEPT: dict[str, Any] = {
+    "num_workers": 2,
+    "collate_fn": collate,
+    "pin_memory": False,
+    "timeout": 7,
+    "worker_init_fn": initialise,
+    "prefetch_factor": 3,
+    "persistent_workers": True,
+    "generator": torch.Generator(),
+    "multiprocessing_context": "spawn",
+}
+
+
+@pytest.mark.parametrize("batch_size", [4, None])
+def test_loader_keeps_its_dataset_and_all_other_options_with_another_sampler(batch_size: int | None) -> None:
+    loader = numbers(8, batch_size, **KEPT)
+    sampler = Reversed(8, batch_size)
+    built = compat.with_sampler(loader, sampler, RunningStage.TRAINING)
+    assert built is not loader
+    assert built.dataset is loader.dataset
+    assert (built.batch_sampler if batch_size else built.sampler) is sampler
+    assert {name: getattr(built, name) for name in KEPT} == {name: getattr(loader, name) for name in KEPT}
+    assert (loader.batch_sampler is None) == (batch_size is None)
+    assert list(iter(loader.sampler)) == list(range(8))  # the user's loader is as it was
+
+
+@pytest.mark.parametrize(
+    ("loader", "batches"),
+    [
+        (numbers(5), [[4, 3, 2], [1, 0]]),
+        (numbers(5, shuffle=True, drop_last=True), [[4, 3, 2], [1, 0]]),
+        (DataLoader(Numbers(5), batch_sampler=SizedBatches(1, 4)), [[4, 3, 2], [1, 0]]),
+        (numbers(3, batch_size=None), [2, 1, 0]),
+        (numbers(3, batch_size=None, sampler=[1, 1]), [2, 1, 0]),
+    ],
+    ids=["plain", "shuffled", "batch sampler", "no batches", "no batches but a sampler"],
+)
+@pytest.mark.parametrize("stage", STAGES.values())
+def test_loader_draws_from_the_sampler_it_is_given(stage: RunningStage, loader: DataLoader, batches: list[Any]) -> None:
+    sampler = Reversed(len(loader.dataset), None if loader.batch_sampler is None else 3)
+    built = compat.with_sampler(loader, sampler, stage)
+    assert [batch if isinstance(batch, int) else batch.tolist() for batch in built] == batches
+    assert len(built) == len(batches)
+
+
+def test_loader_of_a_user_s_own_class_keeps_its_class_and_attributes() -> None:
+    loader = RememberingLoader(Numbers(5), "mine", batch_size=2)
+    built = compat.with_sampler(loader, Reversed(5, 3), RunningStage.TRAINING)
+    assert type(built) is RememberingLoader
+    assert built.name == "mine"
+    assert batches_of(built) == [[4, 3, 2], [1, 0]]
+
+
+def late(loader: DataLoader) -> DataLoader:
+    """Set an attribute on a finished loader, as users do in their hooks."""
+    loader.collate_fn = collate
+    return loader
+
+
+@pytest.mark.parametrize(
+    ("make", "batches"),
+    [
+        (lambda: numbers(5), [[4, 3, 2], [1, 0]]),
+        (lambda: numbers(5, shuffle=True, drop_last=True), [[4, 3, 2], [1, 0]]),
+        (lambda: ScaledLoader(5, 100, batch_size=2), [[400, 300, 200], [100, 0]]),
+        (lambda: ScaledLoader(5, scale=100, batch_size=2, shuffle=True), [[400, 300, 200], [100, 0]]),
+        (lambda: DataLoader(Numbers(5), batch_sampler=SizedBatches(1, 4)), [[4, 3, 2], [1, 0]]),
+        (
+            lambda: DataLoader(Numbers(5), batch_sampler=BatchSampler(range(5), batch_size=4, drop_last=True)),
+            [[4, 3, 2], [1, 0]],
+        ),
+        (lambda: late(numbers(5)), [[40, 30, 20], [10, 0]]),
+        (lambda: DataLoader(Stream(5), batch_size=2), [[0, 1, 2], [3, 4]]),
+        (lambda: ScaledStream(5, scale=100, batch_size=2, drop_last=True), [[0, 100, 200]]),
+    ],
+    ids=[
+        "plain",
+        "shuffled",
+        "own class",
+        "own class, by keyword",
+        "batch sampler",
+        "torch's batch sampler",
+        "attribute set late",
+        "iterable",
+        "own class, iterable",
+    ],
+)
+def test_loader_made_in_a_hook_is_built_anew(make: Callable[[], DataLoader], batches: list[Any]) -> None:
+    assert in_hook(make) == batches
+
+
+class ScaledStream(DataLoader):
+    def __init__(self, size: int, scale: int, **options: Any) -> None:
+        super().__init__(Stream(size), collate_fn=lambda samples: scale * torch.tensor(samples), **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "batches"),
+    [
+        (lambda: DataLoader(Numbers(5), 2), [[4, 3, 2], [1, 0]]),
+        (lambda: DataLoader(Numbers(5), 2, True), [[4, 3, 2], [1, 0]]),
+        (lambda: DataLoader(Stream(5), 2), [[0, 1, 2], [3, 4]]),
+    ],
+    ids=["batch size", "batch size and shuffle", "iterable"],
+)
+def test_loader_made_in_a_hook_may_have_positional_arguments(
+    make: Callable[[], DataLoader], batches: list[Any]
+) -> None:
+    assert in_hook(make) == batches
+
+
+@pytest.mark.parametrize("batch_size", [2, None])
+def test_epochs_are_announced_to_the_sampler(batch_size: int | None) -> None:
+    sampler = Reversed(8, batch_size)
+    trainer = prepared_trainer(lambda loader, stage, _: compat.with_sampler(loader, sampler, stage), max_epochs=3)
+    trainer.fit(Tiny(), DataLoader([torch.ones(1)] * 8, batch_size))
+    assert sorted(set(sampler.epochs)) == [0, 1, 2]
+
+
+class Writer(BasePredictionWriter):
+    def __init__(self) -> None:
+        super().__init__("batch_and_epoch")
+        self.batches: list[Any] = []
+        self.epoch: Any = None
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        self.batches.append((prediction.tolist(), batch_indices))
+
+    def write_on_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Any, batch_indices: Any
+    ) -> None:
+        self.epoch = batch_indices
+
+
+def test_prediction_writers_get_the_indices_of_every_batch() -> None:
+    writer = Writer()
+    trainer = prepared_trainer(
+        lambda loader, stage, _: compat.with_sampler(loader, Reversed(5, 3), stage), callbacks=writer
+    )
+    trainer.predict(Tiny(), numbers(5))
+    assert writer.batches == [([4, 3, 2], [4, 3, 2]), ([1, 0], [1, 0])]
+    assert writer.epoch == [[[4, 3, 2], [1, 0]]]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_loader_of_an_iterable_dataset_keeps_all_but_the_batch_size(drop_last: bool) -> None:
+    loader = RememberingLoader(Stream(7), "mine", batch_size=4, drop_last=drop_last, collate_fn=collate)
+    built = compat.with_batch_size(loader, 2)
+    assert type(built) is RememberingLoader
+    assert (built.name, built.dataset, built.batch_size) == ("mine", loader.dataset, 2)
+    assert batches_of(built) == [[0, 10], [20, 30], [40, 50], [60]][: 3 if drop_last else 4]
+    assert loader.batch_size == 4
+
+
+def test_loader_of_an_iterable_dataset_keeps_its_workers() -> None:
+    loader = DataLoader(Stream(7), batch_size=4, **KEPT)
+    built = compat.with_batch_size(loader, 2)
+    assert {name: getattr(built, name) for name in KEPT} == {name: getattr(loader, name) for name in KEPT}
+
+
+# ---------------------------------------------------------------------------------------------- cloudpickle
+
+
+def receive(pipe: Any) -> None:
+    """Run in another process: unpickle a class, and say under which id it is known there."""
+    received = pickle.loads(pipe.recv_bytes())
+    class_id = compat.dynamic_class_id(received)
+    pipe.send((received.__name__, class_id, compat.dynamic_class(class_id) is received))
+
+
+def test_class_sent_by_value_has_the_same_id_on_both_sides() -> None:
+    # Forked before there is the class, and because another Python would take seconds to import lightning.
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+    process = fork.Process(target=receive, args=(theirs,))
+    process.start()
+    theirs.close()
+
+    class Local:
+        pass
+
+    ours.send_bytes(cloudpickle.dumps(Local))
+    class_id = compat.dynamic_class_id(Local)
+    assert class_id is not None
+    assert compat.dynamic_class(class_id) is Local
+    assert ours.recv() == ("Local", class_id, True)
+    process.join()
+
+
+def test_importable_class_has_no_id() -> None:
+    cloudpickle.dumps(LightningModule)
+    assert compat.dynamic_class_id(LightningModule) is None
+
+
+# ------------------------------------------------------------------------------------------------- warnings
+
+
+def test_only_known_warnings_are_silenced() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compat.silence_known_warnings()
+        isinstance(_pytree.tree_structure(0), _pytree.LeafSpec)
+        warnings.warn("the user's own", stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["the user's own"]

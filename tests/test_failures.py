@@ -1,0 +1,265 @@
+"""What goes wrong ends soon, says why, exits with an error, and leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from itwinai.errors import ConfigurationError, MissingPackageError, PayloadError, ResourceError, WorkerError
+from tests.conftest import REPOSITORY, RunCommand, python, worker_processes
+from tests.support.cases import Regression, loader, make_trainer
+
+# The contract's limit is 30 s after the failure. Starting takes a few seconds more on a slow machine.
+LIMIT = 30 + 30
+
+FAILING = "tests/support/failing.py"
+STRATEGIES = ("ddp", "horovod", "deepspeed_stage_2")
+
+
+# ----------------------------------------------------------------------------------------- before anything starts
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("horovodd", "horovod"), ("deepspeed_stage_4", "deepspeed_stage_"), ("rey", "ray")]
+)
+def test_unknown_strategy(name: str, nearest: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"no strategy named '{name}'. Did you mean '{nearest}"):
+        make_trainer(name, 2)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "package", "line"),
+    [
+        ("horovod", "horovod", "itwinai install horovod"),
+        ("deepspeed", "deepspeed", "pip install 'itwinai[deepspeed]'"),
+        ("ray", "ray", "pip install 'itwinai[ray]'"),
+        ("ray_horovod", "horovod", "itwinai install horovod"),
+    ],
+)
+def test_missing_package(strategy: str, package: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == package else found(name, *rest))
+    with pytest.raises(MissingPackageError) as raised:
+        make_trainer(strategy, 2)
+    assert line in str(raised.value)
+    assert f"'{package}'" in str(raised.value)
+
+
+def test_more_devices_than_there_are() -> None:
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    with pytest.raises(MisconfigurationException, match="can not run on your system since the accelerator is not"):
+        make_trainer("ddp", 4, accelerator="gpu")
+
+
+def test_devices_that_contradict_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("TORCHELASTIC_RUN_ID", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(ConfigurationError, match="torchrun started 2 workers, but devices=4 and num_nodes=1 ask for 4"):
+        make_trainer("ddp", 4)
+
+
+def test_unpicklable_module_is_named() -> None:
+    module = Regression()
+    module.source = (number for number in range(3))
+    with pytest.raises(PayloadError, match="the module Regression .attribute source. cannot be pickled.*torchrun"):
+        make_trainer("ddp", 2, max_epochs=1).fit(module, loader(4))
+
+
+def test_split_batches_that_do_not_divide() -> None:
+    with pytest.raises(ConfigurationError, match="batch_size=5 is not a multiple"):
+        make_trainer("ddp", 2, max_epochs=1, split_batches=True).fit(Regression(), loader(5))
+
+
+def test_deepspeed_refuses_two_optimizers() -> None:
+    class TwoOptimizers(Regression):
+        def configure_optimizers(self):  # noqa: ANN202
+            (one,), _ = super().configure_optimizers()
+            (other,), _ = super().configure_optimizers()
+            return [one, other]
+
+    module = TwoOptimizers()
+    module.automatic_optimization = False
+    with pytest.raises(ConfigurationError, match="returns 2 optimizers.*strategy 'ddp' or 'horovod'"):
+        make_trainer("deepspeed_stage_1", 2, max_epochs=1).fit(module, loader(4))
+
+
+# -------------------------------------------------------------------------------------------------- in the workers
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_exception_in_one_rank(strategy: str, run_command: RunCommand, no_leftovers: None) -> None:
+    ended = run_command(python(FAILING, strategy, "exception"))
+    assert ended.code != 0
+    assert ended.seconds < LIMIT
+    assert "not reached" not in ended.output
+    # The cause comes first, with the line of the user's code, and before what the other rank has to say.
+    first = ended.output.index("Traceback")
+    assert ended.output[first:].startswith("Traceback of rank 1:")
+    assert 'raise ArithmeticError("the loss of step 3 exploded")' in ended.output
+    assert ended.output.rstrip().endswith("ArithmeticError: the loss of step 3 exploded")
+    assert "Traceback of rank 0" not in ended.output
+
+
+def test_exception_of_rank_0(run_command: RunCommand, no_leftovers: None) -> None:
+    ended = run_command(python(FAILING, "ddp", "exception", "0"))
+    assert ended.code != 0
+    assert "Traceback of rank 0:" in ended.output
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_rank_killed(strategy: str, run_command: RunCommand, no_leftovers: None) -> None:
+    ended = run_command(python(FAILING, strategy, "sigkill"))
+    assert ended.code != 0
+    assert ended.seconds < LIMIT
+    assert "WorkerError: rank 1 was killed by SIGKILL" in ended.output
+    assert "memory" in ended.output
+
+
+def test_rank_that_exits(run_command: RunCommand, no_leftovers: None) -> None:
+    ended = run_command(python(FAILING, "ddp", "exit"))
+    assert ended.code != 0
+    assert "rank 1 ended with exit code 3 before it had a result" in ended.output
+
+
+def test_exception_that_cannot_be_pickled(run_command: RunCommand, no_leftovers: None) -> None:
+    ended = run_command(python(FAILING, "ddp", "unpicklable"))
+    assert ended.code != 0
+    assert "WorkerError: rank 1 failed: " in ended.output
+    assert "odd one" in ended.output
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "horovod", "ray"])
+def test_interrupt(strategy: str) -> None:
+    """Ctrl-C reaches the whole foreground process group, as in a terminal."""
+    process = subprocess.Popen(
+        [sys.executable, FAILING, strategy, "ctrl-c"],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    seen = ""
+    while "is at step 3" not in seen:
+        line = process.stdout.readline()
+        assert line, seen
+        seen += line
+    interrupted = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    seen += process.communicate(timeout=30)[0]
+    assert time.monotonic() - interrupted < 30
+    assert process.returncode == 1, seen
+    assert "not reached" not in seen
+    assert "Traceback" not in seen, seen
+    assert_no_process_left(process.pid)
+
+
+def test_killed_caller_takes_its_workers_along() -> None:
+    process = subprocess.Popen(
+        [sys.executable, FAILING, "ddp", "ctrl-c"],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while "is at step 3" not in process.stdout.readline():
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert_no_process_left(process.pid)
+
+
+def assert_no_process_left(session: int) -> None:
+    """Wait until no worker and no Ray process of a session is left."""
+    import psutil
+
+    deadline = time.monotonic() + 15
+    while True:
+        left = worker_processes() + [
+            f"{process.pid}: {process.name()}"
+            for process in psutil.process_iter()
+            if process.status() != psutil.STATUS_ZOMBIE and _session_of(process.pid) == session
+        ]
+        if not left:
+            return
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.1)
+
+
+def _session_of(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+# ------------------------------------------------------------------------------------------------------------ Ray
+
+
+def test_exception_in_a_ray_actor(local_ray: None) -> None:
+    with pytest.raises(ArithmeticError, match="step 3 exploded") as raised:
+        make_trainer("ray", 2, max_epochs=1).fit(Exploding(), loader(4))
+    assert "Traceback of rank 1" in str(raised.value.__cause__)
+
+
+def test_ray_actor_killed(local_ray: None) -> None:
+    started = time.monotonic()
+    with pytest.raises(WorkerError, match="rank 1 died without a Python exception"):
+        make_trainer("ray", 2, max_epochs=1).fit(Killed(), loader(4))
+    assert time.monotonic() - started < LIMIT
+
+
+def test_ray_resources_that_cannot_be_met(local_ray: None) -> None:
+    from itwinai.strategies import RayStrategy
+
+    started = time.monotonic()
+    with pytest.raises(ResourceError, match="asked for 200 CPU, the cluster has 4"):
+        make_trainer(RayStrategy(resources_per_worker={"CPU": 100}), 2, max_epochs=1).fit(Regression(), loader(4))
+    assert time.monotonic() - started < 30
+
+
+def test_ray_resources_that_are_in_use(local_ray: None) -> None:
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    from itwinai.strategies import RayStrategy
+
+    taken = placement_group([{"CPU": 3}])
+    ray.get(taken.ready())
+    try:
+        with pytest.raises(ResourceError, match="but it is in use"):
+            make_trainer(RayStrategy(timeout=2), 2, max_epochs=1).fit(Regression(), loader(4))
+    finally:
+        remove_placement_group(taken)
+
+
+def test_more_than_one_gpu_per_worker() -> None:
+    from itwinai.strategies import RayStrategy
+
+    with pytest.raises(ConfigurationError, match="a worker uses one device"):
+        RayStrategy(resources_per_worker={"GPU": 2})
+
+
+class Exploding(Regression):
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        if batch_idx == 3 and self.global_rank == 1:
+            raise ArithmeticError("the loss of step 3 exploded")
+
+
+class Killed(Regression):
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        if batch_idx == 3 and self.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
