@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle.cloudpickle
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.data import has_iterable_dataset
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
@@ -63,6 +64,18 @@ class ConfiguresLauncher:
 def call_in_worker(trainer: Trainer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run one of the trainer's entry points in this process, with Lightning's handling of exceptions around it."""
     return call._call_and_handle_interrupt(trainer, function, *args, **kwargs)
+
+
+class SrunEnvironment(SLURMEnvironment):
+    """lightning's SLURM environment, for tasks that are spread over nodes in any way.
+
+    lightning computes ranks from the tasks per node and therefore insists on ``--ntasks-per-node``; here srun's own
+    ranks are used.
+    """
+
+    @staticmethod
+    def _validate_srun_variables() -> None:
+        """Accept any srun."""
 
 
 def set_rank_zero(rank: int) -> None:

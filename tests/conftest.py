@@ -95,3 +95,13 @@ def worker_processes() -> list[str]:
 def python(*arguments: str) -> list[str]:
     """Return the command line of this Python with some arguments."""
     return [sys.executable, *arguments]
+
+
+def require_programs(missing: list[str], install: str) -> None:
+    """Skip a test whose programs are missing; where nothing may be skipped, fail."""
+    if not missing:
+        return
+    message = f"{', '.join(missing)} not found: {install}"
+    if os.environ.get("ITWINAI_TESTS_REQUIRE_ALL"):
+        pytest.fail(message)
+    pytest.skip(message)

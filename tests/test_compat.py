@@ -939,6 +939,17 @@ def test_loader_made_in_a_hook_may_have_positional_arguments(
     assert in_hook(make) == batches
 
 
+def test_loader_made_in_a_hook_may_be_returned_again() -> None:
+    loaders: list[DataLoader] = []
+
+    def make() -> DataLoader:
+        loaders.append(loaders[0] if loaders else numbers(5, shuffle=True))
+        return loaders[0]
+
+    assert in_hook(make, max_epochs=2, reload_dataloaders_every_n_epochs=1) == 2 * [[4, 3, 2], [1, 0]]
+    assert len(loaders) == 2
+
+
 @pytest.mark.parametrize("batch_size", [2, None])
 def test_epochs_are_announced_to_the_sampler(batch_size: int | None) -> None:
     sampler = Reversed(8, batch_size)

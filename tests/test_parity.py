@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import RunCommand, python
+from tests.conftest import RunCommand, python, require_programs
 from tests.support.cases import CASES, Case, relative_difference, run_case
 
 # The contract's limits. What is seen is about 1e-7 for all.
@@ -63,7 +65,7 @@ def test_all_cases_under_horovodrun(
 ) -> None:
     out = tmp_path / "results.pt"
     script = ["tests/support/joined.py", strategy, "2", str(out)]
-    ended = run_command(["horovodrun", "--gloo", "-np", "2", *python(*script)])
+    ended = run_command([str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", "2", *python(*script)])
     assert ended.code == 0, ended.output
     assert "2 workers launched by horovodrun" in ended.output
     for result in torch.load(out):
@@ -72,6 +74,7 @@ def test_all_cases_under_horovodrun(
 
 @pytest.mark.parametrize("strategy", ["ddp", "horovod", "deepspeed_stage_3"])
 def test_mpirun(strategy: str, references: dict[str, Any], run_command: RunCommand, tmp_path: Path) -> None:
+    require_programs([name for name in ["mpirun"] if shutil.which(name) is None], "apt-get install openmpi-bin")
     out = tmp_path / "results.pt"
     case = Case("adamw", accumulate=3)
     script = ["tests/support/joined.py", strategy, "2", str(out), str(case)]

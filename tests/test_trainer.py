@@ -374,3 +374,60 @@ def test_deepspeed_evaluates_a_checkpoint(stage: int, tmp_path: Path) -> None:
     (tested,) = other.test(fresh, loader(4), ckpt_path=checkpoint.best_model_path)
     assert tested == pytest.approx(trained, rel=1e-5)
     assert relative_difference(weights(fresh), weights(module)) < 1e-6
+
+
+# ------------------------------------------------------------------------------------------------- other layouts
+
+
+def test_one_worker_runs_in_this_process(run_command: RunCommand, tmp_path: Path) -> None:
+    """With one worker nothing is launched, and one strategy leaves nothing behind that disturbs the next."""
+    script = tmp_path / "one_worker.py"
+    script.write_text(
+        "import os\n"
+        "from tests.support.cases import *\n"
+        "reference = run_case(CASES[4], 'auto', 1)['weights']\n"
+        "for name in ('ddp', 'horovod', 'deepspeed_stage_0', 'deepspeed_stage_3', 'horovod', 'ddp'):\n"
+        "    result = run_case(CASES[4], name, 1)\n"
+        "    assert relative_difference(result['weights'], reference) < 1e-6, name\n"
+        "    assert 'HOROVOD_RANK' not in os.environ\n"
+        "print('all alike')\n"
+    )
+    ended = run_command(python(str(script)))
+    assert ended.code == 0, ended.output
+    assert "all alike" in ended.output
+
+
+def test_two_nodes_by_hand(tmp_path: Path) -> None:
+    """The same script, started once per node: each caller launches its own workers and gets the result."""
+    import os
+    import subprocess
+
+    from itwinai.launchers.local import free_port
+    from tests.conftest import REPOSITORY
+
+    script = tmp_path / "node.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from tests.support.cases import *\n"
+        "L.seed_everything(11, verbose=False)\n"
+        "module = Regression('adamw')\n"
+        "trainer = make_trainer('ddp', 1, num_nodes=2, max_epochs=1)\n"
+        "trainer.fit(module, loader(4, shuffle=True))\n"
+        "torch.save([p.detach() for p in module.parameters()] + [trainer.global_step], sys.argv[1])\n"
+    )
+    port = str(free_port())
+    outs = [tmp_path / f"node-{rank}.pt" for rank in range(2)]
+    common = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    nodes = [
+        subprocess.Popen(python(str(script), str(out)), env={**common, "NODE_RANK": str(rank)})
+        for rank, out in enumerate(outs)
+    ]
+    assert [node.wait(120) for node in nodes] == [0, 0]
+    first, second = (torch.load(out) for out in outs)
+    assert first[-1] == second[-1] == 13
+    assert all(torch.equal(one, other) for one, other in zip(first[:-1], second[:-1], strict=True))
+    L.seed_everything(11, verbose=False)
+    module = Regression("adamw")
+    make_trainer("auto", 1, max_epochs=1).fit(module, loader(8, shuffle=True))
+    together = torch.cat([weight.flatten() for weight in first[:-1]])
+    assert relative_difference(together, weights(module)) < 1e-6

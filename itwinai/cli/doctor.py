@@ -64,7 +64,6 @@ TOLERANCE = 1e-5  # largest difference from the weights of one process, relative
 LARGE = 8 * 2**20  # bytes of the tensor that the bandwidth is measured with
 
 GRACE = 5.0  # seconds that a child has to end by itself, before it is killed with all that it started
-INSPECTION_LIMIT = 60.0
 CAUSE_LINES = 12
 GIB = 2**30
 SMALL_SHM = GIB  # containers often have 64 MiB, too little for Ray and for DataLoader workers
@@ -190,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         metavar="SECONDS",
         default=120.0,
-        help="time for each strategy (default: %(default)g)",
+        help="time for each strategy, and for the imports before (default: %(default)g)",
     )
     parser.add_argument("--json", action="store_true", help="print a record for programs")
     # What this command starts itself with, for each part that may hang or crash.
@@ -237,7 +236,7 @@ def _examine(strategies: Sequence[str], timeout: float, as_json: bool, folder: P
             print(text, flush=True)
 
     say(f"itwinai {__version__}\n")
-    facts = inspect(min(timeout, INSPECTION_LIMIT), folder, progress)
+    facts = inspect(timeout, folder, progress)
     installed, machine = describe_installed(facts), describe_machine(facts)
     say(format_installed(installed))
     say(format_machine(machine))
@@ -563,8 +562,7 @@ def _launcher() -> dict[str, Any]:
 
 
 def _horovod() -> dict[str, Any]:
-    import horovod.torch as hvd
-
+    hvd = import_module("horovod.torch")
     built = [name for name in ("mpi", "gloo", "nccl", "ccl", "ddl") if getattr(hvd, f"{name}_built")()]
     return {"controllers": [name for name in built if name in ("mpi", "gloo")], "operations": built}
 

@@ -15,6 +15,7 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 
+from itwinai.compat import SrunEnvironment
 from itwinai.errors import ConfigurationError
 
 
@@ -120,7 +121,7 @@ def find_outer_environment() -> ClusterEnvironment | None:
         return TorchElasticEnvironment()
     # Without a step there is no srun: an sbatch script or an salloc shell that runs Python itself is one process.
     if _inside_slurm_step() and SLURMEnvironment.detect():
-        return SLURMEnvironment()
+        return SrunEnvironment()
     if LSFEnvironment.detect():
         return LSFEnvironment()
     return None
@@ -132,7 +133,7 @@ def launcher_name(environment: ClusterEnvironment) -> str:
         return environment.place.launcher
     names: dict[type[ClusterEnvironment], str] = {
         TorchElasticEnvironment: "torchrun",
-        SLURMEnvironment: "srun",
+        SrunEnvironment: "srun",
         LSFEnvironment: "jsrun",
         LightningEnvironment: "this process",
     }

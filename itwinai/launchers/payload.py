@@ -86,7 +86,7 @@ class Result:
         rank: the worker's global rank.
         returned: what the entry point returned, on the CPU.
         predict_dataloaders: number of dataloaders that were predicted; 0 unless the entry point predicts.
-        trace: what the run changed on trainer, module and callbacks; from rank 0 only.
+        trace: what the run changed on trainer, module and callbacks, if it was asked for.
     """
 
     rank: int
@@ -95,7 +95,7 @@ class Result:
     trace: bytes | None = None
 
 
-def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None]) -> Result:
+def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
     """Run a packed payload in this process, which becomes the worker at `place`.
 
     Args:
@@ -103,6 +103,7 @@ def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None]
         place: this worker's place in the group.
         on_failure: called with an exception at once, before the hooks that Lightning runs on exceptions: these may
             wait for other workers, and the caller must know the first failure of several.
+        traced: whether the caller needs to know what the run changed; true for one worker of each caller.
     """
     compat.silence_known_warnings()
     payload: Payload = pickle.loads(packed)
@@ -115,7 +116,7 @@ def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None]
     strategy = trainer.strategy
     assert isinstance(strategy, Worker)
     strategy.become_worker(PlacedEnvironment(place))
-    observer = Observer(trainer)
+    observer = Observer(trainer) if traced else None
 
     def reporting(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -129,7 +130,7 @@ def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None]
         rank=place.rank,
         returned=move_data_to_device(returned, torch.device("cpu")),
         predict_dataloaders=len(trainer.num_predict_batches) if compat.is_predicting(trainer) else 0,
-        trace=observer.trace() if place.rank == 0 else None,
+        trace=observer.trace() if observer else None,
     )
 
 

@@ -247,7 +247,7 @@ class RayLauncher(PayloadLauncher):
                 resources=custom,
                 runtime_env=self._runtime_env(),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
-            ).remote(rank, sys.path)
+            ).remote(rank, sys.path, None if "working_dir" in self.placement.runtime_env else os.getcwd())
             for rank, bundle in enumerate(order)
         ]
 
@@ -316,10 +316,13 @@ class RayWorker:
     Args:
         rank: global rank, by which the driver's log names this worker.
         sys_path: the driver's import path.
+        folder: the driver's working folder, which this worker shares if its node has it too.
     """
 
-    def __init__(self, rank: int, sys_path: list[str]) -> None:
+    def __init__(self, rank: int, sys_path: list[str], folder: str | None) -> None:
         self.rank = rank
+        if folder is not None and os.path.isdir(folder):
+            os.chdir(folder)
         sys.path += [path for path in sys_path if path not in sys.path]
 
     def __repr__(self) -> str:
@@ -340,7 +343,9 @@ class RayWorker:
 
         failures: list[Failure] = []
         try:
-            return payload.run(packed, place, lambda error: failures.append(Failure.of(place.rank, error)))
+            return payload.run(
+                packed, place, lambda error: failures.append(Failure.of(place.rank, error)), traced=place.rank == 0
+            )
         except BaseException as error:
             return failures[0] if failures else Failure.of(place.rank, error)
 

@@ -72,11 +72,22 @@ def main(folder: Path, rank: int) -> None:
             write_whole(folder / f"failure-{rank}.pickle", Failure.of(rank, error))
 
     try:
-        result = payload.run((folder / "payload.pickle").read_bytes(), place, report)
+        packed = (folder / "payload.pickle").read_bytes()
+        # With several nodes each has a caller of its own.
+        result = payload.run(packed, place, report, traced=place.local_rank == 0)
     except BaseException as error:
         report(error)
         raise SystemExit(1) from None  # the caller prints it
     write_whole(folder / f"result-{rank}.pickle", result)
+    leave_group()
+
+
+def leave_group() -> None:
+    """Leave the process group, if the strategy has formed one: NCCL complains of those that are left open."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from itwinai.data.samplers import DealtBatchSampler, DealtSampler
 Batch = list[Any]
 
 properties = settings(
-    max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=80, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 

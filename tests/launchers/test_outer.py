@@ -1,0 +1,157 @@
+"""Under an outer launcher the trainer joins, and finds its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+from itwinai.errors import ConfigurationError
+from itwinai.launchers.environment import PlacedEnvironment, find_outer_environment
+from tests.conftest import RunCommand, python
+from tests.support.cases import Case, Regression, loader, make_trainer, relative_difference
+from tests.support.slurm import slurm_cluster
+
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "5",
+    "OMPI_COMM_WORLD_SIZE": "6",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_NAMESPACE": "job-1",
+}
+HOROVODRUN = {
+    "HOROVOD_RANK": "3",
+    "HOROVOD_SIZE": "4",
+    "HOROVOD_LOCAL_RANK": "1",
+    "HOROVOD_LOCAL_SIZE": "2",
+    "HOROVOD_CROSS_RANK": "1",
+    "HOROVOD_CROSS_SIZE": "2",
+}
+SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_JOB_NAME": "job", "SLURM_JOB_ID": "7"}
+TORCHRUN = dict.fromkeys(
+    ("RANK", "GROUP_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "WORLD_SIZE"), "1"
+)
+
+
+def set_all(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_none_by_hand() -> None:
+    assert find_outer_environment() is None
+
+
+def test_mpirun_on_several_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, OPEN_MPI)
+    with pytest.raises(ConfigurationError, match="Set MASTER_ADDR"):
+        find_outer_environment()
+    monkeypatch.setenv("MASTER_ADDR", "node-a")
+    environment = find_outer_environment()
+    assert isinstance(environment, PlacedEnvironment)
+    place = environment.place
+    assert (place.rank, place.world_size, place.local_rank, place.node_rank, place.num_nodes) == (5, 6, 1, 2, 3)
+    assert place.main_address == "node-a"
+
+
+def test_jobs_get_their_own_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, {**OPEN_MPI, "MASTER_ADDR": "node-a"})
+    first = find_outer_environment()
+    monkeypatch.setenv("PMIX_NAMESPACE", "job-2")
+    second = find_outer_environment()
+    assert first is not None and second is not None
+    assert first.main_port != second.main_port
+    monkeypatch.setenv("MASTER_PORT", "4711")
+    chosen = find_outer_environment()
+    assert chosen is not None and chosen.main_port == 4711
+
+
+def test_horovodrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, {**HOROVODRUN, "MASTER_ADDR": "node-a"})
+    environment = find_outer_environment()
+    assert isinstance(environment, PlacedEnvironment)
+    assert (environment.place.rank, environment.place.node_rank, environment.place.num_nodes) == (3, 1, 2)
+
+
+def test_slurm_needs_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an sbatch script without srun there is one process, whatever SLURM_NTASKS says."""
+    set_all(monkeypatch, SLURM)
+    assert find_outer_environment() is None
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    assert isinstance(find_outer_environment(), SLURMEnvironment)
+
+
+def test_mpirun_and_torchrun_inside_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, {**SLURM, "SLURM_STEP_ID": "0"})
+    with monkeypatch.context() as torchrun:
+        set_all(torchrun, TORCHRUN)
+        assert isinstance(find_outer_environment(), TorchElasticEnvironment)
+    set_all(monkeypatch, {**OPEN_MPI, "MASTER_ADDR": "node-a"})
+    environment = find_outer_environment()
+    assert isinstance(environment, PlacedEnvironment) and environment.place.launcher == "mpirun"
+
+
+def test_auto_joins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a strategy, two workers of an outer launcher train together and not each for itself."""
+    set_all(monkeypatch, {**TORCHRUN, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"})
+    trainer = make_trainer("auto", "auto")
+    assert trainer.strategy.strategy_name == "ddp"
+    assert trainer.world_size == 2
+    assert trainer.strategy.launcher is None
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "horovod"])
+def test_srun_on_two_nodes(
+    strategy: str, references: dict[str, Any], run_command: RunCommand, tmp_path: Path, slurm: dict[str, str]
+) -> None:
+    case, out = Case("adamw", accumulate=3), tmp_path / "results.pt"
+    script = ["tests/support/joined.py", strategy, "2", str(out), str(case)]
+    ended = run_command(["srun", "-N2", "-n2", "--export=ALL", *python(*script)], MASTER_ADDR="127.0.0.1", **slurm)
+    assert ended.code == 0, ended.output
+    assert "2 workers launched by srun" in ended.output
+    (result,) = torch.load(out)
+    assert relative_difference(result["weights"], references[str(case)]["weights"]) < 1e-6
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from tests.conftest import require_programs
+    from tests.support.slurm import missing_programs
+
+    require_programs(missing_programs(), "apt-get install slurm-wlm munge")
+    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as environment:
+        yield environment
+
+
+def test_ray_train_worker_joins(local_ray: None, tmp_path: Path) -> None:
+    """Inside Ray Train's own workers nothing is launched: the group that exists is used."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    def train() -> None:
+        import lightning
+
+        lightning.seed_everything(11, verbose=False)
+        module = Regression()
+        trainer = make_trainer("ray", "auto", max_epochs=1)
+        assert trainer.strategy.launcher is None
+        assert trainer.world_size == 2
+        trainer.fit(module, loader(4, shuffle=True))
+        if trainer.is_global_zero:
+            torch.save([parameter.detach() for parameter in module.parameters()], tmp_path / "weights.pt")
+
+    TorchTrainer(
+        train, scaling_config=ScalingConfig(num_workers=2), run_config=RunConfig(storage_path=str(tmp_path))
+    ).fit()
+    joined = torch.cat([weight.flatten() for weight in torch.load(tmp_path / "weights.pt")])
+
+    import lightning
+
+    lightning.seed_everything(11, verbose=False)
+    module = Regression()
+    make_trainer("auto", 1, max_epochs=1).fit(module, loader(8, shuffle=True))
+    local = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+    assert relative_difference(joined, local) < 1e-6
