@@ -98,6 +98,17 @@ def selects_ddp(accelerator: Any, devices: Any, num_nodes: int) -> bool:
 # ------------------------------------------------------------------------------------------------ DeepSpeed
 
 
+def leave_out_shared_memory_operator() -> None:
+    """Let DeepSpeed do without the operator that it would compile for the CPU when it is first used.
+
+    torch.distributed does the same work. Compiling takes a minute and a compiler, and a worker that is killed meanwhile
+    leaves a lock behind at which all later runs of this user would wait for ever.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 class EngineMaker(LightningDeepSpeedStrategy):
     """lightning's DeepSpeed strategy, which leaves making engines to a public method."""
 
@@ -145,6 +156,8 @@ class EngineMaker(LightningDeepSpeedStrategy):
 
 def silence_known_warnings() -> None:
     """Silence warnings that concern neither the user's code nor ours; for processes that are itwinai's own."""
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, in every step.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated")
     # lightning 2.6 asks torch 2.13's pytree in a way that torch deprecates.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 

@@ -23,14 +23,18 @@ import cloudpickle
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.utilities import rank_zero as fabric_rank_zero
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, ProgressBar
 from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.strategies import deepspeed as lightning_deepspeed
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities import rank_zero as pytorch_rank_zero
+from lightning_utilities.core import rank_zero as utilities_rank_zero
 from torch import Tensor, nn
-from torch.utils import _pytree
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler
 
 from itwinai import compat
@@ -250,6 +254,31 @@ def test_call_in_worker_passes_arguments_and_returns() -> None:
     assert compat.call_in_worker(make_trainer(), lambda *args, **kwargs: (args, kwargs), 1, two=2) == ((1,), {"two": 2})
 
 
+def test_srun_may_spread_its_tasks_over_nodes_in_any_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_NTASKS_PER_NODE", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"SLURM_NTASKS": 3, "SLURM_PROCID": 2, "SLURM_LOCALID": 0, "SLURM_NODEID": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(RuntimeError, match="ntasks"):
+        SLURMEnvironment()
+    environment = compat.SrunEnvironment()
+    assert (environment.world_size(), environment.global_rank()) == (3, 2)
+    assert (environment.local_rank(), environment.node_rank()) == (0, 1)
+
+
+@pytest.mark.parametrize("rank_zero", [pytorch_rank_zero, fabric_rank_zero, utilities_rank_zero])
+def test_rank_zero_is_known_to_all_of_lightning(rank_zero: Any) -> None:
+    ran: list[int] = []
+    before = rank_zero.rank_zero_only.rank
+    try:
+        for rank in (1, 0):
+            compat.set_rank_zero(rank)
+            rank_zero.rank_zero_only(ran.append)(rank)
+    finally:
+        compat.set_rank_zero(before)
+    assert ran == [0]
+
+
 def test_threads_are_limited_unless_the_environment_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     try:
@@ -452,6 +481,13 @@ def test_attached_trainer_is_like_one_that_has_run() -> None:
         assert of_data.trainer is one
 
 
+def test_attached_trainer_forgets_the_module_before() -> None:
+    trainer, module = make_trainer(), Tiny()
+    trainer.fit(Tiny(), numbers(4))
+    compat.attach(trainer, module, None)
+    assert trainer.lightning_module is trainer.model is module
+
+
 def test_attached_trainer_saves_the_module_and_goes_on_with_it(tmp_path: Path) -> None:
     trainer, module = make_trainer(), Tiny()
     compat.attach(trainer, module, None)
@@ -462,6 +498,16 @@ def test_attached_trainer_saves_the_module_and_goes_on_with_it(tmp_path: Path) -
     nn.init.zeros_(module.layer.weight)
     assert trainer.test(dataloaders=numbers(4), ckpt_path=path) == [{"test_mean": 1.5}]
     assert torch.equal(module.layer.weight, weight)
+
+
+def test_callbacks_are_the_user_s_and_lightning_s_own() -> None:
+    callback = OnException()
+    trainer = make_trainer(callbacks=[callback], enable_checkpointing=True, enable_progress_bar=True)
+    assert callback in compat.callbacks(trainer)
+    for kind in (ModelCheckpoint, ProgressBar):
+        assert any(isinstance(own, kind) for own in compat.callbacks(trainer))
+    compat.callbacks(trainer).remove(callback)
+    assert callback not in trainer.callbacks
 
 
 class Configured(Tiny):
@@ -845,13 +891,13 @@ KEPT: dict[str, Any] = {
 def test_loader_keeps_its_dataset_and_all_other_options_with_another_sampler(batch_size: int | None) -> None:
     loader = numbers(8, batch_size, **KEPT)
     sampler = Reversed(8, batch_size)
+    of_the_user = (loader.sampler, loader.batch_sampler)
     built = compat.with_sampler(loader, sampler, RunningStage.TRAINING)
+    assert (loader.sampler, loader.batch_sampler) == of_the_user
     assert built is not loader
     assert built.dataset is loader.dataset
     assert (built.batch_sampler if batch_size else built.sampler) is sampler
     assert {name: getattr(built, name) for name in KEPT} == {name: getattr(loader, name) for name in KEPT}
-    assert (loader.batch_sampler is None) == (batch_size is None)
-    assert list(iter(loader.sampler)) == list(range(8))  # the user's loader is as it was
 
 
 @pytest.mark.parametrize(
@@ -1049,6 +1095,6 @@ def test_only_known_warnings_are_silenced() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         compat.silence_known_warnings()
-        isinstance(_pytree.tree_structure(0), _pytree.LeafSpec)
+        CombinedLoader([[1, 2]])
         warnings.warn("the user's own", stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["the user's own"]

@@ -78,7 +78,8 @@ def test_summary_of_equal_and_of_different_weights(compare: ModuleType) -> None:
 
 
 def test_last_error_names_the_exception(compare: ModuleType) -> None:
-    log = "Traceback (most recent call last):\n  File ...\na.b.OtherError: first\nValueError: last\nbye\n\n"
+    lines = ["Traceback (most recent call last):", "  File ...", "a.b.OtherError: first", "ValueError: last"]
+    log = "\n".join([*lines, "Exception raised from C++", "bye", "", ""])
     assert compare.last_error(log) == "ValueError: last"
     assert compare.last_error("killed\n") == "killed"
     assert compare.last_error("") == "no output"

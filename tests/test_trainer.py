@@ -96,10 +96,12 @@ def test_caller_is_left_as_after_a_local_run(strategy: str, tmp_path: Path, loca
     assert tested == pytest.approx(locally_tested, rel=1e-5)
     (validated,) = trainer.validate(module, loader(4))
     assert validated["val_loss"] == pytest.approx(local.validate(local_module, loader(8))[0]["val_loss"], rel=1e-5)
-    predicted = trainer.predict(module, [loader(4), loader(4, samples=9)])
-    locally_predicted = local.predict(local_module, [loader(8), loader(8, samples=9)])
-    for one_loader, the_same_locally in zip(predicted, locally_predicted, strict=True):
-        assert torch.allclose(torch.cat(one_loader), torch.cat(the_same_locally), atol=1e-6)
+    for remotely, locally in zip(
+        trainer.predict(module, [loader(4), loader(4, samples=9)]),
+        local.predict(local_module, [loader(8), loader(8, samples=9)]),
+        strict=True,
+    ):
+        assert torch.allclose(torch.cat(remotely), torch.cat(locally), atol=1e-6)
 
 
 def test_layers_that_are_made_in_the_workers_come_back() -> None:

@@ -178,7 +178,7 @@ def missing_package(strategy: str) -> str:
 def last_error(log: str) -> str:
     """Return the last line of a log that names an exception, or else its last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt|Exit)\b", line)]
+    named = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt|Exit)(:|$)", line)]
     return (named or lines or ["no output"])[-1]
 
 

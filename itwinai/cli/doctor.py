@@ -10,6 +10,7 @@ import argparse
 import copy
 import difflib
 import json
+import logging
 import os
 import platform
 import re
@@ -216,19 +217,19 @@ def main(argv: list[str]) -> int:
     try:
         with (
             stop_on_signals(),
+            Progress(sys.stderr) as progress,
             tempfile.TemporaryDirectory(prefix="itwinai-doctor-", ignore_cleanup_errors=True) as folder,
         ):
-            return _examine(STRATEGY_NAMES if args.all else args.strategies, args.timeout, args.json, Path(folder))
+            strategies = STRATEGY_NAMES if args.all else args.strategies
+            return _examine(strategies, args.timeout, args.json, Path(folder), progress)
     except KeyboardInterrupt:
         print("error: interrupted; no process was left behind", file=sys.stderr)
         return 130
 
 
-def _examine(strategies: Sequence[str], timeout: float, as_json: bool, folder: Path) -> int:
+def _examine(strategies: Sequence[str], timeout: float, as_json: bool, folder: Path, progress: Progress) -> int:
     """Look at everything, print it while it becomes known, and return the exit code."""
     from itwinai import __version__
-
-    progress = Progress(sys.stderr)
 
     def say(text: str = "") -> None:
         if not as_json:
@@ -278,6 +279,12 @@ class Progress:
         self._live = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self._drawn = ""
         self.start("")
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.clear()
 
     def start(self, task: str) -> None:
         """Say what is being done from now on."""
@@ -342,6 +349,7 @@ class Child:
             # Ray keeps its sockets where it always would: the path of a socket may not be long.
             "RAY_TMPDIR": env.get("RAY_TMPDIR") or env.get("TMPDIR") or "/tmp",
             "PYTHONUNBUFFERED": "1",
+            "PYTHONWARNINGS": "ignore",  # the log is for what went wrong
             "PYTHONFAULTHANDLER": "1",  # a crash in native code says where
         }
         self.started = time.monotonic()
@@ -371,7 +379,7 @@ class Child:
         problem = ""
         while self.process.poll() is None:
             if time.monotonic() - self.started > timeout:
-                problem = f"no result after {timeout:g} s"
+                problem = f"did not end within {timeout:g} s"
                 break
             tick()
             with suppress(subprocess.TimeoutExpired):
@@ -444,8 +452,9 @@ def _be_child(strategy: str | None, part: str | None, out: Path) -> int:
             _write(out, {"measured": asdict(probe(strategy))})
     except Exception as error:  # whatever it is, it is the answer
         from itwinai.errors import WorkerError
+        from itwinai.launchers.failure import RemoteTraceback
 
-        if error.__cause__ is not None:  # the traceback of the worker that failed first
+        if isinstance(error.__cause__, RemoteTraceback):  # of the worker that failed first
             text = str(error.__cause__)
         else:
             # A worker that died without an exception has left what it had to say in the log.
@@ -647,21 +656,62 @@ def try_strategy(name: str, timeout: float, folder: Path, progress: Progress) ->
     install = missing_package(name)
     if install:
         return Trial(name, install=install)
-    with Child([*_SELF, "--probe", name], folder, without_launcher(os.environ)) as process:
-        outcome = process.wait(timeout, progress.tick)
-    return judge(name, outcome)
+    found = stale_locks(os.environ)
+    own: set[Path] = set()
+    try:
+        with Child([*_SELF, "--probe", name], folder, without_launcher(os.environ)) as process:
+            outcome = process.wait(timeout, progress.tick)
+    finally:
+        # A trial that was killed while it compiled must not be what later runs wait for.
+        own = set(stale_locks(os.environ)) - set(found)
+        for lock in own:
+            lock.unlink(missing_ok=True)
+    hint: list[str] = []
+    if own:
+        hint = ["DeepSpeed was still compiling its extension. Give it more time, once: --timeout 600"]
+    elif found and "deepspeed" in name:
+        hint = [
+            "A build of DeepSpeed's extension that was killed has left a lock, for which all runs wait without end.",
+            "Unless another machine is building it right now, remove the lock:",
+            *(f"  rm {lock}" for lock in found),
+        ]
+    return judge(name, outcome, hint)
 
 
-def judge(name: str, outcome: Outcome) -> Trial:
+def stale_locks(env: Mapping[str, str]) -> list[Path]:
+    """Return the locks that killed builds of torch's C++ extensions have left behind.
+
+    DeepSpeed compiles such an extension when it is first used. Who finds the lock file of a build waits until it is
+    gone. Its builder has it open; where ``/proc`` does not say who has, no lock is taken for a stale one.
+
+    Args:
+        env: the environment of the builds.
+    """
+    cache = Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache", "torch_extensions")
+    # By default there is a level for the versions of Python and CUDA.
+    folders = Path(env["TORCH_EXTENSIONS_DIR"]).glob("*") if "TORCH_EXTENSIONS_DIR" in env else cache.glob("*/*")
+    locks = [lock for folder in folders if (lock := folder.resolve() / "lock").exists()]
+    if not locks or not os.path.isdir("/proc/self/fd"):
+        return []
+    opened = set()
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # closed meanwhile, or another user's
+            opened.add(os.readlink(descriptor))
+    return [lock for lock in locks if str(lock) not in opened]
+
+
+def judge(name: str, outcome: Outcome, hint: Sequence[str] = ()) -> Trial:
     """Decide whether a strategy works.
 
     Args:
         name: the strategy's name.
         outcome: what its process left.
+        hint: what explains that a process came to no end, better than its log does.
     """
     if outcome.problem:
         error = outcome.record.get("error") or outcome.problem
-        return Trial(name, error=error, cause=last_lines(outcome.record.get("traceback") or outcome.log))
+        cause = last_lines(outcome.record.get("traceback") or outcome.log)
+        return Trial(name, error=error, cause=tuple(hint) if hint and not outcome.record else cause)
     measured = Measured(**outcome.record["measured"])
     if not measured.weight_difference <= TOLERANCE:  # NaN is not below it either
         error = (
@@ -692,6 +742,7 @@ def probe(strategy: str) -> Measured:
     from itwinai.trainer import ItwinaiTrainer
 
     die_with_parent(os.dup(0))
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     accelerator = "gpu" if torch.cuda.device_count() >= WORKERS else "cpu"
     torch.manual_seed(0)
     alone = make_module()

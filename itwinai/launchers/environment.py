@@ -251,8 +251,7 @@ def _address_from_environment(single_host: bool, job: str, launcher: str) -> tup
         if not single_host:
             raise ConfigurationError(
                 f"{launcher} started workers on several hosts, but did not say where rank 0 is. Set MASTER_ADDR (and "
-                f"MASTER_PORT if 29500 to 49499 are not open) to rank 0's host for all workers, for example "
-                f"`{launcher} -x MASTER_ADDR=$(hostname) ...`."
+                f"MASTER_PORT if 29500 to 49499 are not open) to rank 0's host before {launcher} is called."
             )
         address = "127.0.0.1"
     port = os.environ.get("MASTER_PORT")

@@ -69,6 +69,7 @@ class Observer:
         self.trainer = trainer
         self.shared = Shared(trainer)
         self.attributes = self._pickled_attributes()
+        self.names = self._attribute_names()
         self.structure = _structure(trainer.lightning_module)
 
     def _pickled_attributes(self) -> dict[Key, dict[str, bytes]]:
@@ -80,6 +81,9 @@ class Observer:
             }
             for key, shared in self.shared.objects.items()
         }
+
+    def _attribute_names(self) -> dict[Key, frozenset[str]]:
+        return {key: frozenset(_own_attributes(shared)) for key, shared in self.shared.objects.items()}
 
     def trace(self) -> bytes:
         """Pickle all that the run changed since this observer was made."""
@@ -96,6 +100,8 @@ class Observer:
             "metrics": compat.read_metrics(trainer),
             "loops": compat.read_loops(trainer),
             "attributes": changed,
+            # None in the place of a layer that configure_model makes would hide the layer.
+            "removed": {key: self.names[key] - names for key, names in self._attribute_names().items()},
             "tensors": {name: tensor.detach() for name, tensor in named_tensors(module).items()}
             if same_structure
             else None,
@@ -126,6 +132,9 @@ def write_back(data: bytes, trainer: Trainer) -> None:
             tensor.detach().copy_(trace["tensors"][name])
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(trace["requires_grad"][name])
+    for key, names in trace["removed"].items():
+        for name in names:
+            vars(shared.objects[key]).pop(name, None)
     for key, attributes in trace["attributes"].items():
         for name, value in attributes.items():
             vars(shared.objects[key])[name] = shared.loads(value)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from torch.nn.parallel import DistributedDataParallel
@@ -107,11 +108,12 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
         workers: WorkerSource | None = None,
         **kwargs: Any,
     ) -> None:
-        hook, state = _communication_hook(gradient_compression)
-        if hook is not None:
-            if kwargs.get("ddp_comm_hook") is not None:
-                raise ConfigurationError("Both gradient_compression and ddp_comm_hook are set; choose one.")
-            kwargs |= {"ddp_comm_hook": hook, "ddp_comm_state": state}
+        if gradient_compression not in (None, *get_args(Compression)):
+            names = ", ".join(get_args(Compression))
+            raise ConfigurationError(f"gradient_compression={gradient_compression!r} is unknown; choose one of {names}.")
+        if gradient_compression is not None and kwargs.get("ddp_comm_hook") is not None:
+            raise ConfigurationError("Both gradient_compression and ddp_comm_hook are set; choose one.")
+        self.gradient_compression = gradient_compression
         self.comm_hook, self.comm_state = kwargs.get("ddp_comm_hook"), kwargs.get("ddp_comm_state")
         super().__init__(
             gradient_as_bucket_view=gradient_as_bucket_view,
@@ -129,10 +131,14 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
 
     def configure_ddp(self) -> None:
         super().configure_ddp()
-        # lightning registers communication hooks on CUDA only; they work with gloo as well.
-        if self.root_device.type != "cuda" and self.comm_hook is not None:
+        hook, state = self.comm_hook, self.comm_state
+        if self.gradient_compression is not None:
+            hook, state = _compression_hook(self.gradient_compression)
+        elif self.root_device.type == "cuda":
+            return  # lightning has registered the user's hook; it does so on CUDA only
+        if hook is not None:
             assert isinstance(self.model, DistributedDataParallel)
-            self.model.register_comm_hook(state=self.comm_state, hook=self.comm_hook)
+            self.model.register_comm_hook(state=state, hook=hook)
 
 
 def as_timedelta(seconds: float | timedelta) -> timedelta:
@@ -140,21 +146,22 @@ def as_timedelta(seconds: float | timedelta) -> timedelta:
     return seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
 
 
-def _communication_hook(name: str | None) -> tuple[Callable[..., Any] | None, object | None]:
-    """Return the hook of a gradient compression, and its state."""
-    if name is None:
-        return None, None
+def _compression_hook(name: Compression) -> tuple[Callable[..., Any], object | None]:
+    """Return the communication hook of a compression, and its state; the process group has to exist."""
     from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
-    hooks: dict[str, tuple[Callable[..., Any], Callable[[], object | None]]] = {
-        "fp16": (default_hooks.fp16_compress_hook, lambda: None),
-        "bf16": (default_hooks.bf16_compress_hook, lambda: None),
-        "powersgd": (
-            powerSGD_hook.powerSGD_hook,
-            lambda: powerSGD_hook.PowerSGDState(process_group=None, start_powerSGD_iter=10),
-        ),
-    }
-    if name not in hooks:
-        raise ConfigurationError(f"gradient_compression={name!r} is unknown; choose one of {', '.join(hooks)}.")
-    hook, state = hooks[name]
-    return hook, state()
+    if name == "powersgd":
+        state = powerSGD_hook.PowerSGDState(process_group=None, start_powerSGD_iter=10)
+        return powerSGD_hook.powerSGD_hook, state
+    return (default_hooks.fp16_compress_hook if name == "fp16" else compress_to_bf16), None
+
+
+def compress_to_bf16(group, bucket):  # type: ignore[no-untyped-def]
+    """Exchange a bucket of gradients in bfloat16.
+
+    DDP refuses torch's own hook, by its name, unless NCCL is there; gloo can do it as well. It also refuses
+    annotations that are strings, as all in this file are.
+    """
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    return default_hooks.bf16_compress_hook(group, bucket)

@@ -105,6 +105,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
                 f"DeepSpeed chose the accelerator '{get_accelerator().device_name()}' when it was imported, and this "
                 f"run is on '{wanted}'. Set the environment variable DS_ACCELERATOR={wanted}."
             )
+        compat.leave_out_shared_memory_operator()
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
     def describe_backend(self) -> str:

@@ -104,9 +104,10 @@ class _AllGather(torch.autograd.Function):
 def _stack(tensor: Tensor) -> Tensor:
     import horovod.torch as hvd
 
-    # Horovod concatenates along the first dimension.
-    rows = _known_to_horovod(tensor.detach()).contiguous().unsqueeze(0)
-    return hvd.allgather(rows).to(tensor.dtype)
+    with torch.inference_mode(False):  # Horovod resizes its output in a thread that is not in inference mode
+        # Horovod concatenates along the first dimension.
+        rows = _known_to_horovod(tensor.detach()).contiguous().unsqueeze(0)
+        return hvd.allgather(rows).to(tensor.dtype)
 
 
 class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
@@ -432,8 +433,9 @@ def gather_uneven(tensor: Tensor, group: Any = None) -> list[Tensor]:
     import horovod.torch as hvd
 
     _refuse_group(group)
-    shapes = hvd.allgather_object(tuple(tensor.shape))
-    flat = hvd.allgather(_known_to_horovod(tensor.detach()).reshape(-1)).to(tensor.dtype)
+    with torch.inference_mode(False):  # see _stack
+        shapes = hvd.allgather_object(tuple(tensor.shape))
+        flat = hvd.allgather(_known_to_horovod(tensor.detach()).reshape(-1)).to(tensor.dtype)
     parts = flat.split([math.prod(shape) for shape in shapes])
     gathered = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
     gathered[hvd.rank()] = tensor  # the graph of this worker's own values stays intact

@@ -142,8 +142,8 @@ def test_hanging_trial_is_ended_with_all_that_it_started(tmp_path: Path) -> None
     env = environment(tmp_path, PIDS=str(pids), TMPDIR=str(temporary))
     done = run("--strategies", "ddp", "--timeout", "4", env=env)
     assert done.returncode == 1
-    assert "  ddp       NO     no result after 4 s" in done.stdout.splitlines()
-    assert "DOES NOT WORK: import torch: no result after 4 s" in done.stdout
+    assert "  ddp       NO     did not end within 4 s" in done.stdout.splitlines()
+    assert "DOES NOT WORK: import torch: did not end within 4 s" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert len(read_pids(pids)) >= 4  # of the look at what is installed, and of the trial
     assert_gone(read_pids(pids))
@@ -212,6 +212,18 @@ def test_crashed_child_is_told_from_one_without_a_result(tmp_path: Path) -> None
     }
     trial = doctor.judge("ddp", outcomes["crash"])
     assert (trial.status, trial.error, trial.cause[0]) == ("fails", "killed by SIGSEGV", "it was at step 3")
+
+
+def test_lock_of_a_killed_build_is_named_and_that_of_a_running_one_is_not(tmp_path: Path) -> None:
+    env = {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    lock = tmp_path / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir()
+    with lock.open("x"):
+        assert doctor.stale_locks(env) == []
+    assert doctor.stale_locks(env) == [lock]
+    outcome = doctor.Outcome({}, "did not end within 120 s", "doctor: starting 2 workers")
+    assert doctor.judge("deepspeed", outcome, [f"rm {lock}"]).cause == (f"rm {lock}",)
+    assert doctor.judge("ddp", outcome).cause == ("doctor: starting 2 workers",)
 
 
 def test_weights_that_differ_from_one_process_fail() -> None:

@@ -300,6 +300,7 @@ def test_without_lockstep_every_sample_comes_exactly_once(run: Run, lend: bool) 
 @example(run=Run(size=5, batch_size=2, world_size=2))
 @example(run=Run(size=6, batch_size=1, world_size=5))
 @example(run=Run(size=16, batch_size=5, world_size=4, split=True))
+@example(run=Run(size=6, batch_size=5, world_size=3, split=True))
 def test_lending_leaves_no_more_duplicates_than_necessary(run: Run) -> None:
     dealt = run.workers(lend=True).iterate()
     samples = list(itertools.chain(*run.global_batches()))

@@ -70,7 +70,7 @@ class Regression(L.LightningModule):
 
     test_step = validation_step
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         return self.net(batch[0]).flatten()
 
     def configure_optimizers(self) -> Any:
