@@ -33,8 +33,6 @@ HOROVODRUN = {
 SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_JOB_NAME": "job", "SLURM_JOB_ID": "7"}
 _TORCHRUN_NAMES = ("RANK", "GROUP_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "WORLD_SIZE")
 TORCHRUN = dict.fromkeys(_TORCHRUN_NAMES, "1")
-    ("RANK", "GROUP_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "WORLD_SIZE"), "1"
-)
 
 
 def set_all(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
