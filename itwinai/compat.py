@@ -156,6 +156,8 @@ class EngineMaker(LightningDeepSpeedStrategy):
 
 def silence_known_warnings() -> None:
     """Silence warnings that concern neither the user's code nor ours; for processes that are itwinai's own."""
+    # lightning looks for srun also where nobody wants to use it.
+    warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, in every step.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated")
     # lightning 2.6 asks torch 2.13's pytree in a way that torch deprecates.

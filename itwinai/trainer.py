@@ -6,9 +6,10 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.accelerators import Accelerator, MPSAccelerator
 from lightning.pytorch.plugins import _PLUGIN_INPUT
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import RunningStage
@@ -88,6 +89,7 @@ class ItwinaiTrainer(Trainer):
         if isinstance(strategy, RayStrategy):
             accelerator = strategy.accelerator(accelerator)
             strategy = strategy.build()
+        _check_gpus(accelerator, devices)
         if environment not in plugin_list and getattr(strategy, "cluster_environment", None) is None:
             plugin_list.append(environment)
         super().__init__(
@@ -171,6 +173,19 @@ def _check_group_size(environment: ClusterEnvironment, devices: object, num_node
             f"{launcher_name(environment)} started {environment.world_size()} workers, but devices={devices} and "
             f"num_nodes={num_nodes} ask for {devices * num_nodes}. Start as many as are asked for, or leave devices "
             "and num_nodes out: the launcher decides."
+        )
+
+
+def _check_gpus(accelerator: object, devices: object) -> None:
+    if accelerator not in ("gpu", "cuda") or MPSAccelerator.is_available():
+        return
+    found = torch.cuda.device_count()
+    wanted = devices if isinstance(devices, int) and devices > 0 else 1
+    if wanted > found:
+        raise ConfigurationError(
+            f"accelerator={accelerator!r} with devices={devices!r} needs {wanted} GPUs, and torch {torch.__version__} "
+            f"finds {found} on this machine. Ask for fewer, take accelerator='cpu', or check CUDA_VISIBLE_DEVICES and "
+            "that torch is built for CUDA."
         )
 
 

@@ -15,6 +15,10 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 
+# Inherited by every process that the tests start, to know them again.
+_MARK = "ITWINAI_TEST_RUN"
+os.environ[_MARK] = str(os.getpid())
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -85,7 +89,8 @@ def worker_processes() -> list[str]:
     for process in psutil.process_iter():
         try:
             command = " ".join(process.cmdline())
-            if "itwinai.launchers.worker" in command and process.status() != psutil.STATUS_ZOMBIE:
+            # Of this run only: somebody else may be training on this machine.
+            if "itwinai.launchers.worker" in command and process.environ().get(_MARK) == os.environ[_MARK]:
                 found.append(f"{process.pid}: {command}")
         except psutil.Error:  # it has ended meanwhile
             continue

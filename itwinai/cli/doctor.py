@@ -656,62 +656,21 @@ def try_strategy(name: str, timeout: float, folder: Path, progress: Progress) ->
     install = missing_package(name)
     if install:
         return Trial(name, install=install)
-    found = stale_locks(os.environ)
-    own: set[Path] = set()
-    try:
-        with Child([*_SELF, "--probe", name], folder, without_launcher(os.environ)) as process:
-            outcome = process.wait(timeout, progress.tick)
-    finally:
-        # A trial that was killed while it compiled must not be what later runs wait for.
-        own = set(stale_locks(os.environ)) - set(found)
-        for lock in own:
-            lock.unlink(missing_ok=True)
-    hint: list[str] = []
-    if own:
-        hint = ["DeepSpeed was still compiling its extension. Give it more time, once: --timeout 600"]
-    elif found and "deepspeed" in name:
-        hint = [
-            "A build of DeepSpeed's extension that was killed has left a lock, for which all runs wait without end.",
-            "Unless another machine is building it right now, remove the lock:",
-            *(f"  rm {lock}" for lock in found),
-        ]
-    return judge(name, outcome, hint)
+    with Child([*_SELF, "--probe", name], folder, without_launcher(os.environ)) as process:
+        outcome = process.wait(timeout, progress.tick)
+    return judge(name, outcome)
 
 
-def stale_locks(env: Mapping[str, str]) -> list[Path]:
-    """Return the locks that killed builds of torch's C++ extensions have left behind.
-
-    DeepSpeed compiles such an extension when it is first used. Who finds the lock file of a build waits until it is
-    gone. Its builder has it open; where ``/proc`` does not say who has, no lock is taken for a stale one.
-
-    Args:
-        env: the environment of the builds.
-    """
-    cache = Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache", "torch_extensions")
-    # By default there is a level for the versions of Python and CUDA.
-    folders = Path(env["TORCH_EXTENSIONS_DIR"]).glob("*") if "TORCH_EXTENSIONS_DIR" in env else cache.glob("*/*")
-    locks = [lock for folder in folders if (lock := folder.resolve() / "lock").exists()]
-    if not locks or not os.path.isdir("/proc/self/fd"):
-        return []
-    opened = set()
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        with suppress(OSError):  # closed meanwhile, or another user's
-            opened.add(os.readlink(descriptor))
-    return [lock for lock in locks if str(lock) not in opened]
-
-
-def judge(name: str, outcome: Outcome, hint: Sequence[str] = ()) -> Trial:
+def judge(name: str, outcome: Outcome) -> Trial:
     """Decide whether a strategy works.
 
     Args:
         name: the strategy's name.
         outcome: what its process left.
-        hint: what explains that a process came to no end, better than its log does.
     """
     if outcome.problem:
         error = outcome.record.get("error") or outcome.problem
-        cause = last_lines(outcome.record.get("traceback") or outcome.log)
-        return Trial(name, error=error, cause=tuple(hint) if hint and not outcome.record else cause)
+        return Trial(name, error=error, cause=last_lines(outcome.record.get("traceback") or outcome.log))
     measured = Measured(**outcome.record["measured"])
     if not measured.weight_difference <= TOLERANCE:  # NaN is not below it either
         error = (

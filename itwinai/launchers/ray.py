@@ -169,7 +169,7 @@ class RayLauncher(PayloadLauncher):
             return
         # As many logical CPUs as the workers ask for: local processes may share cores as well.
         cpus = max(os.cpu_count() or 1, int(self.resources["CPU"] * self.num_workers))
-        ray.init(num_cpus=cpus, include_dashboard=False)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False)
 
     @contextmanager
     def _placed(self) -> Iterator[tuple[Any, list[str]]]:

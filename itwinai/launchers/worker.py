@@ -13,11 +13,12 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
-from itwinai.launchers.environment import Place
+if TYPE_CHECKING:  # importing it takes seconds, and this process has to watch its parent before that
+    from itwinai.launchers.environment import Place
 
 
 @dataclass(frozen=True)

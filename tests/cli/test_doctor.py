@@ -214,18 +214,6 @@ def test_crashed_child_is_told_from_one_without_a_result(tmp_path: Path) -> None
     assert (trial.status, trial.error, trial.cause[0]) == ("fails", "killed by SIGSEGV", "it was at step 3")
 
 
-def test_lock_of_a_killed_build_is_named_and_that_of_a_running_one_is_not(tmp_path: Path) -> None:
-    env = {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
-    lock = tmp_path / "deepspeed_shm_comm" / "lock"
-    lock.parent.mkdir()
-    with lock.open("x"):
-        assert doctor.stale_locks(env) == []
-    assert doctor.stale_locks(env) == [lock]
-    outcome = doctor.Outcome({}, "did not end within 120 s", "doctor: starting 2 workers")
-    assert doctor.judge("deepspeed", outcome, [f"rm {lock}"]).cause == (f"rm {lock}",)
-    assert doctor.judge("ddp", outcome).cause == ("doctor: starting 2 workers",)
-
-
 def test_weights_that_differ_from_one_process_fail() -> None:
     reference = {"a": torch.tensor([1.0, -4.0]), "b": torch.tensor([0.5])}
     assert doctor.weight_difference(reference, reference) == 0
