@@ -19,6 +19,7 @@ from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loops import _Loop
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper, _sync_module_states
+from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
@@ -92,7 +93,7 @@ def limit_threads(num_processes: int) -> None:
 def selects_ddp(accelerator: Any, devices: Any, num_nodes: int) -> bool:
     """Tell whether ``strategy="auto"`` stands for DDP, given the other flags."""
     connector = _AcceleratorConnector(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy="auto")
-    return getattr(connector.strategy, "strategy_name", None) in ("ddp", "ddp_fork") or num_nodes > 1
+    return isinstance(connector.strategy, LightningDDPStrategy)
 
 
 # ------------------------------------------------------------------------------------------------ DeepSpeed
@@ -300,7 +301,12 @@ def _prepare_dataloader(
 def with_batch_size(dataloader: DataLoader, batch_size: int) -> DataLoader:
     """Build a loader of an iterable dataset like another, with another batch size."""
     args, kwargs = _get_dataloader_init_args_and_kwargs(dataloader, SequentialSampler(()), RunningStage.TRAINING)
-    return _reinstantiate_wrapped_cls(dataloader, *args, **{**kwargs, "batch_size": batch_size})
+    return _reinstantiate_wrapped_cls(dataloader, **{**_by_name(dataloader, args), **kwargs, "batch_size": batch_size})
+
+
+def _by_name(dataloader: DataLoader, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Return by name the arguments that were given by position where the loader was made, as lightning noted them."""
+    return dict(zip(getattr(dataloader, "__pl_saved_arg_names", ()), args, strict=False))
 
 
 def with_sampler(dataloader: DataLoader, sampler: Any, stage: RunningStage) -> DataLoader:
@@ -321,7 +327,7 @@ def with_sampler(dataloader: DataLoader, sampler: Any, stage: RunningStage) -> D
         sampler = _IndexBatchSamplerWrapper(sampler)  # prediction writers ask it for the indices
     place = {"batch_sampler": sampler, "sampler": None} if batched else {"batch_sampler": None, "sampler": sampler}
     kwargs.update(place, shuffle=False, drop_last=False, batch_size=1 if batched else None)
-    return _reinstantiate_wrapped_cls(dataloader, *args, **kwargs)
+    return _reinstantiate_wrapped_cls(dataloader, **{**_by_name(dataloader, args), **kwargs})
 
 
 # ---------------------------------------------------------------------------------------------- cloudpickle

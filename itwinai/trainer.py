@@ -146,8 +146,9 @@ class ItwinaiTrainer(Trainer):
             "broadcast": self.strategy.broadcast,
         }
         if dataloader.batch_sampler is None:
-            return compat.with_sampler(dataloader, DealtSampler(dataloader.sampler, **options), stage)
-        dealt = DealtBatchSampler(dataloader.batch_sampler, split=self.split_batches, **options)
+            dealt: DealtSampler | DealtBatchSampler = DealtSampler(dataloader.sampler, **options)
+        else:
+            dealt = DealtBatchSampler(dataloader.batch_sampler, split=self.split_batches, **options)
         if stage == RunningStage.TRAINING and isinstance(self.strategy, LaunchedStrategy):
             self.strategy.weigh_batches(dealt.weight_of)
         return compat.with_sampler(dataloader, dealt, stage)

@@ -69,7 +69,7 @@ class DealtBatchSampler(Sampler[Batch]):
         self.weights: dict[int, float] = {}
         self.epoch = 0
         self._synchronized_epoch: int | None = None
-        self._leading_states: dict[str, Any] | None = None
+        self._leading_states: dict[str, Any] = {}
         self._drop_last = bool(getattr(batches, "drop_last", False))
         self.batch_size = getattr(batches, "batch_size", None)
 
@@ -124,7 +124,8 @@ class DealtBatchSampler(Sampler[Batch]):
         """Yield each global batch as the list of the user's batches that make it up."""
         size = 1 if self.split else self.num_replicas
         order = self._order()
-        while group := list(itertools.islice(order, size)):
+        # Samplers of the user's own may yield arrays or tensors of indices.
+        while group := [list(batch) for batch in itertools.islice(order, size)]:
             if len(group) == size or not self._drop_last:
                 yield group
 
@@ -151,26 +152,28 @@ class DealtBatchSampler(Sampler[Batch]):
 
     def _order(self) -> Iterator[Batch]:
         """Iterate over the user's batches in the order that rank 0 draws."""
-        sampler = getattr(self.batches, "sampler", self.batches)
-        if isinstance(sampler, SequentialSampler):
+        # Subclasses, and batch samplers of the user's own, may draw at any time.
+        sampler_type = type(self.batches.sampler) if type(self.batches) is BatchSampler else None
+        if sampler_type is SequentialSampler:
             return iter(self.batches)
-        return self._order_of_rank_0(draws_once=isinstance(sampler, _DRAWS_ONCE))
+        return self._order_of_rank_0(draws_once=sampler_type in _DRAWS_ONCE)
 
     def _order_of_rank_0(self, draws_once: bool) -> Iterator[Batch]:
         # A generator: like the samplers themselves it draws when the first batch is asked for, and not before.
         own = compat.collect_rng_states(include_cuda=False)
         if self._synchronized_epoch != self.epoch:
             self._synchronized_epoch = self.epoch
-            leading = self.broadcast(own)
-            self._leading_states = None if _same_states(own, leading) else leading
-        if self._leading_states is not None:
+            self._leading_states = self.broadcast(own)
+        in_step = _same_states(own, self._leading_states)
+        if not in_step:
             compat.set_rng_states(self._leading_states)
         order = iter(self.batches)
         first = list(itertools.islice(order, 1))
-        if not draws_once and isinstance(self.batches, Sized):
+        if not draws_once and _has_length(self.batches):
             first += order  # may draw at any time, and the workers' random states may part meanwhile
-        if self._leading_states is not None:
-            self._leading_states = compat.collect_rng_states(include_cuda=False)
+        # A second iteration of this epoch goes on from here, whatever each worker has drawn until then.
+        self._leading_states = compat.collect_rng_states(include_cuda=False)
+        if not in_step:
             compat.set_rng_states(own)
         yield from first
         yield from order
@@ -193,11 +196,23 @@ class DealtSampler(Sampler[Any]):
         """Announce a new epoch."""
         self.dealt.set_epoch(epoch)
 
+    def weight_of(self, batch_index: int) -> float:
+        """Return the weight of this worker's mean loss for a batch of the current epoch."""
+        return self.dealt.weight_of(batch_index)
+
     def __len__(self) -> int:
         return len(self.dealt)
 
     def __iter__(self) -> Iterator[Any]:
         return (index for batch in self.dealt for index in batch)
+
+
+def _has_length(batches: Iterable[Batch]) -> bool:
+    try:
+        len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a BatchSampler has the method also where its sampler has no length
+        return False
+    return True
 
 
 def _same_states(one: dict[str, Any], other: dict[str, Any]) -> bool:

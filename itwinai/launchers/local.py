@@ -133,12 +133,11 @@ class LocalLauncher(PayloadLauncher):
             with suppress(KeyboardInterrupt):  # pressed again: no more patience
                 self._wait_for_exit(GRACE)
             raise WorkersFailed(interrupt) from None
-        dead = self._dead(folder)
-        failures = list(folder.glob("failure-*.pickle"))
-        if not dead and not failures:
+        if not self._dead(folder) and not any(folder.glob("failure-*.pickle")):
             return
         self._wait_for_exit(GRACE)
-        raise WorkersFailed(self._cause(folder, dead))
+        # Nobody has been signalled yet: whoever is dead without a report was killed by somebody else.
+        raise WorkersFailed(self._cause(folder, self._dead(folder)))
 
     def _dead(self, folder: Path) -> dict[int, int]:
         """Return the exit codes of the workers that ended without a result, by rank."""
@@ -154,17 +153,17 @@ class LocalLauncher(PayloadLauncher):
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
 
-    def _cause(self, folder: Path, first_dead: Mapping[int, int]) -> BaseException:
+    def _cause(self, folder: Path, dead: Mapping[int, int]) -> BaseException:
         """Find the failure that made the others fail.
 
         Args:
             folder: where the workers left their failures.
-            first_dead: exit codes, by rank, of the workers that had ended badly when the first failure was noticed.
+            dead: exit codes, by rank, of the workers that have ended without a result.
         """
         failures = [pickle.loads(path.read_bytes()) for path in folder.glob("failure-*.pickle")]
         reported = {failure.rank for failure in failures}
         # A worker that was killed could report nothing; what the others report is that they have lost it.
-        silent = {rank: code for rank, code in first_dead.items() if rank not in reported}
+        silent = {rank: code for rank, code in dead.items() if rank not in reported}
         if silent:
             return _death(*next(iter(silent.items())))
         first: Failure = min(failures, key=lambda failure: failure.time)
