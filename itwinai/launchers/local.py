@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import shutil
 import signal
 import socket
@@ -207,10 +208,16 @@ def _death(rank: int, code: int) -> WorkerError:
 
 
 def free_port() -> int:
-    """Return a TCP port that is free on this machine at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port that is free on this machine at this moment.
+
+    It lies below the range from which systems take the ports of outgoing connections: one of those could take it
+    before rank 0 listens.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20000, 32768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def loopback_interface() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from itwinai.errors import ConfigurationError, ResourceError, WorkerError
 from itwinai.launchers.base import PayloadLauncher
 from itwinai.launchers.environment import Place
 from itwinai.launchers.failure import Failure, WorkersFailed
+from itwinai.launchers.local import free_port
 from itwinai.launchers.payload import Result
 
 if TYPE_CHECKING:
@@ -332,9 +332,7 @@ class RayWorker:
         """Return the process id, this node's address, and a port that is free on it."""
         import ray
 
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return os.getpid(), ray.util.get_node_ip_address(), probe.getsockname()[1]
+        return os.getpid(), ray.util.get_node_ip_address(), free_port()
 
     def run(self, packed: bytes, place: Place) -> Result | Failure:
         """Run the payload at a place of the group."""
