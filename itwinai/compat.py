@@ -18,7 +18,7 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loops import _Loop
-from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper, _sync_module_states
+from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
 
 Launcher = _Launcher
-sync_module_states = _sync_module_states
 
 
 # ------------------------------------------------------------------------------------------------ launching
@@ -244,11 +243,17 @@ def write_loops(trainer: Trainer, loops: Mapping[str, Any]) -> None:
     for name, state in loops["states"].items():
         loop: _Loop = getattr(trainer, name)
         loop.load_state_dict(state)
-        loop.restarting = False  # ended, not interrupted: a second fit() starts at the next epoch
-    trainer.fit_loop._loaded_from_state_dict = False
-    trainer.fit_loop.epoch_loop._loaded_from_state_dict = False
+        _forget_loading(loop)  # ended, not interrupted: a second fit() starts at the next epoch
     for name, value in loops["fit_loop"].items():
         setattr(trainer.fit_loop, name, value)
+
+
+def _forget_loading(loop: _Loop) -> None:
+    # Not by the setter of `restarting`: with max_steps the fit loop turns False into True.
+    loop._restarting = loop._loaded_from_state_dict = loop._resuming_from_checkpoint = False
+    for child in vars(loop).values():
+        if isinstance(child, _Loop):
+            _forget_loading(child)
 
 
 def is_predicting(trainer: Trainer) -> bool:

@@ -13,7 +13,7 @@ from lightning.pytorch.accelerators import Accelerator, MPSAccelerator
 from lightning.pytorch.plugins import _PLUGIN_INPUT
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import RunningStage
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from itwinai import compat
 from itwinai.data.samplers import DealtBatchSampler, DealtSampler
@@ -148,7 +148,10 @@ class ItwinaiTrainer(Trainer):
         if dataloader.batch_sampler is None:
             dealt: DealtSampler | DealtBatchSampler = DealtSampler(dataloader.sampler, **options)
         else:
-            dealt = DealtBatchSampler(dataloader.batch_sampler, split=self.split_batches, **options)
+            batches = dataloader.batch_sampler
+            if stage == RunningStage.PREDICTING and type(batches) is BatchSampler:  # lightning drops none either
+                batches = BatchSampler(batches.sampler, batches.batch_size, drop_last=False)
+            dealt = DealtBatchSampler(batches, split=self.split_batches, **options)
         if stage == RunningStage.TRAINING and isinstance(self.strategy, LaunchedStrategy):
             self.strategy.weigh_batches(dealt.weight_of)
         return compat.with_sampler(dataloader, dealt, stage)

@@ -566,6 +566,8 @@ def test_metrics_are_read_as_values_apart_from_their_graph() -> None:
 
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "all epochs": ({"max_epochs": 2}, {"max_epochs": 4}),
+    "steps, at the end of an epoch": ({"max_epochs": -1, "max_steps": 4}, {"max_steps": 7}),
+    "steps, within an epoch": ({"max_epochs": -1, "max_steps": 6}, {"max_steps": 11}),
     "accumulated gradients": ({"max_epochs": 1, "accumulate_grad_batches": 3}, {"max_epochs": 2}),
     "part of each epoch": ({"max_epochs": 1, "limit_train_batches": 3}, {"max_epochs": 3}),
     "with validation": ({"max_epochs": 1, "val_check_interval": 2}, {"max_epochs": 2}),
@@ -594,7 +596,7 @@ def go_on(trainer: Trainer, limits: dict[str, int], **data: Any) -> list[tuple[i
     return module.trained
 
 
-@pytest.mark.parametrize("shuffle", [False])
+@pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("run", RUNS)
 def test_loops_written_into_a_fresh_trainer_go_on_where_they_ended(run: str, shuffle: bool) -> None:
     limits, new_limits = RUNS[run]

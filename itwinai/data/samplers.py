@@ -169,14 +169,26 @@ class DealtBatchSampler(Sampler[Batch]):
             compat.set_rng_states(self._leading_states)
         order = iter(self.batches)
         first = list(itertools.islice(order, 1))
-        if not draws_once and _has_length(self.batches):
+        endless = not draws_once and not _has_length(self.batches)
+        if not draws_once and not endless:
             first += order  # may draw at any time, and the workers' random states may part meanwhile
         # A second iteration of this epoch goes on from here, whatever each worker has drawn until then.
         self._leading_states = compat.collect_rng_states(include_cuda=False)
         if not in_step:
             compat.set_rng_states(own)
         yield from first
+        while endless and (batch := self._drawn_apart(order)):
+            yield from batch
         yield from order
+
+    def _drawn_apart(self, order: Iterator[Batch]) -> list[Batch]:
+        """Draw the next batch, if there is one, in the states that the sampler left; keep this process's own."""
+        own = compat.collect_rng_states(include_cuda=False)
+        compat.set_rng_states(self._leading_states)
+        batch = list(itertools.islice(order, 1))
+        self._leading_states = compat.collect_rng_states(include_cuda=False)
+        compat.set_rng_states(own)
+        return batch
 
 
 class DealtSampler(Sampler[Any]):

@@ -635,13 +635,20 @@ def test_random_batches_over_a_random_sampler_follow_rank_0() -> None:
     assert in_order(workers.iterate()) == list(itertools.chain(*expected))
 
 
-@pytest.mark.parametrize("same_seed", [True])
+@pytest.mark.parametrize("same_seed", [True, False])
 def test_endless_order_is_asked_for_no_more_than_is_needed(same_seed: bool) -> None:
     workers = workers_of(lambda: BatchSampler(EndlessSampler(6), 2, False), 3, seed=4, same_seed=same_seed)
     dealt = workers.iterate(limit=5)
     with random_states(seeded(4)):
         expected = list(itertools.islice(EndlessSampler(6), 30))
     assert in_order(dealt) == expected
+
+
+def test_endless_order_is_one_order_whatever_the_model_draws() -> None:
+    workers = workers_of(lambda: BatchSampler(EndlessSampler(6), 2, False), 3, seed=4)
+    dealt = workers.each(lambda dealt: [batch for batch in itertools.islice(dealt, 5) if draw()])
+    global_batches = [sorted(itertools.chain(*parts)) for parts in zip(*dealt, strict=True)]
+    assert global_batches == [list(range(6))] * 5
 
 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple])
