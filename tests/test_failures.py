@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from itwinai.errors import ConfigurationError, MissingPackageError, PayloadError
+from itwinai.errors import ConfigurationError, MissingPackageError, PayloadError, ResourceError, WorkerError
 from tests.conftest import REPOSITORY, RunCommand, python, worker_processes
 from tests.support.cases import Regression, loader, make_trainer
 
@@ -137,7 +137,7 @@ def test_exception_that_cannot_be_pickled(run_command: RunCommand, no_leftovers:
     assert "odd one" in ended.output
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "horovod"])
+@pytest.mark.parametrize("strategy", ["ddp", "horovod", "ray"])
 def test_interrupt(strategy: str) -> None:
     """Ctrl-C reaches the whole foreground process group, as in a terminal."""
     process = subprocess.Popen(
@@ -208,8 +208,57 @@ def _session_of(pid: int) -> int:
 # ------------------------------------------------------------------------------------------------------------ Ray
 
 
+def test_exception_in_a_ray_actor(local_ray: None) -> None:
+    with pytest.raises(ArithmeticError, match="step 3 exploded") as raised:
+        make_trainer("ray", 2, max_epochs=1).fit(Exploding(), loader(4))
+    assert "Traceback of rank 1" in str(raised.value.__cause__)
+
+
+def test_ray_actor_killed(local_ray: None) -> None:
+    started = time.monotonic()
+    with pytest.raises(WorkerError, match="rank 1 died without a Python exception"):
+        make_trainer("ray", 2, max_epochs=1).fit(Killed(), loader(4))
+    assert time.monotonic() - started < LIMIT
+
+
+def test_ray_resources_that_cannot_be_met(local_ray: None) -> None:
+    from itwinai.strategies import RayStrategy
+
+    started = time.monotonic()
+    with pytest.raises(ResourceError, match="asked for 200 CPU, the cluster has 4"):
+        make_trainer(RayStrategy(resources_per_worker={"CPU": 100}), 2, max_epochs=1).fit(Regression(), loader(4))
+    assert time.monotonic() - started < 30
+
+
+def test_ray_resources_that_are_in_use(local_ray: None) -> None:
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    from itwinai.strategies import RayStrategy
+
+    taken = placement_group([{"CPU": 3}])
+    ray.get(taken.ready())
+    try:
+        with pytest.raises(ResourceError, match="but it is in use"):
+            make_trainer(RayStrategy(timeout=2), 2, max_epochs=1).fit(Regression(), loader(4))
+    finally:
+        remove_placement_group(taken)
+
+
 def test_more_than_one_gpu_per_worker() -> None:
     from itwinai.strategies import RayStrategy
 
     with pytest.raises(ConfigurationError, match="a worker uses one device"):
         RayStrategy(resources_per_worker={"GPU": 2})
+
+
+class Exploding(Regression):
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        if batch_idx == 3 and self.global_rank == 1:
+            raise ArithmeticError("the loss of step 3 exploded")
+
+
+class Killed(Regression):
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        if batch_idx == 3 and self.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def test_workers_of_our_own(strategy: str, references: dict[str, Any], no_leftov
 @pytest.mark.parametrize("strategy", ["ray", "ray_deepspeed", "ray_horovod"])
 def test_ray_actors(strategy: str, case: Case, references: dict[str, Any], local_ray: None) -> None:
     check(run_case(case, strategy, workers=2), references, strategy)
+
+
+@pytest.mark.parametrize("strategy", ["horovod", "ddp"])
+def test_all_cases_under_horovodrun(
+    strategy: str, references: dict[str, Any], run_command: RunCommand, tmp_path: Path
+) -> None:
+    out = tmp_path / "results.pt"
+    script = ["tests/support/joined.py", strategy, "2", str(out)]
+    ended = run_command([str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", "2", *python(*script)])
+    assert ended.code == 0, ended.output
+    assert "2 workers launched by horovodrun" in ended.output
+    for result in torch.load(out):
+        check(result, references, strategy)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "horovod", "deepspeed_stage_3"])

@@ -244,15 +244,16 @@ def _mpirun_place() -> Place | None:
 def _address_from_environment(single_host: bool, job: str, launcher: str) -> tuple[str, int]:
     """Return rank 0's address and a port, for launchers that hand out neither.
 
-    The port is derived from the job's own name, so that two jobs on one host seldom meet.
+    The port is derived from the job's own name, so that two jobs on one host seldom meet, and it lies below the range
+    from which systems take the ports of outgoing connections.
     """
     address = os.environ.get("MASTER_ADDR")
     if address is None:
         if not single_host:
             raise ConfigurationError(
                 f"{launcher} started workers on several hosts, but did not say where rank 0 is. Set MASTER_ADDR (and "
-                f"MASTER_PORT if 29500 to 49499 are not open) to rank 0's host before {launcher} is called."
+                f"MASTER_PORT if 20000 to 32767 are not open) to rank 0's host before {launcher} is called."
             )
         address = "127.0.0.1"
     port = os.environ.get("MASTER_PORT")
-    return address, int(port) if port else 29500 + zlib.crc32(job.encode()) % 20000
+    return address, int(port) if port else 20000 + zlib.crc32(job.encode()) % 12768

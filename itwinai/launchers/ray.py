@@ -121,8 +121,12 @@ class RayLauncher(PayloadLauncher):
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        def send_signal(pid: int, signum: int) -> None:  # travels by value: nothing has to be imported for it
+            with suppress(ProcessLookupError):
+                os.kill(pid, signum)
+
         # An actor that is busy takes no calls, but a task beside it on the same node can reach its process.
-        send = ray.remote(num_cpus=0)(_send_signal)
+        send = ray.remote(num_cpus=0)(send_signal)
         ray.get(
             [
                 send.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(pid, signum)
@@ -337,6 +341,7 @@ class RayWorker:
     def run(self, packed: bytes, place: Place) -> Result | Failure:
         """Run the payload at a place of the group."""
         os.environ.update(place.variables())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # Ray blocks it, the launcher sends it
         from itwinai.launchers import payload
 
         failures: list[Failure] = []
@@ -346,11 +351,6 @@ class RayWorker:
             )
         except BaseException as error:
             return failures[0] if failures else Failure.of(place.rank, error)
-
-
-def _send_signal(pid: int, signum: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signum)
 
 
 def _describe(resources: Mapping[str, float]) -> str:

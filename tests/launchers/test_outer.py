@@ -12,7 +12,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from itwinai.errors import ConfigurationError
 from itwinai.launchers.environment import PlacedEnvironment, find_outer_environment
 from tests.conftest import RunCommand, python
-from tests.support.cases import Case, make_trainer, relative_difference
+from tests.support.cases import Case, Regression, loader, make_trainer, relative_difference
 from tests.support.slurm import slurm_cluster
 
 OPEN_MPI = {
@@ -123,3 +123,34 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Any:
     require_programs(missing_programs(), "apt-get install slurm-wlm munge")
     with slurm_cluster(tmp_path_factory.mktemp("slurm")) as environment:
         yield environment
+
+
+def test_ray_train_worker_joins(local_ray: None, tmp_path: Path) -> None:
+    """Inside Ray Train's own workers nothing is launched: the group that exists is used."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    def train() -> None:
+        import lightning
+
+        lightning.seed_everything(11, verbose=False)
+        module = Regression()
+        trainer = make_trainer("ray", "auto", max_epochs=1)
+        assert trainer.strategy.launcher is None
+        assert trainer.world_size == 2
+        trainer.fit(module, loader(4, shuffle=True))
+        if trainer.is_global_zero:
+            torch.save([parameter.detach() for parameter in module.parameters()], tmp_path / "weights.pt")
+
+    TorchTrainer(
+        train, scaling_config=ScalingConfig(num_workers=2), run_config=RunConfig(storage_path=str(tmp_path))
+    ).fit()
+    joined = torch.cat([weight.flatten() for weight in torch.load(tmp_path / "weights.pt")])
+
+    import lightning
+
+    lightning.seed_everything(11, verbose=False)
+    module = Regression()
+    make_trainer("auto", 1, max_epochs=1).fit(module, loader(8, shuffle=True))
+    local = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+    assert relative_difference(joined, local) < 1e-6
