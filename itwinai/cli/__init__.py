@@ -1,1 +1,1 @@
-"""The `itwinai` command, one file per subcommand."""
+"""The `itwinai` command, one file or folder per subcommand."""

@@ -18,6 +18,17 @@ import torch
 
 import itwinai
 from itwinai.cli import doctor
+from itwinai.cli.doctor.child import Child, Outcome
+from itwinai.cli.doctor.probe import Measured, measure_all_reduce, weight_difference
+from itwinai.cli.doctor.report import (
+    format_end,
+    format_header,
+    format_installed,
+    format_machine,
+    format_trial,
+    name_width,
+)
+from itwinai.cli.doctor.trial import Trial, judge, last_lines, without_launcher
 
 REPOSITORY = Path(itwinai.__file__).parents[1]
 COMMAND = [sys.executable, "-m", "itwinai.cli.main", "doctor"]
@@ -202,7 +213,7 @@ def test_crashed_child_is_told_from_one_without_a_result(tmp_path: Path) -> None
     code = "import os, signal; print('it was at step 3', flush=True); {}"
     outcomes = {}
     for name, last in {"crash": "os.kill(os.getpid(), signal.SIGSEGV)", "exit": "os._exit(3)", "end": "pass"}.items():
-        with doctor.Child([sys.executable, "-c", code.format(last)], tmp_path) as child:
+        with Child([sys.executable, "-c", code.format(last)], tmp_path) as child:
             outcomes[name] = child.wait(60, lambda: None)
     problems = {name: outcome.problem for name, outcome in outcomes.items()}
     assert problems == {
@@ -210,20 +221,20 @@ def test_crashed_child_is_told_from_one_without_a_result(tmp_path: Path) -> None
         "exit": "ended with exit code 3",
         "end": "ended without a result",
     }
-    trial = doctor.judge("ddp", outcomes["crash"])
+    trial = judge("ddp", outcomes["crash"])
     assert (trial.status, trial.error, trial.cause[0]) == ("fails", "killed by SIGSEGV", "it was at step 3")
 
 
 def test_weights_that_differ_from_one_process_fail() -> None:
     reference = {"a": torch.tensor([1.0, -4.0]), "b": torch.tensor([0.5])}
-    assert doctor.weight_difference(reference, reference) == 0
-    assert doctor.weight_difference({**reference, "a": torch.tensor([1.0, -3.0])}, reference) == pytest.approx(0.25)
-    assert doctor.weight_difference({"a": reference["a"]}, reference) == float("inf")
-    lost = doctor.weight_difference({**reference, "b": torch.tensor([torch.nan])}, reference)
+    assert weight_difference(reference, reference) == 0
+    assert weight_difference({**reference, "a": torch.tensor([1.0, -3.0])}, reference) == pytest.approx(0.25)
+    assert weight_difference({"a": reference["a"]}, reference) == float("inf")
+    lost = weight_difference({**reference, "b": torch.tensor([torch.nan])}, reference)
     measured = {"workers": 2, "device": "cpu", "latency_us": 50.0, "bandwidth_gb_s": 1.0, "bus_bandwidth_gb_s": 1.0}
     for difference, status in {5e-8: "works", 2e-5: "fails", lost: "fails"}.items():
         record = {"measured": {**measured, "start_s": 4.0, "weight_difference": difference}}
-        assert doctor.judge("ddp", doctor.Outcome(record, "", "")).status == status
+        assert judge("ddp", Outcome(record, "", "")).status == status
 
 
 def test_wrong_sum_fails() -> None:
@@ -231,21 +242,21 @@ def test_wrong_sum_fails() -> None:
         return tensor.mul_(3)
 
     device = torch.device("cpu")
-    measured = doctor.measure_all_reduce(tripled, rank=0, workers=2, device=device)  # 1 + 2 = 3
+    measured = measure_all_reduce(tripled, rank=0, workers=2, device=device)  # 1 + 2 = 3
     assert measured["seconds"] > measured["latency"] > 0
     with pytest.raises(RuntimeError, match="rank 1: 1 of 1 sums over 2 workers are wrong"):
-        doctor.measure_all_reduce(tripled, rank=1, workers=2, device=device)
+        measure_all_reduce(tripled, rank=1, workers=2, device=device)
 
 
 def test_table_of_all_outcomes() -> None:
-    measured = doctor.Measured(2, "cpu", 87.4, 1.234, 1.234, 3.21, 6e-8)
+    measured = Measured(2, "cpu", 87.4, 1.234, 1.234, 3.21, 6e-8)
     trials = [
-        doctor.Trial("ddp", measured),
-        doctor.Trial("deepspeed_stage_2", error="WorkerError: rank 1 " + "x" * 80, cause=("last words",)),
-        doctor.Trial("horovod", install="itwinai install horovod"),
+        Trial("ddp", measured),
+        Trial("deepspeed_stage_2", error="WorkerError: rank 1 " + "x" * 80, cause=("last words",)),
+        Trial("horovod", install="itwinai install horovod"),
     ]
-    width = doctor.name_width([trial.strategy for trial in trials])
-    table = [doctor.format_header(width), *(doctor.format_trial(trial, width) for trial in trials)]
+    width = name_width([trial.strategy for trial in trials])
+    table = [format_header(width), *(format_trial(trial, width) for trial in trials)]
     assert "\n".join(table).splitlines() == [
         "  strategy           works    latency    bandwidth     start",
         "  ----------------------------------------------------------",
@@ -253,14 +264,14 @@ def test_table_of_all_outcomes() -> None:
         f"  deepspeed_stage_2  NO     WorkerError: rank 1 {'x' * 47}...",
         "  horovod            not installed: itwinai install horovod",
     ]
-    end = doctor.format_end(trials, ["wandb"]).splitlines()
+    end = format_end(trials, ["wandb"]).splitlines()
     assert end[-4:] == [
         f"deepspeed_stage_2: WorkerError: rank 1 {'x' * 80}",
         "    last words",
         "",
         "Does not work: wandb, deepspeed_stage_2.",
     ]
-    assert doctor.format_end(trials[::2], []).splitlines()[-1] == "All that was tried works."
+    assert format_end(trials[::2], []).splitlines()[-1] == "All that was tried works."
 
 
 def test_machine_with_gpus_in_a_job_without_a_resolvable_name() -> None:
@@ -272,7 +283,7 @@ def test_machine_with_gpus_in_a_job_without_a_resolvable_name() -> None:
             "gpus": [{"name": "NVIDIA H100 80GB HBM3", "bytes": 79 * 2**30}],
         }
     }
-    assert doctor.format_installed(installed).splitlines()[1:3] == [
+    assert format_installed(installed).splitlines()[1:3] == [
         "  torch    2.13.0+cu130; CUDA 13.0",
         "    GPU 0  NVIDIA H100 80GB HBM3, 79.0 GiB",
     ]
@@ -284,7 +295,7 @@ def test_machine_with_gpus_in_a_job_without_a_resolvable_name() -> None:
         "launcher": {"name": "srun", "workers": 4},
         "slurm": {"job_id": "123", "nnodes": "2", "nodelist": "node[7-8]"},
     }
-    lines = doctor.format_machine(machine).splitlines()
+    lines = format_machine(machine).splitlines()
     assert lines[1].startswith("  host      node7, DOES NOT RESOLVE (Name or service not known)")
     assert lines[2] == "  cores     8 usable of 64"
     assert lines[4].startswith("  /dev/shm  64 MiB, 63 MiB free; small")
@@ -302,9 +313,9 @@ def test_environment_of_a_trial_forgets_the_outer_launcher_only() -> None:
         "SLURM_STEP_ID": "0",
     }
     own = {"HOROVOD_FUSION_THRESHOLD": "1", "SLURM_JOB_ID": "7", "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "head:6379"}
-    assert doctor.without_launcher({**outer, **own}) == own
+    assert without_launcher({**outer, **own}) == own
 
 
 def test_last_lines_leave_out_colours_and_underlines() -> None:
     text = "first\n\x1b[36m(rank 0)\x1b[0m step\n\n    call()\n    ^^^^~~\nmany\rlast " + "x" * 300
-    assert doctor.last_lines(text, limit=4, width=10) == ("(rank 0...", "    call()", "many", "last xx...")
+    assert last_lines(text, limit=4, width=10) == ("(rank 0...", "    call()", "many", "last xx...")

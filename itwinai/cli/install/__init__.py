@@ -10,8 +10,6 @@ from pathlib import Path
 
 from itwinai.errors import InstallError
 
-HELP = "build, cache and install Horovod for the torch that is installed here"
-
 _DESCRIPTION = """\
 Build Horovod for the torch that is installed here and install it into this Python environment.
 
@@ -64,14 +62,16 @@ def main(argv: list[str]) -> int:
     if os.name != "posix":
         print("error: Horovod does not build on Windows", file=sys.stderr)
         return 1
-    from itwinai.cli import horovod_build as build
+    from itwinai.cli.install.horovod import install, print_dry_run
+    from itwinai.cli.install.plan import make_plan
+    from itwinai.cli.signals import stop_on_signals
 
     try:
-        with build.stop_on_signals():
-            plan = build.make_plan(args.version, args.cache_dir)
+        with stop_on_signals():
+            plan = make_plan(args.version, args.cache_dir)
             if args.dry_run:
-                return build.print_dry_run(plan, force=args.force)
-            build.install(plan, force=args.force, wheel_only=args.wheel_only, verbose=args.verbose)
+                return print_dry_run(plan, force=args.force)
+            install(plan, force=args.force, wheel_only=args.wheel_only, verbose=args.verbose)
     except (InstallError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
