@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,47 +139,42 @@ def test_exception_that_cannot_be_pickled(run_command: RunCommand, no_leftovers:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "horovod", "ray"])
-def test_interrupt(strategy: str) -> None:
+def test_interrupt(strategy: str, tmp_path: Path) -> None:
     """Ctrl-C reaches the whole foreground process group, as in a terminal."""
-    process = subprocess.Popen(
-        [sys.executable, FAILING, strategy, "ctrl-c"],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    seen = ""
-    while "is at step 3" not in seen:
-        line = process.stdout.readline()
-        assert line, seen
-        seen += line
+    process = start_and_wait_for_step_3(strategy, tmp_path)
     interrupted = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
-    seen += process.communicate(timeout=30)[0]
+    code = process.wait(timeout=30)
+    output = (tmp_path / "output").read_text()
     assert time.monotonic() - interrupted < 30
-    assert process.returncode == 1, seen
-    assert "not reached" not in seen
-    assert "Traceback" not in seen, seen
+    assert code == 1, output
+    assert "not reached" not in output
+    assert "Traceback" not in output, output
     assert_no_process_left(process.pid)
 
 
-def test_killed_caller_takes_its_workers_along() -> None:
-    process = subprocess.Popen(
-        [sys.executable, FAILING, "ddp", "ctrl-c"],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    while "is at step 3" not in process.stdout.readline():
-        assert process.poll() is None
+def test_killed_caller_takes_its_workers_along(tmp_path: Path) -> None:
+    process = start_and_wait_for_step_3("ddp", tmp_path)
     process.kill()
     process.wait()
     assert_no_process_left(process.pid)
+
+
+def start_and_wait_for_step_3(strategy: str, folder: Path) -> subprocess.Popen[bytes]:
+    """Start a run in a session of its own, and return when both ranks are in the midst of it."""
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, FAILING, strategy, "wait", str(folder)],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    while not all((folder / rank).exists() for rank in ("0", "1")):
+        assert process.poll() is None, (folder / "output").read_text()
+        time.sleep(0.05)
+    return process
 
 
 def assert_no_process_left(session: int) -> None:

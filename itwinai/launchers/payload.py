@@ -9,6 +9,7 @@ callbacks look as if the run had been local.
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -45,6 +46,7 @@ class Payload:
         args: positional arguments of ``function``.
         kwargs: keyword arguments of ``function``.
         rng_states: global random states of the caller, so that every worker goes on where the caller stands.
+        arguments: the command line of the caller, which the user's code may read in a worker as well.
         deterministic: whether torch is restricted to deterministic algorithms, and whether it only warns.
     """
 
@@ -53,6 +55,7 @@ class Payload:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     rng_states: dict[str, Any] = field(default_factory=lambda: compat.collect_rng_states(include_cuda=False))
+    arguments: list[str] = field(default_factory=lambda: sys.argv)
     deterministic: tuple[bool, bool] = field(
         default_factory=lambda: (
             torch.are_deterministic_algorithms_enabled(),
@@ -107,6 +110,7 @@ def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None]
     """
     compat.silence_known_warnings()
     payload: Payload = pickle.loads(packed)
+    sys.argv[:] = payload.arguments
     trainer = payload.trainer
     compat.set_rng_states(payload.rng_states)
     deterministic, warn_only = payload.deterministic

@@ -1,16 +1,21 @@
-"""A script whose run fails in a way that its arguments choose: ``failing.py STRATEGY HOW [RANK]``."""
+"""A script whose run fails in a way that its arguments choose: ``failing.py STRATEGY HOW [RANK]``.
+
+``failing.py STRATEGY wait FOLDER`` does not fail, but waits at step 3 for being interrupted or killed; every rank
+leaves a file in the folder when it is there.
+"""
 
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
 
 from tests.support.cases import Regression, loader, make_trainer
 
 strategy, how = sys.argv[1], sys.argv[2]
-rank = int(sys.argv[3]) if len(sys.argv) > 3 else 1
+rank = int(sys.argv[3]) if len(sys.argv) > 3 and how != "wait" else 1
 
 
 class Failing(Regression):
@@ -26,8 +31,8 @@ class Failing(Regression):
                 os._exit(3)
             if how == "unpicklable":
                 raise type("Odd", (Exception,), {"__reduce__": lambda self: (open, ("/nowhere",))})("odd one")
-        if how == "ctrl-c" and batch_idx == 3:
-            print(f"rank {self.global_rank} is at step 3", flush=True)
+        if how == "wait" and batch_idx == 3:
+            Path(sys.argv[3], str(self.global_rank)).touch()
             time.sleep(600)  # stands for a long step; the test interrupts it
 
 
