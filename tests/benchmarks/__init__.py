@@ -1,0 +1,1 @@
+"""Measure what the loop costs: raw PyTorch, accelerate, stock lightning and ItwinaiTrainer, side by side."""
