@@ -8,26 +8,44 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle.cloudpickle
+import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.data import has_iterable_dataset
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
-from lightning.pytorch.loops import _Loop
+from lightning.pytorch.loops import _EvaluationLoop, _Loop
+from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
+from lightning.pytorch.loops.progress import _OptimizerProgress
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
+from lightning.pytorch.plugins import _PLUGIN_INPUT
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
+from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
+from lightning.pytorch.trainer.connectors.logger_connector.result import (
+    _METRICS,
+    _ResultCollection,
+    _ResultMetric,
+)
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
+from lightning.pytorch.utilities.argparse import _parse_env_variables
 from lightning.pytorch.utilities.data import _get_dataloader_init_args_and_kwargs, _reinstantiate_wrapped_cls
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.rank_zero import rank_zero_only as utils_rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
@@ -35,9 +53,21 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Seque
 from itwinai.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.core.optimizer import LightningOptimizer
 
 Launcher = _Launcher
+# What the argument `plugins` of lightning's Trainer takes.
+PluginInput = _PLUGIN_INPUT
+
+
+def trainer_arguments_from_environment() -> dict[str, Any]:
+    """Return the arguments of lightning's Trainer that environment variables such as PL_TRAINER_DEVICES give."""
+    from lightning.pytorch.trainer.trainer import Trainer
+
+    return vars(_parse_env_variables(Trainer))
 
 
 # ------------------------------------------------------------------------------------------------ launching
@@ -107,6 +137,24 @@ def leave_out_shared_memory_operator() -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+_ENGINE_ATTRIBUTES = frozenset(
+    {
+        "_external_params",
+        "_original_parameters",
+        "all_parameters",
+        "applied_pre_backward_ref_cnt",
+        "forward",
+        "post_bwd_fn",
+        "pre_bwd_fn",
+    }
+)
+
+
+def is_attribute_of_engine(name: str) -> bool:
+    """Tell whether an attribute that a module did not have before is one that a DeepSpeed engine has set."""
+    return name.startswith("ds_") or name in _ENGINE_ATTRIBUTES
 
 
 class EngineMaker(LightningDeepSpeedStrategy):
@@ -333,6 +381,369 @@ def with_sampler(dataloader: DataLoader, sampler: Any, stage: RunningStage) -> D
     place = {"batch_sampler": sampler, "sampler": None} if batched else {"batch_sampler": None, "sampler": sampler}
     kwargs.update(place, shuffle=False, drop_last=False, batch_size=1 if batched else None)
     return _reinstantiate_wrapped_cls(dataloader, **{**_by_name(dataloader, args), **kwargs})
+
+
+# ---------------------------------------------------------------------------------------------------- loops
+
+# The releases of lightning whose loops ours were compared with, hook by hook and bit by bit.
+VERIFIED_LOOPS = ("2.6.6",)
+
+
+class TrainingEpochLoop(_TrainingEpochLoop):
+    """lightning's training epoch loop, which leaves it to a public method whether SIGTERM ends the run here."""
+
+    def stop_if_agreed(self) -> None:
+        """Raise `SIGTERMException` if the workers have agreed to stop before this batch."""
+        raise NotImplementedError
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        self.stop_if_agreed()
+
+
+DataFetcher = _DataFetcher
+DataLoaderIterFetcher = _DataLoaderIterDataFetcher
+StockEvaluationLoop = _EvaluationLoop
+
+
+class EvaluationLoop(_EvaluationLoop):
+    """lightning's evaluation loop, which leaves each batch to a public method."""
+
+    def evaluate_batch(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
+        """Run the step and its hooks on one batch."""
+        super()._evaluation_step(batch, batch_idx, dataloader_idx, dataloader_iter)
+
+    def _evaluation_step(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
+        self.evaluate_batch(batch, batch_idx, dataloader_idx, dataloader_iter)
+
+
+def evaluation_options(loop: _EvaluationLoop) -> dict[str, Any]:
+    """Return the arguments that an evaluation loop was made with."""
+    return {
+        "trainer_fn": loop._trainer_fn,
+        "stage": loop._stage,
+        "verbose": loop.verbose,
+        "inference_mode": loop.inference_mode,
+    }
+
+
+def evaluates_several_loaders(loop: _EvaluationLoop) -> bool:
+    """Tell whether an evaluation goes through several loaders, one after the other."""
+    return loop._is_sequential and loop.num_dataloaders > 1
+
+
+def count_evaluated_batch(loop: _EvaluationLoop, dataloader_idx: int) -> int:
+    """Count a batch of a loader; return how many came before it, which is the step that loggers are given."""
+    loop._has_run = True
+    before = loop._seen_batches_per_dataloader[dataloader_idx]
+    loop._seen_batches_per_dataloader[dataloader_idx] = before + 1
+    return before
+
+
+def replace_evaluation_loops(trainer: Trainer, make: Callable[[Any], _EvaluationLoop]) -> None:
+    """Let other loops run ``validate`` and ``test``."""
+    trainer.validate_loop = make(trainer.validate_loop)
+    trainer.test_loop = make(trainer.test_loop)
+
+
+# The attribute of a LightningModule by which `self.log` finds out in which hook it is called.
+HOOK_NAME = "_current_fx_name"
+
+
+def datamodule(trainer: Trainer) -> Any:
+    """Return the trainer's datamodule, or None."""
+    return vars(trainer).get("datamodule")
+
+
+def logger_connector(trainer: Trainer) -> Any:
+    """Return what keeps a trainer's logged values."""
+    return trainer._logger_connector
+
+
+def optimizer_progress(trainer: Trainer) -> _OptimizerProgress:
+    """Return how often the optimizer of automatic optimization has stepped and was cleared."""
+    return trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer
+
+
+def lightning_optimizer(strategy: Strategy) -> LightningOptimizer:
+    """Return lightning's wrapper of the one optimizer of automatic optimization."""
+    return strategy._lightning_optimizers[0]
+
+
+def takes_batch_idx(step: Callable[..., Any]) -> bool:
+    """Tell whether a step takes the index of the batch, under whatever name."""
+    return is_param_in_hook_signature(step, "batch_idx", min_args=2)
+
+
+def transfer_batch(trainer: Trainer, batch: Any, dataloader_idx: int) -> Any:
+    """Convert a batch and bring it to the device, by all hooks."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
+    return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=dataloader_idx)
+
+
+def only_steps_optimizer(strategy: Strategy) -> bool:
+    """Tell whether a strategy's ``optimizer_step`` does nothing itself."""
+    if type(strategy).optimizer_step is Strategy.optimizer_step:
+        return True
+    if type(strategy).optimizer_step is not LightningDDPStrategy.optimizer_step:
+        return False
+    assert isinstance(strategy, LightningDDPStrategy)
+    return strategy._model_averager is None
+
+
+def without_gradient_sync(strategy: Strategy) -> AbstractContextManager[None]:
+    """Return a context in which backward does not exchange gradients."""
+    return _block_parallel_sync_behavior(strategy, block=True)
+
+
+def call_optimizer_step(trainer: Trainer, batch_idx: int, optimizer: LightningOptimizer, closure: Any) -> None:
+    """Step through all hooks of lightning."""
+    call._call_lightning_module_hook(trainer, "optimizer_step", trainer.current_epoch, batch_idx, optimizer, closure)
+
+
+def skips_backward(trainer: Trainer) -> bool:
+    """Tell whether an epoch only runs forward, as the one that renews BatchNorm's statistics for averaged weights."""
+    return trainer.fit_loop._skip_backward
+
+
+def call_backward(trainer: Trainer, loss: Tensor, optimizer: Any) -> None:
+    """Propagate back through all hooks of lightning."""
+    call._call_strategy_hook(trainer, "backward", loss, optimizer)
+
+
+def clip_gradients(trainer: Trainer, optimizer: Any) -> None:
+    """Clip the gradients as the trainer is told to."""
+    trainer.precision_plugin._clip_gradients(
+        trainer.lightning_module,
+        optimizer,
+        trainer.gradient_clip_val,
+        gradient_clip_algorithm=trainer.gradient_clip_algorithm,
+    )
+
+
+def closure_result(output: Any, window: int) -> ClosureResult:
+    """Return what a training step returned as lightning passes it on.
+
+    Args:
+        output: a loss, a dictionary with one, or None.
+        window: number of batches whose gradients are accumulated.
+    """
+    if window == 1 and type(output) is Tensor:  # a loss divided by one, without the division
+        return ClosureResult(output)
+    return ClosureResult.from_training_step_output(output, window)
+
+
+def check_skipped_step(trainer: Trainer) -> None:
+    """Warn of a training step that returned None; with several workers it is an error, as in lightning."""
+    if trainer.world_size > 1:
+        raise RuntimeError(
+            "`training_step` returned None on one of several workers. The others would wait for its gradients for "
+            "ever: return a loss in every step, for example one multiplied by zero."
+        )
+    Closure.warning_cache.warn("`training_step` returned `None`: this batch changes no weights.")
+
+
+def optimize_manually(loop: _TrainingEpochLoop, batch: Any, batch_idx: int) -> Any:
+    """Run a training step of manual optimization."""
+    kwargs = loop._build_kwargs(OrderedDict(), batch, batch_idx)
+    return loop.manual_optimization.run(kwargs)
+
+
+def warn_of_none_batch(loop: _TrainingEpochLoop) -> None:
+    """Warn, once, that the loader yields None instead of a batch."""
+    loop._warning_cache.warn("train_dataloader yielded None: no training step is run for it.")
+
+
+def skips_next_validation(loop: _TrainingEpochLoop) -> bool:
+    """Tell whether a loop that was restarted has validated before its checkpoint was written."""
+    return loop._skip_next_val
+
+
+def validates_now(loop: _TrainingEpochLoop, data_fetcher: _DataFetcher) -> bool:
+    """Tell whether validation is due after the batch in work."""
+    return loop._skip_next_val or loop._should_check_val_fx(data_fetcher)
+
+
+def count_stepped_batch(loop: _TrainingEpochLoop) -> None:
+    """Count a batch after which the optimizer has stepped; loggers number their steps by it."""
+    loop._batches_that_stepped += 1
+
+
+def stepped_batches(loop: _TrainingEpochLoop) -> int:
+    """Return the number of batches after which the optimizer has stepped."""
+    return loop._batches_that_stepped
+
+
+def flush_loggers(loop: _TrainingEpochLoop) -> None:
+    """Let the loggers write what they hold, when the run is about to stop."""
+    loop._save_loggers_on_train_batch_end()
+
+
+class SignalConnector(_SignalConnector):
+    """lightning's signal handlers, which leave to others what SIGTERM means for several workers.
+
+    lightning's own handler calls a collective operation, and the other workers may be in the midst of another one.
+
+    Attributes:
+        on_sigterm: called when SIGTERM has come. Without it the run of this process alone stops, at the next batch.
+    """
+
+    on_sigterm: Callable[[], None] | None = None
+
+    def _sigterm_notifier_fn(self, signum: Any, _: Any) -> None:
+        launcher = self.trainer.strategy.launcher
+        if launcher is not None and not self.received_sigterm:
+            launcher.kill(signum)
+        if self.on_sigterm is None:
+            self.received_sigterm = True
+        else:
+            self.on_sigterm()
+
+
+def replace_signal_connector(trainer: Trainer) -> None:
+    """Let `SignalConnector` handle the trainer's signals."""
+    trainer._signal_connector = SignalConnector(trainer)
+
+
+def signal_connector(trainer: Trainer) -> SignalConnector:
+    """Return what handles the signals of a trainer whose connector was replaced."""
+    connector = trainer._signal_connector
+    assert isinstance(connector, SignalConnector)
+    return connector
+
+
+def default_store() -> dist.Store:
+    """Return a store of the default process group, for use in a thread of its own."""
+    return dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+
+
+def is_training_done(loop: _TrainingEpochLoop) -> bool:
+    """Tell whether the epoch's batches, or the run's steps, are used up."""
+    return loop._is_training_done
+
+
+def replace_training_epoch_loop(trainer: Trainer, loop_class: type[_TrainingEpochLoop]) -> None:
+    """Let another class run the trainer's training epochs."""
+    stock = trainer.fit_loop.epoch_loop
+    trainer.fit_loop.epoch_loop = loop_class(trainer, min_steps=stock.min_steps, max_steps=stock.max_steps)
+
+
+# ------------------------------------------------------------------------------------------- logged values
+
+ResultCollection = _ResultCollection
+ResultMetric = _ResultMetric
+LoggerConnector = _LoggerConnector
+Metrics = _METRICS
+
+
+def batch_size_of(results: _ResultCollection, metric: _ResultMetric, batch_size: int | None) -> int:
+    """Return the weight of a logged value in the mean of its epoch."""
+    return results._extract_batch_size(metric, batch_size, metric.meta)
+
+
+def result_key(results: _ResultCollection, hook: str, name: str, add_dataloader_idx: bool) -> str:
+    """Return the key under which a value that was logged in a hook is kept."""
+    key = f"{hook}.{name}"
+    return f"{key}.{results.dataloader_idx}" if add_dataloader_idx and results.dataloader_idx is not None else key
+
+
+def add_to_result(metric: _ResultMetric, value: Tensor, batch_size: int) -> None:
+    """Add a detached value to what is kept of a key.
+
+    As the metric's own ``update``, without torchmetrics' checks around it, and without exchanging values of the step.
+    """
+    metric._computed = None
+    metric._update_count += 1
+    metric.has_reset = False
+    sync = metric.meta.sync
+    if not (metric.meta.on_step and is_synced(metric)):
+        _ResultMetric.update(metric, value, batch_size)
+        return
+    sync.should = False  # lightning would exchange this one value now
+    try:
+        _ResultMetric.update(metric, value, batch_size)
+    finally:
+        sync.should = True
+
+
+def is_synced(metric: _ResultMetric) -> bool:
+    """Tell whether a key is reduced over all workers. Those of a group of workers are exchanged by lightning."""
+    sync = metric.meta.sync
+    return sync.should and not sync.rank_zero_only and sync.group is None
+
+
+def sync_operation(metric: _ResultMetric) -> str:
+    """Return by what the values of the workers are reduced to one: ``mean``, ``sum``, ``max`` or ``min``."""
+    return str(metric.meta.sync.op)
+
+
+def step_value(metric: _ResultMetric) -> Tensor:
+    """Return the value of the step in work."""
+    assert metric._forward_cache is not None
+    return metric._forward_cache
+
+
+def set_step_value(metric: _ResultMetric, value: Tensor) -> None:
+    """Set the value of the step in work to that of all workers."""
+    metric._forward_cache = value
+    if not metric.meta.on_epoch:
+        metric.value = value
+
+
+def waits_for_epoch(metric: _ResultMetric) -> bool:
+    """Tell whether a key's value of the epoch has to be reduced over the workers, and has not been."""
+    return metric.is_tensor and metric.meta.on_epoch and metric._computed is None and is_synced(metric)
+
+
+def epoch_state(metric: _ResultMetric) -> tuple[Tensor, Tensor | None]:
+    """Return what is accumulated of a key, and for a mean the weight that belongs to it."""
+    return metric.value, metric.cumulated_batch_size if metric.meta.is_mean_reduction else None
+
+
+def set_epoch_value(metric: _ResultMetric, value: Tensor) -> None:
+    """Set a key's value of the epoch."""
+    metric._computed = value  # type: ignore[assignment]
+
+
+def active_results(trainer: Trainer) -> _ResultCollection | None:
+    """Return the logged values of the loop that is running."""
+    return trainer._results
+
+
+def count_iteration(connector: _LoggerConnector) -> None:
+    """Note that a batch of the loop begins, the first or another."""
+    first = connector._first_loop_iter
+    if first is None:
+        connector._first_loop_iter = True
+    elif first:
+        connector._first_loop_iter = False
+
+
+def is_first_iteration(connector: _LoggerConnector) -> bool:
+    """Tell whether the batch in work is the first of its loop."""
+    return bool(connector._first_loop_iter)
+
+
+def goes_on_logging(connector: _LoggerConnector, hook: str) -> bool:
+    """Tell whether what a hook logs now is no new epoch, in which its values would have to be reset."""
+    return connector._first_loop_iter is False or connector._current_fx == hook
+
+
+def publish(connector: _LoggerConnector, metrics: _METRICS) -> None:
+    """Make values readable as ``callback_metrics``, ``logged_metrics`` and ``progress_bar_metrics``."""
+    connector._progress_bar_metrics.update(metrics["pbar"])
+    connector._callback_metrics.update(metrics["callback"])
+    connector._logged_metrics.update(metrics["log"])
+
+
+def replace_logger_connector(trainer: Trainer, connector_class: type[_LoggerConnector]) -> None:
+    """Let another class keep the trainer's logged values."""
+    trainer._logger_connector = connector_class(trainer)
+
+
+def replace_results(loop: Any, results: _ResultCollection) -> None:
+    """Let another collection hold the logged values of a loop."""
+    loop._results = results
 
 
 # ---------------------------------------------------------------------------------------------- cloudpickle

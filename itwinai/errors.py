@@ -39,6 +39,10 @@ class UnusedParametersError(ItwinaiError, RuntimeError):
     """Parameters got no gradient, and the strategy was not told to expect that."""
 
 
+class LoggedKeysError(ItwinaiError, RuntimeError):
+    """The workers have logged different keys, so that their values cannot be reduced."""
+
+
 def require(package: str, install: str, needed_for: str) -> None:
     """Raise `MissingPackageError` unless a package can be imported.
 

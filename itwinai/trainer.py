@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
+import sys
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import lightning
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
-from lightning.pytorch import Trainer
-from lightning.pytorch.accelerators import Accelerator, MPSAccelerator
-from lightning.pytorch.plugins import _PLUGIN_INPUT
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
 from itwinai import compat
+from itwinai.callbacks.progress import TimedProgressBar
 from itwinai.data.samplers import DealtBatchSampler, DealtSampler
 from itwinai.errors import ConfigurationError
 from itwinai.launchers.environment import find_outer_environment, launcher_name
+from itwinai.loops.evaluation import LeanEvaluationLoop
+from itwinai.loops.results import LeanLoggerConnector
+from itwinai.loops.training import LeanTrainingEpochLoop
 from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.ray import RayStrategy
 from itwinai.strategies.registry import make_strategy
@@ -29,9 +40,24 @@ def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., An
 
     @functools.wraps(entry_point)
     def wrapped(self: ItwinaiTrainer, *args: Any, **kwargs: Any) -> Any:
-        returned = entry_point(self, *args, **kwargs)
-        self.raise_launch_failure()
+        try:
+            returned = entry_point(self, *args, **kwargs)
+            self.raise_launch_failure()
+        except SIGTERMException as stopped:
+            # lightning leaves the code out, and a scheduler would take the run for a finished one.
+            stopped.code = stopped.code or 128 + signal.SIGTERM
+            raise
         return returned
+
+    return wrapped
+
+
+def _with_environment_defaults(init: Callable[..., None]) -> Callable[..., None]:
+    """Wrap the trainer's constructor: what is not given comes from variables such as PL_TRAINER_DEVICES, if set."""
+
+    @functools.wraps(init)
+    def wrapped(self: ItwinaiTrainer, **kwargs: Any) -> None:
+        init(self, **{**compat.trainer_arguments_from_environment(), **kwargs})
 
     return wrapped
 
@@ -60,6 +86,7 @@ class ItwinaiTrainer(Trainer):
         MissingPackageError: the package behind the strategy is not installed.
     """
 
+    @_with_environment_defaults
     def __init__(
         self,
         *,
@@ -67,7 +94,7 @@ class ItwinaiTrainer(Trainer):
         devices: list[int] | str | int = "auto",
         num_nodes: int = 1,
         accelerator: str | Accelerator = "auto",
-        plugins: _PLUGIN_INPUT | list[_PLUGIN_INPUT] | None = None,
+        plugins: compat.PluginInput | list[compat.PluginInput] | None = None,
         use_distributed_sampler: bool = True,
         split_batches: bool = False,
         **kwargs: Any,
@@ -79,10 +106,17 @@ class ItwinaiTrainer(Trainer):
             )
         self.split_batches = split_batches
         self.launch_failure: BaseException | None = None
+        self.report_failure: Callable[[BaseException], None] | None = None
         plugin_list = list(plugins) if isinstance(plugins, Iterable) else [] if plugins is None else [plugins]
-        environment = _environment(plugin_list, strategy)
-        _check_group_size(environment, devices, num_nodes)
-        if strategy == "auto" and _auto_is_ddp(environment, accelerator, devices, num_nodes):
+        environment = _given_environment(plugin_list, strategy)
+        launched = None if environment else find_outer_environment()
+        if launched is not None:
+            _check_group_size(launched, devices, num_nodes)
+        # Named in any case, so that lightning does not take an interactive SLURM allocation for a launcher.
+        environment = environment or launched or LightningEnvironment()
+        if strategy == "auto" and (
+            launched.world_size() > 1 if launched else compat.selects_ddp(accelerator, devices, num_nodes)
+        ):
             strategy = "ddp"
         if isinstance(strategy, str):
             strategy = make_strategy(strategy) or strategy
@@ -92,6 +126,8 @@ class ItwinaiTrainer(Trainer):
         _check_gpus(accelerator, devices)
         if environment not in plugin_list and getattr(strategy, "cluster_environment", None) is None:
             plugin_list.append(environment)
+        if kwargs.get("enable_progress_bar") is not False and not kwargs.get("barebones"):
+            kwargs["callbacks"] = _with_progress_bar(kwargs.get("callbacks"))
         super().__init__(
             strategy=strategy,
             devices=devices,
@@ -102,6 +138,16 @@ class ItwinaiTrainer(Trainer):
             **kwargs,
         )
         compat.replace_dataloader_preparation(self, self.prepare_dataloader)
+        if lightning.__version__ in compat.VERIFIED_LOOPS:
+            compat.replace_signal_connector(self)
+            compat.replace_logger_connector(self, LeanLoggerConnector)
+            compat.replace_training_epoch_loop(self, LeanTrainingEpochLoop)
+            compat.replace_evaluation_loops(self, LeanEvaluationLoop)
+        else:
+            rank_zero_warn(
+                f"itwinai's loops were compared with those of lightning {', '.join(compat.VERIFIED_LOOPS)}, and not "
+                f"yet with those of {lightning.__version__}: lightning's own run, which are slower."
+            )
 
     fit = _raising_launch_failure(Trainer.fit)
     validate = _raising_launch_failure(Trainer.validate)
@@ -117,6 +163,18 @@ class ItwinaiTrainer(Trainer):
         if isinstance(error, KeyboardInterrupt):
             raise SystemExit(1)  # as lightning ends a local run on Ctrl-C
         raise error
+
+    def abort(self, error: BaseException) -> None:
+        """End this worker because of an error that its main thread, which waits for another worker, cannot raise.
+
+        Args:
+            error: what the user shall see.
+        """
+        if self.report_failure is not None:
+            self.report_failure(error)
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        os._exit(1)
 
     def prepare_dataloader(self, dataloader: DataLoader, stage: RunningStage, map_style: bool) -> DataLoader:
         """Let a DataLoader give this worker its part of every global batch.
@@ -157,16 +215,16 @@ class ItwinaiTrainer(Trainer):
         return compat.with_sampler(dataloader, dealt, stage)
 
 
-def _environment(plugins: list[Any], strategy: object) -> ClusterEnvironment:
-    """Return the environment that the user gave, or the outer launcher's, or that of a process started by hand."""
+def _with_progress_bar(callbacks: list[Callback] | Callback | None) -> list[Callback]:
+    """Return the user's callbacks, with our progress bar unless there is one among them."""
+    given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
+    return given if any(isinstance(callback, ProgressBar) for callback in given) else [*given, TimedProgressBar()]
+
+
+def _given_environment(plugins: list[Any], strategy: object) -> ClusterEnvironment | None:
+    """Return the environment that the user has given, as a plugin or with the strategy."""
     given = next((plugin for plugin in plugins if isinstance(plugin, ClusterEnvironment)), None)
-    return (
-        given
-        or getattr(strategy, "cluster_environment", None)
-        or find_outer_environment()
-        # Named, so that lightning does not take an interactive SLURM allocation for a launcher.
-        or LightningEnvironment()
-    )
+    return given or getattr(strategy, "cluster_environment", None)
 
 
 def _check_group_size(environment: ClusterEnvironment, devices: object, num_nodes: int) -> None:
@@ -183,7 +241,7 @@ def _check_group_size(environment: ClusterEnvironment, devices: object, num_node
 def _check_gpus(accelerator: object, devices: object) -> None:
     if accelerator not in ("gpu", "cuda") or MPSAccelerator.is_available():
         return
-    found = torch.cuda.device_count()
+    found = CUDAAccelerator.auto_device_count()
     wanted = devices if isinstance(devices, int) and devices > 0 else 1
     if wanted > found:
         raise ConfigurationError(
@@ -191,12 +249,6 @@ def _check_gpus(accelerator: object, devices: object) -> None:
             f"finds {found} on this machine. Ask for fewer, take accelerator='cpu', or check CUDA_VISIBLE_DEVICES and "
             "that torch is built for CUDA."
         )
-
-
-def _auto_is_ddp(environment: ClusterEnvironment, accelerator: Any, devices: Any, num_nodes: int) -> bool:
-    if environment.creates_processes_externally:
-        return environment.world_size() > 1
-    return compat.selects_ddp(accelerator, devices, num_nodes)
 
 
 def _check_divisible(dataloader: DataLoader, workers: int) -> None:

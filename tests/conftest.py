@@ -82,19 +82,65 @@ def no_leftovers() -> Iterator[None]:
 
 
 def worker_processes() -> list[str]:
-    """Return the command lines of itwinai's worker processes that are running on this machine."""
+    """Return itwinai's processes that are running on this machine, but for those that wait for this one's next fit."""
     import psutil
 
     found = []
     for process in psutil.process_iter():
         try:
             command = " ".join(process.cmdline())
+            ours = process.name().startswith("itwinai") or "itwinai.launchers" in command
+            waiting = process.ppid() == os.getpid()
             # Of this run only: somebody else may be training on this machine.
-            if "itwinai.launchers.worker" in command and process.environ().get(_MARK) == os.environ[_MARK]:
-                found.append(f"{process.pid}: {command}")
+            if ours and not waiting and process.environ().get(_MARK) == os.environ[_MARK]:
+                found.append(f"{process.pid}: {process.name()}: {command}")
         except psutil.Error:  # it has ended meanwhile
             continue
     return found
+
+
+def start_script(script: list[str], output: Path) -> subprocess.Popen[bytes]:
+    """Start a Python script in a session of its own, with what it prints going to a file."""
+    with output.open("wb") as file:
+        return subprocess.Popen(
+            python(*script),
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def wait_for_files(process: subprocess.Popen[bytes], files: list[Path], output: Path) -> None:
+    """Wait until a process has written some files."""
+    while not all(file.exists() for file in files):
+        assert process.poll() is None, output.read_text()
+        time.sleep(0.05)
+
+
+def assert_no_process_left(session: int) -> None:
+    """Wait until no worker and no Ray process of a session is left."""
+    import psutil
+
+    deadline = time.monotonic() + 15
+    while True:
+        left = worker_processes() + [
+            f"{process.pid}: {process.name()}"
+            for process in psutil.process_iter()
+            if process.status() != psutil.STATUS_ZOMBIE and _session_of(process.pid) == session
+        ]
+        if not left:
+            return
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.1)
+
+
+def _session_of(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 def python(*arguments: str) -> list[str]:

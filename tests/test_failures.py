@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from itwinai.errors import ConfigurationError, MissingPackageError, PayloadError, ResourceError, WorkerError
-from tests.conftest import REPOSITORY, RunCommand, python, worker_processes
+from tests.conftest import RunCommand, assert_no_process_left, python, start_script, wait_for_files
 from tests.support.cases import Regression, loader, make_trainer
 
 # The contract's limit is 30 s after the failure. Starting takes a few seconds more on a slow machine.
@@ -162,43 +161,9 @@ def test_killed_caller_takes_its_workers_along(tmp_path: Path) -> None:
 
 def start_and_wait_for_step_3(strategy: str, folder: Path) -> subprocess.Popen[bytes]:
     """Start a run in a session of its own, and return when both ranks are in the midst of it."""
-    with (folder / "output").open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, FAILING, strategy, "wait", str(folder)],
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    while not all((folder / rank).exists() for rank in ("0", "1")):
-        assert process.poll() is None, (folder / "output").read_text()
-        time.sleep(0.05)
+    process = start_script([FAILING, strategy, "wait", str(folder)], folder / "output")
+    wait_for_files(process, [folder / "0", folder / "1"], folder / "output")
     return process
-
-
-def assert_no_process_left(session: int) -> None:
-    """Wait until no worker and no Ray process of a session is left."""
-    import psutil
-
-    deadline = time.monotonic() + 15
-    while True:
-        left = worker_processes() + [
-            f"{process.pid}: {process.name()}"
-            for process in psutil.process_iter()
-            if process.status() != psutil.STATUS_ZOMBIE and _session_of(process.pid) == session
-        ]
-        if not left:
-            return
-        assert time.monotonic() < deadline, f"left behind: {left}"
-        time.sleep(0.1)
-
-
-def _session_of(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return 0
 
 
 # ------------------------------------------------------------------------------------------------------------ Ray

@@ -378,6 +378,25 @@ def test_deepspeed_evaluates_a_checkpoint(stage: int, tmp_path: Path) -> None:
     assert relative_difference(weights(fresh), weights(module)) < 1e-6
 
 
+class Remembers(Regression):
+    """Has attributes that come into being while it is trained."""
+
+    def on_fit_start(self) -> None:
+        self.of_fit = 1
+        self.net.of_fit = "one"
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "deepspeed_stage_1", "deepspeed_stage_3", "horovod"])
+def test_attributes_that_were_made_in_a_fit_stay(strategy: str) -> None:
+    """DeepSpeed hangs attributes of its own on modules, which have to go; the user's do not."""
+    local, module = Remembers(), Remembers()
+    make_trainer("auto", 1, max_epochs=1, limit_train_batches=2).fit(local, loader(4))
+    make_trainer(strategy, 2, max_epochs=1, limit_train_batches=2).fit(module, loader(4))
+    assert (module.of_fit, module.net.of_fit) == (1, "one")
+    for one, other in zip(module.modules(), local.modules(), strict=True):
+        assert set(vars(one)) == set(vars(other))
+
+
 # ------------------------------------------------------------------------------------------------- other layouts
 
 

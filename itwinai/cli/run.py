@@ -46,17 +46,19 @@ def main(argv: list[str]) -> int:
     from lightning.pytorch.cli import LightningCLI
 
     from itwinai import compat
+    from itwinai.launchers.template import forked_template
     from itwinai.trainer import ItwinaiTrainer
 
     compat.silence_known_warnings()
     # It warns of a command line beside the arguments; here they are the same, with the short flags spelled out.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    LightningCLI(
-        trainer_class=ItwinaiTrainer,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "itwinai"},
-        args=expand_short_flags(argv),
-    )
+    with forked_template():
+        LightningCLI(
+            trainer_class=ItwinaiTrainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "itwinai"},
+            args=expand_short_flags(argv),
+        )
     return 0

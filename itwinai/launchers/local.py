@@ -24,6 +24,7 @@ from itwinai.launchers.base import PayloadLauncher
 from itwinai.launchers.environment import Place
 from itwinai.launchers.failure import Failure, WorkersFailed
 from itwinai.launchers.payload import Result
+from itwinai.launchers.template import ForkedWorker, WorkerTemplate, can_fork, offered_template
 from itwinai.launchers.worker import Start, write_whole
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class LocalLauncher(PayloadLauncher):
         self.num_processes = num_processes
         self.num_nodes = num_nodes
         self.variables = dict(variables or {})
-        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.processes: dict[int, subprocess.Popen[bytes] | ForkedWorker] = {}
+        self.template = offered_template()
 
     def run_workers(self, packed: bytes, trainer: Trainer) -> Sequence[Result]:
         """Start one process per worker and wait for their results."""
@@ -68,9 +70,9 @@ class LocalLauncher(PayloadLauncher):
         places = self.places()
         try:
             write_whole(folder / "payload.pickle", packed)
-            write_whole(folder / "start.pickle", Start(sys.path, places))
+            write_whole(folder / "start.pickle", Start(sys.path, os.getcwd(), self._environment(), places))
             with self._forwarding_sigterm():
-                self._start(folder, places)
+                self._start(folder, places, trainer)
                 self._wait(folder)
             return [pickle.loads((folder / f"result-{rank}.pickle").read_bytes()) for rank in places]
         finally:
@@ -107,18 +109,30 @@ class LocalLauncher(PayloadLauncher):
                     process.send_signal(signum)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "processes": {}}
+        return {**self.__dict__, "processes": {}, "template": None}
 
-    def _start(self, folder: Path, places: Mapping[int, Place]) -> None:
+    def _environment(self) -> dict[str, str]:
         environment = {**os.environ, **self.variables}
         if self.num_nodes == 1:
             # Gloo looks its own host name up, and laptops are often unable to resolve theirs.
             environment.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
+        return environment
+
+    def _start(self, folder: Path, places: Mapping[int, Place], trainer: Trainer) -> None:
+        if can_fork():
+            if self.template is None or not self.template.is_usable(self.variables):
+                # Of these and what they import; modules of the user's own might start threads, say.
+                owners = (*type(trainer).__mro__, *type(trainer.strategy).__mro__)
+                modules = {owner.__module__ for owner in owners if owner.__module__.startswith("itwinai.")}
+                self.template = WorkerTemplate.start(sorted(modules), self.variables)
+            for rank in places:
+                self.processes[rank] = self.template.start_worker(folder, rank)
+            return
         for rank in places:
             self.processes[rank] = subprocess.Popen(
                 [sys.executable, "-m", "itwinai.launchers.worker", str(folder), str(rank)],
                 stdin=subprocess.PIPE,
-                env=environment,
+                env=self._environment(),
                 start_new_session=True,  # Ctrl-C comes to this process, which passes it on
             )
 
@@ -143,9 +157,9 @@ class LocalLauncher(PayloadLauncher):
     def _dead(self, folder: Path) -> dict[int, int]:
         """Return the exit codes of the workers that ended without a result, by rank."""
         return {
-            rank: process.returncode
+            rank: code
             for rank, process in self.processes.items()
-            if process.poll() is not None and not (folder / f"result-{rank}.pickle").exists()
+            if (code := process.poll()) is not None and not (folder / f"result-{rank}.pickle").exists()
         }
 
     def _wait_for_exit(self, seconds: float) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import cloudpickle
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule
@@ -22,6 +21,7 @@ from lightning.pytorch import LightningDataModule
 from itwinai import compat
 from itwinai.errors import PayloadError
 from itwinai.launchers.environment import Place, PlacedEnvironment
+from itwinai.launchers.pickling import dumps
 from itwinai.launchers.trace import Observer, write_back
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Payload:
             PayloadError: something in it cannot be pickled; the message says where it sits.
         """
         try:
-            return cloudpickle.dumps(self)
+            return dumps(self)
         except Exception as error:  # pickling runs the user's own __reduce__ and __getstate__: anything can come
             raise PayloadError(_explain_unpicklable(self, error)) from error
 
@@ -121,6 +121,8 @@ def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None]
     assert isinstance(strategy, Worker)
     strategy.become_worker(PlacedEnvironment(place))
     observer = Observer(trainer) if traced else None
+    if hasattr(trainer, "report_failure"):
+        trainer.report_failure = on_failure
 
     def reporting(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -195,7 +197,7 @@ def _explain_unpicklable(payload: Payload, error: Exception) -> str:
 
 def _unpicklable(value: Any) -> bool:
     try:
-        cloudpickle.dumps(value)
+        dumps(value)
     except Exception:  # whatever it is, it is the answer
         return True
     return False

@@ -342,6 +342,7 @@ class RayWorker:
         """Run the payload at a place of the group."""
         os.environ.update(place.variables())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # Ray blocks it, the launcher sends it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler would end this worker before the trainer can
         from itwinai.launchers import payload
 
         failures: list[Failure] = []

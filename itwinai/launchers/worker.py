@@ -1,7 +1,7 @@
-"""The process that a local launcher starts: ``python -m itwinai.launchers.worker FOLDER RANK``.
+"""A process of a local launcher: forked off a `template`, or ``python -m itwinai.launchers.worker FOLDER RANK``.
 
 It reads its place and the payload from the folder, runs the payload, and leaves a result or a failure there. It dies
-with its parent: its standard input is a pipe that the parent never writes to, and that closes when the parent is gone.
+with its caller: its standard input is a pipe that the caller never writes to, and that closes when the caller is gone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
-if TYPE_CHECKING:  # importing it takes seconds, and this process has to watch its parent before that
+if TYPE_CHECKING:  # importing it takes seconds, and this process has to watch its caller before that
     from itwinai.launchers.environment import Place
 
 
@@ -27,10 +27,14 @@ class Start:
 
     Attributes:
         sys_path: the caller's import path, so that modules beside the caller's script are found.
+        folder: the caller's working folder.
+        variables: the environment variables of the worker.
         places: the places of all workers of this launch, by global rank.
     """
 
     sys_path: list[str]
+    folder: str
+    variables: dict[str, str]
     places: dict[int, Place]
 
 
@@ -41,7 +45,7 @@ def write_whole(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def die_with_parent(pipe: int) -> None:
+def die_with_caller(pipe: int) -> None:
     """Kill this process and its children as soon as the other end of a pipe is closed."""
 
     def watch() -> None:
@@ -49,16 +53,19 @@ def die_with_parent(pipe: int) -> None:
             pass
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
-    threading.Thread(target=watch, name="itwinai-parent-watch", daemon=True).start()
+    threading.Thread(target=watch, name="itwinai-caller-watch", daemon=True).start()
 
 
 def main(folder: Path, rank: int) -> None:
     """Run the payload of a folder as the worker of a rank."""
-    die_with_parent(os.dup(0))
+    die_with_caller(os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     start: Start = pickle.loads((folder / "start.pickle").read_bytes())
     sys.path[:] = start.sys_path
+    os.chdir(start.folder)
     place = start.places[rank]
+    os.environ.clear()
+    os.environ.update(start.variables)
     os.environ.update(place.variables())
 
     from itwinai.launchers import payload

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import ParallelStrategy
@@ -138,13 +139,19 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
         # A second training loader makes a step out of several batches, whose sizes do not weigh the loss as a whole.
         self._weights = (*self._weights, weight_of)
 
+    def weigh_loss(self, loss: Tensor) -> Tensor:
+        """Return this worker's loss weighed by its part of the global batch."""
+        if len(self._weights) != 1:
+            return loss
+        assert self.lightning_module is not None
+        weight = self._weights[0](self.lightning_module.trainer.fit_loop.batch_idx)
+        return loss if weight == 1.0 else loss * weight
+
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if len(self._weights) == 1:
-            assert self.lightning_module is not None
-            weight = self._weights[0](self.lightning_module.trainer.fit_loop.batch_idx)
-            if weight != 1.0:
-                closure_loss = closure_loss * weight
-        return super().backward(closure_loss, *args, **kwargs)
+        return super().backward(self.weigh_loss(closure_loss), *args, **kwargs)
+
+    # The backward that is lightning's own after `weigh_loss`; the lean loop may run the two itself.
+    lean_backward = backward
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """Reduce a tensor over all workers; return other objects as they are.
@@ -156,6 +163,10 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
         if isinstance(tensor, Tensor) and is_mean and not (tensor.is_floating_point() or tensor.is_complex()):
             tensor = tensor.to(torch.get_default_dtype())
         return super().reduce(tensor, group, reduce_op)  # type: ignore[safe-super]
+
+    def coordination_store(self) -> dist.Store | None:
+        """Return the store by which the workers have found each other, or None if they have none."""
+        return compat.default_store() if dist.is_initialized() else None
 
     def teardown(self) -> None:
         self._weights = ()

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from itwinai.errors import ConfigurationError
@@ -68,6 +69,16 @@ class TorchDistributedStrategy(LaunchedStrategy):
         os.environ["MASTER_ADDR"] = environment.main_address
         os.environ["MASTER_PORT"] = str(environment.main_port)
         dist.init_process_group(**options)
+
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        """Return the tensors of all workers, stacked; through them gradients flow back only with ``sync_grads``."""
+        if sync_grads or not dist.is_initialized():
+            return super().all_gather(tensor, group, sync_grads)
+        # Not lightning's: that one takes the detour by autograd, which torch deprecates, also for plain numbers.
+        tensor = tensor.detach().contiguous()
+        gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(gathered, tensor, group=group)
+        return torch.stack(gathered)
 
     def describe_backend(self) -> str:
         return self.process_group_backend

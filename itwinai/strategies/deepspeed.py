@@ -164,10 +164,12 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         super().teardown()
 
     def _remove_traces(self, module: nn.Module) -> None:
-        """Take off what stage 3 hangs on submodules: the next engine would take it for its own."""
+        """Take off what an engine hangs on submodules: the next engine would take it for its own."""
         for submodule in module.modules():
-            for name in vars(submodule).keys() - self._own_attributes.get(submodule, vars(submodule).keys()):
-                delattr(submodule, name)
+            before = self._own_attributes.get(submodule, frozenset(vars(submodule)))
+            for name in vars(submodule).keys() - before:
+                if compat.is_attribute_of_engine(name):
+                    delattr(submodule, name)
             submodule._parameters = dict(submodule._parameters)
         self._own_attributes = {}
 

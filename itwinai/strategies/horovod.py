@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,6 +16,7 @@ from torchmetrics import Metric
 from torchmetrics.metric import jit_distributed_available
 
 from itwinai.errors import ConfigurationError, UnusedParametersError, require
+from itwinai.launchers.local import free_port
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses, WorkerSource
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ class HorovodCollectives(ParallelStrategy):
         """Return the object that the worker of rank ``src`` has."""
         import horovod.torch as hvd
 
-        return hvd.broadcast_object(obj, root_rank=src) if hvd.is_initialized() else obj
+        # By default the type of the object names the operation, and types differ where only one worker has a value.
+        return hvd.broadcast_object(obj, root_rank=src, name="itwinai.broadcast") if hvd.is_initialized() else obj
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """Reduce a tensor over all workers, in place as under DDP; return other objects as they are.
@@ -162,6 +165,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         self._synchronizer: GradientSynchronizer | None = None
         self._buffers: list[Tensor] = []
         self._metrics: list[Metric] = []
+        self._store: dist.TCPStore | None = None
 
     # ---------------------------------------------------------------------------------------------- the group
 
@@ -173,6 +177,17 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         super().setup_environment()  # selects this worker's GPU, which has to come before Horovod touches any
         initialize(self.cluster_environment)
         self.announce()
+
+    def coordination_store(self) -> dist.Store:
+        """Return a store that rank 0 serves; Horovod itself has none."""
+        assert self.cluster_environment is not None
+        address = self.cluster_environment.main_address
+        if self.is_global_zero:
+            self._store = dist.TCPStore(address, free_port(), is_master=True, wait_for_workers=False)
+        port = self.broadcast(self._store and self._store.port)
+        if self._store is not None:
+            return self._store.clone()  # type: ignore[attr-defined]
+        return dist.TCPStore(address, port, is_master=False)
 
     def describe_backend(self) -> str:
         import horovod.torch as hvd
@@ -221,6 +236,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         for metric in self._metrics:
             metric.dist_sync_fn, metric.distributed_available_fn = None, jit_distributed_available
         self._metrics = []
+        self._store = None
         super().teardown()
 
     # ------------------------------------------------------------------------------------------------- steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,23 +24,30 @@ def main() -> int:
         The exit code: 1 if a case could not be measured. A goal that is missed is a result, not a failure.
     """
     given = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that contenders and their folders are cleared away
     usual = QUICK if given.quick else Effort()
     effort = Effort(given.repeats or usual.repeats, given.chunks or usual.chunks, given.steps or usual.steps)
     machine = report.describe_machine()
     print("\n".join(f"{name:<12} {value}" for name, value in machine.items()), flush=True)
 
-    results, failures = [], []
+    results: list[Result] = []
+    failures: list[str] = []
+    files: list[Path] = []
     for name in given.cases:
         try:
             results.append(Result(CASES[name], tuple(measure(CASES[name], effort, tell))))
         except ContenderFailed as failure:
-            failures.append(f"{name}: {failure}")
+            failures.append(f"not measured: {name}: {failure}")
+        except KeyboardInterrupt:
+            failures.append("interrupted; what had been measured until then is above")
+            break
+        else:  # after every case, so that a crash does not lose those before
+            files = report.write(results, machine, effort, given.out)
     tell("")
     if results:
-        files = report.write(results, machine, effort, given.out)
         print(f"\n{report.summary_table(results)}\n\n{report.detail_table(results)}\n\nwritten:", *files, flush=True)
     for failed in failures:
-        print(f"\nnot measured: {failed}", file=sys.stderr)
+        print(f"\n{failed}", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -26,7 +26,7 @@ EXPECTED: dict[str, Any] = {
     "gather_collection": {"a": [1.0, 2.0], "b": [[1.0, 1.0], [2.0, 2.0]], "c": [1.5, 1.5], "d": "text"},
     "gather_gradients": [2.0, 2.0, 4.0, 4.0],
     "gather_without_gradients": False,
-    "broadcast_objects": [{"rank": 0, "text": "x" * 1000}, 1, None, [0, 0, 0]],
+    "broadcast_objects": [{"rank": 0, "text": "x" * 1000}, 1, None, "only here", [0, 0, 0]],
     "barrier_blocks": True,
     "boolean_decision": [False, True, True, False],
     "metric_of_uneven_states": [1.0, 2.0, 2.0],

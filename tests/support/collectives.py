@@ -121,6 +121,7 @@ def broadcast_objects(module: Collectives) -> list[Any]:
         broadcast({"rank": rank, "text": "x" * 1000}),
         broadcast(rank, src=1),
         broadcast(None),
+        broadcast("only here" if rank == 0 else None),
         broadcast([rank] * 3),
     ]
 

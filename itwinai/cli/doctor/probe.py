@@ -55,10 +55,10 @@ def probe_strategy(strategy: str) -> Measured:
     """
     import torch
 
-    from itwinai.launchers.worker import die_with_parent
+    from itwinai.launchers.worker import die_with_caller
     from itwinai.trainer import ItwinaiTrainer
 
-    die_with_parent(os.dup(0))
+    die_with_caller(os.dup(0))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     accelerator = "gpu" if torch.cuda.device_count() >= WORKERS else "cpu"
     torch.manual_seed(0)

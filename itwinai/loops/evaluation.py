@@ -1,0 +1,91 @@
+"""Validation and test: lightning's loop, running a plan of what its batches really have to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from itwinai import compat
+from itwinai.loops.log import quick_log
+from itwinai.loops.plan import BatchTransfer, Sections, draw_hook, draw_step
+from itwinai.loops.results import LeanResults
+
+
+class EvaluationPlan:
+    """What the batches of one evaluation call.
+
+    Args:
+        loop: the loop, everything set up.
+    """
+
+    def __init__(self, loop: LeanEvaluationLoop) -> None:
+        trainer = loop.trainer
+        name = "test" if trainer.testing else "validation"
+        sections = Sections(trainer)
+        self.callbacks = list(compat.callbacks(trainer))
+        self.transfer = BatchTransfer(trainer, sections)
+        self.on_batch_start = draw_hook(f"on_{name}_batch_start", trainer, sections)
+        self.step = draw_step(f"{name}_step", f"{'test' if trainer.testing else 'val'}_step_context", trainer, sections)
+        self.takes_batch_idx = compat.takes_batch_idx(getattr(trainer.lightning_module, f"{name}_step"))
+        self.on_batch_end = draw_hook(f"on_{name}_batch_end", trainer, sections)
+        self.several_loaders = compat.evaluates_several_loaders(loop)
+        self.exchanges = loop.results.exchanges
+
+
+class LeanEvaluationLoop(compat.EvaluationLoop):
+    """lightning's evaluation loop, which runs a plan wherever one can be drawn up.
+
+    Args:
+        stock: the loop of lightning that it takes the place of.
+    """
+
+    plan: EvaluationPlan | None = None
+
+    def __init__(self, stock: compat.StockEvaluationLoop) -> None:
+        super().__init__(stock.trainer, **compat.evaluation_options(stock))
+        self.results = LeanResults(False, stock.trainer)
+        compat.replace_results(self, self.results)
+
+    def run(self) -> Any:
+        trainer = self.trainer
+        try:
+            with quick_log(trainer.lightning_module, self.results, compat.logger_connector(trainer)):
+                return super().run()
+        finally:
+            self.plan = None  # it refers to half of the run
+
+    def on_run_start(self) -> None:
+        super().on_run_start()
+        self.plan = EvaluationPlan(self)
+
+    def evaluate_batch(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
+        plan, trainer = self.plan, self.trainer
+        if plan is None or dataloader_iter is not None:
+            super().evaluate_batch(batch, batch_idx, dataloader_idx, dataloader_iter)
+            return
+        if compat.callbacks(trainer) != plan.callbacks:
+            plan = self.plan = EvaluationPlan(self)
+        batch = plan.transfer(batch, dataloader_idx)
+        which = (dataloader_idx,) if plan.several_loaders else ()
+        progress, results = self.batch_progress, self.results
+        progress.increment_ready()
+        connector = compat.logger_connector(trainer)
+        connector.begin_batch(results, batch, *which)
+
+        if plan.on_batch_start is not None:
+            plan.on_batch_start(batch, batch_idx, *which)
+        progress.increment_started()
+        output = plan.step(batch, batch_idx, *which) if plan.takes_batch_idx else plan.step(batch, *which)
+        progress.increment_processed()
+        if plan.exchanges:
+            results.sync_step(everyone=compat.is_first_iteration(connector))
+        if plan.on_batch_end is not None:
+            plan.on_batch_end(output, batch, batch_idx, *which)
+        metrics = connector.end_batch(results)
+        progress.increment_completed()
+
+        if not trainer.sanity_checking:
+            connector.log_metrics(metrics["log"], step=compat.count_evaluated_batch(self, dataloader_idx))
+        if trainer.received_sigterm and not progress.is_last_batch:
+            raise SIGTERMException

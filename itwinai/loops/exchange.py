@@ -1,0 +1,113 @@
+"""One collective operation for all values that were logged with ``sync_dist``.
+
+lightning exchanges them one by one: a barrier and one or two reductions for each key. When two workers log different
+keys, values of different keys are added up, or the run hangs. Here every worker sends one vector of the same length,
+with a fingerprint of its keys before its values: different keys are found out before a value is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+
+from itwinai.errors import LoggedKeysError
+
+# Numbers in the first message. It has the same length on workers whose keys differ, and 2 KiB take no longer than one.
+ROOM = 256
+HEADER = 2
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A number to be reduced over the workers.
+
+    Attributes:
+        name: what all workers call it.
+        value: this worker's, with one element.
+        op: ``mean``, ``sum``, ``max`` or ``min``.
+    """
+
+    name: str
+    value: Tensor
+    op: str
+
+
+def exchange(strategy: Strategy, entries: Sequence[Entry]) -> list[Tensor]:
+    """Reduce numbers over all workers.
+
+    Args:
+        strategy: through which the workers talk. Every worker has to call this, with the same names in any order.
+        entries: the numbers; none on a worker that only takes part.
+
+    Returns:
+        The reduced values, in the order of the entries.
+
+    Raises:
+        LoggedKeysError: the names differ between the workers.
+    """
+    order = sorted(range(len(entries)), key=lambda index: entries[index].name)
+    names = [entries[index].name for index in order]
+    device = strategy.root_device
+    own = torch.zeros(len(entries), dtype=torch.float64, device=device)
+    if entries:
+        own = torch.stack([entries[index].value.detach().reshape(()).to(device, torch.float64) for index in order])
+    first = own[: ROOM - HEADER]
+    message = torch.zeros(ROOM, dtype=torch.float64, device=device)
+    message[0], message[1] = fingerprint(names), len(entries)
+    message[HEADER : HEADER + len(first)] = first
+    received = strategy.all_gather(message)
+    if not bool((received[:, :HEADER] == message[:HEADER]).all()):
+        raise LoggedKeysError(_describe_difference(strategy, names))
+    values = received[:, HEADER : HEADER + len(first)]
+    if len(own) > len(first):
+        values = torch.cat([values, strategy.all_gather(own[len(first) :])], dim=1)
+    results: list[Tensor] = [own] * len(entries)
+    for index, column in zip(order, values.unbind(1), strict=True):
+        results[index] = reduce_column(column, entries[index].value.dtype, entries[index].op)
+    return results
+
+
+def fingerprint(names: Sequence[str]) -> int:
+    """Return a number of 52 bits, which a float64 holds exactly."""
+    return int.from_bytes(hashlib.sha256("\0".join(names).encode()).digest()[:8], "big") >> 12
+
+
+def reduce_column(column: Tensor, dtype: torch.dtype, op: str) -> Tensor:
+    """Reduce what all workers have sent of one value, to the number that a collective reduction would give.
+
+    Args:
+        column: float64, one number per worker.
+        dtype: of the value. Means of integers are floating-point numbers.
+        op: ``mean``, ``sum``, ``max`` or ``min``.
+    """
+    if op == "mean" and not dtype.is_floating_point:
+        dtype = torch.get_default_dtype()
+    column = column.to(dtype)
+    if op == "max":
+        return column.max()
+    if op == "min":
+        return column.min()
+    return column.sum() if op == "sum" else column.sum() / len(column)
+
+
+def _describe_difference(strategy: Strategy, names: Sequence[str]) -> str:
+    """Say which worker has logged which keys that others have not; all workers have to call it."""
+    world_size: int = strategy.world_size  # type: ignore[attr-defined]
+    everyone = [strategy.broadcast(list(names), src=rank) for rank in range(world_size)]
+    common = set(everyone[0]).intersection(*everyone[1:])
+    keys = [sorted({name.removesuffix(WEIGHT) for name in names if name not in common}) for names in everyone]
+    lines = [f"rank {rank}: {', '.join(own) or 'none of these'}" for rank, own in enumerate(keys)]
+    return (
+        "The workers have logged different keys with sync_dist=True, and what only some of them have cannot be "
+        f"reduced.\n  {chr(10).join(lines).replace(chr(10), chr(10) + '  ')}\n"
+        "Log the same keys on all workers (a neutral value where there is none), or leave out sync_dist=True for these."
+    )
+
+
+# What the name of the weight of a mean ends with; the mean itself has the name of the key.
+WEIGHT = " (weight)"

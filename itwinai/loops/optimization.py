@@ -1,0 +1,196 @@
+"""Forward, backward and optimizer step of one batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loops.optimization.closure import AbstractClosure
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+
+from itwinai import compat
+from itwinai.loops.plan import (
+    Sections,
+    draw_hook,
+    draw_step,
+    has_plain_backward,
+    has_plain_optimizer_step,
+    is_written,
+)
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+Result = compat.ClosureResult
+
+
+class LeanOptimization(AbstractClosure[Result]):
+    """Automatic optimization of one batch after the other; it is itself the closure that the optimizer is given.
+
+    Args:
+        trainer: the trainer, with everything set up.
+        sections: the profile.
+    """
+
+    def __init__(self, trainer: Trainer, sections: Sections) -> None:
+        super().__init__()
+        strategy, module, precision = trainer.strategy, trainer.lightning_module, trainer.precision_plugin
+        self.trainer = trainer
+        self.strategy = strategy
+        self.module = module
+        self.scope = vars(module)
+        self.progress = compat.optimizer_progress(trainer)
+        self.optimizer = trainer.optimizers[0]
+        self.lightning_optimizer = compat.lightning_optimizer(strategy)
+        self.raw_optimizer = self.lightning_optimizer.optimizer
+
+        self.training_step = draw_step("training_step", "train_step_context", trainer, sections)
+        self.takes_batch_idx = compat.takes_batch_idx(module.training_step)
+        self.after_training_step = (
+            strategy.post_training_step if is_written(strategy, "post_training_step", Strategy) else None
+        )
+
+        self.skips_backward = compat.skips_backward(trainer)
+        self.before_zero_grad = draw_hook("on_before_zero_grad", trainer, sections)
+        self.zero_grad = draw_hook("optimizer_zero_grad", trainer, sections)
+
+        self.plain_backward = sections.profiler is None and has_plain_backward(strategy, precision)
+        self.weigh_loss = getattr(strategy, "weigh_loss", None)
+        self.strategy_pre_backward = strategy.pre_backward if is_written(strategy, "pre_backward", Strategy) else None
+        self.strategy_post_backward = (
+            strategy.post_backward if is_written(strategy, "post_backward", Strategy) else None
+        )
+        self.before_backward = draw_hook("on_before_backward", trainer, sections)
+        self.module_backward = module.backward if is_written(module, "backward", LightningModule) else None
+        self.after_backward = draw_hook("on_after_backward", trainer, sections)
+
+        self.plain_step = (
+            sections.profiler is None
+            and not is_written(module, "optimizer_step", LightningModule)
+            and has_plain_optimizer_step(strategy, precision)
+        )
+        self.before_optimizer_step = draw_hook("on_before_optimizer_step", trainer, sections)
+        # Those are called also when there is nothing to clip by.
+        self.clips = is_written(precision, "clip_gradients", Precision) or any(
+            is_written(module, name, LightningModule) for name in ("configure_gradient_clipping", "clip_gradients")
+        )
+
+        # Of the batch in work.
+        self.arguments: tuple[Any, ...] = ()
+        self.batch_idx = 0
+        self.window = 1
+
+    def holds(self) -> bool:
+        """Tell whether the optimizer is still the one that this was drawn up for."""
+        return compat.lightning_optimizer(self.strategy) is self.lightning_optimizer
+
+    def run(self, batch: Any, batch_idx: int, accumulating: bool) -> dict[str, Any]:
+        """Train on one batch.
+
+        Args:
+            batch: the batch, on the device.
+            batch_idx: its index in the epoch.
+            accumulating: whether the gradients are only accumulated for a later step.
+
+        Returns:
+            What lightning passes on as the output of the batch.
+        """
+        self.arguments = (batch, batch_idx) if self.takes_batch_idx else (batch,)
+        self.batch_idx = batch_idx
+        self.window = self.trainer.accumulate_grad_batches
+        if accumulating and not self.strategy.handles_gradient_accumulation:
+            with compat.without_gradient_sync(self.strategy):
+                self()
+        else:
+            self.step(accumulating)
+        self.arguments = ()
+        result = self.consume_result()
+        return {} if result.loss is None else result.asdict()
+
+    def step(self, accumulating: bool) -> None:
+        """Let the optimizer step, which runs this closure."""
+        counters = self.progress.step
+        if not accumulating:
+            counters.increment_ready()
+        scope = self.scope
+        outer, scope[compat.HOOK_NAME] = scope[compat.HOOK_NAME], "optimizer_step"
+        if self.plain_step:
+            self.raw_optimizer.step(closure=self.until_step)  # type: ignore[arg-type]
+        else:
+            compat.call_optimizer_step(self.trainer, self.batch_idx, self.lightning_optimizer, self)
+        scope[compat.HOOK_NAME] = outer
+        if not accumulating:
+            counters.increment_completed()
+
+    def until_step(self) -> Tensor | None:
+        """Do all that comes before the parameters change."""
+        loss = self()
+        optimizer = self.raw_optimizer
+        if self.before_optimizer_step is not None:
+            self.before_optimizer_step(optimizer)
+        if self.clips or self.trainer.gradient_clip_val is not None:
+            compat.clip_gradients(self.trainer, optimizer)
+        return loss
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        """Run forward and backward; return the loss, detached."""
+        if torch.is_grad_enabled():
+            self._result = self.closure()
+        else:
+            with torch.enable_grad():
+                self._result = self.closure()
+        return self._result.loss
+
+    def closure(self, *args: Any, **kwargs: Any) -> Result:
+        output = self.training_step(*self.arguments)
+        if self.after_training_step is not None:
+            self.after_training_step()
+        if output is None:
+            compat.check_skipped_step(self.trainer)
+        result = compat.closure_result(output, self.trainer.accumulate_grad_batches)
+        if self.skips_backward:
+            return result
+        if self.batch_idx % self.window == 0:
+            self.clear_gradients()
+        if result.closure_loss is not None:
+            self.backward(result.closure_loss)
+        return result
+
+    def clear_gradients(self) -> None:
+        """Clear the gradients of the last accumulation window, between forward and backward, as lightning does."""
+        counters = self.progress.zero_grad
+        counters.increment_ready()
+        if self.before_zero_grad is not None:
+            self.before_zero_grad(self.optimizer)
+        counters.increment_started()
+        if self.zero_grad is not None:
+            self.zero_grad(self.trainer.current_epoch, self.batch_idx, self.optimizer)
+        else:
+            self.optimizer.zero_grad()
+        counters.increment_completed()
+
+    def backward(self, loss: Tensor) -> None:
+        """Propagate the loss back, with the hooks around it."""
+        scope = self.scope
+        outer, scope[compat.HOOK_NAME] = scope[compat.HOOK_NAME], "backward"
+        if not self.plain_backward:
+            compat.call_backward(self.trainer, loss, self.optimizer)
+        else:
+            if self.weigh_loss is not None:
+                loss = self.weigh_loss(loss)
+            if self.strategy_pre_backward is not None:
+                self.strategy_pre_backward(loss)
+            if self.before_backward is not None:
+                self.before_backward(loss)
+            if self.module_backward is not None:
+                self.module_backward(loss)
+            else:
+                loss.backward()
+            if self.after_backward is not None:
+                self.after_backward()
+            if self.strategy_post_backward is not None:
+                self.strategy_post_backward(loss.detach())
+        scope[compat.HOOK_NAME] = outer

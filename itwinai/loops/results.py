@@ -1,0 +1,133 @@
+"""What `self.log` keeps, and how it gets from there to callbacks, loggers and progress bars.
+
+No value differs from those of lightning's own collection. What differs is that what was given with a key the first
+time is not built and compared anew in every step, and that values with ``sync_dist`` travel together (see `exchange`).
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
+
+from itwinai import compat
+from itwinai.loops.exchange import WEIGHT, Entry, exchange
+from itwinai.loops.missing import MissingWorkers
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+class LeanResults(compat.ResultCollection):
+    """lightning's collection of logged values, for one loop of a trainer.
+
+    Args:
+        training: whether the loop is that of training.
+        trainer: the trainer.
+    """
+
+    def __init__(self, training: bool, trainer: Trainer) -> None:
+        super().__init__(training)
+        self.trainer = trainer
+        # Values of this step with sync_dist that have not been exchanged yet, by key.
+        self.unsynced: dict[str, compat.ResultMetric] = {}
+        self.took_part = False
+        self.missing: MissingWorkers | None = None
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether there are other workers to exchange values with."""
+        return self.trainer.world_size > 1 and isinstance(self.trainer.strategy, ParallelStrategy)
+
+    def update_metrics(self, key: str, value: Any, batch_size: int) -> None:
+        metric = self[key]
+        if not metric.is_tensor or metric.meta.enable_graph:
+            super().update_metrics(key, value, batch_size)
+            return
+        compat.add_to_result(metric, value, batch_size)
+        if metric.meta.on_step and compat.is_synced(metric):
+            self.unsynced[key] = metric
+
+    def sync_step(self, everyone: bool = False) -> None:
+        """Reduce the step's values over the workers.
+
+        Args:
+            everyone: take part in the exchange although there is nothing to send: once per epoch all workers do, so
+                that one that logs nothing notices that the others do.
+        """
+        if not (self.unsynced or everyone) or not self.exchanges:
+            return
+        pending = list(self.unsynced.items())
+        self.unsynced.clear()
+        entries = [
+            Entry(f"{key} (step)", compat.step_value(metric), compat.sync_operation(metric)) for key, metric in pending
+        ]
+        for (_, metric), value in zip(pending, self.exchanged(entries), strict=True):
+            compat.set_step_value(metric, value)
+
+    def exchanged(self, entries: list[Entry]) -> list[Tensor]:
+        """Return the values of all workers, while somebody takes care that nobody waits for ever."""
+        with nullcontext() if self.missing is None else self.missing.expecting_all([entry.name for entry in entries]):
+            return exchange(self.trainer.strategy, entries)
+
+    def sync_epoch(self, everyone: bool = False) -> None:
+        """Reduce the epoch's values over the workers.
+
+        Args:
+            everyone: take part although there is nothing to send, unless that was done in this epoch.
+        """
+        if not self.exchanges:
+            return
+        pending = [(key, metric) for key, metric in self.valid_items() if compat.waits_for_epoch(metric)]
+        if not pending and (self.took_part or not everyone):
+            self.took_part = False
+            return
+        entries = []
+        for key, metric in pending:
+            value, weight = compat.epoch_state(metric)
+            operation = compat.sync_operation(metric)
+            entries.append(Entry(key, value, operation))
+            if weight is not None:
+                entries.append(Entry(key + WEIGHT, weight, operation))
+        reduced = iter(self.exchanged(entries))
+        for _, metric in pending:
+            value = next(reduced)
+            compat.set_epoch_value(metric, value / next(reduced) if metric.meta.is_mean_reduction else value)
+        self.took_part = not everyone
+
+    def metrics(self, on_step: bool) -> compat.Metrics:
+        if not self:
+            return {"callback": {}, "log": {}, "pbar": {}}
+        if on_step:
+            self.sync_step()
+        else:
+            self.sync_epoch()
+        return super().metrics(on_step)
+
+
+class LeanLoggerConnector(compat.LoggerConnector):
+    """lightning's keeper of logged values, which does per batch only what the batch has made necessary."""
+
+    def begin_batch(self, results: LeanResults, batch: Any, dataloader_idx: int | None = None) -> None:
+        """Note which batch is in work, for the batch size that `self.log` takes from it."""
+        compat.count_iteration(self)
+        results.batch = batch
+        results.batch_size = None
+        results.dataloader_idx = dataloader_idx
+
+    def end_batch(self, results: LeanResults) -> compat.Metrics:
+        """Hand the values of this batch on to callbacks, loggers and progress bars; return them."""
+        metrics = results.metrics(on_step=True)
+        if results:
+            compat.publish(self, metrics)
+        results.batch = None
+        results.batch_size = None
+        return metrics
+
+    def on_epoch_end(self) -> None:
+        results = compat.active_results(self.trainer)
+        if isinstance(results, LeanResults):
+            results.sync_epoch(everyone=True)
+        super().on_epoch_end()

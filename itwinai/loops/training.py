@@ -1,0 +1,268 @@
+"""The training epoch: lightning's loop, running a plan of what its steps really have to do."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch.distributed as dist
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from itwinai import compat
+from itwinai.loops.evaluation import LeanEvaluationLoop
+from itwinai.loops.log import quick_log
+from itwinai.loops.missing import MissingWorkers
+from itwinai.loops.optimization import LeanOptimization
+from itwinai.loops.plan import BatchTransfer, Sections, draw_hook, is_written
+from itwinai.loops.results import LeanResults
+from itwinai.loops.stopping import StopAgreement
+from itwinai.loops.watching import Duty, Watch
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Coordinated(Protocol):
+    """A strategy whose workers have a store in common."""
+
+    def coordination_store(self) -> dist.Store | None:
+        """Return the store, through an object that nobody else uses."""
+
+
+@runtime_checkable
+class Abortable(Protocol):
+    """A trainer whose worker can be ended from another thread, when its own waits in vain."""
+
+    def abort(self, error: BaseException) -> None:
+        """End this process because of an error."""
+
+
+class TrainingPlan:
+    """What the training steps of one epoch call.
+
+    Args:
+        loop: the epoch's loop, everything set up.
+    """
+
+    def __init__(self, loop: LeanTrainingEpochLoop) -> None:
+        trainer = loop.trainer
+        module, strategy = trainer.lightning_module, trainer.strategy
+        sections = Sections(trainer)
+        self.callbacks = list(compat.callbacks(trainer))
+        self.transfer = BatchTransfer(trainer, sections)
+        self.on_train_batch_start = draw_hook("on_train_batch_start", trainer, sections)
+        self.strategy_batch_start = (
+            sections.around(strategy.on_train_batch_start, f"[Strategy]{type(strategy).__name__}.on_train_batch_start")
+            if sections.profiler is not None or is_written(strategy, "on_train_batch_start", Strategy)
+            else None
+        )
+        self.optimization = LeanOptimization(trainer, sections) if module.automatic_optimization else None
+        self.run_section = sections.around(loop.optimize, "run_training_batch")
+        self.on_train_batch_end = draw_hook("on_train_batch_end", trainer, sections)
+        self.exchanges = loop.results.exchanges
+        self.validates = trainer.enable_validation or compat.skips_next_validation(loop)
+        self.steps_schedulers = bool(trainer.lr_scheduler_configs) and module.automatic_optimization
+
+    def holds(self, trainer: Trainer) -> bool:
+        """Tell whether the callbacks are still those that the plan was drawn for."""
+        return compat.callbacks(trainer) == self.callbacks
+
+
+class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
+    """lightning's training epoch loop, which runs a plan wherever one can be drawn up.
+
+    Takes the place of ``trainer.fit_loop.epoch_loop``; what it leaves in checkpoints is the same.
+    """
+
+    plan: TrainingPlan | None = None
+    agreement: StopAgreement | None = None
+    watch: Watch | None = None
+    _fits = 0
+
+    def __init__(self, trainer: Trainer, min_steps: int | None = None, max_steps: int = -1) -> None:
+        super().__init__(trainer, min_steps=min_steps, max_steps=max_steps)
+        self.results = LeanResults(True, trainer)
+        compat.replace_results(self, self.results)
+        self.val_loop: LeanEvaluationLoop = LeanEvaluationLoop(self.val_loop)
+
+    def on_run_start(self, data_fetcher: compat.DataFetcher) -> None:
+        super().on_run_start(data_fetcher)
+        if self.watch is None and self.trainer.world_size > 1:
+            self.start_watch()
+        self.plan = self.draw_plan(data_fetcher)
+
+    def draw_plan(self, data_fetcher: compat.DataFetcher) -> TrainingPlan | None:
+        """Return a plan for this epoch, or None if lightning's own steps have to run."""
+        if isinstance(data_fetcher, compat.DataLoaderIterFetcher):
+            log.debug("lightning's own training steps run: training_step takes the loader's iterator itself")
+            return None
+        return TrainingPlan(self)
+
+    def start_watch(self) -> None:
+        """Let this worker and the others look after each other, until the fit has ended."""
+        trainer = self.trainer
+        store = trainer.strategy.coordination_store() if isinstance(trainer.strategy, Coordinated) else None
+        if store is None:
+            return
+        self._fits += 1
+        store = dist.PrefixStore(f"itwinai/fit/{self._fits}", store)
+        place = (store, trainer.global_rank, trainer.world_size)
+        self.agreement = StopAgreement(*place, position=lambda: self.batch_progress.total.ready)
+        duties: list[Duty] = [self.agreement]
+        if isinstance(trainer, Abortable):
+            missing = MissingWorkers(*place, position=self.position, fail=trainer.abort)
+            self.results.missing = self.val_loop.results.missing = missing
+            duties.append(missing)
+        self.watch = Watch(*place, duties)
+        self.watch.start()
+        compat.signal_connector(trainer).on_sigterm = self.ask_to_stop
+
+    def position(self) -> int:
+        """Return a number that grows with every batch and every epoch, the same for all workers."""
+        batches = self.batch_progress.total.ready + self.val_loop.batch_progress.total.ready
+        return batches + self.trainer.fit_loop.epoch_progress.total.completed
+
+    def ask_to_stop(self) -> None:
+        """Ask all workers to stop before the same batch; for a signal handler."""
+        assert self.agreement is not None and self.watch is not None
+        self.agreement.ask()
+        self.watch.hurry()
+
+    def stop_if_agreed(self) -> None:
+        agreement = self.agreement
+        if agreement is not None and agreement.held_back and agreement.stops_here():
+            compat.signal_connector(self.trainer).received_sigterm = True
+            raise SIGTERMException
+
+    def teardown(self) -> None:
+        if self.watch is not None:
+            compat.signal_connector(self.trainer).on_sigterm = None
+            self.watch.end()
+            self.watch = self.agreement = self.results.missing = self.val_loop.results.missing = None
+        super().teardown()
+
+    def run(self, data_fetcher: compat.DataFetcher) -> None:
+        trainer = self.trainer
+        with quick_log(trainer.lightning_module, self.results, compat.logger_connector(trainer)):
+            self.run_epoch(data_fetcher)
+
+    def run_epoch(self, data_fetcher: compat.DataFetcher) -> None:
+        """Run the steps of one epoch."""
+        try:
+            self.reset()
+            self.on_run_start(data_fetcher)
+            while not self.done:
+                # Only the first iteration after loading a checkpoint has something to be forgotten.
+                restarting = self.restarting or self.is_resuming
+                try:
+                    self.advance(data_fetcher)
+                    self.on_advance_end(data_fetcher)
+                except StopIteration:
+                    break
+                finally:
+                    if restarting:
+                        self.on_iteration_done()
+        finally:
+            self.plan = None  # it refers to half of the run
+
+    def advance(self, data_fetcher: compat.DataFetcher) -> None:
+        plan = self.plan
+        if plan is None or self.restarting:
+            super().advance(data_fetcher)
+            return
+        if not plan.holds(self.trainer):
+            plan = self.plan = TrainingPlan(self)
+        if self.agreement is not None:
+            self.stop_if_agreed()
+
+        batch, _, _ = next(data_fetcher)
+        batch_idx = self.batch_idx + 1
+        progress = self.batch_progress
+        progress.is_last_batch = data_fetcher.done
+        batch = plan.transfer(batch)
+        progress.increment_ready()
+        connector = compat.logger_connector(self.trainer)
+        connector.begin_batch(self.results, batch)
+
+        outputs: Any = None
+        skip_rest = False
+        if batch is None:
+            compat.warn_of_none_batch(self)
+        else:
+            skip_rest = plan.on_train_batch_start is not None and plan.on_train_batch_start(batch, batch_idx) == -1
+            if plan.strategy_batch_start is not None:
+                plan.strategy_batch_start(batch, batch_idx)
+            if skip_rest:
+                progress.increment_by(0, is_last_batch=True)
+            else:
+                progress.increment_started()
+                outputs = plan.run_section(plan, batch, batch_idx)
+        progress.increment_processed()
+
+        if plan.steps_schedulers:
+            self.update_lr_schedulers("step", update_plateau_schedulers=False)
+            if self.is_last_of_epoch():
+                self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        if skip_rest:
+            raise StopIteration
+
+        if plan.exchanges:
+            self.results.sync_step(everyone=compat.is_first_iteration(connector))
+        if plan.on_train_batch_end is not None:
+            plan.on_train_batch_end(outputs, batch, batch_idx)
+        metrics = connector.end_batch(self.results)
+        progress.increment_completed()
+        if self.logs_now() and not (plan.optimization is not None and self.is_accumulating()):
+            connector.log_metrics(metrics["log"])
+
+    def optimize(self, plan: TrainingPlan, batch: Any, batch_idx: int) -> Any:
+        """Run the optimization that the module asks for on one batch."""
+        if plan.optimization is not None:
+            if not plan.optimization.holds():
+                plan.optimization = LeanOptimization(self.trainer, Sections(self.trainer))
+            return plan.optimization.run(batch, batch_idx, self.is_accumulating())
+        return compat.optimize_manually(self, batch, batch_idx)
+
+    def logs_now(self) -> bool:
+        """Tell whether the values of this step go to the loggers."""
+        trainer = self.trainer
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = every != 0 and (compat.stepped_batches(self) + 1) % every == 0
+        return due or (every != 0 and trainer.should_stop) or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+    def is_last_of_epoch(self) -> bool:
+        """Tell whether the batch in work is the last of its epoch."""
+        progress = self.batch_progress
+        return progress.is_last_batch or progress.current.ready == self.trainer.num_training_batches
+
+    def is_accumulating(self) -> bool:
+        """Tell whether the batch in work only adds to the gradients of a later step."""
+        trainer = self.trainer
+        if self.batch_progress.current.ready % trainer.accumulate_grad_batches == 0:
+            return False
+        return trainer.strategy.handles_gradient_accumulation or not self.is_last_of_epoch()
+
+    @property
+    def done(self) -> bool:
+        """Whether the epoch has ended."""
+        if self.restarting or self.trainer.should_stop:
+            return super().done
+        return self.is_last_of_epoch() or -1 != self.max_steps <= self.global_step
+
+    def on_advance_end(self, data_fetcher: compat.DataFetcher) -> None:
+        plan, trainer = self.plan, self.trainer
+        if plan is None or (plan.validates and compat.validates_now(self, data_fetcher)):
+            super().on_advance_end(data_fetcher)
+            return
+        if plan.steps_schedulers:
+            self.update_lr_schedulers("step", update_plateau_schedulers=True)
+        if not self.is_accumulating():
+            compat.count_stepped_batch(self)
+        if trainer.should_stop:
+            compat.flush_loggers(self)
+        if trainer.received_sigterm and not compat.is_training_done(self):
+            raise SIGTERMException
