@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle.cloudpickle
+import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.data import has_iterable_dataset
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loops import _EvaluationLoop, _Loop
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
@@ -27,6 +29,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
 from lightning.pytorch.plugins import _PLUGIN_INPUT
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
 from lightning.pytorch.strategies import Strategy
@@ -56,7 +59,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.core.optimizer import LightningOptimizer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.core.optimizer import LightningOptimizer
 
 Launcher = _Launcher
 # What the argument `plugins` of lightning's Trainer takes.
@@ -122,7 +126,7 @@ def limit_threads(num_processes: int) -> None:
 def selects_ddp(accelerator: Any, devices: Any, num_nodes: int) -> bool:
     """Tell whether ``strategy="auto"`` stands for DDP, given the other flags."""
     connector = _AcceleratorConnector(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy="auto")
-    return isinstance(connector.strategy, LightningDDPStrategy)
+    return type(connector.strategy) is LightningDDPStrategy  # TPUs have a subclass of it
 
 
 # ------------------------------------------------------------------------------------------------ DeepSpeed
@@ -377,7 +381,8 @@ def with_sampler(dataloader: DataLoader, sampler: Any, stage: RunningStage) -> D
         vars(plain)["batch_sampler"] = BatchSampler(SequentialSampler(()), 1, False)
     args, kwargs = _get_dataloader_init_args_and_kwargs(plain, SequentialSampler(()), RunningStage.TRAINING)
     if batched and stage == RunningStage.PREDICTING:
-        sampler = _IndexBatchSamplerWrapper(sampler)  # prediction writers ask it for the indices
+        dealt, sampler = sampler, _IndexBatchSamplerWrapper(sampler)  # prediction writers ask it for the indices
+        vars(sampler)["sampler"] = dealt  # to which lightning announces the epoch; the wrapper hides properties
     place = {"batch_sampler": sampler, "sampler": None} if batched else {"batch_sampler": None, "sampler": sampler}
     kwargs.update(place, shuffle=False, drop_last=False, batch_size=1 if batched else None)
     return _reinstantiate_wrapped_cls(dataloader, **{**_by_name(dataloader, args), **kwargs})
@@ -414,6 +419,30 @@ class EvaluationLoop(_EvaluationLoop):
 
     def _evaluation_step(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
         self.evaluate_batch(batch, batch_idx, dataloader_idx, dataloader_iter)
+
+    def end_loader(self) -> None:
+        """Do what is to be done where the batches of a loader have ended, on all workers, before any hook."""
+
+    def _store_dataloader_outputs(self) -> None:
+        self.end_loader()
+        super()._store_dataloader_outputs()
+
+
+def leave_fetches_out_of_profile(loop: _Loop, data_fetcher: _DataFetcher | None = None) -> None:
+    """Let a loop's fetcher not tell the profiler of every batch, if the profiler is one that does nothing.
+
+    Args:
+        loop: a loop that has just begun its run.
+        data_fetcher: its fetcher, unless it is an evaluation loop, which has its own.
+    """
+    fetcher = loop._data_fetcher if isinstance(loop, _EvaluationLoop) else data_fetcher
+    profiler = loop.trainer.profiler  # type: ignore[attr-defined]
+    if fetcher is not None and type(profiler) is PassThroughProfiler:
+        fetcher._start_profiler = fetcher._stop_profiler = _do_nothing
+
+
+def _do_nothing() -> None:
+    return None
 
 
 def evaluation_options(loop: _EvaluationLoop) -> dict[str, Any]:
@@ -574,6 +603,20 @@ def stepped_batches(loop: _TrainingEpochLoop) -> int:
     return loop._batches_that_stepped
 
 
+def does_nothing_per_batch(callback: Callback) -> bool:
+    """Tell whether a callback's ``on_train_batch_end`` is lightning's and returns at once, in every step.
+
+    That of a ModelCheckpoint does unless it saves every so many steps or seconds.
+    """
+    return (
+        isinstance(callback, ModelCheckpoint)
+        and type(callback).on_train_batch_end is ModelCheckpoint.on_train_batch_end
+        and "on_train_batch_end" not in vars(callback)
+        and callback._every_n_train_steps < 1
+        and callback._train_time_interval is None
+    )
+
+
 def flush_loggers(loop: _TrainingEpochLoop) -> None:
     """Let the loggers write what they hold, when the run is about to stop."""
     loop._save_loggers_on_train_batch_end()
@@ -638,7 +681,16 @@ Metrics = _METRICS
 
 def batch_size_of(results: _ResultCollection, metric: _ResultMetric, batch_size: int | None) -> int:
     """Return the weight of a logged value in the mean of its epoch."""
+    if batch_size is None and results.batch_size is None and metric.meta.on_epoch and metric.meta.is_mean_reduction:
+        results.batch_size = _common_size(results.batch)
     return results._extract_batch_size(metric, batch_size, metric.meta)
+
+
+def _common_size(batch: Any) -> int | None:
+    """Return the batch size of the most usual kinds of batches; None leaves it to lightning to find one."""
+    tensors = batch.values() if type(batch) is dict else batch if type(batch) in (list, tuple) else (batch,)
+    sizes = {tensor.shape[0] if type(tensor) is Tensor and tensor.ndim else None for tensor in tensors}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def result_key(results: _ResultCollection, hook: str, name: str, add_dataloader_idx: bool) -> str:
@@ -655,15 +707,30 @@ def add_to_result(metric: _ResultMetric, value: Tensor, batch_size: int) -> None
     metric._computed = None
     metric._update_count += 1
     metric.has_reset = False
-    sync = metric.meta.sync
-    if not (metric.meta.on_step and is_synced(metric)):
+    meta = metric.meta
+    synced = is_synced(metric)
+    if (
+        value.dtype in (torch.float32, torch.float64)
+        and (synced or not meta.sync.should or not meta.on_step)
+        and (meta.is_mean_reduction or not meta.on_epoch)
+    ):
+        # The most usual case, in fewer calls.
+        if meta.on_step:
+            metric._forward_cache = value.clone()
+            if not meta.on_epoch:
+                metric.value = metric._forward_cache
+                return
+        metric.value = metric.value + value * batch_size
+        metric.cumulated_batch_size = metric.cumulated_batch_size + batch_size
+        return
+    if not (meta.on_step and synced):
         _ResultMetric.update(metric, value, batch_size)
         return
-    sync.should = False  # lightning would exchange this one value now
+    meta.sync.should = False  # lightning would exchange this one value now
     try:
         _ResultMetric.update(metric, value, batch_size)
     finally:
-        sync.should = True
+        meta.sync.should = True
 
 
 def is_synced(metric: _ResultMetric) -> bool:
@@ -681,6 +748,19 @@ def step_value(metric: _ResultMetric) -> Tensor:
     """Return the value of the step in work."""
     assert metric._forward_cache is not None
     return metric._forward_cache
+
+
+def step_value_if_any(metric: _ResultMetric) -> Tensor | None:
+    """Return the value of the step in work, or None where the key has none."""
+    if not metric.meta.on_step or not isinstance(metric._forward_cache, Tensor):
+        return None
+    value = metric._forward_cache
+    return value.detach() if value.requires_grad and not metric.meta.enable_graph else value
+
+
+def published_names(results: _ResultCollection, metric: _ResultMetric, on_step: bool) -> tuple[str, str]:
+    """Return the names under which a key's value becomes readable: its own, and that of the step or the epoch."""
+    return results._forked_name(metric, on_step)
 
 
 def set_step_value(metric: _ResultMetric, value: Tensor) -> None:

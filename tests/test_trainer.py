@@ -418,6 +418,34 @@ def test_one_worker_runs_in_this_process(run_command: RunCommand, tmp_path: Path
     assert "all alike" in ended.output
 
 
+def test_workers_started_by_hand(tmp_path: Path) -> None:
+    """Processes that somebody has given LOCAL_RANK are workers, and train together."""
+    import os
+    import subprocess
+
+    from itwinai.launchers.local import free_port
+    from tests.conftest import REPOSITORY
+
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import sys\n"
+        "from tests.support.cases import *\n"
+        "trainer = make_trainer('auto', 2, max_epochs=1)\n"
+        "trainer.fit(Regression(), loader(4))\n"
+        "open(sys.argv[1], 'w').write(f'{trainer.global_rank} {trainer.world_size} {trainer.global_step}')\n"
+    )
+    common = {"PYTHONPATH": str(REPOSITORY), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    workers = [
+        subprocess.Popen(
+            python(str(script), str(tmp_path / f"{rank}")),
+            env={**os.environ, **common, "LOCAL_RANK": str(rank), "NODE_RANK": "0"},
+        )
+        for rank in range(2)
+    ]
+    assert [worker.wait(120) for worker in workers] == [0, 0]
+    assert [(tmp_path / f"{rank}").read_text() for rank in range(2)] == ["0 2 13", "1 2 13"]
+
+
 def test_two_nodes_by_hand(tmp_path: Path) -> None:
     """The same script, started once per node: each caller launches its own workers and gets the result."""
     import os

@@ -47,11 +47,12 @@ class TimedProgressBar(TQDMProgressBar):
         if not (self.everywhere or is_watched()):
             self.disable()
 
-    def on_train_start(self, *args: Any) -> None:
-        super().on_train_start(*args)
+    def on_train_start(self, trainer: Trainer, *args: Any) -> None:
+        super().on_train_start(trainer, *args)
         self._fit_began = time.monotonic()
-        self._batches_before = self.trainer.fit_loop.total_batch_idx + 1
+        self._batches_before = trainer.fit_loop.total_batch_idx + 1
         self._sizes_known = True
+        self.on_train_epoch_start(trainer)  # lightning does not call it for an epoch that is resumed in its midst
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)

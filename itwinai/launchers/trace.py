@@ -137,7 +137,12 @@ def write_back(data: bytes, trainer: Trainer) -> None:
             vars(shared.objects[key]).pop(name, None)
     for key, attributes in trace["attributes"].items():
         for name, value in attributes.items():
-            vars(shared.objects[key])[name] = shared.loads(value)
+            try:
+                loaded = shared.loads(value)
+            except Exception as error:  # tqdm's bars, for example, can be pickled and not be made again
+                log.debug("%s of the %s is not written back, it cannot be made again here: %s", name, key, error)
+                continue
+            vars(shared.objects[key])[name] = loaded
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:

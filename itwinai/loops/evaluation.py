@@ -31,6 +31,7 @@ class EvaluationPlan:
         self.on_batch_end = draw_hook(f"on_{name}_batch_end", trainer, sections)
         self.several_loaders = compat.evaluates_several_loaders(loop)
         self.exchanges = loop.results.exchanges
+        self.counts = not trainer.sanity_checking
 
 
 class LeanEvaluationLoop(compat.EvaluationLoop):
@@ -58,6 +59,10 @@ class LeanEvaluationLoop(compat.EvaluationLoop):
     def on_run_start(self) -> None:
         super().on_run_start()
         self.plan = EvaluationPlan(self)
+        compat.leave_fetches_out_of_profile(self)
+
+    def end_loader(self) -> None:
+        self.results.sync_epoch()
 
     def evaluate_batch(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
         plan, trainer = self.plan, self.trainer
@@ -85,7 +90,9 @@ class LeanEvaluationLoop(compat.EvaluationLoop):
         metrics = connector.end_batch(results)
         progress.increment_completed()
 
-        if not trainer.sanity_checking:
-            connector.log_metrics(metrics["log"], step=compat.count_evaluated_batch(self, dataloader_idx))
+        if plan.counts:
+            step = compat.count_evaluated_batch(self, dataloader_idx)
+            if metrics["log"]:
+                connector.log_metrics(metrics["log"], step=step)
         if trainer.received_sigterm and not progress.is_last_batch:
             raise SIGTERMException

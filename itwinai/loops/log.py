@@ -41,12 +41,12 @@ class QuickLog:
     def __call__(self, name: str, value: Any, *args: Any, batch_size: int | None = None, **options: Any) -> None:
         results = self.results
         hook = self.scope[compat.HOOK_NAME]
-        call = (hook, name, results.dataloader_idx, *options.items())
+        call = (hook, name, results.dataloader_idx, batch_size is None, *options.items())
         if type(value) is Tensor and not args and value.numel() == 1 and not torch.compiler.is_compiling():
             known = self.known.get(call)
             if known is not None and compat.goes_on_logging(self.connector, hook):
                 key, metric = known
-                value = value.detach().clone()
+                value = value.detach()
                 if value.dim():
                     value = value.squeeze()
                 if metric.value.device != value.device:

@@ -79,6 +79,11 @@ def is_written(owner: Any, name: str, base: type) -> bool:
     return name in vars(owner) or getattr(type(owner), name, None) is not getattr(base, name)
 
 
+def is_idle(callback: Callback, name: str) -> bool:
+    """Tell whether a callback's implementation of a hook is known to do nothing in this run."""
+    return name == "on_train_batch_end" and compat.does_nothing_per_batch(callback)
+
+
 def draw_hook(name: str, trainer: Trainer, sections: Sections) -> HookCalls | None:
     """Collect the implementations of a hook; return None if nobody has written one.
 
@@ -89,7 +94,8 @@ def draw_hook(name: str, trainer: Trainer, sections: Sections) -> HookCalls | No
     of_callbacks = tuple(
         sections.around(getattr(callback, name), f"[Callback]{callback.state_key}.{name}")
         for callback in (compat.callbacks(trainer) if hasattr(Callback, name) else ())
-        if (profiled or is_written(callback, name, Callback)) and callable(getattr(callback, name))
+        if (profiled or is_written(callback, name, Callback) and not is_idle(callback, name))
+        and callable(getattr(callback, name))
     )
     of_module: Call | None = None
     if hasattr(module, name) and (profiled or is_written(module, name, LightningModule)):
@@ -186,9 +192,13 @@ def _if_there(batch: Any, device: torch.device) -> Any:
     return None
 
 
+# As it is defined. Where somebody has put something else in its place, as tests do, that has to be called.
+LIGHTNING_BACKWARD = Strategy.backward
+
+
 def has_plain_backward(strategy: Strategy, precision: Precision) -> bool:
     """Tell whether ``strategy.backward`` is nothing but the hooks around the module's ``backward``."""
-    by_strategy = type(strategy).backward in (Strategy.backward, getattr(strategy, "lean_backward", None))
+    by_strategy = type(strategy).backward in (LIGHTNING_BACKWARD, getattr(type(strategy), "lean_backward", None))
     return by_strategy and _is_plain(precision, ("pre_backward", "backward", "post_backward"))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
@@ -33,8 +34,9 @@ class LeanResults(compat.ResultCollection):
         self.trainer = trainer
         # Values of this step with sync_dist that have not been exchanged yet, by key.
         self.unsynced: dict[str, compat.ResultMetric] = {}
-        self.took_part = False
         self.missing: MissingWorkers | None = None
+        # The names of keys for the progress bar and the loggers, which do not change.
+        self.names: dict[str, tuple[str, str]] = {}
 
     @property
     def exchanges(self) -> bool:
@@ -51,39 +53,47 @@ class LeanResults(compat.ResultCollection):
             self.unsynced[key] = metric
 
     def sync_step(self, everyone: bool = False) -> None:
-        """Reduce the step's values over the workers.
+        """Reduce the step's values over the workers, at a point of the step that all of them reach.
 
         Args:
             everyone: take part in the exchange although there is nothing to send: once per epoch all workers do, so
                 that one that logs nothing notices that the others do.
         """
-        if not (self.unsynced or everyone) or not self.exchanges:
+        if (self.unsynced or everyone) and self.exchanges:
+            self._exchange_step(list(self.unsynced))
+
+    def sync_epoch(self) -> None:
+        """Reduce the epoch's values over the workers, at a point that all of them reach, with or without values."""
+        if self.exchanges:
+            self._exchange_epoch(self._waiting())
+
+    def sync_read(self, on_step: bool) -> None:
+        """Reduce the values that somebody reads, one by one, in the order in which they were logged.
+
+        A progress bar reads on rank 0 only, where the other workers read later, and then more values. One by one, as
+        in lightning, both are the same exchanges.
+        """
+        if not self.exchanges:
             return
-        pending = list(self.unsynced.items())
-        self.unsynced.clear()
+        if on_step:
+            for key in list(self.unsynced):
+                self._exchange_step([key])
+        else:
+            for waiting in self._waiting():
+                self._exchange_epoch([waiting])
+
+    def _waiting(self) -> list[tuple[str, compat.ResultMetric]]:
+        return [(key, metric) for key, metric in self.valid_items() if compat.waits_for_epoch(metric)]
+
+    def _exchange_step(self, keys: list[str]) -> None:
+        pending = [(key, self.unsynced.pop(key)) for key in keys]
         entries = [
             Entry(f"{key} (step)", compat.step_value(metric), compat.sync_operation(metric)) for key, metric in pending
         ]
         for (_, metric), value in zip(pending, self.exchanged(entries), strict=True):
             compat.set_step_value(metric, value)
 
-    def exchanged(self, entries: list[Entry]) -> list[Tensor]:
-        """Return the values of all workers, while somebody takes care that nobody waits for ever."""
-        with nullcontext() if self.missing is None else self.missing.expecting_all([entry.name for entry in entries]):
-            return exchange(self.trainer.strategy, entries)
-
-    def sync_epoch(self, everyone: bool = False) -> None:
-        """Reduce the epoch's values over the workers.
-
-        Args:
-            everyone: take part although there is nothing to send, unless that was done in this epoch.
-        """
-        if not self.exchanges:
-            return
-        pending = [(key, metric) for key, metric in self.valid_items() if compat.waits_for_epoch(metric)]
-        if not pending and (self.took_part or not everyone):
-            self.took_part = False
-            return
+    def _exchange_epoch(self, pending: list[tuple[str, compat.ResultMetric]]) -> None:
         entries = []
         for key, metric in pending:
             value, weight = compat.epoch_state(metric)
@@ -95,16 +105,35 @@ class LeanResults(compat.ResultCollection):
         for _, metric in pending:
             value = next(reduced)
             compat.set_epoch_value(metric, value / next(reduced) if metric.meta.is_mean_reduction else value)
-        self.took_part = not everyone
+
+    def exchanged(self, entries: list[Entry]) -> list[Tensor]:
+        """Return the values of all workers, while somebody takes care that nobody waits for ever."""
+        with nullcontext() if self.missing is None else self.missing.expecting_all([entry.name for entry in entries]):
+            return exchange(self.trainer.strategy, entries)
 
     def metrics(self, on_step: bool) -> compat.Metrics:
-        if not self:
-            return {"callback": {}, "log": {}, "pbar": {}}
-        if on_step:
-            self.sync_step()
-        else:
-            self.sync_epoch()
-        return super().metrics(on_step)
+        metrics: compat.Metrics = {"callback": {}, "log": {}, "pbar": {}}
+        self.sync_read(on_step)
+        if not on_step:
+            return super().metrics(on_step)
+        for key, metric in self.items():
+            meta = metric.meta
+            if metric.has_reset or meta.dataloader_idx != self.dataloader_idx:
+                continue
+            value = compat.step_value_if_any(metric)
+            if value is None:
+                continue
+            if key not in self.names:
+                self.names[key] = compat.published_names(self, metric, on_step=True)
+            name, step_name = self.names[key]
+            if meta.logger:
+                metrics["log"][step_name] = value
+            if self.training:
+                metrics["callback"][name] = metrics["callback"][step_name] = value
+            if meta.prog_bar:
+                # As a tensor: to turn it into a number is left to who reads it, which is not done in every step.
+                metrics["pbar"][step_name] = value  # type: ignore[assignment]
+        return metrics
 
 
 class LeanLoggerConnector(compat.LoggerConnector):
@@ -126,8 +155,11 @@ class LeanLoggerConnector(compat.LoggerConnector):
         results.batch_size = None
         return metrics
 
-    def on_epoch_end(self) -> None:
-        results = compat.active_results(self.trainer)
-        if isinstance(results, LeanResults):
-            results.sync_epoch(everyone=True)
-        super().on_epoch_end()
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """The values for the progress bar, as numbers."""
+        metrics = super().progress_bar_metrics
+        for name, value in metrics.items():
+            if isinstance(value, Tensor):
+                metrics[name] = convert_tensors_to_scalars(value)
+        return metrics

@@ -91,6 +91,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
 
     def on_run_start(self, data_fetcher: compat.DataFetcher) -> None:
         super().on_run_start(data_fetcher)
+        compat.leave_fetches_out_of_profile(self, data_fetcher)
         if self.watch is None and self.trainer.world_size > 1:
             self.start_watch()
         self.plan = self.draw_plan(data_fetcher)
@@ -155,17 +156,18 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         try:
             self.reset()
             self.on_run_start(data_fetcher)
+            restarted = True  # for all that is known: only a first iteration can follow upon a checkpoint
             while not self.done:
-                # Only the first iteration after loading a checkpoint has something to be forgotten.
-                restarting = self.restarting or self.is_resuming
                 try:
                     self.advance(data_fetcher)
                     self.on_advance_end(data_fetcher)
                 except StopIteration:
                     break
                 finally:
-                    if restarting:
+                    if restarted:
                         self.on_iteration_done()
+                        restarted = False
+            self.results.sync_epoch()
         finally:
             self.plan = None  # it refers to half of the run
 
@@ -176,6 +178,8 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             return
         if not plan.holds(self.trainer):
             plan = self.plan = TrainingPlan(self)
+        if self.val_loop.restarting:  # a batch is trained, so it is past the validation of its checkpoint
+            self.val_loop.restarting = False
         if self.agreement is not None:
             self.stop_if_agreed()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -110,7 +110,8 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
         environment = self.cluster_environment
         if environment is None:
             return
-        if not environment.creates_processes_externally:
+        # lightning's own has no ranks but these, also where somebody has started every worker by hand, with LOCAL_RANK.
+        if isinstance(environment, LightningEnvironment) or not environment.creates_processes_externally:
             environment.set_world_size(self.num_nodes * self.num_processes)
             environment.set_global_rank(environment.node_rank() * self.num_processes + environment.local_rank())
         compat.set_rank_zero(environment.global_rank())

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from lightning.pytorch import Trainer
 
 from itwinai import ItwinaiTrainer
@@ -92,6 +92,14 @@ def test_ends(scenario: Scenario, folder: Path) -> None:
 
 @some(60)
 @given(scenario=scenarios(drawn.RESUMING))
+@example(
+    # Epoch 1 is begun by a checkpoint from the validation at the end of epoch 0.
+    scenario=Scenario(
+        extras=("checkpoint epoch",),
+        options=(("max_epochs", -1), ("limit_train_batches", 2), ("val_check_interval", 1), ("max_steps", 3)),
+        after="resume",
+    )
+)
 def test_resuming(scenario: Scenario, folder: Path) -> None:
     check(scenario, folder)
 

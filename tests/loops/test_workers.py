@@ -17,8 +17,11 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 
+from itwinai.callbacks import TimedProgressBar
 from itwinai.errors import LoggedKeysError
 from itwinai.loops import missing
 from itwinai.loops.stopping import StopAgreement
@@ -275,3 +278,50 @@ def test_ranks_agree_whoever_asks(asks: list[int | None]) -> None:
     assert len(ranks.stopped) == len(asks)  # nobody waits for somebody who has stopped
     assert len(set(ranks.stopped.values())) == 1
     assert ranks.stopped[0] >= min(ask for ask in asks if ask)
+
+
+# ------------------------------------------------------------------------------------- what only rank 0 has
+
+
+class Busy(Regression):
+    """Logs in many hooks, for each of which a progress bar reads on rank 0 what the other rank reads later."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("in_step", float(self.global_rank), on_step=True, on_epoch=True, sync_dist=True, prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.log("at_batch_end", float(self.global_rank), on_step=True, sync_dist=True, prog_bar=True)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("at_epoch_end", float(self.global_rank), sync_dist=True, prog_bar=True)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("at_validation_end", float(self.global_rank), sync_dist=True, prog_bar=True)
+
+
+class LogsToo(Callback):
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
+        self.log("callback_batch", float(trainer.global_rank), on_step=True, sync_dist=True, prog_bar=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.log("callback_epoch", float(trainer.global_rank), sync_dist=True, prog_bar=True)
+
+
+@pytest.mark.parametrize(
+    "bar", [TQDMProgressBar(), TimedProgressBar(interval=0, everywhere=True)], ids=["tqdm", "ours"]
+)
+@pytest.mark.parametrize("strategy", ["ddp", "horovod"])
+def test_progress_bar_that_reads_on_rank_0_only(strategy: str, bar: Any) -> None:
+    trainer = make_trainer(strategy, 2, max_epochs=2, callbacks=[LogsToo(), bar], enable_progress_bar=True)
+    trainer.fit(Busy(), loader(4), loader(4))
+    logged = {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if "loss" not in name and "val_" not in name
+    }
+    names = {"in_step", "in_step_step", "in_step_epoch", "at_batch_end", "at_epoch_end", "at_validation_end"}
+    expected = dict.fromkeys(names | {"callback_batch", "callback_epoch"}, 0.5)
+    of_all_samples = 51 / 103  # rank 1 has 51 of them
+    assert logged == pytest.approx(expected | {"in_step": of_all_samples, "in_step_epoch": of_all_samples})

@@ -1,0 +1,160 @@
+"""The progress bar is drawn by time, says what people want to know, and is silent where nobody looks."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from itwinai import ItwinaiTrainer
+from itwinai.callbacks import TimedProgressBar, progress
+from tests.support.cases import Regression, loader, make_trainer
+
+
+class Clock:
+    """Time that passes only in training steps: one second each."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+class Timed(Regression):
+    """Takes a second for a step, by its clock, and keeps what the bar shows."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = [clock]
+        self.drawn: list[tuple[int, str]] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.clock[0].now += 1
+        return super().training_step(batch, batch_idx)
+
+
+class Spy(TimedProgressBar):
+    """Notes what is drawn."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(everywhere=True, **options)
+        self.drawn: list[tuple[str, int, str]] = []
+
+    def init_train_tqdm(self) -> Any:
+        bar = super().init_train_tqdm()
+        refresh = bar.refresh
+
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            self.drawn.append((bar.desc, bar.n, bar.postfix or ""))
+            return refresh(*args, **kwargs)
+
+        bar.refresh = noting
+        return bar
+
+
+def fit(bar: ProgressBar, module: Regression, batches: Any, **options: Any) -> None:
+    make_trainer("auto", 1, callbacks=[bar], enable_progress_bar=True, **options).fit(module, batches)
+
+
+def test_rate_and_remaining_time(clock: Clock) -> None:
+    """13 batches of 8 in each of two epochs, one second each."""
+    bar = Spy(interval=0)
+    fit(bar, Timed(clock), loader(8), max_epochs=2)
+    shown = {(desc, n): postfix for desc, n, postfix in bar.drawn if postfix}
+    assert shown["Epoch 0: ", 4].startswith("samples/s=8, left=00:22")
+    assert shown["Epoch 1: ", 12].startswith("samples/s=8, left=00:01")
+
+
+def test_drawn_by_time(clock: Clock) -> None:
+    bar = Spy(interval=5)
+    fit(bar, Timed(clock), loader(8), max_epochs=1)
+    numbers = sorted({n for _, n, _ in bar.drawn})
+    assert numbers == [0, 5, 10, 13]  # the end of an epoch is drawn in any case
+
+
+def test_run_that_is_resumed_does_not_count_what_was_done_before(clock: Clock, tmp_path: Any) -> None:
+    middle = ModelCheckpoint(tmp_path, every_n_train_steps=6)
+    trainer = make_trainer("auto", 1, callbacks=[middle], enable_checkpointing=True, max_steps=7)
+    trainer.fit(Timed(clock), loader(8))
+    bar = Spy(interval=0)
+    trainer = make_trainer("auto", 1, callbacks=[bar], enable_progress_bar=True, max_epochs=1)
+    trainer.fit(Timed(clock), loader(8), ckpt_path=middle.best_model_path)
+    assert {postfix for _, n, postfix in bar.drawn if n == 10 and postfix} == {"samples/s=8, left=00:03"}
+
+
+def test_remaining_time_of_so_many_steps(clock: Clock) -> None:
+    bar = Spy(interval=0)
+    fit(bar, Timed(clock), loader(8), max_steps=3, accumulate_grad_batches=2, max_epochs=-1)
+    assert [postfix for _, n, postfix in bar.drawn if n == 2 and postfix][0].startswith("samples/s=8, left=00:04")
+
+
+def test_endless_data_and_batches_of_unknown_size(clock: Clock) -> None:
+    class Stream(IterableDataset):
+        def __iter__(self) -> Any:
+            while True:
+                yield SimpleNamespace(x=torch.ones(4, 8))
+
+    class Own(Timed):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.clock[0].now += 1
+            return self.net(batch.x).mean()
+
+    bar = Spy(interval=0)
+    stopping = make_trainer("auto", 1, callbacks=[bar], enable_progress_bar=True, max_epochs=-1, max_time={"seconds": 1})
+    stopping.fit(Own(clock), DataLoader(Stream(), batch_size=None))
+    assert max(n for _, n, _ in bar.drawn) > 1
+    assert not any("samples/s" in postfix or "left" in postfix for _, _, postfix in bar.drawn)
+
+
+def test_silent_where_nobody_looks(capfd: pytest.CaptureFixture[str]) -> None:
+    trainer = make_trainer("auto", 1, enable_progress_bar=True, max_epochs=1)
+    trainer.fit(Regression(), loader(8), loader(8))
+    trainer.validate(Regression(), loader(8), verbose=False)
+    trainer.predict(Regression(), loader(8))
+    assert "\r" not in capfd.readouterr().out
+
+
+def test_every_loop_ends_with_a_full_bar(capfd: pytest.CaptureFixture[str]) -> None:
+    bar = TimedProgressBar(interval=3600, everywhere=True)
+    trainer = make_trainer("auto", 1, callbacks=[bar], enable_progress_bar=True, max_epochs=1)
+    trainer.fit(Regression(), loader(8), loader(8))
+    assert "Epoch 0: 100%" in (out := capfd.readouterr().out)
+    assert "Validation DataLoader 0: 100%" in out
+    for entry_point, title in {"validate": "Validation", "test": "Testing", "predict": "Predicting"}.items():
+        getattr(trainer, entry_point)(Regression(), loader(8))
+        assert f"{title} DataLoader 0: 100%" in capfd.readouterr().out
+
+
+def progress_bars(**options: Any) -> list[type]:
+    trainer = ItwinaiTrainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, **options)
+    return [type(callback) for callback in trainer.callbacks if isinstance(callback, ProgressBar)]
+
+
+def test_default_unless_there_is_another() -> None:
+    callbacks: list[Any] = []
+    assert progress_bars(callbacks=callbacks) == [TimedProgressBar]
+    assert callbacks == []  # the user's list stays as it is
+    assert progress_bars() == [TimedProgressBar]
+    assert progress_bars(callbacks=[TQDMProgressBar()]) == [TQDMProgressBar]
+    assert progress_bars(callbacks=TQDMProgressBar()) == [TQDMProgressBar]
+    assert progress_bars(enable_progress_bar=False) == []
+    assert progress_bars(barebones=True) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0.5, "0.5"), (8.0, "8"), (999.4, "999"), (999.6, "1k"), (12345.0, "12.3k"), (2.5e6, "2.5M")]
+)
+def test_short_numbers(number: float, text: str) -> None:
+    assert progress._short(number) == text
