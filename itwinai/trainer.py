@@ -18,7 +18,7 @@ from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAcce
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import RunningStage
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
@@ -62,6 +62,10 @@ def _with_environment_defaults(init: Callable[..., None]) -> Callable[..., None]
     return wrapped
 
 
+class MisconfiguredTrainerError(ConfigurationError, MisconfigurationException):
+    """A `ConfigurationError` that code written for lightning catches as its `MisconfigurationException`."""
+
+
 class ItwinaiTrainer(Trainer):
     """Train any LightningModule, unchanged, on DDP, DeepSpeed, Horovod or Ray.
 
@@ -100,7 +104,7 @@ class ItwinaiTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         if split_batches and not use_distributed_sampler:
-            raise ConfigurationError(
+            raise MisconfiguredTrainerError(
                 "split_batches=True divides the batches of DataLoaders among the workers, and "
                 "use_distributed_sampler=False says that DataLoaders stay as they are. Choose one."
             )
@@ -231,7 +235,7 @@ def _check_group_size(environment: ClusterEnvironment, devices: object, num_node
     if not environment.creates_processes_externally or not isinstance(devices, int) or devices < 1:
         return
     if devices * num_nodes != environment.world_size():
-        raise ConfigurationError(
+        raise MisconfiguredTrainerError(
             f"{launcher_name(environment)} started {environment.world_size()} workers, but devices={devices} and "
             f"num_nodes={num_nodes} ask for {devices * num_nodes}. Start as many as are asked for, or leave devices "
             "and num_nodes out: the launcher decides."
@@ -244,7 +248,7 @@ def _check_gpus(accelerator: object, devices: object) -> None:
     found = CUDAAccelerator.auto_device_count()
     wanted = devices if isinstance(devices, int) and devices > 0 else 1
     if wanted > found:
-        raise ConfigurationError(
+        raise MisconfiguredTrainerError(
             f"accelerator={accelerator!r} with devices={devices!r} needs {wanted} GPUs, and torch {torch.__version__} "
             f"finds {found} on this machine. Ask for fewer, take accelerator='cpu', or check CUDA_VISIBLE_DEVICES and "
             "that torch is built for CUDA."
@@ -257,7 +261,7 @@ def _check_divisible(dataloader: DataLoader, workers: int) -> None:
         return  # batches of a sampler of the user's own: each is split as evenly as it can be
     if size is None or size % workers:
         reason = "the loader has batch_size=None" if size is None else f"batch_size={size} is not a multiple of it"
-        raise ConfigurationError(
+        raise MisconfiguredTrainerError(
             f"split_batches=True divides every batch among {workers} workers, and {reason}. Workers with unequal "
             "batches would weigh samples unequally."
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from itwinai.errors import ConfigurationError, MissingPackageError, PayloadError, ResourceError, WorkerError
 from tests.conftest import RunCommand, assert_no_process_left, python, start_script, wait_for_files
@@ -55,8 +56,9 @@ def test_missing_package(strategy: str, package: str, line: str, monkeypatch: py
 
 def test_more_devices_than_there_are() -> None:
     there = torch.cuda.device_count()
-    with pytest.raises(ConfigurationError, match=f"needs {there + 1} GPUs.* finds {there} on this machine"):
+    with pytest.raises(ConfigurationError, match=f"needs {there + 1} GPUs.* finds {there} on this machine") as raised:
         make_trainer("ddp", there + 1, accelerator="gpu")
+    assert isinstance(raised.value, MisconfigurationException)  # which code written for lightning expects
 
 
 def test_devices_that_contradict_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
