@@ -1,4 +1,4 @@
-"""The only file that touches private names of other libraries; each one has a test in ``tests/test_compat.py``.
+"""The only file that touches private names of other libraries; each one has a test in ``tests/test_compat*.py``.
 
 When a new lightning release moves something, it is mended here and nowhere else.
 """
@@ -512,6 +512,8 @@ def transfer_batch(trainer: Trainer, batch: Any, dataloader_idx: int) -> Any:
 
 def only_steps_optimizer(strategy: Strategy) -> bool:
     """Tell whether a strategy's ``optimizer_step`` does nothing itself."""
+    if "optimizer_step" in vars(strategy):
+        return False
     if type(strategy).optimizer_step is Strategy.optimizer_step:
         return True
     if type(strategy).optimizer_step is not LightningDDPStrategy.optimizer_step:

@@ -43,7 +43,11 @@ class QuickLog:
         hook = self.scope[compat.HOOK_NAME]
         call = (hook, name, results.dataloader_idx, batch_size is None, *options.items())
         if type(value) is Tensor and not args and value.numel() == 1 and not torch.compiler.is_compiling():
-            known = self.known.get(call)
+            try:
+                known = self.known.get(call)
+            except TypeError:  # an option that cannot be a key, such as a list of ranks
+                LightningModule.log(self.module, name, value, batch_size=batch_size, **options)
+                return
             if known is not None and compat.goes_on_logging(self.connector, hook):
                 key, metric = known
                 value = value.detach()

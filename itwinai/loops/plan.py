@@ -134,7 +134,7 @@ def draw_step(name: str, context: str, trainer: Trainer, sections: Sections) -> 
     """
     strategy, precision, module = trainer.strategy, trainer.precision_plugin, trainer.lightning_module
     bare = (
-        getattr(type(strategy), name) is getattr(Strategy, name)
+        not is_written(strategy, name, Strategy)
         and strategy.model is module
         and not is_written(precision, context, Precision)
         and not is_written(precision, "forward_context", Precision)
@@ -198,8 +198,12 @@ LIGHTNING_BACKWARD = Strategy.backward
 
 def has_plain_backward(strategy: Strategy, precision: Precision) -> bool:
     """Tell whether ``strategy.backward`` is nothing but the hooks around the module's ``backward``."""
-    by_strategy = type(strategy).backward in (LIGHTNING_BACKWARD, getattr(type(strategy), "lean_backward", None))
-    return by_strategy and _is_plain(precision, ("pre_backward", "backward", "post_backward"))
+    by_class = type(strategy).backward in (LIGHTNING_BACKWARD, getattr(type(strategy), "lean_backward", None))
+    return (
+        by_class
+        and "backward" not in vars(strategy)
+        and _is_plain(precision, ("pre_backward", "backward", "post_backward"))
+    )
 
 
 def has_plain_optimizer_step(strategy: Strategy, precision: Precision) -> bool:

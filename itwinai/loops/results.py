@@ -56,8 +56,8 @@ class LeanResults(compat.ResultCollection):
         """Reduce the step's values over the workers, at a point of the step that all of them reach.
 
         Args:
-            everyone: take part in the exchange although there is nothing to send: once per epoch all workers do, so
-                that one that logs nothing notices that the others do.
+            everyone: take part in the exchange although there is nothing to send: where nobody watches, all workers do
+                so once per epoch, so that one that logs nothing notices that the others do.
         """
         if (self.unsynced or everyone) and self.exchanges:
             self._exchange_step(list(self.unsynced))

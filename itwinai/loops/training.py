@@ -14,7 +14,7 @@ from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.log import quick_log
 from itwinai.loops.missing import MissingWorkers
 from itwinai.loops.optimization import LeanOptimization
-from itwinai.loops.plan import BatchTransfer, Sections, draw_hook, is_written
+from itwinai.loops.plan import BatchTransfer, InScope, Sections, draw_hook, is_written
 from itwinai.loops.results import LeanResults
 from itwinai.loops.stopping import StopAgreement
 from itwinai.loops.watching import Duty, Watch
@@ -55,11 +55,11 @@ class TrainingPlan:
         self.callbacks = list(compat.callbacks(trainer))
         self.transfer = BatchTransfer(trainer, sections)
         self.on_train_batch_start = draw_hook("on_train_batch_start", trainer, sections)
-        self.strategy_batch_start = (
-            sections.around(strategy.on_train_batch_start, f"[Strategy]{type(strategy).__name__}.on_train_batch_start")
-            if sections.profiler is not None or is_written(strategy, "on_train_batch_start", Strategy)
-            else None
-        )
+        self.strategy_batch_start: InScope | None = None
+        if sections.profiler is not None or is_written(strategy, "on_train_batch_start", Strategy):
+            name = "on_train_batch_start"
+            call = sections.around(strategy.on_train_batch_start, f"[Strategy]{type(strategy).__name__}.{name}")
+            self.strategy_batch_start = InScope(name, module, call)
         self.optimization = LeanOptimization(trainer, sections) if module.automatic_optimization else None
         self.run_section = sections.around(loop.optimize, "run_training_batch")
         self.on_train_batch_end = draw_hook("on_train_batch_end", trainer, sections)
@@ -215,7 +215,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             raise StopIteration
 
         if plan.exchanges:
-            self.results.sync_step(everyone=compat.is_first_iteration(connector))
+            self.results.sync_step(everyone=self.watch is None and compat.is_first_iteration(connector))
         if plan.on_train_batch_end is not None:
             plan.on_train_batch_end(outputs, batch, batch_idx)
         metrics = connector.end_batch(self.results)

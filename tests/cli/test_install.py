@@ -101,6 +101,13 @@ def test_dry_run_prints_plan_and_checks_and_changes_nothing(tmp_path: Path) -> N
     assert not (tmp_path / "cache").exists()
 
 
+def test_only_what_is_cached_is_installed_where_that_is_asked_for(tmp_path: Path) -> None:
+    done = command("--cached-only", "--cache-dir", str(tmp_path), PATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "Horovod is not installed: there is no wheel" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_dry_run_says_when_something_is_missing(tmp_path: Path) -> None:
     done = command("--dry-run", "--cache-dir", str(tmp_path), PATH=str(tmp_path))
     assert done.returncode == 1

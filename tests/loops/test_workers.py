@@ -194,7 +194,7 @@ ALONE = r"rank 1 has logged .*only_here.* and rank 0 went on without"
 @pytest.mark.parametrize(
     ("strategy", "hook", "message"),
     [
-        ("ddp", "step", TOGETHER),
+        ("ddp", "step", ALONE),
         ("ddp", "epoch", TOGETHER),
         ("ddp", "one step", ALONE),
         ("ddp", "validation end", ALONE),

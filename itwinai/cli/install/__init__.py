@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where wheels are kept (default: itwinai/wheels in $XDG_CACHE_HOME or ~/.cache)",
     )
     parser.add_argument("--force", action="store_true", help="build even if a finished wheel is cached")
+    parser.add_argument("--cached-only", action="store_true", help="install a cached wheel; without one, do nothing")
     parser.add_argument("--wheel-only", action="store_true", help="fill the cache, install nothing")
     parser.add_argument("--dry-run", action="store_true", help="print plan and checks, change nothing")
     parser.add_argument("--verbose", action="store_true", help="show the whole build output")
@@ -62,6 +63,7 @@ def main(argv: list[str]) -> int:
     if os.name != "posix":
         print("error: Horovod does not build on Windows", file=sys.stderr)
         return 1
+    from itwinai.cli.install.cache import cached_wheel
     from itwinai.cli.install.horovod import install, print_dry_run
     from itwinai.cli.install.plan import make_plan
     from itwinai.cli.signals import stop_on_signals
@@ -71,6 +73,9 @@ def main(argv: list[str]) -> int:
             plan = make_plan(args.version, args.cache_dir)
             if args.dry_run:
                 return print_dry_run(plan, force=args.force)
+            if args.cached_only and cached_wheel(plan) is None:
+                print(f"Horovod is not installed: there is no wheel for torch {plan.torch.version} in {plan.folder}.")
+                return 0
             install(plan, force=args.force, wheel_only=args.wheel_only, verbose=args.verbose)
     except (InstallError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
