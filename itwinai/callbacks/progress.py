@@ -41,6 +41,7 @@ class TimedProgressBar(TQDMProgressBar):
         self._fit_began = 0.0
         self._batches_before = 0
         self._sizes_known = True
+        self._shown: dict[str, str] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -71,19 +72,31 @@ class TimedProgressBar(TQDMProgressBar):
         bar = self.train_progress_bar
         bar.n = batch_idx + 1
         rate = (bar.n - self._first_batch) / max(now - self._epoch_began, 1e-9)
-        shown: dict[str, Any] = {}
+        self._shown = {}
         if size := self._size_of(batch):
-            shown["samples/s"] = _short(rate * size * trainer.world_size)
+            self._shown["samples/s"] = _short(rate * size * trainer.world_size)
         if (left := self._seconds_left(trainer, now)) is not None:
-            shown["left"] = bar.format_interval(left)
-        bar.set_postfix({**shown, **self.get_metrics(trainer, pl_module)})
+            self._shown["left"] = bar.format_interval(left)
+        bar.set_postfix(self.get_metrics(trainer, pl_module))
         self._due = time.monotonic() + self.interval  # counted from here: a slow terminal shall not slow down the run
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+        """Return what stands behind the bar: the speed, the time until the fit has ended, and the logged values."""
+        return {**self._shown, **super().get_metrics(trainer, pl_module)}
+
+    def init_train_tqdm(self) -> Any:
+        """Return the bar of training, without the time until the epoch has ended: that of the fit is shown."""
+        bar = super().init_train_tqdm()
+        bar.bar_format = self.BAR_FORMAT.replace("<{remaining}", "")
+        return bar
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.train_progress_bar.n = trainer.fit_loop.batch_idx + 1
         super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.train_progress_bar.n = trainer.fit_loop.batch_idx + 1  # it stands still meanwhile, and shall not lag
         super().on_validation_start(trainer, pl_module)
         self._restart()
 

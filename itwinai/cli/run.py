@@ -15,6 +15,12 @@ SHORT_FLAGS = {
 }
 
 
+_DESCRIPTION = {
+    "description": "Short flags: --strategy NAME, --devices N and --num-nodes N stand for --trainer.strategy, "
+    "--trainer.devices and --trainer.num_nodes, and win over the config file."
+}
+
+
 def expand_short_flags(argv: Sequence[str]) -> list[str]:
     """Replace `--strategy`, `--devices` and `--num-nodes` by the trainer's arguments that they stand for.
 
@@ -58,7 +64,7 @@ def main(argv: list[str]) -> int:
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": "itwinai"},
+            parser_kwargs={"prog": "itwinai", **dict.fromkeys(("fit", "validate", "test", "predict"), _DESCRIPTION)},
             args=expand_short_flags(argv),
         )
     return 0

@@ -113,6 +113,8 @@ class LeanResults(compat.ResultCollection):
 
     def metrics(self, on_step: bool) -> compat.Metrics:
         metrics: compat.Metrics = {"callback": {}, "log": {}, "pbar": {}}
+        if not self:
+            return metrics
         self.sync_read(on_step)
         if not on_step:
             return super().metrics(on_step)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 import torch.distributed as dist
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from itwinai import compat
 from itwinai.loops.evaluation import LeanEvaluationLoop
@@ -137,7 +138,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         agreement = self.agreement
         if agreement is not None and agreement.held_back and agreement.stops_here():
             compat.signal_connector(self.trainer).received_sigterm = True
-            raise SIGTERMException
+            self.stop()
 
     def teardown(self) -> None:
         if self.watch is not None:
@@ -220,7 +221,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             plan.on_train_batch_end(outputs, batch, batch_idx)
         metrics = connector.end_batch(self.results)
         progress.increment_completed()
-        if self.logs_now() and not (plan.optimization is not None and self.is_accumulating()):
+        if metrics["log"] and self.logs_now() and not (plan.optimization is not None and self.is_accumulating()):
             connector.log_metrics(metrics["log"])
 
     def optimize(self, plan: TrainingPlan, batch: Any, batch_idx: int) -> Any:
@@ -269,4 +270,11 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         if trainer.should_stop:
             compat.flush_loggers(self)
         if trainer.received_sigterm and not compat.is_training_done(self):
-            raise SIGTERMException
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """End the run because of SIGTERM, and say where."""
+        rank_zero_info(
+            f"itwinai: stopped by SIGTERM in epoch {self.trainer.current_epoch}, after {self.global_step} steps"
+        )
+        raise SIGTERMException

@@ -179,7 +179,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         self.announce()
 
     def coordination_store(self) -> dist.Store:
-        """Return a store that rank 0 serves; Horovod itself has none."""
+        """Return a store that rank 0 serves, until the next is asked for; Horovod itself has none."""
         assert self.cluster_environment is not None
         address = self.cluster_environment.main_address
         if self.is_global_zero:
@@ -236,7 +236,6 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         for metric in self._metrics:
             metric.dist_sync_fn, metric.distributed_available_fn = None, jit_distributed_available
         self._metrics = []
-        self._store = None
         super().teardown()
 
     # ------------------------------------------------------------------------------------------------- steps

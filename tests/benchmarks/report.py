@@ -180,7 +180,7 @@ def _draw_case(axes: Axes, position: int, result: Result) -> None:
     counted = result.case.quantity == "collectives of an epoch"
     if counted:
         axes.set_yscale("log")
-        axes.set_ylim(bottom=0.5)
+        axes.set_ylim(0.5, 2 * max(summary.ratio for summary in summaries.values()))
     width = 0.8 / len(summaries)
     for index, (name, summary) in enumerate(summaries.items()):
         x = position - 0.4 + width * (index + 0.5)
