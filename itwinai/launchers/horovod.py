@@ -53,14 +53,17 @@ def _rendezvous(environment: ClusterEnvironment) -> dict[str, str]:
     from horovod.runner.http.http_server import RendezvousServer
 
     rank, size = environment.global_rank(), environment.world_size()
-    store = dist.TCPStore(
+    # torchrun's agent has a store at this address already, which outlives workers that it starts anew.
+    agent_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    server = dist.TCPStore(
         environment.main_address,
         environment.main_port,
         size,
-        is_master=rank == 0,
+        is_master=rank == 0 and not agent_has_store,
         timeout=RENDEZVOUS_TIMEOUT,
         wait_for_workers=False,
     )
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", server)
     # Node ranks name the nodes: host names may be the same on all, as in containers.
     mine = {"node": environment.node_rank(), "local_rank": environment.local_rank()}
     store.set(f"itwinai/{rank}", json.dumps(mine))
