@@ -787,11 +787,6 @@ def set_epoch_value(metric: _ResultMetric, value: Tensor) -> None:
     metric._computed = value  # type: ignore[assignment]
 
 
-def active_results(trainer: Trainer) -> _ResultCollection | None:
-    """Return the logged values of the loop that is running."""
-    return trainer._results
-
-
 def count_iteration(connector: _LoggerConnector) -> None:
     """Note that a batch of the loop begins, the first or another."""
     first = connector._first_loop_iter

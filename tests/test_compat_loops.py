@@ -1793,7 +1793,7 @@ class Logging(Tiny):
         self.active: dict[str, set[Any]] = {}
 
     def note(self, hook: str) -> None:
-        self.active.setdefault(hook, set()).add(id(compat.active_results(self.trainer)))
+        self.active.setdefault(hook, set()).add(id(self.trainer._results))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         self.note("training_step")
@@ -1827,7 +1827,7 @@ def test_values_go_to_the_collection_put_in_place_of_a_loop_s_own() -> None:
     collections = [compat.ResultCollection(training=loop is epoch_loop) for loop in loops]
     for loop, collection in zip(loops, collections, strict=True):
         compat.replace_results(loop, collection)
-    assert compat.active_results(trainer) is None
+    assert trainer._results is None
     trainer.fit(module, numbers(6), numbers(2))
     trainer.test(module, numbers(2), verbose=False)
     trainer.validate(validated, numbers(2), verbose=False)
@@ -1856,11 +1856,11 @@ class Connector(compat.LoggerConnector):
     def on_batch_start(self, batch: Any, dataloader_idx: int | None = None) -> None:
         compat.count_iteration(self)
         self.first.append(compat.is_first_iteration(self))
-        results: Any = compat.active_results(self.trainer)
+        results: Any = self.trainer._results
         results.batch, results.batch_size, results.dataloader_idx = batch, None, dataloader_idx
 
     def on_batch_end(self) -> None:
-        results: Any = compat.active_results(self.trainer)
+        results: Any = self.trainer._results
         compat.publish(self, results.metrics(on_step=True))
         results.batch = results.batch_size = None
 
@@ -1962,7 +1962,7 @@ def test_values_of_a_step_and_their_names_are_those_that_lightning_publishes(loa
 
     def look(trainer: Trainer, module: LightningModule, *args: Any) -> None:
         nonlocal compared
-        results = compat.active_results(trainer)
+        results = trainer._results
         assert results is not None
         published = compat.ResultCollection.metrics(results, on_step=True)["log"]
         ours = {}
@@ -2038,7 +2038,7 @@ def test_fetches_are_left_out_of_a_profile_that_nobody_keeps(entry_point: str, m
 
 def test_batch_size_is_the_one_that_lightning_extracts() -> None:
     def look(trainer: Trainer, module: LightningModule, *args: Any) -> list[int]:
-        results = compat.active_results(trainer)
+        results = trainer._results
         assert results is not None
         (metric,) = (metric for metric in results.values() if metric.meta.name == "end")
         sizes = []
