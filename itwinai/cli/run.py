@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
 
 SHORT_FLAGS = {
     "--strategy": "--trainer.strategy",
@@ -49,22 +52,75 @@ def main(argv: list[str]) -> int:
     # As for a script: the config names classes in files of the current folder.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    arguments = expand_short_flags(argv)
+    with starting_workers(arguments):
+        _run(arguments)
+    return 0
+
+
+def starting_workers(arguments: Sequence[str]) -> AbstractContextManager[None]:
+    """Return the context in which the workers' start is sped up: that of Ray's, or of local processes."""
+    workers = ray_workers(arguments)
+    if workers is not None:
+        from itwinai.launchers.ray_start import ray_starting
+
+        return ray_starting(workers)
+    import itwinai.trainer  # noqa: F401 - so that it is imported in the template
+    from itwinai.launchers.template import forked_template
+
+    return forked_template()
+
+
+def ray_workers(arguments: Sequence[str]) -> int | None:
+    """Return the number of Ray workers that a command line asks for, if it is plain to see.
+
+    Args:
+        arguments: the command line, with the short flags expanded.
+
+    Returns:
+        The number, or None if other workers are asked for, or the number is not given, or something else is unclear.
+    """
+    asked: dict[str, Any] = {"strategy": None, "devices": None, "num_nodes": 1}
+    import yaml
+
+    with suppress(
+        OSError, LookupError, ValueError, TypeError, AttributeError, yaml.YAMLError
+    ):  # the parser will say what is wrong
+        for flag, value in _flags(arguments):
+            if flag in ("-h", "--help", "--print_config"):
+                return None
+            if flag in ("-c", "--config"):
+                section = yaml.safe_load(Path(value).read_text())["trainer"]
+                asked |= {name: given for name, given in section.items() if name in asked}
+            elif flag.startswith("--trainer.") and flag.removeprefix("--trainer.") in asked:
+                asked[flag.removeprefix("--trainer.")] = value
+        if str(asked["strategy"]).lower().partition("_")[0] == "ray":
+            return int(asked["devices"]) * int(asked["num_nodes"])
+    return None
+
+
+def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the flags of a command line, each with the value that follows it or its equals sign."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("-"):
+            yield flag, value if equals else following
+
+
+def _run(arguments: list[str]) -> None:
     from lightning.pytorch.cli import LightningCLI
 
     from itwinai import compat
-    from itwinai.launchers.template import forked_template
     from itwinai.trainer import ItwinaiTrainer
 
     compat.silence_known_warnings()
     # It warns of a command line beside the arguments; here they are the same, with the short flags spelled out.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    with forked_template():
-        LightningCLI(
-            trainer_class=ItwinaiTrainer,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": "itwinai", **dict.fromkeys(("fit", "validate", "test", "predict"), _DESCRIPTION)},
-            args=expand_short_flags(argv),
-        )
-    return 0
+    LightningCLI(
+        trainer_class=ItwinaiTrainer,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"prog": "itwinai", **dict.fromkeys(("fit", "validate", "test", "predict"), _DESCRIPTION)},
+        args=arguments,
+    )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from itwinai import compat
@@ -59,3 +63,24 @@ class PayloadLauncher(compat.Launcher):
                 return None
             raise failed.error from failed.error.__cause__
         return payloads.apply(payload, results)
+
+
+@contextmanager
+def on_sigterm(act: Callable[[int], None]) -> Iterator[None]:
+    """Let SIGTERM do something else meanwhile, unless this is not the main thread, which alone gets signals.
+
+    Args:
+        act: what to do; it gets the number of the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(signum: int, _frame: FrameType | None) -> None:
+        act(signum)
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -11,16 +11,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from itwinai.errors import WorkerError
-from itwinai.launchers.base import PayloadLauncher
+from itwinai.launchers.base import PayloadLauncher, on_sigterm
 from itwinai.launchers.environment import Place
 from itwinai.launchers.failure import Failure, WorkersFailed
 from itwinai.launchers.payload import Result
@@ -71,7 +69,7 @@ class LocalLauncher(PayloadLauncher):
         try:
             write_whole(folder / "payload.pickle", packed)
             write_whole(folder / "start.pickle", Start(sys.path, os.getcwd(), self._environment(), places))
-            with self._forwarding_sigterm():
+            with on_sigterm(self.kill):  # so that they can end in an orderly way
                 self._start(folder, places, trainer)
                 self._wait(folder)
             return [pickle.loads((folder / f"result-{rank}.pickle").read_bytes()) for rank in places]
@@ -195,22 +193,6 @@ class LocalLauncher(PayloadLauncher):
             if process.stdin is not None:
                 process.stdin.close()
         self.processes = {}
-
-    @contextmanager
-    def _forwarding_sigterm(self) -> Iterator[None]:
-        """Pass SIGTERM on to the workers while they run, so that they can end in an orderly way."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def forward(signum: int, _frame: FrameType | None) -> None:
-            self.kill(signum)
-
-        previous = signal.signal(signal.SIGTERM, forward)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, previous)
 
 
 def _death(rank: int, code: int) -> WorkerError:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,11 +17,12 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
 
 from itwinai.errors import ConfigurationError, ResourceError, WorkerError
-from itwinai.launchers.base import PayloadLauncher
+from itwinai.launchers.base import PayloadLauncher, on_sigterm
 from itwinai.launchers.environment import Place
 from itwinai.launchers.failure import Failure, WorkersFailed
-from itwinai.launchers.local import free_port
 from itwinai.launchers.payload import Result
+from itwinai.launchers.ray_start import connect, starting_ray
+from itwinai.launchers.ray_worker import Mailbox, RayWorker
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -115,6 +117,7 @@ class RayLauncher(PayloadLauncher):
         self.num_workers = num_workers
         self.variables = dict(variables)
         self.processes: list[tuple[str, int]] = []
+        self._to_pass_on: list[int] = []
 
     def kill(self, signum: int) -> None:
         """Send a signal to every worker's process."""
@@ -135,22 +138,29 @@ class RayLauncher(PayloadLauncher):
         )
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "processes": []}
+        return {**self.__dict__, "processes": [], "_to_pass_on": []}
+
+    def _on_signal(self, signum: int) -> None:
+        if not self.processes:
+            raise SystemExit(128 + signum)
+        self._to_pass_on.append(signum)  # Ray may be in the midst of a call, and takes no other from a handler
 
     def run_workers(self, packed: bytes, trainer: Trainer) -> Sequence[Result]:
         """Place the actors, hand each the payload, and wait for their results."""
         import ray
 
         self._connect()
-        with self._placed() as (group, nodes):
+        self._to_pass_on = []
+        with on_sigterm(self._on_signal), self._placed() as (group, nodes):
             actors = self._actors(group, nodes)
             running: dict[Any, int] = {}
             try:
                 places = self._places(actors, nodes)
                 reference = ray.put(packed)
+                mailbox = f"itwinai-{uuid.uuid4().hex}"
                 for rank, (actor, place) in enumerate(zip(actors, places, strict=True)):
-                    running[actor.run.remote(reference, place)] = rank
-                return self._wait(running)
+                    running[actor.run.remote(reference, place, mailbox)] = rank
+                return self._wait(running, mailbox)
             except KeyboardInterrupt as interrupt:
                 with suppress(KeyboardInterrupt):  # pressed again: no more patience
                     self.kill(signal.SIGINT)
@@ -162,18 +172,17 @@ class RayLauncher(PayloadLauncher):
                     ray.kill(actor)
 
     def _connect(self) -> None:
-        """Connect to a cluster, or start Ray on this machine."""
+        """Connect to a cluster, or start Ray on this machine, unless somebody has."""
         import ray
 
+        num_cpus = int(self.resources["CPU"] * self.num_workers)
+        if (starting := starting_ray()) is not None:
+            starting.wait()
+            if num_cpus > starting.num_cpus and self.placement.address is None:
+                ray.shutdown()
         if ray.is_initialized():
             return
-        address = self.placement.address or os.environ.get("RAY_ADDRESS")
-        if address:
-            ray.init(address=address)
-            return
-        # As many logical CPUs as the workers ask for: local processes may share cores as well.
-        cpus = max(os.cpu_count() or 1, int(self.resources["CPU"] * self.num_workers))
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False)
+        connect(self.placement.address, num_cpus)
 
     @contextmanager
     def _placed(self) -> Iterator[tuple[Any, list[str]]]:
@@ -249,16 +258,24 @@ class RayLauncher(PayloadLauncher):
                 num_cpus=self.resources["CPU"],
                 num_gpus=self.resources.get("GPU", 0),
                 resources=custom,
-                runtime_env=self._runtime_env(),
+                runtime_env=self.placement.runtime_env,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
-            ).remote(rank, sys.path, None if "working_dir" in self.placement.runtime_env else os.getcwd())
+            ).remote(
+                rank,
+                sys.path,
+                None if "working_dir" in self.placement.runtime_env else os.getcwd(),
+                self._environment(),
+            )
             for rank, bundle in enumerate(order)
         ]
 
-    def _runtime_env(self) -> dict[str, Any]:
-        given = self.placement.runtime_env
+    def _environment(self) -> dict[str, str]:
+        """Return environment variables for the workers.
+
+        They are set in the worker, not by Ray, which would have to start other processes than it keeps ready.
+        """
         forwarded = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
-        return {**given, "env_vars": {**forwarded, **self.variables, **given.get("env_vars", {})}}
+        return {**forwarded, **self.variables, **self.placement.runtime_env.get("env_vars", {})}
 
     def _places(self, actors: list[Any], nodes: list[str]) -> list[Place]:
         import ray
@@ -282,7 +299,7 @@ class RayLauncher(PayloadLauncher):
             for rank, node in enumerate(nodes)
         ]
 
-    def _wait(self, running: dict[Any, int]) -> list[Result]:
+    def _wait(self, running: dict[Any, int], mailbox: str) -> list[Result]:
         """Wait for all actors; after the first failure give the others a moment, then raise it."""
         import ray
 
@@ -292,7 +309,9 @@ class RayLauncher(PayloadLauncher):
         pending = list(running)
         deadline: float | None = None
         while pending and (deadline is None or time.monotonic() < deadline):
-            ready, pending = ray.wait(pending, timeout=None if deadline is None else 0.5)
+            ready, pending = ray.wait(pending, timeout=0.5)
+            while self._to_pass_on:
+                self.kill(self._to_pass_on.pop())
             for reference in ready:
                 try:
                     outcome = ray.get(reference)
@@ -302,6 +321,8 @@ class RayLauncher(PayloadLauncher):
                     (failures if isinstance(outcome, Failure) else results).append(outcome)
             if deadline is None and (failures or lost):
                 deadline = time.monotonic() + GRACE
+        if lost and (left := Mailbox.take(mailbox)) is not None:
+            raise WorkersFailed(left.exception())
         if lost:  # killed, or gone with its node; what the others report is that they have lost it
             rank, loss = next(iter(lost.items()))
             raise WorkersFailed(WorkerError(f"rank {rank} died without a Python exception: {loss}"))
@@ -312,46 +333,6 @@ class RayLauncher(PayloadLauncher):
 
 # Environment variables of the driver that decide what workers compute, or with how many threads.
 _FORWARDED = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG")
-
-
-class RayWorker:
-    """The actor of one worker.
-
-    Args:
-        rank: global rank, by which the driver's log names this worker.
-        sys_path: the driver's import path.
-        folder: the driver's working folder, which this worker shares if its node has it too.
-    """
-
-    def __init__(self, rank: int, sys_path: list[str], folder: str | None) -> None:
-        self.rank = rank
-        if folder is not None and os.path.isdir(folder):
-            os.chdir(folder)
-        sys.path += [path for path in sys_path if path not in sys.path]
-
-    def __repr__(self) -> str:
-        return f"rank {self.rank}"
-
-    def start(self) -> tuple[int, str, int]:
-        """Return the process id, this node's address, and a port that is free on it."""
-        import ray
-
-        return os.getpid(), ray.util.get_node_ip_address(), free_port()
-
-    def run(self, packed: bytes, place: Place) -> Result | Failure:
-        """Run the payload at a place of the group."""
-        os.environ.update(place.variables())
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # Ray blocks it, the launcher sends it
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler would end this worker before the trainer can
-        from itwinai.launchers import payload
-
-        failures: list[Failure] = []
-        try:
-            return payload.run(
-                packed, place, lambda error: failures.append(Failure.of(place.rank, error)), traced=place.rank == 0
-            )
-        except BaseException as error:
-            return failures[0] if failures else Failure.of(place.rank, error)
 
 
 def _describe(resources: Mapping[str, float]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from itwinai.cli.main import unknown_command, usage
-from itwinai.cli.run import expand_short_flags
+from itwinai.cli.run import expand_short_flags, ray_workers
 from tests.conftest import REPOSITORY, RunCommand, python
 
 DIGITS = REPOSITORY / "examples" / "digits"
@@ -50,6 +50,38 @@ def test_unknown_command() -> None:
 )
 def test_short_flags(given: list[str], expanded: list[str]) -> None:
     assert expand_short_flags(given) == expanded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "workers"),
+    [
+        (["--strategy", "ray", "--devices", "2"], 2),
+        (["-c", "{config}"], 6),
+        (["--config={config}", "--strategy=ray_horovod", "--devices", "4"], 8),
+        (["-c", "{config}", "--strategy", "ddp"], None),
+        (["-c", "{config}", "--devices", "auto"], None),
+        (["-c", "{config}", "--help"], None),
+        (["-c", "missing.yaml", "--strategy", "ray", "--devices", "2"], None),
+    ],
+)
+def test_number_of_ray_workers_that_is_known_at_once(arguments: list[str], workers: int | None, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("trainer:\n  strategy: ray\n  devices: 3\n  num_nodes: 2\nmodel: x\n")
+    given = [argument.format(config=config) for argument in arguments]
+    assert ray_workers(expand_short_flags(["fit", *given])) == workers
+
+
+@pytest.mark.parametrize("max_epochs", ["1", "one"])
+def test_ray_that_was_started_early(max_epochs: str, run_command: RunCommand, tmp_path: Path) -> None:
+    flags = ["--strategy", "ray", "--devices", "2", f"--trainer.default_root_dir={tmp_path}"]
+    ended = run_command(
+        python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", *flags, f"--trainer.max_epochs={max_epochs}"),
+        cwd=DIGITS,
+    )
+    assert (ended.code == 0) == (max_epochs == "1"), ended.output
+    wanted = "2 workers launched by Ray" if max_epochs == "1" else "trainer.max_epochs"
+    assert wanted in ended.output
+    assert "SIGTERM handler" not in ended.output
 
 
 def test_fit_then_test_from_a_config(run_command: RunCommand, tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ ALONE = r"rank 1 has logged .*only_here.* and rank 0 went on without"
         ("ddp", "validation end", ALONE),
         ("horovod", "epoch", TOGETHER),
         ("horovod", "one step", ALONE),
+        ("ray", "one step", ALONE),
     ],
 )
 def test_ranks_that_log_different_keys(strategy: str, hook: str, message: str, no_leftovers: None) -> None:
@@ -214,8 +215,7 @@ def test_ranks_that_log_different_keys(strategy: str, hook: str, message: str, n
 @pytest.mark.parametrize(
     ("strategy", "receiver"),
     [
-        *itertools.product(["ddp", "deepspeed_stage_2", "horovod"], ["one rank", "the caller"]),
-        ("ray", "one rank"),  # a driver that receives SIGTERM is ended by Ray at once
+        *itertools.product(["ddp", "deepspeed_stage_2", "horovod", "ray"], ["one rank", "the caller"]),
     ],
 )
 def test_sigterm_stops_all_ranks_at_the_same_step(strategy: str, receiver: str, tmp_path: Path) -> None:

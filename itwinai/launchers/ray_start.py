@@ -1,0 +1,97 @@
+"""Ray on this machine or a connection to a cluster, begun while the caller still imports torch and lightning."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+
+def connect(address: str | None, num_cpus: int) -> None:
+    """Connect to a Ray cluster, or start Ray on this machine.
+
+    Args:
+        address: of the cluster; by default that of RAY_ADDRESS, and without one Ray is started here.
+        num_cpus: logical CPUs that the workers need, if Ray is started here: they may share cores, as local
+            processes may.
+    """
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    # Ray says in warnings what it has started, and from which thread; the trainer announces its workers itself.
+    if address:
+        ray.init(address=address, logging_level=logging.ERROR)
+    else:
+        num_cpus = max(os.cpu_count() or 1, num_cpus)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR)
+
+
+class StartingRay:
+    """Ray that is being started in a thread.
+
+    Args:
+        num_cpus: see `connect`.
+    """
+
+    def __init__(self, num_cpus: int) -> None:
+        self.num_cpus = num_cpus
+        self._error: BaseException | None = None
+        self._ready, self._over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="itwinai-ray-start", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until Ray is there.
+
+        Raises:
+            BaseException: whatever its start has raised.
+        """
+        self._ready.wait()
+        if self._error is not None:
+            raise self._error
+
+    def end(self) -> None:
+        """Disconnect, and end what was started."""
+        self._ready.wait()
+        if self._error is None:
+            import ray
+
+            ray.shutdown()
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            connect(None, self.num_cpus)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ready.set()
+        self._over.wait()  # the kernel ends Ray's processes together with the thread that has started them
+
+
+_starting: ContextVar[StartingRay | None] = ContextVar("Ray that is being started", default=None)
+
+
+@contextmanager
+def ray_starting(num_cpus: int) -> Iterator[None]:
+    """Begin to start Ray, for the launchers that run meanwhile; end it afterwards.
+
+    Args:
+        num_cpus: see `connect`.
+    """
+    starting = StartingRay(num_cpus)
+    token = _starting.set(starting)
+    try:
+        yield
+    finally:
+        _starting.reset(token)
+        starting.end()
+
+
+def starting_ray() -> StartingRay | None:
+    """Return the start that `ray_starting` has begun, or None."""
+    return _starting.get()

@@ -1,0 +1,107 @@
+"""The actor of one Ray worker. Nothing heavy is imported here before its environment variables are set."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from itwinai.launchers.environment import Place
+    from itwinai.launchers.failure import Failure
+    from itwinai.launchers.payload import Result
+
+
+class RayWorker:
+    """The actor of one worker.
+
+    Args:
+        rank: global rank, by which the driver's log names this worker.
+        sys_path: the driver's import path.
+        folder: the driver's working folder, which this worker shares if its node has it too.
+        variables: environment variables, some of which libraries read when they are loaded.
+    """
+
+    def __init__(self, rank: int, sys_path: list[str], folder: str | None, variables: dict[str, str]) -> None:
+        self.rank = rank
+        os.environ.update(variables)
+        if folder is not None and os.path.isdir(folder):
+            os.chdir(folder)
+        sys.path += [path for path in sys_path if path not in sys.path]
+        from itwinai.launchers import payload  # noqa: F401 - all workers at once, while the driver waits for them
+
+    def __repr__(self) -> str:
+        return f"rank {self.rank}"
+
+    def start(self) -> tuple[int, str, int]:
+        """Return the process id, this node's address, and a port that is free on it."""
+        import ray
+
+        from itwinai.launchers.local import free_port
+
+        return os.getpid(), ray.util.get_node_ip_address(), free_port()
+
+    def run(self, packed: bytes, place: Place, mailbox: str) -> Result | Failure:
+        """Run the payload at a place of the group.
+
+        Args:
+            packed: the packed payload.
+            place: this worker's place.
+            mailbox: name for a `Mailbox`, in which a failure is left that this call can not return.
+        """
+        os.environ.update(place.variables())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # Ray blocks it, the launcher sends it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler would end this worker before the trainer can
+        from itwinai.launchers import payload
+        from itwinai.launchers.failure import Failure
+
+        failures: list[Failure] = []
+
+        def report(error: BaseException) -> None:
+            failures.append(Failure.of(place.rank, error))
+            if threading.current_thread() is not threading.main_thread():
+                Mailbox.leave(mailbox, failures[0])
+
+        try:
+            return payload.run(packed, place, report, traced=place.rank == 0)
+        except BaseException as error:
+            return failures[0] if failures else Failure.of(place.rank, error)
+
+
+class Mailbox:
+    """An actor that outlives the worker which leaves its failure there.
+
+    The main thread of a worker that waits in a collective operation for ever can not end the call which it is in:
+    another thread ends the process.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+
+    def read(self) -> Failure:
+        """Return the failure."""
+        return self.failure
+
+    @classmethod
+    def leave(cls, name: str, failure: Failure) -> None:
+        """Start the actor, unless another worker has, and wait until it holds a failure."""
+        import ray
+
+        options: dict[str, Any] = {"name": name, "get_if_exists": True, "lifetime": "detached", "num_cpus": 0}
+        actor: Any = ray.remote(cls).options(**options).remote(failure)
+        ray.get(actor.read.remote())
+
+    @staticmethod
+    def take(name: str) -> Failure | None:
+        """End the actor and return what it holds; None if nobody has started it."""
+        import ray
+
+        try:
+            actor: Any = ray.get_actor(name)
+        except ValueError:
+            return None
+        failure: Failure = ray.get(actor.read.remote())
+        ray.kill(actor)
+        return failure
