@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
+import signal
+import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cloudpickle.cloudpickle
 import torch
@@ -19,7 +23,8 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.data import has_iterable_dataset
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loops import _EvaluationLoop, _Loop
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
@@ -37,6 +42,7 @@ from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from lightning.pytorch.trainer.connectors.logger_connector.result import (
     _METRICS,
@@ -57,9 +63,9 @@ from itwinai.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from datetime import timedelta
 
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.optimizer import LightningOptimizer
 
 Launcher = _Launcher
@@ -206,6 +212,51 @@ class EngineMaker(LightningDeepSpeedStrategy):
         self.config["gradient_accumulation_steps"] = 1
 
 
+def flat_states(engine_optimizer: Any, group: int) -> list[tuple[Tensor, dict[str, Any]]]:
+    """Return this worker's parts of the parameters of a group, flat, and the optimizer's state of each.
+
+    Args:
+        engine_optimizer: what DeepSpeed makes of an optimizer, in ZeRO stages 1 to 3.
+        group: number of the parameter group.
+    """
+    inner = engine_optimizer.optimizer
+    if hasattr(engine_optimizer, "single_partition_of_fp32_groups"):  # stages 1 and 2
+        flats = [engine_optimizer.single_partition_of_fp32_groups[group]]
+    else:  # stage 3 cuts groups into subgroups
+        flats = [
+            flat
+            for index, flat in enumerate(engine_optimizer.fp32_partitioned_groups_flat)
+            if engine_optimizer.sub_group_to_group_id[index] == group
+        ]
+    return [(flat, inner.state[flat]) for flat in flats]
+
+
+def link_sharded_state(engine_optimizer: Any) -> None:
+    """Let DeepSpeed find the parts of each parameter in a state that did not come from a first step."""
+    if hasattr(engine_optimizer, "_hp_optimizer_states_linked"):  # stages 1 and 2
+        engine_optimizer._hp_optimizer_states_linked = False
+        engine_optimizer._lazy_init_hp_params_optimizer_state()
+
+
+@contextmanager
+def replacing_shards(engine_optimizer: Any) -> Iterator[None]:
+    """Let the shards of parameters of ZeRO stage 3 be set in full precision, and what was made of them follow.
+
+    As DeepSpeed's own loading does it.
+    """
+    whole = engine_optimizer.persistent_parameters  # small ones, which every worker keeps whole
+    if whole:
+        whole[0].partition(whole)
+    yield
+    groups = zip(engine_optimizer.fp16_partitioned_groups, engine_optimizer.fp16_partitioned_groups_flat, strict=True)
+    for flat_fp32, (parameters, flat) in zip(engine_optimizer.fp32_partitioned_groups_flat, groups, strict=True):
+        flat.data.copy_(flat_fp32.data)
+        for parameter, part in zip(parameters, engine_optimizer.unflatten(flat, parameters), strict=True):
+            parameter.data = part.data
+    if whole:
+        whole[0].all_gather(whole)
+
+
 def silence_known_warnings() -> None:
     """Silence warnings that concern neither the user's code nor ours; for processes that are itwinai's own."""
     # lightning looks for srun also where nobody wants to use it.
@@ -348,7 +399,7 @@ def _prepare_dataloader(
     if (
         not isinstance(dataloader, DataLoader)
         or not flags.use_distributed_sampler
-        or not flags.is_distributed
+        or not (flags.is_distributed or mode == RunningStage.TRAINING)
         or isinstance(dataloader.sampler, DistributedSampler)  # the user deals the samples out
     ):
         return stock(connector, dataloader, shuffle=shuffle, mode=mode)
@@ -359,6 +410,18 @@ def with_batch_size(dataloader: DataLoader, batch_size: int) -> DataLoader:
     """Build a loader of an iterable dataset like another, with another batch size."""
     args, kwargs = _get_dataloader_init_args_and_kwargs(dataloader, SequentialSampler(()), RunningStage.TRAINING)
     return _reinstantiate_wrapped_cls(dataloader, **{**_by_name(dataloader, args), **kwargs, "batch_size": batch_size})
+
+
+Loader = TypeVar("Loader", bound=DataLoader)
+
+
+def with_class(dataloader: DataLoader, loader_class: type[Loader]) -> Loader:
+    """Build a loader of an iterable dataset like another, of a class that takes the same arguments."""
+    args, kwargs = _get_dataloader_init_args_and_kwargs(dataloader, SequentialSampler(()), RunningStage.TRAINING)
+    loader: Loader = _reinstantiate_wrapped_cls(
+        dataloader, explicit_cls=loader_class, **{**_by_name(dataloader, args), **kwargs}
+    )
+    return loader
 
 
 def _by_name(dataloader: DataLoader, args: tuple[Any, ...]) -> dict[str, Any]:
@@ -385,6 +448,17 @@ def with_sampler(dataloader: DataLoader, sampler: Any, stage: RunningStage) -> D
         vars(sampler)["sampler"] = dealt  # to which lightning announces the epoch; the wrapper hides properties
     place = {"batch_sampler": sampler, "sampler": None} if batched else {"batch_sampler": None, "sampler": sampler}
     kwargs.update(place, shuffle=False, drop_last=False, batch_size=1 if batched else None)
+    return _reinstantiate_wrapped_cls(dataloader, **{**_by_name(dataloader, args), **kwargs})
+
+
+def with_index_sampler(dataloader: DataLoader, sampler: Any) -> DataLoader:
+    """Build a loader like another, with the same batch size, that draws its indices from another sampler.
+
+    Args:
+        dataloader: the user's loader, of torch's own class and without a batch sampler of the user's.
+        sampler: a sampler of indices.
+    """
+    args, kwargs = _get_dataloader_init_args_and_kwargs(dataloader, sampler, RunningStage.TRAINING)
     return _reinstantiate_wrapped_cls(dataloader, **{**_by_name(dataloader, args), **kwargs})
 
 
@@ -608,12 +682,15 @@ def stepped_batches(loop: _TrainingEpochLoop) -> int:
 def does_nothing_per_batch(callback: Callback) -> bool:
     """Tell whether a callback's ``on_train_batch_end`` is lightning's and returns at once, in every step.
 
-    That of a ModelCheckpoint does unless it saves every so many steps or seconds.
+    That of a ModelCheckpoint does unless it saves every so many steps or seconds. A class of ours says it itself.
     """
+    if "on_train_batch_end" in vars(callback):
+        return False
+    if isinstance(callback, ModelCheckpoint):
+        return callback.is_idle_per_batch
     return (
-        isinstance(callback, ModelCheckpoint)
-        and type(callback).on_train_batch_end is ModelCheckpoint.on_train_batch_end
-        and "on_train_batch_end" not in vars(callback)
+        isinstance(callback, LightningModelCheckpoint)
+        and type(callback).on_train_batch_end is LightningModelCheckpoint.on_train_batch_end
         and callback._every_n_train_steps < 1
         and callback._train_time_interval is None
     )
@@ -624,6 +701,11 @@ def flush_loggers(loop: _TrainingEpochLoop) -> None:
     loop._save_loggers_on_train_batch_end()
 
 
+IMPATIENT = 1.0
+"""Seconds after a signal from which on another one ends the process at once. Launchers and schedulers both pass on the
+same signal, so that a worker may get it twice."""
+
+
 class SignalConnector(_SignalConnector):
     """lightning's signal handlers, which leave to others what SIGTERM means for several workers.
 
@@ -631,11 +713,38 @@ class SignalConnector(_SignalConnector):
 
     Attributes:
         on_sigterm: called when SIGTERM has come. Without it the run of this process alone stops, at the next batch.
+        signum: the signal that has come last.
+        others: signals that mean the same as SIGTERM, unless somebody handles them.
+        requeues: whether SLURM has asked to have its job queued again.
     """
 
     on_sigterm: Callable[[], None] | None = None
+    signum = signal.SIGTERM
+    others: tuple[signal.Signals, ...] = ()
+    requeues = False
+    _first_signal: float | None = None
+
+    def register_signal_handlers(self) -> None:
+        self._first_signal = None
+        self.requeues = False
+        super().register_signal_handlers()
+        for other in self.others:
+            if not self._has_already_handler(other):
+                self._register_signal(other, self._sigterm_notifier_fn)
+
+    def _slurm_sigusr_handler_fn(self, signum: Any, _: Any) -> None:
+        # lightning saves right here, in the midst of whatever the workers do.
+        self.requeues = True
+        self._sigterm_notifier_fn(signum, _)
 
     def _sigterm_notifier_fn(self, signum: Any, _: Any) -> None:
+        now = time.monotonic()
+        if self._first_signal is None:
+            self._first_signal = now
+        elif now - self._first_signal > IMPATIENT:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.signum = signal.Signals(signum)
         launcher = self.trainer.strategy.launcher
         if launcher is not None and not self.received_sigterm:
             launcher.kill(signum)
@@ -834,3 +943,189 @@ def dynamic_class_id(cls: type) -> str | None:
 def dynamic_class(class_id: str) -> type:
     """Return the class of this process that cloudpickle sent by value under an id."""
     return cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID[class_id]
+
+
+# -------------------------------------------------------------------------------------------- checkpoints
+
+
+class CheckpointConnector(_CheckpointConnector):
+    """lightning's connector of checkpoints, which leaves to public methods what is beside lightning's own content."""
+
+    trainer: Trainer
+
+    selected: Any = None  # what is about to be restored; `_ckpt_path` is set only when it is read
+
+    def complete(self, checkpoint: dict[str, Any], weights_only: bool) -> None:
+        """Add to the content of a checkpoint; all workers come here."""
+
+    def adapt(self, checkpoint: dict[str, Any]) -> None:
+        """Make the optimizers' states of a checkpoint fit to this run's optimizers."""
+
+    def take(self, checkpoint: dict[str, Any]) -> None:
+        """Take what the loops will need of a checkpoint that a fit goes on from."""
+
+    def dump_checkpoint(self, weights_only: bool | None = None) -> dict:
+        checkpoint = super().dump_checkpoint(weights_only)
+        self.complete(checkpoint, bool(weights_only))
+        return checkpoint
+
+    def choose(self, given: str | None) -> str | None:
+        """Return what a fit goes on from, when a path, a special name or nothing is given."""
+        return given
+
+    def locate(self, path: str) -> str | None:
+        """Return the path that a special name stands for, once the workers can speak to each other."""
+        return path
+
+    def _select_ckpt_path(self, state_fn: TrainerFn, ckpt_path: Any, *args: Any, **kwargs: Any) -> Any:
+        if state_fn == TrainerFn.FITTING:
+            ckpt_path = self.choose(ckpt_path)
+        self.selected = super()._select_ckpt_path(state_fn, ckpt_path, *args, **kwargs)
+        return self.selected
+
+    def resume_start(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
+        super().resume_start(self.locate(checkpoint_path) if checkpoint_path else checkpoint_path, weights_only)
+
+    def explain_mismatch(self, weights: Mapping[str, Any], error: RuntimeError) -> None:
+        """Raise what explains why the weights of a checkpoint do not fit to the module, if that is what is wrong."""
+
+    def restore_model(self) -> None:
+        try:
+            super().restore_model()
+        except RuntimeError as error:
+            self.explain_mismatch(self._loaded_checkpoint.get("state_dict", {}), error)
+            raise
+
+    def restore_optimizers(self) -> None:
+        if self._loaded_checkpoint:
+            self.adapt(self._loaded_checkpoint)
+        super().restore_optimizers()
+
+    def restore_loops(self) -> None:
+        super().restore_loops()
+        if self._loaded_checkpoint and self.trainer.state.fn == TrainerFn.FITTING:
+            self.take(self._loaded_checkpoint)
+
+
+def replace_checkpoint_connector(trainer: Trainer, connector_class: type[CheckpointConnector]) -> None:
+    """Let another class collect what is in the trainer's checkpoints."""
+    trainer._checkpoint_connector = connector_class(trainer)
+
+
+def checkpoint_connector(trainer: Trainer) -> _CheckpointConnector:
+    """Return what collects the content of the trainer's checkpoints."""
+    return trainer._checkpoint_connector
+
+
+def training_loaders(trainer: Trainer) -> list[Any]:
+    """Return the training loaders as they are iterated, in the order of the user's collection."""
+    combined = trainer.fit_loop._combined_loader
+    return [] if combined is None else list(combined.flattened)
+
+
+def is_epoch_begun(trainer: Trainer) -> bool:
+    """Tell whether a fit is within an epoch, or was when the checkpoint was written that it goes on from."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return progress.started > progress.processed
+
+
+def is_accumulating(trainer: Trainer) -> bool:
+    """Tell whether there are gradients that wait for a later batch before the optimizer steps."""
+    loop = trainer.fit_loop.epoch_loop
+    if not trainer.lightning_module.automatic_optimization or not is_epoch_begun(trainer):
+        return False
+    batches = loop.batch_progress.current.ready
+    return batches % trainer.accumulate_grad_batches != 0 and not loop._num_ready_batches_reached()
+
+
+@contextmanager
+def without_warning_of_mid_epoch() -> Iterator[None]:
+    """Leave out lightning's warning that a run which goes on in mid-epoch begins the epoch anew."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+        yield
+
+
+def is_stateful(loader: Any) -> bool:
+    """Tell whether lightning saves and restores a loader's own state."""
+    return isinstance(loader, _Stateful)
+
+
+class ModelCheckpoint(LightningModelCheckpoint):
+    """lightning's callback that saves checkpoints, with its private attributes and methods under public names."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._replaced: dict[str, dict[str, Tensor]] = {}
+        self.saving_to: str | None = None
+
+    @property
+    def is_idle_per_batch(self) -> bool:
+        """Whether ``on_train_batch_end`` does nothing in every step."""
+        return False
+
+    @property
+    def every_n_train_steps(self) -> int:
+        """Number of steps between two checkpoints, or 0."""
+        return self._every_n_train_steps
+
+    @property
+    def train_time_interval(self) -> timedelta | None:
+        """Time between two checkpoints, or None."""
+        return self._train_time_interval
+
+    @property
+    def last_time_checked(self) -> float:
+        """When the last interval began, by the monotonic clock."""
+        return self._last_time_checked or 0.0
+
+    def saving(self, trainer: Trainer) -> AbstractContextManager[None]:
+        """Return the context in which checkpoints are saved and removed."""
+        return nullcontext()
+
+    def after_save(self, trainer: Trainer, filepath: str) -> None:
+        """Act upon a checkpoint that was saved, or is being written."""
+
+    def forget(self, path: str) -> None:
+        """Take a checkpoint that could not be written out of the record of what there is."""
+        self.best_k_models.pop(path, None)
+        self.best_k_models |= self._replaced.pop(path, {})  # it was not removed, as nothing has taken its place
+        best, worst = (min, max) if self.mode == "min" else (max, min)
+        score = self.best_k_models.get
+        if self.best_model_path == path:
+            self.best_model_path = best(self.best_k_models, key=score, default="")  # type: ignore[arg-type]
+            self.best_model_score = score(self.best_model_path)
+        if self.kth_best_model_path == path:
+            self.kth_best_model_path = worst(self.best_k_models, key=score, default="")  # type: ignore[arg-type]
+        if self.last_model_path == path:
+            self.last_model_path = ""
+        if self._last_checkpoint_saved == path:
+            self._last_checkpoint_saved = ""
+            self._last_global_step_saved = 0
+
+    def before_choice(self, trainer: Trainer) -> None:
+        """Bring the record of what there is up to date, before it is decided what is saved and removed."""
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        self.before_choice(trainer)
+        super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+    def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        before = dict(self.best_k_models)
+        super()._update_best_and_save(current, trainer, monitor_candidates)
+        new = [path for path in self.best_k_models if path not in before]
+        gone = {path: score for path, score in before.items() if path not in self.best_k_models}
+        self._replaced = dict.fromkeys(new, gone)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self.saving_to = filepath
+        try:
+            with self.saving(trainer):
+                super()._save_checkpoint(trainer, filepath)
+        finally:
+            self.saving_to = None
+        self.after_save(trainer, filepath)
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        with self.saving(trainer):
+            super()._remove_checkpoint(trainer, filepath)

@@ -43,6 +43,46 @@ class LoggedKeysError(ItwinaiError, RuntimeError):
     """The workers have logged different keys, so that their values cannot be reduced."""
 
 
+class CheckpointError(ItwinaiError, RuntimeError):
+    """A checkpoint cannot be written, read, or applied to this run."""
+
+
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint where one shall be."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint file is not what was written: cut off, changed, or something else altogether."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(
+            f"The checkpoint {path} is damaged: {reason}. Resume from another one (resume='auto' takes the newest "
+            "that is valid); `itwinai checkpoint verify FOLDER` lists which are."
+        )
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.path, self.reason)
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A checkpoint holds more than tensors and plain values: to load it might execute code."""
+
+    def __init__(self, path: str, types: list[str]) -> None:
+        super().__init__(
+            f"The checkpoint {path} holds more than tensors and plain values: {', '.join(types)}. To load that can "
+            "execute any code, so it was not loaded. If you trust the file, allow it: weights_only=False in "
+            "trainer.fit, validate, test or predict, --weights_only=false on the command line; or allow only these "
+            "types with torch.serialization.add_safe_globals."
+        )
+        self.path = path
+        self.types = types
+
+    def __reduce__(self) -> tuple[type, tuple[str, list[str]]]:
+        return type(self), (self.path, self.types)
+
+
 def require(package: str, install: str, needed_for: str) -> None:
     """Raise `MissingPackageError` unless a package can be imported.
 

@@ -6,8 +6,9 @@ import functools
 import os
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning
@@ -15,18 +16,23 @@ import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator
-from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
 from itwinai import compat
+from itwinai.callbacks.checkpointing import ModelCheckpoint
 from itwinai.callbacks.progress import TimedProgressBar
-from itwinai.data.samplers import DealtBatchSampler, DealtSampler
+from itwinai.checkpoints.find import AUTO
+from itwinai.checkpoints.plugin import PortableCheckpointIO, PortableConnector
+from itwinai.data.samplers import DealtBatchSampler, DealtSampler, WholeSampler
+from itwinai.data.streams import Stateful, StreamLoader
 from itwinai.errors import ConfigurationError
-from itwinai.launchers.environment import find_outer_environment, launcher_name
+from itwinai.launchers.environment import find_outer_environment, is_requeued_job, launcher_name
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.results import LeanLoggerConnector
 from itwinai.loops.training import LeanTrainingEpochLoop
@@ -40,13 +46,16 @@ def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., An
 
     @functools.wraps(entry_point)
     def wrapped(self: ItwinaiTrainer, *args: Any, **kwargs: Any) -> Any:
+        self._fit_began = time.time()
         try:
             returned = entry_point(self, *args, **kwargs)
             self.raise_launch_failure()
         except SIGTERMException as stopped:
             # lightning leaves the code out, and a scheduler would take the run for a finished one.
-            stopped.code = stopped.code or 128 + signal.SIGTERM
+            stopped.code = stopped.code or 128 + getattr(stopped, "signum", signal.SIGTERM)
             raise
+        finally:
+            self._portable().since = 0.0
         return returned
 
     return wrapped
@@ -81,6 +90,14 @@ class ItwinaiTrainer(Trainer):
         plugins: as in lightning.
         use_distributed_sampler: deal the batches of DataLoaders out to the workers, so that global batch k holds the
             samples that batch k of a single process would hold. Off, every worker iterates its loaders as they are.
+        max_restarts: how often the workers of a fit are started again when one of them dies: killed, out of memory,
+            its node lost. They go on from the newest valid checkpoint of this run. An exception of the user's code
+            ends the run.
+        resume: what ``fit`` goes on from if it is not given ``ckpt_path``: a path, or ``"auto"`` for the newest valid
+            checkpoint in the folders of this trainer's checkpoint callbacks, if there is one. In a job that SLURM has
+            queued again, ``"auto"`` is the default.
+        preemption_signals: signals upon which all workers stop before the same batch and save a checkpoint. The exit
+            code is 128 plus the signal's number. A second one, more than a second later, ends the run at once.
         split_batches: take a DataLoader's batch size as that of the global batch, and divide it among the workers.
             By default it is the batch size of each worker, as in lightning.
         **kwargs: all other arguments of lightning's Trainer.
@@ -101,6 +118,9 @@ class ItwinaiTrainer(Trainer):
         plugins: compat.PluginInput | list[compat.PluginInput] | None = None,
         use_distributed_sampler: bool = True,
         split_batches: bool = False,
+        max_restarts: int = 0,
+        resume: str | os.PathLike[str] | None = None,
+        preemption_signals: Sequence[str] = ("SIGTERM", "SIGUSR1"),
         **kwargs: Any,
     ) -> None:
         if split_batches and not use_distributed_sampler:
@@ -108,7 +128,12 @@ class ItwinaiTrainer(Trainer):
                 "split_batches=True divides the batches of DataLoaders among the workers, and "
                 "use_distributed_sampler=False says that DataLoaders stay as they are. Choose one."
             )
+        if max_restarts < 0:
+            raise MisconfiguredTrainerError(f"max_restarts={max_restarts} is the number of restarts: 0 or more.")
         self.split_batches = split_batches
+        self.max_restarts = max_restarts
+        self._fit_began = 0.0
+        self.preemption_signals = [_signal(name) for name in preemption_signals]
         self.launch_failure: BaseException | None = None
         self.report_failure: Callable[[BaseException], None] | None = None
         plugin_list = list(plugins) if isinstance(plugins, Iterable) else [] if plugins is None else [plugins]
@@ -132,6 +157,8 @@ class ItwinaiTrainer(Trainer):
             plugin_list.append(environment)
         if kwargs.get("enable_progress_bar") is not False and not kwargs.get("barebones"):
             kwargs["callbacks"] = _with_progress_bar(kwargs.get("callbacks"))
+        if kwargs.get("enable_checkpointing") is not False and not kwargs.get("barebones"):
+            kwargs["callbacks"] = _with_checkpoints(kwargs.get("callbacks"))
         super().__init__(
             strategy=strategy,
             devices=devices,
@@ -142,8 +169,15 @@ class ItwinaiTrainer(Trainer):
             **kwargs,
         )
         compat.replace_dataloader_preparation(self, self.prepare_dataloader)
+        compat.replace_checkpoint_connector(self, PortableConnector)
+        if resume is None and is_requeued_job():
+            resume = AUTO
+        self._portable().resume = None if resume is None else os.fspath(resume)
+        if _writes_whole_files(self.strategy) and type(self.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.strategy.checkpoint_io = PortableCheckpointIO()
         if lightning.__version__ in compat.VERIFIED_LOOPS:
             compat.replace_signal_connector(self)
+            compat.signal_connector(self).others = tuple(self.preemption_signals)
             compat.replace_logger_connector(self, LeanLoggerConnector)
             compat.replace_training_epoch_loop(self, LeanTrainingEpochLoop)
             compat.replace_evaluation_loops(self, LeanEvaluationLoop)
@@ -167,6 +201,25 @@ class ItwinaiTrainer(Trainer):
         if isinstance(error, KeyboardInterrupt):
             raise SystemExit(1)  # as lightning ends a local run on Ctrl-C
         raise error
+
+    def _resumable_stream(self, dataloader: DataLoader) -> DataLoader:
+        """Return a loader of an iterable dataset that goes on in mid-epoch, if its dataset can."""
+        if type(dataloader) is not DataLoader or dataloader.num_workers or not isinstance(dataloader.dataset, Stateful):
+            return dataloader
+        loader = compat.with_class(dataloader, StreamLoader)
+        loader.consumed = lambda: self.fit_loop.epoch_loop.batch_progress.current.ready
+        loader.gather = self.strategy.gather_objects if isinstance(self.strategy, LaunchedStrategy) else _alone
+        loader.rank = self.global_rank
+        return loader
+
+    def prepare_restart(self) -> None:
+        """Let the next workers go on from the newest checkpoint that was written since the first were started."""
+        self._portable().since = self._fit_began
+
+    def _portable(self) -> PortableConnector:
+        connector = compat.checkpoint_connector(self)
+        assert isinstance(connector, PortableConnector)
+        return connector
 
     def abort(self, error: BaseException) -> None:
         """End this worker because of an error that its main thread, which waits for another worker, cannot raise.
@@ -195,11 +248,11 @@ class ItwinaiTrainer(Trainer):
         if self.split_batches:
             _check_divisible(dataloader, self.world_size)
         if not map_style:
-            if not self.split_batches or dataloader.batch_size is None:
-                return dataloader
-            return compat.with_batch_size(dataloader, dataloader.batch_size // self.world_size)
+            if self.split_batches and dataloader.batch_size is not None:
+                dataloader = compat.with_batch_size(dataloader, dataloader.batch_size // self.world_size)
+            return self._resumable_stream(dataloader) if stage == RunningStage.TRAINING else dataloader
         if self.world_size == 1 and stage != RunningStage.PREDICTING:
-            return dataloader
+            return _resumable(dataloader) if stage == RunningStage.TRAINING else dataloader
         options: dict[str, Any] = {
             "num_replicas": self.world_size,
             "rank": self.global_rank,
@@ -219,10 +272,45 @@ class ItwinaiTrainer(Trainer):
         return compat.with_sampler(dataloader, dealt, stage)
 
 
+def _resumable(dataloader: DataLoader) -> DataLoader:
+    """Return a loader of a single worker with a sampler that can go on in mid-epoch, if it can be built anew."""
+    if type(dataloader) is not DataLoader:  # nobody has promised how to build it
+        return dataloader
+    if type(dataloader.batch_sampler) is BatchSampler:
+        return compat.with_index_sampler(dataloader, WholeSampler(dataloader.sampler, dataloader.batch_size))
+    if dataloader.batch_sampler is None:
+        return compat.with_sampler(dataloader, WholeSampler(dataloader.sampler, 1), RunningStage.TRAINING)
+    return compat.with_sampler(dataloader, WholeSampler(dataloader.batch_sampler, None), RunningStage.TRAINING)
+
+
 def _with_progress_bar(callbacks: list[Callback] | Callback | None) -> list[Callback]:
     """Return the user's callbacks, with our progress bar unless there is one among them."""
     given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
     return given if any(isinstance(callback, ProgressBar) for callback in given) else [*given, TimedProgressBar()]
+
+
+def _alone(value: Any) -> list[Any]:
+    return [value]
+
+
+def _signal(name: str) -> signal.Signals:
+    try:
+        return signal.Signals[name]
+    except KeyError:
+        raise MisconfiguredTrainerError(
+            f"preemption_signals has {name!r}, which is no signal; write names as 'SIGTERM' or 'SIGUSR1'."
+        ) from None
+
+
+def _with_checkpoints(callbacks: list[Callback] | Callback | None) -> list[Callback]:
+    """Return the user's callbacks, with one that saves checkpoints unless there is one among them."""
+    given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
+    return given if any(isinstance(callback, Checkpoint) for callback in given) else [*given, ModelCheckpoint()]
+
+
+def _writes_whole_files(strategy: Strategy) -> bool:
+    """Tell whether a strategy's checkpoints are files that rank 0 writes; others shard theirs in their own way."""
+    return isinstance(strategy, LaunchedStrategy | SingleDeviceStrategy)
 
 
 def _given_environment(plugins: list[Any], strategy: object) -> ClusterEnvironment | None:

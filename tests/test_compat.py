@@ -782,7 +782,13 @@ def test_other_loaders_are_left_to_lightning(kind: str, entry_point: str) -> Non
     else:
         options = {"strategy": DistributedStrategy(is_distributed=False)}
     getattr(prepared_trainer(prepare, **options), entry_point)(module, loader)
-    assert prepare.prepared == []
+    # A single worker's training loader is prepared too: for going on in mid-epoch.
+    stages = [stage for _, stage, _ in prepare.prepared]
+    if kind == "one process" and entry_point == "fit":
+        assert stages == [RunningStage.TRAINING]
+        expected = [[0], [1], [2]]
+    else:
+        assert stages == []
     assert module.got[entry_point] == expected
 
 

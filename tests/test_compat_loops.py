@@ -144,6 +144,29 @@ def plain(value: Any) -> Any:
 # First digits of the SHA-256 of definitions in lightning, without their docstrings.
 RECORDED: dict[str, dict[str, dict[str, str]]] = {
     "2.6.6": {
+        "pytorch.trainer.connectors.checkpoint_connector": {
+            "_CheckpointConnector.resume_start": "5dd5216f0848",
+            "_CheckpointConnector._select_ckpt_path": "a04deb263291",
+            "_CheckpointConnector.restore_model": "28b7f2e98d70",
+            "_CheckpointConnector.restore_optimizers": "687471a6858c",
+            "_CheckpointConnector.restore_loops": "c14dd96d6233",
+            "_CheckpointConnector.restore_training_state": "70598800ab26",
+            "_CheckpointConnector.dump_checkpoint": "1ce4ea53971c",
+        },
+        "pytorch.callbacks.model_checkpoint": {
+            "ModelCheckpoint.setup": "d1db6e5cabf9",
+            "ModelCheckpoint.on_train_start": "1d02b2b6de8f",
+            "ModelCheckpoint.on_train_batch_end": "6463af1228b5",
+            "ModelCheckpoint.on_train_epoch_end": "775c07e80914",
+            "ModelCheckpoint.on_train_end": "56862dd784fc",
+            "ModelCheckpoint.state_dict": "a813b691b4f2",
+            "ModelCheckpoint.load_state_dict": "95686c90b42f",
+            "ModelCheckpoint._save_topk_checkpoint": "44e0246b01dc",
+            "ModelCheckpoint._save_checkpoint": "478de606bf6f",
+            "ModelCheckpoint._update_best_and_save": "33a09e9a9e0a",
+            "ModelCheckpoint._remove_checkpoint": "32127cefaff3",
+            "ModelCheckpoint.file_exists": "4d92c2bcfa0c",
+        },
         "pytorch.loops.loop": {
             "_Loop.restarting": "994e24bfd65d",
             "_Loop.is_resuming": "d786f967ac6a",
@@ -303,6 +326,7 @@ RECORDED: dict[str, dict[str, dict[str, str]]] = {
             "_SignalConnector.__init__": "5b3eac9bd19b",
             "_SignalConnector.register_signal_handlers": "0131b73c6043",
             "_SignalConnector._sigterm_notifier_fn": "f8ab0ca44a5f",
+            "_SignalConnector._slurm_sigusr_handler_fn": "bddbe23fe51a",
             "_SignalConnector.teardown": "e919e503e655",
         },
         "pytorch.core.module": {
@@ -365,7 +389,6 @@ RECORDED: dict[str, dict[str, dict[str, str]]] = {
             "MixedPrecision.forward_context": "66b38e847c3c",
             "MixedPrecision.autocast_context_manager": "4cffdb458087",
         },
-        "pytorch.callbacks.model_checkpoint": {"ModelCheckpoint.on_train_batch_end": "6463af1228b5"},
         "pytorch.utilities.data": {
             "_extract_batch_size": "387868f7903e",
             "extract_batch_size": "2b12d79aace8",
@@ -481,12 +504,12 @@ OURS: dict[type, tuple[Callable[[Trainer], Any], set[str], set[str]]] = {
     ),
     compat.SignalConnector: (
         lambda trainer: trainer._signal_connector,
-        {"_sigterm_notifier_fn"},
+        {"_sigterm_notifier_fn", "_slurm_sigusr_handler_fn", "register_signal_handlers"},
         {"received_sigterm"},
     ),
     LeanTrainingEpochLoop: (
         lambda trainer: trainer.fit_loop.epoch_loop,
-        {"advance", "done", "on_advance_end", "on_run_start", "run", "teardown"},
+        {"advance", "done", "on_advance_end", "on_run_start", "reset", "run", "teardown"},
         {"val_loop"},
     ),
     LeanEvaluationLoop: (lambda trainer: trainer.validate_loop, {"on_run_start", "run"}, set()),

@@ -6,11 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from itwinai.callbacks.checkpointing import ModelCheckpoint
     from itwinai.callbacks.progress import TimedProgressBar
 
-__all__ = ["TimedProgressBar"]
+__all__ = ["ModelCheckpoint", "TimedProgressBar"]
 
-_MODULES = {"TimedProgressBar": "itwinai.callbacks.progress"}
+_MODULES = {
+    "ModelCheckpoint": "itwinai.callbacks.checkpointing",
+    "TimedProgressBar": "itwinai.callbacks.progress",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("itwinai.cli.run", "evaluate on the validation data"),
     "test": ("itwinai.cli.run", "evaluate on the test data"),
     "predict": ("itwinai.cli.run", "predict"),
+    "checkpoint": ("itwinai.cli.checkpoint", "inspect, verify, convert and export checkpoints"),
     "doctor": ("itwinai.cli.doctor", "show what is installed and usable here; try every strategy"),
     "install": ("itwinai.cli.install", "build and install what has no ready-made package: horovod"),
 }
@@ -20,7 +21,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
 
 def usage() -> str:
     """Return the text of ``itwinai --help``."""
-    rows = "\n".join(f"  {name:<10}{text}" for name, (_, text) in _COMMANDS.items())
+    rows = "\n".join(f"  {name:<12}{text}" for name, (_, text) in _COMMANDS.items())
     return (
         "usage: itwinai COMMAND ...\n\n"
         "Run any LightningModule unchanged on DDP, DeepSpeed, Horovod or Ray, chosen by one flag.\n\n"
@@ -54,14 +55,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {unknown_command(argv[0])}", file=sys.stderr)
         return 2
 
-    from itwinai.errors import ItwinaiError
+    from itwinai.errors import CheckpointError, ItwinaiError
 
     module = import_module(_COMMANDS[argv[0]][0])
     arguments = argv if module.__name__ == "itwinai.cli.run" else argv[1:]
     try:
         return int(module.main(arguments))
     except ItwinaiError as error:
-        if error.__cause__ is not None:  # it came from a worker: its traceback is what the user needs
+        if error.__cause__ is not None and not isinstance(
+            error, CheckpointError
+        ):  # it came from a worker: its traceback is what the user needs
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1

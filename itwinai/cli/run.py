@@ -120,7 +120,8 @@ def _run(arguments: list[str]) -> None:
         trainer_class=ItwinaiTrainer,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        save_config_kwargs={"overwrite": True},
+        # Without a logger it goes to the current folder, where the user's own config.yaml may be.
+        save_config_kwargs={"config_filename": "resolved-config.yaml", "overwrite": True},
         parser_kwargs={"prog": "itwinai", **dict.fromkeys(("fit", "validate", "test", "predict"), _DESCRIPTION)},
         args=arguments,
     )

@@ -15,6 +15,9 @@ import torch
 from torch.utils.data import BatchSampler, RandomSampler, Sampler, SequentialSampler, WeightedRandomSampler
 
 from itwinai import compat
+from itwinai.data.position import Position
+from itwinai.data.random_states import plain_random_states, unpack_random_states
+from itwinai.errors import CheckpointError
 
 Batch = list[Any]
 
@@ -70,6 +73,9 @@ class DealtBatchSampler(Sampler[Batch]):
         self.epoch = 0
         self._synchronized_epoch: int | None = None
         self._leading_states: dict[str, Any] = {}
+        self._begun_with: dict[str, Any] | None = None
+        self._generator_begun_with: torch.Tensor | None = None
+        self._resumed: tuple[Position, int] | None = None
         self._drop_last = bool(getattr(batches, "drop_last", False))
         self.batch_size = getattr(batches, "batch_size", None)
 
@@ -85,6 +91,57 @@ class DealtBatchSampler(Sampler[Batch]):
             if callable(set_epoch := getattr(sampler, "set_epoch", None)):
                 set_epoch(epoch)
 
+    @property
+    def global_batch(self) -> int | None:
+        """Number of samples of a whole global batch; None if a batch sampler of the user's own decides."""
+        if type(self.batches) is not BatchSampler:
+            return None
+        return self.batches.batch_size * (1 if self.split else self.num_replicas)
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """The random number generator that the user has given to the sampler."""
+        for owner in (self.batches, getattr(self.batches, "sampler", None)):
+            if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
+                return generator
+        return None
+
+    def _generator_state(self) -> torch.Tensor | None:
+        return None if self.generator is None else self.generator.get_state()
+
+    def position(self) -> Position:
+        """Return what is needed to draw the order of this epoch again."""
+        return Position(
+            global_batch=self.global_batch,
+            begun_with=None if self._begun_with is None else plain_random_states(self._begun_with),
+            generator=self._generator_state(),
+            generator_begun_with=self._generator_begun_with,
+        )
+
+    def resume(self, position: Position, batches: int) -> None:
+        """Let the next iteration repeat the order of a position, without its first batches.
+
+        Args:
+            position: of the run that is gone on with.
+            batches: number of global batches that it has consumed of this epoch; 0 begins a new epoch.
+
+        Raises:
+            CheckpointError: the global batch has another size, so that the samples that were consumed do not end
+                where a batch ends.
+        """
+        if batches == 0:
+            if self.generator is not None and position.generator is not None:
+                self.generator.set_state(position.generator)
+            return
+        if position.global_batch != self.global_batch:
+            raise CheckpointError(
+                f"The checkpoint was written in mid-epoch, after {batches} global batches of {position.global_batch} "
+                f"samples, and this run has global batches of {self.global_batch} ({self.num_replicas} workers). "
+                "Choose the loader's batch size so that batch size times workers is the same, or resume from a "
+                "checkpoint of the end of an epoch."
+            )
+        self._resumed = position, batches
+
     def weight_of(self, batch_index: int) -> float:
         """Return the weight of this worker's mean loss for a batch of the current epoch; 1 for even batches."""
         return self.weights.get(batch_index, 1.0)
@@ -98,8 +155,16 @@ class DealtBatchSampler(Sampler[Batch]):
         return whole if self._drop_last else whole + bool(rest)
 
     def __iter__(self) -> Iterator[Batch]:
+        # Taken here and not by the generator: it may never be asked for anything, at the end of an epoch.
+        position, skipped = self._resumed or (None, 0)
+        self._resumed = None
+        return self._batches(position, skipped)
+
+    def _batches(self, position: Position | None, skipped: int) -> Iterator[Batch]:
         self.weights = {}
-        for index, group in enumerate(self._groups()):
+        for index, group in enumerate(self._groups(position)):
+            if index < skipped:
+                continue
             parts = self._parts(group)
             part = parts[self.rank]
             total = sum(map(len, parts))
@@ -108,10 +173,10 @@ class DealtBatchSampler(Sampler[Batch]):
             if part or self.lockstep:
                 yield part or next(filter(None, parts))[:1]
 
-    def _groups(self) -> Iterator[list[Batch]]:
+    def _groups(self, position: Position | None) -> Iterator[list[Batch]]:
         """Yield each global batch, as the list of the user's batches that make it up, with samples lent."""
         previous: list[Batch] | None = None
-        for group in self._global_batches():
+        for group in self._global_batches(position):
             if previous is not None:
                 if self.lend:
                     previous, group = self._lend(previous, group)
@@ -120,10 +185,10 @@ class DealtBatchSampler(Sampler[Batch]):
         if previous is not None:
             yield previous
 
-    def _global_batches(self) -> Iterator[list[Batch]]:
+    def _global_batches(self, position: Position | None) -> Iterator[list[Batch]]:
         """Yield each global batch as the list of the user's batches that make it up."""
         size = 1 if self.split else self.num_replicas
-        order = self._order()
+        order = self._order(position)
         # Samplers of the user's own may yield arrays or tensors of indices.
         while group := [list(batch) for batch in itertools.islice(order, size)]:
             if len(group) == size or not self._drop_last:
@@ -150,20 +215,35 @@ class DealtBatchSampler(Sampler[Batch]):
         starts = [rank * size + min(rank, larger) for rank in range(self.num_replicas + 1)]
         return [samples[start:end] for start, end in itertools.pairwise(starts)]
 
-    def _order(self) -> Iterator[Batch]:
-        """Iterate over the user's batches in the order that rank 0 draws."""
+    def _order(self, position: Position | None) -> Iterator[Batch]:
+        """Iterate over the user's batches in the order that rank 0 draws, or has drawn at a position."""
         # Subclasses, and batch samplers of the user's own, may draw at any time.
-        sampler_type = type(self.batches.sampler) if type(self.batches) is BatchSampler else None
+        sampler_type = self._sampler_type()
         if sampler_type is SequentialSampler:
             return iter(self.batches)
-        return self._order_of_rank_0(draws_once=sampler_type in _DRAWS_ONCE)
+        return self._order_of_rank_0(sampler_type in _DRAWS_ONCE, position)
 
-    def _order_of_rank_0(self, draws_once: bool) -> Iterator[Batch]:
+    def _sampler_type(self) -> type | None:
+        return type(self.batches.sampler) if type(self.batches) is BatchSampler else None
+
+    def _order_of_rank_0(self, draws_once: bool, position: Position | None) -> Iterator[Batch]:
         # A generator: like the samplers themselves it draws when the first batch is asked for, and not before.
         own = compat.collect_rng_states(include_cuda=False)
-        if self._synchronized_epoch != self.epoch:
+        if position is not None and position.begun_with is not None:
+            self._synchronized_epoch = self.epoch
+            self._leading_states = unpack_random_states(position.begun_with)
+            if self.generator is not None and position.generator_begun_with is not None:
+                self.generator.set_state(position.generator_begun_with)
+        elif self.num_replicas == 1:
+            self._leading_states = own
+        elif self._synchronized_epoch != self.epoch:
             self._synchronized_epoch = self.epoch
             self._leading_states = self.broadcast(own)
+        self._begun_with = self._leading_states
+        self._generator_begun_with = self._generator_state()
+        if self.num_replicas == 1 and position is None:
+            yield from self.batches
+            return
         in_step = _same_states(own, self._leading_states)
         if not in_step:
             compat.set_rng_states(self._leading_states)
@@ -208,6 +288,14 @@ class DealtSampler(Sampler[Any]):
         """Announce a new epoch."""
         self.dealt.set_epoch(epoch)
 
+    def position(self) -> Position:
+        """Return what is needed to draw the order of this epoch again."""
+        return self.dealt.position()
+
+    def resume(self, position: Position, batches: int) -> None:
+        """Let the next iteration repeat the order of a position, without its first batches."""
+        self.dealt.resume(position, batches)
+
     def weight_of(self, batch_index: int) -> float:
         """Return the weight of this worker's mean loss for a batch of the current epoch."""
         return self.dealt.weight_of(batch_index)
@@ -217,6 +305,39 @@ class DealtSampler(Sampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return (index for batch in self.dealt for index in batch)
+
+
+class WholeSampler(DealtBatchSampler):
+    """Give the only worker all indices of the user's sampler, as they come, and be able to go on in mid-epoch.
+
+    Args:
+        sampler: the user's sampler, or batch sampler.
+        batch_size: how many of its indices make a batch; None if it yields batches.
+    """
+
+    def __init__(self, sampler: Iterable[Any], batch_size: int | None) -> None:
+        super().__init__(sampler, 1, 0, split=False, lockstep=True, lend=False, broadcast=_returned)
+        self.batch_size = batch_size
+
+    @property
+    def global_batch(self) -> int | None:
+        """Number of samples of a batch; None if the user's batch sampler decides."""
+        return self.batch_size
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        position, skipped = self._resumed or (None, 0)
+        self._resumed = None
+        return itertools.islice(self._order(position), skipped * (self.batch_size or 1), None)
+
+    def _sampler_type(self) -> type | None:
+        return type(self.batches)
+
+
+def _returned(value: Any) -> Any:
+    return value
 
 
 def _has_length(batches: Iterable[Batch]) -> bool:

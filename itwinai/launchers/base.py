@@ -8,14 +8,28 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from itwinai import compat
+from itwinai.errors import WorkerError
 from itwinai.launchers import payload as payloads
 from itwinai.launchers.failure import WorkersFailed
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+
+@runtime_checkable
+class Restartable(Protocol):
+    """A trainer whose workers may be started again when one dies."""
+
+    max_restarts: int
+
+    def prepare_restart(self) -> None:
+        """Let the next workers go on from the newest checkpoint that was written since the first were started."""
 
 
 class PayloadLauncher(compat.Launcher):
@@ -54,7 +68,7 @@ class PayloadLauncher(compat.Launcher):
             raise TypeError(f"{type(self).__name__}.launch() needs the trainer whose method it runs.")
         payload = payloads.Payload(trainer, function, args, kwargs)
         try:
-            results = self.run_workers(payload.pack(), trainer)
+            results = self._run_until_done(payload, trainer)
         except WorkersFailed as failed:
             # The workers have run the hooks on exceptions already. Raised from here, Lightning would run them again
             # on the caller's untrained copies, and a callback might save those over a good checkpoint.
@@ -64,12 +78,30 @@ class PayloadLauncher(compat.Launcher):
             raise failed.error from failed.error.__cause__
         return payloads.apply(payload, results)
 
+    def _run_until_done(self, payload: payloads.Payload, trainer: Trainer) -> Sequence[payloads.Result]:
+        """Run the payload in new workers, again while workers die and the trainer allows restarts."""
+        for left in range(trainer.max_restarts if isinstance(trainer, Restartable) else 0, -1, -1):
+            try:
+                return self.run_workers(payload.pack(), trainer)
+            except WorkersFailed as failed:
+                # What the user's code has raised it would raise again.
+                if left == 0 or not isinstance(failed.error, WorkerError):
+                    raise
+                assert isinstance(trainer, Restartable)
+                rank_zero_warn(
+                    f"{failed.error} The workers are started again, from the newest valid checkpoint of this run; "
+                    f"{left - 1} more restarts are allowed."
+                )
+                trainer.prepare_restart()
+        raise AssertionError("not reached")
+
 
 @contextmanager
-def on_sigterm(act: Callable[[int], None]) -> Iterator[None]:
-    """Let SIGTERM do something else meanwhile, unless this is not the main thread, which alone gets signals.
+def on_signals(signals: Sequence[signal.Signals], act: Callable[[int], None]) -> Iterator[None]:
+    """Let signals do something else meanwhile, unless this is not the main thread, which alone gets signals.
 
     Args:
+        signals: which.
         act: what to do; it gets the number of the signal.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -79,8 +111,22 @@ def on_sigterm(act: Callable[[int], None]) -> Iterator[None]:
     def handle(signum: int, _frame: FrameType | None) -> None:
         act(signum)
 
-    previous = signal.signal(signal.SIGTERM, handle)
+    previous = {number: signal.signal(number, handle) for number in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def stopped_by(signum: int) -> SIGTERMException:
+    """Return the exception that ends a run upon a signal, on its way to whoever asks for the exit code."""
+    stopped = SIGTERMException()
+    vars(stopped)["signum"] = signum  # survives the way from a worker to its caller, as `code` does not
+    return stopped
+
+
+def preemption_signals(trainer: Trainer) -> Sequence[signal.Signals]:
+    """Return the signals that ask a trainer's run to stop in an orderly way."""
+    signals: Sequence[signal.Signals] = getattr(trainer, "preemption_signals", (signal.SIGTERM,))
+    return signals

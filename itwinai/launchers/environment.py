@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import zlib
 from dataclasses import dataclass
@@ -138,6 +139,19 @@ def launcher_name(environment: ClusterEnvironment) -> str:
         LightningEnvironment: "this process",
     }
     return names.get(type(environment), type(environment).__name__)
+
+
+def requeue_job() -> None:
+    """Ask SLURM to queue the job of this process again."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    if subprocess.call(["scontrol", "requeue", job]) != 0:
+        print(f"itwinai: the job {job} could not be queued again; see above", file=sys.stderr)
+
+
+def is_requeued_job() -> bool:
+    """Tell whether SLURM runs this job not for the first time."""
+    return _inside_slurm_step() and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def _inside_slurm_step() -> bool:

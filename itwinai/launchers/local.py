@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itwinai.errors import WorkerError
-from itwinai.launchers.base import PayloadLauncher, on_sigterm
+from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals, stopped_by
 from itwinai.launchers.environment import Place
 from itwinai.launchers.failure import Failure, WorkersFailed
 from itwinai.launchers.payload import Result
@@ -61,6 +61,7 @@ class LocalLauncher(PayloadLauncher):
         self.variables = dict(variables or {})
         self.processes: dict[int, subprocess.Popen[bytes] | ForkedWorker] = {}
         self.template = offered_template()
+        self._passed_on: int | None = None
 
     def run_workers(self, packed: bytes, trainer: Trainer) -> Sequence[Result]:
         """Start one process per worker and wait for their results."""
@@ -69,7 +70,8 @@ class LocalLauncher(PayloadLauncher):
         try:
             write_whole(folder / "payload.pickle", packed)
             write_whole(folder / "start.pickle", Start(sys.path, os.getcwd(), self._environment(), places))
-            with on_sigterm(self.kill):  # so that they can end in an orderly way
+            self._passed_on = None
+            with on_signals(preemption_signals(trainer), self._pass_on):
                 self._start(folder, places, trainer)
                 self._wait(folder)
             return [pickle.loads((folder / f"result-{rank}.pickle").read_bytes()) for rank in places]
@@ -108,6 +110,11 @@ class LocalLauncher(PayloadLauncher):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "processes": {}, "template": None}
+
+    def _pass_on(self, signum: int) -> None:
+        """Pass a signal on to the workers, so that they can end in an orderly way."""
+        self._passed_on = signum
+        self.kill(signum)
 
     def _environment(self) -> dict[str, str]:
         environment = {**os.environ, **self.variables}
@@ -149,8 +156,11 @@ class LocalLauncher(PayloadLauncher):
         if not self._dead(folder) and not any(folder.glob("failure-*.pickle")):
             return
         self._wait_for_exit(GRACE)
-        # Nobody has been signalled yet: whoever is dead without a report was killed by somebody else.
-        raise WorkersFailed(self._cause(folder, self._dead(folder)))
+        dead = self._dead(folder)
+        if self._passed_on is not None and -self._passed_on in dead.values():
+            raise WorkersFailed(stopped_by(self._passed_on))  # it has come before they could do anything about it
+        # Nobody else has been signalled yet: whoever is dead without a report was killed by somebody else.
+        raise WorkersFailed(self._cause(folder, dead))
 
     def _dead(self, folder: Path) -> dict[int, int]:
         """Return the exit codes of the workers that ended without a result, by rank."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from itwinai.errors import ConfigurationError, ResourceError, WorkerError
-from itwinai.launchers.base import PayloadLauncher, on_sigterm
+from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals
 from itwinai.launchers.environment import Place
 from itwinai.launchers.failure import Failure, WorkersFailed
 from itwinai.launchers.payload import Result
@@ -71,12 +72,15 @@ class RayPlacement:
     resources_per_worker: dict[str, float] = field(default_factory=dict)
     runtime_env: dict[str, Any] = field(default_factory=dict)
     timeout: float = 300.0
+    min_workers: int | None = None
 
     def __post_init__(self) -> None:
         if self.placement not in ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"):
             raise ConfigurationError(
                 f"placement={self.placement!r} is unknown; choose PACK, SPREAD, STRICT_PACK or STRICT_SPREAD."
             )
+        if self.min_workers is not None and self.min_workers < 1:
+            raise ConfigurationError(f"min_workers={self.min_workers} is a number of workers: 1 or more.")
         gpus = self.resources_per_worker.get("GPU", 0)
         if gpus > 1:
             raise ConfigurationError(
@@ -116,7 +120,9 @@ class RayLauncher(PayloadLauncher):
         self.resources = resources
         self.num_workers = num_workers
         self.variables = dict(variables)
+        self.asked_for = num_workers
         self.processes: list[tuple[str, int]] = []
+        self._were_placed = False
         self._to_pass_on: list[int] = []
 
     def kill(self, signum: int) -> None:
@@ -151,7 +157,7 @@ class RayLauncher(PayloadLauncher):
 
         self._connect()
         self._to_pass_on = []
-        with on_sigterm(self._on_signal), self._placed() as (group, nodes):
+        with on_signals(preemption_signals(trainer), self._on_signal), self._placed() as (group, nodes):
             actors = self._actors(group, nodes)
             running: dict[Any, int] = {}
             try:
@@ -190,9 +196,20 @@ class RayLauncher(PayloadLauncher):
         import ray
         from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
+        self.num_workers = self.asked_for
         group = placement_group([self.resources] * self.num_workers, strategy=self.placement.placement)
         try:
-            self._wait_for_resources(group)
+            try:
+                self._wait_for_resources(group)
+            except ResourceError as error:
+                if (fewer := self._fewer_workers()) is None:
+                    raise
+                rank_zero_warn(f"{error} The run goes on with {fewer} workers (min_workers).")
+                remove_placement_group(group)
+                self.num_workers = fewer
+                group = placement_group([self.resources] * fewer, strategy=self.placement.placement)
+                self._wait_for_resources(group)
+            self._were_placed = True
             bundles = placement_group_table(group)["bundles_to_node_id"]
             yield group, [bundles[index] for index in range(self.num_workers)]
         except KeyboardInterrupt as interrupt:
@@ -231,18 +248,34 @@ class RayLauncher(PayloadLauncher):
         ]
         if lacking:
             return "; ".join(lacking)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        fitting = [
-            min((int(node.get(name, 0) / amount) for name, amount in self.resources.items() if amount), default=0)
-            for node in nodes
-        ]
+        fitting = self._room()
         if sum(fitting) < self.num_workers:
-            return f"its {len(nodes)} nodes have room for {fitting} of them, as a worker does not span nodes"
+            return f"its {len(fitting)} nodes have room for {fitting} of them, as a worker does not span nodes"
         if self.placement.placement == "STRICT_PACK" and max(fitting) < self.num_workers:
-            return f"asked for all on one node, and the largest of {len(nodes)} nodes has room for {max(fitting)}"
+            return f"asked for all on one node, and the largest of {len(fitting)} nodes has room for {max(fitting)}"
         if self.placement.placement == "STRICT_SPREAD" and sum(map(bool, fitting)) < self.num_workers:
             return f"asked for a node each, and {sum(map(bool, fitting))} nodes have room for one"
         return ""
+
+    def _room(self) -> list[int]:
+        """Return for each node of the cluster how many workers have room on it."""
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return [
+            min((int(node.get(name, 0) / amount) for name, amount in self.resources.items() if amount), default=0)
+            for node in nodes
+        ]
+
+    def _fewer_workers(self) -> int | None:
+        """Return with how many workers a run may go on that has lost some; None if it may not."""
+        least = self.placement.min_workers
+        if least is None or not self._were_placed or not self._missing():
+            return None
+        room = self._room()
+        most = {"STRICT_PACK": max(room, default=0), "STRICT_SPREAD": sum(map(bool, room))}
+        fewer = min(most.get(self.placement.placement, sum(room)), self.asked_for)
+        return fewer if fewer >= least else None
 
     def _actors(self, group: Any, nodes: list[str]) -> list[Any]:
         """Start the actors, ordered so that the ranks of one node follow each other."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 import torch.distributed as dist
@@ -11,17 +12,22 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from itwinai import compat
+from itwinai.checkpoints.content import training_samplers
+from itwinai.checkpoints.plugin import take_resumed
+from itwinai.launchers.base import stopped_by
+from itwinai.launchers.environment import requeue_job
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.log import quick_log
 from itwinai.loops.missing import MissingWorkers
 from itwinai.loops.optimization import LeanOptimization
 from itwinai.loops.plan import BatchTransfer, InScope, Sections, draw_hook, is_written
 from itwinai.loops.results import LeanResults
+from itwinai.loops.resuming import go_on_drawing, go_on_in_epoch, rewind
 from itwinai.loops.stopping import StopAgreement
 from itwinai.loops.watching import Duty, Watch
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningModule, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +46,14 @@ class Abortable(Protocol):
 
     def abort(self, error: BaseException) -> None:
         """End this process because of an error."""
+
+
+@runtime_checkable
+class Preemptible(Protocol):
+    """A callback that saves what would be lost when a signal stops the run."""
+
+    def on_preemption(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save; all workers come here before the same batch."""
 
 
 class TrainingPlan:
@@ -91,7 +105,17 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         self.val_loop: LeanEvaluationLoop = LeanEvaluationLoop(self.val_loop)
 
     def on_run_start(self, data_fetcher: compat.DataFetcher) -> None:
+        resumed, batches = take_resumed(self.trainer), self.batch_progress.current.ready
+        in_epoch = resumed is not None and resumed.goes_on_in_epoch(batches)
+        if resumed is not None:
+            if not in_epoch:  # the loaders draw from where the checkpoint was written, as for any epoch
+                go_on_drawing(self.trainer, resumed.section)
+            go_on_in_epoch(self.trainer, resumed.section, batches)
+            if rewind(self.trainer, in_epoch):  # what was begun is not where the checkpoint was written
+                iter(data_fetcher)
         super().on_run_start(data_fetcher)
+        if resumed is not None and in_epoch:
+            go_on_drawing(self.trainer, resumed.section)
         compat.leave_fetches_out_of_profile(self, data_fetcher)
         if self.watch is None and self.trainer.world_size > 1:
             self.start_watch()
@@ -136,7 +160,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
 
     def stop_if_agreed(self) -> None:
         agreement = self.agreement
-        if agreement is not None and agreement.held_back and agreement.stops_here():
+        if agreement is not None and agreement.held_back and agreement.stops_here() and not self.is_within_step():
             compat.signal_connector(self.trainer).received_sigterm = True
             self.stop()
 
@@ -251,6 +275,16 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             return False
         return trainer.strategy.handles_gradient_accumulation or not self.is_last_of_epoch()
 
+    def is_within_step(self) -> bool:
+        """Tell whether gradients wait for the next batch, and would be missing in a checkpoint that is saved here."""
+        saves = any(isinstance(callback, Preemptible) for callback in compat.callbacks(self.trainer))
+        return saves and compat.is_accumulating(self.trainer)
+
+    def reset(self) -> None:
+        going_on = all(sampler is not None for sampler in training_samplers(self.trainer))
+        with compat.without_warning_of_mid_epoch() if self.restarting and going_on else nullcontext():
+            super().reset()
+
     @property
     def done(self) -> bool:
         """Whether the epoch has ended."""
@@ -261,7 +295,10 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
     def on_advance_end(self, data_fetcher: compat.DataFetcher) -> None:
         plan, trainer = self.plan, self.trainer
         if plan is None or (plan.validates and compat.validates_now(self, data_fetcher)):
-            super().on_advance_end(data_fetcher)
+            try:
+                super().on_advance_end(data_fetcher)
+            except SIGTERMException:
+                self.stop()
             return
         if plan.steps_schedulers:
             self.update_lr_schedulers("step", update_plateau_schedulers=True)
@@ -269,12 +306,19 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             compat.count_stepped_batch(self)
         if trainer.should_stop:
             compat.flush_loggers(self)
-        if trainer.received_sigterm and not compat.is_training_done(self):
+        if trainer.received_sigterm and not compat.is_training_done(self) and not self.is_within_step():
             self.stop()
 
     def stop(self) -> NoReturn:
-        """End the run because of SIGTERM, and say where."""
+        """End the run because of a signal, with a checkpoint of where it stands, and say where."""
+        trainer = self.trainer
+        signum = compat.signal_connector(trainer).signum
         rank_zero_info(
-            f"itwinai: stopped by SIGTERM in epoch {self.trainer.current_epoch}, after {self.global_step} steps"
+            f"itwinai: stopped by {signum.name} in epoch {trainer.current_epoch}, after {self.global_step} steps"
         )
-        raise SIGTERMException
+        for callback in compat.callbacks(trainer):
+            if isinstance(callback, Preemptible):
+                callback.on_preemption(trainer, trainer.lightning_module)
+        if compat.signal_connector(trainer).requeues and trainer.is_global_zero:
+            requeue_job()
+        raise stopped_by(signum)

@@ -165,6 +165,21 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
             tensor = tensor.to(torch.get_default_dtype())
         return super().reduce(tensor, group, reduce_op)  # type: ignore[safe-super]
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return the objects of all workers, by rank; all workers have to call it."""
+        if not dist.is_initialized():
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def parameter_names(self) -> list[list[list[str]]] | None:
+        """Return the names of the parameters of each group of each optimizer, as the user's optimizers have them.
+
+        None says that the optimizers hold the module's own parameters.
+        """
+        return None
+
     def coordination_store(self) -> dist.Store | None:
         """Return the store by which the workers have found each other, or None if they have none."""
         return compat.default_store() if dist.is_initialized() else None

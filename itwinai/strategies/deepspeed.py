@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
 
 from itwinai import compat
+from itwinai.checkpoints.plugin import selected_path
+from itwinai.checkpoints.sharded import SHARDED, is_sharded, read_content
+from itwinai.checkpoints.sharded import write as write_shards
 from itwinai.errors import ConfigurationError, require
 from itwinai.strategies.base import LocalProcesses, WorkerSource
 from itwinai.strategies.ddp import DEFAULT_TIMEOUT, TorchDistributedStrategy, as_timedelta
+from itwinai.strategies.zero_shards import Shards
+from itwinai.strategies.zero_state import ShardedOptimizer, gather_weights
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -35,6 +41,9 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         offload_parameters: keep the parameters of stage 3 in host memory.
         config: a DeepSpeed configuration, as a dictionary or the path of a JSON file; ``stage`` and the offload
             options are then ignored in favour of what it says.
+        sharded_checkpoints: write checkpoints of stage 3 as folders, into which each worker writes its part, for models
+            that are too large for one host. They resume with any number of workers, and under any strategy where the
+            whole model fits. All workers have to see the same folder.
         timeout: seconds after which a collective operation that some worker has not joined is an error.
         workers: where workers come from; processes of this machine by default.
         **kwargs: further arguments of lightning's DeepSpeedStrategy.
@@ -53,6 +62,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         offload_optimizer: bool = False,
         offload_parameters: bool = False,
         config: str | Path | dict[str, Any] | None = None,
+        sharded_checkpoints: bool = False,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
         workers: WorkerSource | None = None,
         **kwargs: Any,
@@ -70,6 +80,12 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         self.collective_timeout = as_timedelta(timeout)
         self.worker_source = workers or LocalProcesses()
         self._own_attributes: dict[nn.Module, frozenset[str]] = {}
+        self._groups: list[list[nn.Parameter]] = []
+        self.sharded_checkpoints = sharded_checkpoints
+        if sharded_checkpoints and self.stage != 3:
+            raise ConfigurationError(
+                f"sharded_checkpoints=True is for stage 3, and this is stage {self.stage}: every worker has all weights."
+            )
         _complete(self.config)
 
     @property
@@ -145,6 +161,8 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         # By default DeepSpeed takes the device's index for the local rank, and a CPU has none.
         arguments = argparse.Namespace(device_rank=self.local_rank)
         self._own_attributes = {submodule: frozenset(vars(submodule)) for submodule in model.modules()}
+        user_optimizer = options.get("optimizer")
+        self._groups = [list(group["params"]) for group in user_optimizer.param_groups] if user_optimizer else []
         engine, optimizer, _, _ = deepspeed.initialize(
             args=arguments, config=config, model=model, dist_init_required=False, **options
         )
@@ -175,33 +193,132 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
 
     # -------------------------------------------------------------------------------------------- checkpoints
 
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load a checkpoint directory into the engine, and return lightning's part of it.
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Whether a checkpoint holds shards that only an engine can take: of DeepSpeed's own, or of stage 3 here."""
+        assert self.lightning_module is not None
+        path = selected_path(self.lightning_module.trainer)
+        return path is not None and (is_engine_checkpoint(path) or self._takes_shards(path))
 
-        Without training only the weights are read, of whatever stage and number of workers: the engine could not load
-        those of stage 3 without an optimizer.
+    def _takes_shards(self, path: str | Path) -> bool:
+        """Tell whether the workers read their own parts of a checkpoint."""
+        assert self.lightning_module is not None
+        fitting = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        return fitting and self.zero_stage_3 and is_sharded(path)
+
+    def _shards(self) -> Shards:
+        assert self.lightning_module is not None
+        return Shards(self.lightning_module, ShardedOptimizer(self.optimizers[0], self._groups))
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Whether the optimizer's state is in the checkpoint, and not loaded by the engine."""
+        assert self.lightning_module is not None
+        path = selected_path(self.lightning_module.trainer)
+        return path is None or not is_engine_checkpoint(path)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the module's whole weights on rank 0; all workers have to call it."""
+        assert self.lightning_module is not None
+        if self.sharded_checkpoints:  # the rest is in the folder
+            state = self.lightning_module.state_dict(keep_vars=True)
+            return {name: value for name, value in state.items() if not isinstance(value, nn.Parameter)}
+        return gather_weights(self.lightning_module, keep=self.is_global_zero)
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Return the whole state of the user's optimizer on rank 0; all workers have to call it."""
+        if self.stage == 0:
+            state: dict[str, Any] = optimizer.state_dict()
+            return state
+        sharded_optimizer = ShardedOptimizer(optimizer, self._groups)
+        if self.sharded_checkpoints:
+            return sharded_optimizer.shared()
+        return sharded_optimizer.gather(keep=self.is_global_zero)
+
+    def parameter_names(self) -> list[list[list[str]]] | None:
+        assert self.lightning_module is not None
+        names = {id(parameter): name for name, parameter in self.lightning_module.named_parameters()}
+        return [[[names.get(id(parameter), "") for parameter in group] for group in self._groups]]
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint as all strategies do, on rank 0, where its content was gathered; or a folder of shards."""
+        if self.sharded_checkpoints:
+            shards, path = self._shards(), Path(self.broadcast(filepath))
+            kinds = shards.optimizer.kinds() if "optimizer_states" in checkpoint else []
+            whole = {**checkpoint, SHARDED: shards.parts(kinds)}
+            write_shards(
+                shards.tensors(kinds), whole, path, self.is_global_zero, self.broadcast, self.gather_objects
+            )
+            return
+        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a checkpoint that any strategy has written, or the folder of a DeepSpeed engine.
+
+        Of the latter only the weights are read unless this is a fit, of whatever stage and number of workers: the
+        engine could not load those of stage 3 without an optimizer.
         """
         assert self.lightning_module is not None
-        folder = Path(checkpoint_path)
-        if self.lightning_module.trainer.state.fn == TrainerFn.FITTING or not (folder / TAG).is_dir():
+        if self._takes_shards(checkpoint_path):
+            return read_content(Path(checkpoint_path), weights_only is not False)
+        if not is_engine_checkpoint(checkpoint_path):
+            return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+        if self.lightning_module.trainer.state.fn == TrainerFn.FITTING:
             return super().load_checkpoint(checkpoint_path, weights_only)
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+        return read_engine_checkpoint(Path(checkpoint_path))
 
-        sharded = folder / TAG / "zero_pp_rank_0_mp_rank_00_model_states.pt"
-        states = sharded if sharded.exists() else folder / TAG / "mp_rank_00_model_states.pt"
-        checkpoint: dict[str, Any] = torch.load(states, map_location="cpu", weights_only=False)
-        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), TAG) if sharded.exists() else None
-        checkpoint["state_dict"] = checkpoint.pop("module") if weights is None else dict(weights)
-        strict = self.lightning_module.strict_loading
-        if self.zero_stage_3:
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Load whole weights, unless the engine has loaded them."""
+        assert self.lightning_module is not None
+        if "state_dict" not in checkpoint:
+            return
+        if SHARDED in checkpoint:
+            self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=False)  # what is not sharded
+            self._shards().load(Path(str(self.lightning_module.trainer.ckpt_path)), [])
+            return
+        if any(hasattr(parameter, "ds_id") for parameter in self.lightning_module.parameters()):
             self.restore_sharded(checkpoint, strict)
         else:
             self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
-        return checkpoint
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Deal the whole state of the user's optimizer out to the workers."""
+        (optimizer,), (state,) = self.optimizers, checkpoint["optimizer_states"]
+        if SHARDED in checkpoint:
+            assert self.lightning_module is not None
+            shards, kinds = self._shards(), checkpoint[SHARDED]["kinds"]
+            shards.optimizer.initialize(state, kinds)
+            shards.load(Path(str(self.lightning_module.trainer.ckpt_path)), kinds)
+            return
+        if self.stage == 0:
+            optimizer.load_state_dict(state)
+        else:
+            ShardedOptimizer(optimizer, self._groups).scatter(state)
 
 
 # The folder inside a checkpoint directory into which lightning lets DeepSpeed write.
 TAG = "checkpoint"
+
+
+def is_engine_checkpoint(path: str | Path) -> bool:
+    """Tell whether a checkpoint is the folder of a DeepSpeed engine."""
+    return (Path(path) / TAG).is_dir()
+
+
+def read_engine_checkpoint(folder: Path) -> dict[str, Any]:
+    """Read lightning's content and the whole weights from the folder of a DeepSpeed engine.
+
+    Args:
+        folder: which lightning or DeepSpeed has written, in any stage and with any number of workers.
+    """
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    sharded = folder / TAG / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    states = sharded if sharded.exists() else folder / TAG / "mp_rank_00_model_states.pt"
+    checkpoint: dict[str, Any] = torch.load(states, map_location="cpu", weights_only=False)
+    weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), TAG) if sharded.exists() else None
+    checkpoint["state_dict"] = checkpoint.pop("module") if weights is None else dict(weights)
+    return checkpoint
 
 
 def gather_parameters(module: nn.Module) -> None:

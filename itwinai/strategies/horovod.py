@@ -178,6 +178,12 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         initialize(self.cluster_environment)
         self.announce()
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        import horovod.torch as hvd
+
+        gathered: list[Any] = hvd.allgather_object(value, name="itwinai.gather")
+        return gathered
+
     def coordination_store(self) -> dist.Store:
         """Return a store that rank 0 serves, until the next is asked for; Horovod itself has none."""
         assert self.cluster_environment is not None

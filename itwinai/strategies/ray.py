@@ -34,6 +34,9 @@ class RayStrategy:
         runtime_env: Ray's runtime environment of the workers.
         timeout: seconds to wait for busy resources. What the whole cluster does not have is waited for no longer than
             15 s, in case nodes are still joining it.
+        min_workers: with the trainer's ``max_restarts``, how many workers may go on when a node is lost and the cluster
+            has no room for all. By default all are needed. The global batch has to stay the same in mid-epoch:
+            ``ItwinaiTrainer(split_batches=True)`` sees to that.
 
     Raises:
         ConfigurationError: a strategy that cannot be inside Ray, an unknown placement, or more than one GPU.
@@ -49,6 +52,7 @@ class RayStrategy:
         resources_per_worker: Mapping[str, float] | None = None,
         runtime_env: dict[str, Any] | None = None,
         timeout: float = 300.0,
+        min_workers: int | None = None,
     ) -> None:
         require("ray", "Install it with `pip install 'itwinai[ray]'`.", "The strategy 'ray'")
         self.strategy = strategy
@@ -58,6 +62,7 @@ class RayStrategy:
             resources_per_worker=dict(resources_per_worker or {}),
             runtime_env=dict(runtime_env or {}),
             timeout=timeout,
+            min_workers=min_workers,
         )
 
     def accelerator(self, accelerator: str | Accelerator) -> str | Accelerator:

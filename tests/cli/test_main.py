@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from itwinai.cli.main import unknown_command, usage
 from itwinai.cli.run import expand_short_flags, ray_workers
@@ -98,6 +99,26 @@ def test_fit_then_test_from_a_config(run_command: RunCommand, tmp_path: Path) ->
     tested = run_command(python(*itwinai, "test", *common, root, f"--ckpt_path={checkpoint}"), cwd=DIGITS)
     assert tested.code == 0, tested.output
     assert "test_acc" in tested.output
+
+
+def test_checkpoints_from_a_config(run_command: RunCommand, tmp_path: Path) -> None:
+    """All arguments of the callback arrive, and the user's own config file stays as it is."""
+    text = (DIGITS / "config.yaml").read_text()
+    callback = {"class_path": "itwinai.callbacks.ModelCheckpoint"}
+    callback["init_args"] = {"dirpath": "kept", "filename": "{step}", "every": "5steps", "keep": 2}  # type: ignore
+    config = yaml.safe_load(text)
+    config["trainer"] = {"max_steps": 23, "logger": False, "accelerator": "cpu", "callbacks": [callback]}
+    (tmp_path / "config.yaml").write_text("# my own\n" + yaml.safe_dump(config))
+    before = (tmp_path / "config.yaml").read_text()
+    command = python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", "--trainer.resume", "auto")
+    ended = run_command(command, cwd=tmp_path, PYTHONPATH=f"{REPOSITORY}:{DIGITS}")
+    assert ended.code == 0, ended.output
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["step=15.ckpt", "step=20.ckpt"]
+    assert (tmp_path / "config.yaml").read_text() == before
+    ended = run_command([*command, "--trainer.max_steps", "31"], cwd=tmp_path, PYTHONPATH=f"{REPOSITORY}:{DIGITS}")
+    assert ended.code == 0, ended.output
+    assert "step=20.ckpt" in ended.output
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["step=25.ckpt", "step=30.ckpt"]
 
 
 def test_unknown_strategy_on_the_command_line(run_command: RunCommand) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from itwinai.errors import ConfigurationError
 from itwinai.launchers.environment import PlacedEnvironment, find_outer_environment
 from tests.conftest import RunCommand, python
 from tests.support.cases import Case, Regression, loader, make_trainer, relative_difference
+from tests.support.interrupted import train
 from tests.support.slurm import slurm_cluster
 
 OPEN_MPI = {
@@ -113,6 +117,38 @@ def test_srun_on_two_nodes(
     assert "2 workers launched by srun" in ended.output
     (result,) = torch.load(out)
     assert relative_difference(result["weights"], references[str(case)]["weights"]) < 1e-6
+
+
+def test_job_that_slurm_queues_again(tmp_path: Path, slurm: dict[str, str], run_command: RunCommand) -> None:
+    """SIGUSR1, as ``#SBATCH --signal`` sends it: the job stops, is queued again, and goes on where it was."""
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    weights = train("auto", 1, reference)
+    script = shlex.join(python("tests/support/interrupted.py", "ddp", "2", str(tmp_path), "slow", "requeued"))
+    (tmp_path / "job").write_text(f"#!/bin/bash\nsrun -n2 {script}\n")
+    output = tmp_path / "output"
+    options = ["--requeue", "-n2", "-N1", "--export=ALL", "--open-mode=append", f"--output={output}"]
+    submitted = run_command(["sbatch", "--parsable", *options, str(tmp_path / "job")], MASTER_ADDR="127.0.0.1", **slurm)
+    assert submitted.code == 0, submitted.output
+    job = submitted.output.strip()
+
+    def wait_for(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < deadline, output.read_text() if output.exists() else "no output"
+            time.sleep(0.2)
+
+    def state() -> str:
+        return run_command(["squeue", "-h", "-o", "%T", "-j", job], **slurm).output.strip()
+
+    wait_for(lambda: all((tmp_path / f"{rank}.pid").exists() for rank in range(2)))
+    assert run_command(["scancel", "--signal=USR1", job], **slurm).code == 0
+    wait_for(lambda: state() == "PENDING")
+    run_command(["scontrol", "update", f"JobId={job}", "StartTime=now"], **slurm)  # it would wait for two minutes
+    wait_for(lambda: state() in ("", "COMPLETED"))
+    text = output.read_text()
+    assert "stopped by SIGUSR1" in text and "preempted.ckpt" in text, text
+    assert relative_difference(torch.load(tmp_path / "weights.pt"), weights) < 1e-6
 
 
 @pytest.fixture(scope="module")

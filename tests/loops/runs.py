@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import MeanMetric
 
+from itwinai.checkpoints.content import KEY
 from tests.loops.freezing import bits, freeze
 from tests.loops.scenarios import CALLBACK_HOOKS, Log, Scenario, Scheduler
 
@@ -824,8 +825,7 @@ def run(scenario: Scenario, trainer_class: type[Trainer], folder: Path) -> dict[
                 _attempt(journal, scenario.after, trainer, module, lambda: entry_point(module, loaders, verbose=False))
             ends.append(see_end(trainer, module))
         checkpoints = {
-            str(path.relative_to(folder)): freeze(torch.load(path, weights_only=False))
-            for path in sorted(folder.glob("**/*.ckpt"))
+            str(path.relative_to(folder)): freeze(lightnings_part(path)) for path in sorted(folder.glob("**/*.ckpt"))
         }
         if scenario.after == "resume":
             for name in list(checkpoints)[:3]:
@@ -838,6 +838,18 @@ def run(scenario: Scenario, trainer_class: type[Trainer], folder: Path) -> dict[
     finally:
         shutil.rmtree(folder)
     return {"entries": journal.entries, "ends": ends, "checkpoints": checkpoints, "files": files}
+
+
+def lightnings_part(path: Path) -> dict[str, Any]:
+    """Return lightning's content of a checkpoint, and leave nothing else in the file.
+
+    A run that goes on from it is then one that goes on from lightning's own; from ours it would go on at the next
+    sample, which lightning does not.
+    """
+    content: dict[str, Any] = torch.load(path, weights_only=False)
+    content.pop(KEY, None)
+    torch.save(content, path)
+    return content
 
 
 def _fit(scenario: Scenario, trainer: Trainer, module: LightningModule, checkpoint: Path | None = None) -> None:

@@ -203,7 +203,11 @@ ALONE = r"rank 1 has logged .*only_here.* and rank 0 went on without"
         ("ray", "one step", ALONE),
     ],
 )
-def test_ranks_that_log_different_keys(strategy: str, hook: str, message: str, no_leftovers: None) -> None:
+def test_ranks_that_log_different_keys(
+    strategy: str, hook: str, message: str, no_leftovers: None, request: pytest.FixtureRequest
+) -> None:
+    if strategy == "ray":
+        request.getfixturevalue("local_ray")
     trainer = make_trainer(strategy, 2, max_epochs=2, num_sanity_val_steps=0, val_check_interval=4)
     with pytest.raises(LoggedKeysError, match=message):
         trainer.fit(OtherKeys(hook), loader(4), loader(4))

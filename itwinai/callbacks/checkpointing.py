@@ -1,0 +1,248 @@
+"""Save checkpoints while training goes on."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from itwinai import compat
+from itwinai.checkpoints.file import remove_parts
+from itwinai.checkpoints.plugin import PortableCheckpointIO
+from itwinai.errors import CheckpointError, ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lightning.pytorch import LightningModule, Trainer
+
+OnError = Literal["stop", "continue"]
+
+_EVERY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|s|sec|seconds?|min|minutes?|h|hours?)\s*")
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+PREEMPTED = "preempted"
+"""Name of the checkpoint of a run that a signal has stopped."""
+
+
+class ModelCheckpoint(compat.ModelCheckpoint):
+    """Save checkpoints as lightning's callback of this name does, in the background.
+
+    Training stands still for the copy of the state to host memory. A thread of rank 0 writes it, so that each file
+    appears whole or not at all. A save that comes before the last one is written waits for it.
+
+    Args:
+        dirpath: folder or URL; by default the logger's folder, or ``default_root_dir``, with ``checkpoints`` added.
+        filename: pattern as in lightning, like ``{epoch}-{val_loss:.2f}``.
+        every: how often: ``"500steps"``, ``"10min"`` (also ``s`` and ``h``), ``"2epochs"``. By default at the end of
+            every epoch.
+        keep: without ``monitor``, how many of the newest checkpoints are kept; by default 1.
+        background: write in the background. Off, training stands still until the file is written.
+        on_error: what to do when a checkpoint cannot be written, as on a full disk: ``"stop"`` ends the run with an
+            error, ``"continue"`` warns and trains on. Nothing that was valid is lost in either case.
+        **kwargs: all other arguments of lightning's ModelCheckpoint: ``monitor``, ``mode``, ``save_top_k``,
+            ``save_last``, ``save_weights_only``...
+
+    Raises:
+        ConfigurationError: an argument is unknown, or contradicts another.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        filename: str | None = None,
+        *,
+        every: str | None = None,
+        keep: int | None = None,
+        background: bool = True,
+        on_error: OnError = "stop",
+        **kwargs: Any,
+    ) -> None:
+        if on_error not in get_args(OnError):
+            raise ConfigurationError(f"on_error={on_error!r} is unknown; choose one of {', '.join(get_args(OnError))}.")
+        if every is not None:
+            kwargs = {**kwargs, **_triggers(every, kwargs)}
+        if keep is not None:
+            # Command lines give all arguments, also those at their defaults.
+            if keep < 1 or kwargs.get("monitor") is not None or kwargs.get("save_top_k", 1) != 1:
+                raise ConfigurationError(
+                    f"keep={keep} is the number of newest checkpoints that are kept, at least 1, and excludes monitor "
+                    "and save_top_k: with a monitor, save_top_k says how many of the best are kept."
+                )
+            kwargs["save_top_k"] = -1
+        super().__init__(dirpath, filename, **kwargs)
+        self.keep = keep
+        self.background = background
+        self.on_error = on_error
+        self._saved: list[str] = []
+        self._next_look = 0
+        self._began = 0, 0.0
+        self._waits_for_epoch_end = False
+
+    @property
+    def is_idle_per_batch(self) -> bool:
+        """Whether nothing is saved at the end of batches, so that the hook need not be called."""
+        own = type(self).on_train_batch_end is ModelCheckpoint.on_train_batch_end
+        return own and self.every_n_train_steps < 1 and self.train_time_interval is None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the folder, and remove what writers that were killed have left in it."""
+        super().setup(trainer, pl_module, stage)
+        if trainer.is_global_zero and stage == "fit" and self.dirpath is not None:
+            remove_parts(self.dirpath)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count the time."""
+        super().on_train_start(trainer, pl_module)
+        self._next_look = trainer.global_step
+        self._began = trainer.global_step, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time to, after so many steps, or so many seconds of rank 0's clock."""
+        if self.monitor is None and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            # A run that goes on from here would leave out the validation that is about to come.
+            self._waits_for_epoch_end = True
+            return
+        if self.train_time_interval is None or not compat.is_accumulating(trainer):
+            self._save_if_due(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if it is time to, also what the last batch has left to be saved here."""
+        if self._waits_for_epoch_end:
+            self._waits_for_epoch_end = False
+            self._save_if_due(trainer, pl_module)
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def _save_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # lightning exchanges the time in every step. Looking again at half of the time that is left is enough.
+        if self.train_time_interval is None or trainer.global_step >= self._next_look:
+            super().on_train_batch_end(trainer, pl_module, None, None, 0)
+            if self.train_time_interval is not None:
+                self._next_look = trainer.global_step + trainer.strategy.broadcast(self._steps_to_wait(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait until everything is written."""
+        super().on_train_end(trainer, pl_module)
+        self.settle(trainer)
+
+    def on_preemption(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save where a signal stops the run; all workers come here before the same batch."""
+        if self.save_top_k == 0 and not self.save_last:
+            return
+        path = self.format_checkpoint_name({}, filename=PREEMPTED)
+        self._save_checkpoint(trainer, path)
+        self.settle(trainer)
+
+    def settle(self, trainer: Trainer) -> None:
+        """Wait until everything is written; all workers have to call it.
+
+        Raises:
+            CheckpointError: a checkpoint could not be written, and ``on_error`` is ``"stop"``.
+        """
+        plugin = trainer.strategy.checkpoint_io
+        if isinstance(plugin, PortableCheckpointIO):
+            plugin.wait()
+        self._look_for_failures(trainer)
+
+    def file_exists(self, filepath: Any, trainer: Trainer) -> bool:
+        """Tell whether a file exists, or is being written; the same on all workers."""
+        plugin = trainer.strategy.checkpoint_io
+        if isinstance(plugin, PortableCheckpointIO):
+            coming = trainer.is_global_zero and plugin.is_coming(str(filepath))
+            if trainer.strategy.reduce_boolean_decision(coming, all=False):
+                return True
+        return super().file_exists(filepath, trainer)
+
+    def before_choice(self, trainer: Trainer) -> None:
+        """Forget what could not be written, so that it neither counts as kept nor takes the place of another."""
+        self._look_for_failures(trainer)
+
+    @contextmanager
+    def saving(self, trainer: Trainer) -> Iterator[None]:
+        """Let what is saved and removed meanwhile be written in the background, and failures be kept."""
+        plugin = trainer.strategy.checkpoint_io
+        if not isinstance(plugin, PortableCheckpointIO):
+            yield
+            return
+        with plugin.keeping_failures(self.background):
+            yield
+        if not self.background:
+            self._look_for_failures(trainer)
+
+    def after_save(self, trainer: Trainer, filepath: str) -> None:
+        """Remove the checkpoints that are not kept any more."""
+        if self.keep is None or _is_preempted(filepath):
+            return
+        self._saved = [path for path in self._saved if path != filepath] + [filepath]
+        while len(self._saved) > self.keep:
+            self._remove_checkpoint(trainer, self._saved.pop(0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return lightning's state, and which checkpoints are kept."""
+        state = super().state_dict()
+        if self.keep is None:
+            return state
+        # With the one that this state is about to be in.
+        coming = [self.saving_to] if self.saving_to and not _is_preempted(self.saving_to) else []
+        return {**state, "saved": [path for path in self._saved if path not in coming] + coming}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over lightning's state, and which checkpoints are kept."""
+        super().load_state_dict(state_dict)
+        if self.dirpath == state_dict.get("dirpath"):
+            self._saved = list(state_dict.get("saved", self._saved))
+
+    def _steps_to_wait(self, trainer: Trainer) -> int:
+        """Return the number of steps until about half of the time that is left has passed."""
+        assert self.train_time_interval is not None
+        now = time.monotonic()
+        steps, seconds = trainer.global_step - self._began[0], now - self._began[1]
+        if steps < 1 or seconds <= 0:
+            return 1
+        left = self.train_time_interval.total_seconds() - (now - self.last_time_checked)
+        return max(1, int(left / 2 / (seconds / steps)))
+
+    def _look_for_failures(self, trainer: Trainer) -> None:
+        plugin = trainer.strategy.checkpoint_io
+        if not isinstance(plugin, PortableCheckpointIO):
+            return
+        failed = [(path, f"{type(error).__name__}: {error}") for path, error in plugin.take_failed()]
+        for path, reason in trainer.strategy.broadcast(failed):
+            self.forget(path)
+            self._saved = [saved for saved in self._saved if saved != path]
+            message = f"The checkpoint {path} could not be written ({reason}). Those before it are still valid."
+            if self.on_error == "stop":
+                raise CheckpointError(
+                    f"{message} Make room or choose another dirpath, and resume; with on_error='continue' training "
+                    "goes on all the same."
+                )
+            rank_zero_warn(f"{message} Training goes on.")
+
+
+def _is_preempted(path: str) -> bool:
+    return path.endswith(f"{PREEMPTED}{ModelCheckpoint.FILE_EXTENSION}")
+
+
+def _triggers(every: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of lightning's ModelCheckpoint for an interval."""
+    other = [name for name in ("every_n_train_steps", "every_n_epochs", "train_time_interval") if given.get(name)]
+    if other:
+        raise ConfigurationError(f"every={every!r} and {other[0]} both say how often to save; choose one.")
+    found = _EVERY.fullmatch(every)
+    if found is None or float(found[1]) <= 0:
+        raise ConfigurationError(f"every={every!r} is not an interval; write '500steps', '10min', '1h' or '2epochs'.")
+    number, unit = float(found[1]), found[2]
+    if unit.startswith(("step", "epoch")) and number != int(number):
+        raise ConfigurationError(f"every={every!r} is not a whole number of {unit}.")
+    if unit.startswith("step"):
+        return {"every_n_train_steps": int(number)}
+    if unit.startswith("epoch"):
+        return {"every_n_epochs": int(number)}
+    return {"train_time_interval": timedelta(seconds=number * _SECONDS[unit[0]])}

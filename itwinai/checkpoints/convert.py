@@ -1,0 +1,146 @@
+"""Make other formats of a checkpoint, and a portable one of a DeepSpeed engine's folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itwinai.checkpoints import content, file, sharded
+from itwinai.errors import CheckpointError, ConfigurationError, require
+
+
+def weights_of(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint by the names that the module gives them.
+
+    Raises:
+        CheckpointError: there are none in it.
+    """
+    weights = checkpoint.get("state_dict")
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"{path} has no 'state_dict': it holds no module's weights.")
+    return {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+
+
+def to_weights(source: Path, target: Path, weights_only: bool = True) -> None:
+    """Write nothing but the weights, as ``torch.load`` reads them.
+
+    Args:
+        source: a checkpoint.
+        target: the file to write.
+        weights_only: see `itwinai.checkpoints.file.read`.
+    """
+    _written(target, lambda part: torch.save(weights_of(sharded.read_any(source, weights_only), source), part))
+
+
+def to_safetensors(source: Path, target: Path, weights_only: bool = True) -> None:
+    """Write the weights in the format of safetensors, with what the manifest says of them.
+
+    Args:
+        source: a checkpoint.
+        target: the file to write.
+        weights_only: see `itwinai.checkpoints.file.read`.
+
+    Raises:
+        MissingPackageError: safetensors is not installed.
+    """
+    require("safetensors", "Install it with `pip install 'itwinai[export]'`.", f"The format of {target.name}")
+    from safetensors.torch import save_file
+
+    checkpoint = sharded.read_any(source, weights_only)
+    about = content.describe(checkpoint)
+    metadata = {name: str(about[name]) for name in ("epoch", "global_step", "strategy", "world_size")}
+    # Tied weights share memory, which the format knows nothing of.
+    weights = {name: tensor.contiguous().clone() for name, tensor in weights_of(checkpoint, source).items()}
+    _written(target, lambda part: save_file(weights, part, metadata={"format": "pt", **metadata}))
+
+
+def to_engine_folder(source: Path, target: Path, weights_only: bool = True) -> None:
+    """Write a folder from which a DeepSpeed engine loads the weights: ``load_checkpoint(..., load_module_only=True)``.
+
+    Args:
+        source: a checkpoint.
+        target: the folder to write, which must not exist.
+        weights_only: see `itwinai.checkpoints.file.read`.
+    """
+    weights = weights_of(sharded.read_any(source, weights_only), source)
+    if target.exists():
+        raise ConfigurationError(f"{target} exists; choose a folder that does not.")
+    (target / "checkpoint").mkdir(parents=True)
+    states: dict[str, Any] = {
+        "module": weights,
+        "optimizer": None,
+        "lr_scheduler": None,
+        "sparse_tensor_module_names": [],
+    }
+    counts = {"global_steps": 0, "global_samples": 0, "skipped_steps": 0, "dp_world_size": 1, "mp_world_size": 1}
+    torch.save({**states, **counts, "buffer_names": [], "param_shapes": None}, target / "checkpoint" / _ENGINE_STATES)
+    (target / "latest").write_text("checkpoint")
+
+
+_ENGINE_STATES = "mp_rank_00_model_states.pt"
+
+
+def from_engine_folder(source: Path, target: Path, read: Callable[[Path], dict[str, Any]]) -> None:
+    """Write a portable checkpoint with the weights of a DeepSpeed engine's folder, and lightning's content.
+
+    The state of the optimizer, which the engine keeps in a form of its own, is not in it.
+
+    Args:
+        source: the folder.
+        target: the file to write.
+        read: reads the folder.
+    """
+    checkpoint = read(source)
+    kept = {name: checkpoint[name] for name in _LIGHTNINGS if name in checkpoint}
+    kept["state_dict"] = weights_of(checkpoint, source)
+    file.write(kept, target, content.describe(kept), written_at=time.time())
+
+
+_LIGHTNINGS = ("epoch", "global_step", "pytorch-lightning_version", "hparams_name", "hyper_parameters")
+
+
+def export(module: torch.nn.Module, target: Path) -> None:
+    """Write a module as a program: for ONNX (``.onnx``), or as ``torch.export`` saves it (``.pt2``).
+
+    Args:
+        module: with an ``example_input_array``, which says what its ``forward`` takes.
+        target: the file to write; its ending says which format.
+
+    Raises:
+        ConfigurationError: the module has no example, or the ending is unknown.
+        MissingPackageError: a package that ONNX needs is not installed.
+    """
+    example = getattr(module, "example_input_array", None)
+    if example is None:
+        raise ConfigurationError(
+            f"{type(module).__name__} has no example_input_array, and without an example of what forward takes it "
+            "cannot be exported. Set self.example_input_array = torch.zeros(1, ...) in its __init__."
+        )
+    module.eval()
+    arguments = example if isinstance(example, tuple) else (example,)
+    if target.suffix == ".pt2":
+        program = torch.export.export(module, arguments)
+        _written(target, lambda part: torch.export.save(program, part))
+    elif target.suffix == ".onnx":
+        for package in ("onnx", "onnxscript"):
+            require(package, "Install it with `pip install 'itwinai[export]'`.", "The format ONNX")
+        _written(target, lambda part: torch.onnx.export(module, arguments, part, dynamo=True, external_data=False))
+    else:
+        raise ConfigurationError(f"{target} ends in none of .safetensors, .onnx and .pt2, which say what to write.")
+
+
+def _written(target: Path, write: Callable[[str], object]) -> None:
+    """Let a file be written beside its place, and rename it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # torch.export looks at the ending.
+    part = target.with_name(f"{file.PART}{target.name}")
+    try:
+        write(str(part))
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,338 @@
+"""Where lightning saves and loads checkpoints: through our files, with our part of the content."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from itwinai import compat
+from itwinai.checkpoints import content, file, sharded
+from itwinai.checkpoints.background import BackgroundWriter
+from itwinai.checkpoints.find import AUTO, newest_valid
+from itwinai.errors import CheckpointError, MissingCheckpointError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+class PortableCheckpointIO(CheckpointIO):
+    """Write and read checkpoint files with a manifest, whole or not at all; see `itwinai.checkpoints.file`."""
+
+    def __init__(self) -> None:
+        self._warned = False
+        self._writer = BackgroundWriter()
+        self._keeps_failures = False
+        self._in_background = False
+        self._coming: list[str] = []
+
+    @contextmanager
+    def keeping_failures(self, background: bool) -> Iterator[None]:
+        """Keep errors of what is written meanwhile for `take_failed`, which every worker can be told of.
+
+        Args:
+            background: write in the background.
+        """
+        before = self._keeps_failures, self._in_background
+        self._keeps_failures, self._in_background = True, background
+        try:
+            yield
+        finally:
+            self._keeps_failures, self._in_background = before
+
+    def wait(self) -> None:
+        """Wait until everything is written."""
+        self._writer.wait()
+        self._coming = []
+
+    def is_coming(self, path: str) -> bool:
+        """Tell whether a file is being written, or about to be."""
+        return path in self._coming
+
+    def take_failed(self) -> list[tuple[str, BaseException]]:
+        """Return the paths that could not be written since the last call, each with what was raised."""
+        return self._writer.take_failed()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: its content.
+            path: of the file, or a URL.
+            storage_options: not supported; None.
+
+        Raises:
+            OSError: it could not be written; an older file of that name is still there.
+        """
+        if storage_options is not None:
+            raise TypeError("storage_options are not supported; put them into the URL or into fsspec's configuration.")
+        if not self._keeps_failures:
+            self.wait()
+            self._write(checkpoint, path)
+            return
+        if self._in_background:
+            self._writer.write(checkpoint, str(path), self._write)
+            self._coming = [str(path)]
+        else:
+            self.wait()
+            self._writer.write_now(checkpoint, str(path), self._write)
+
+    def _write(self, checkpoint: dict[str, Any], path: Any) -> None:
+        file.write(checkpoint, path, content.describe(checkpoint), written_at=time.time())
+        self.warn_of_types(path)
+
+    def warn_of_types(self, path: Any) -> None:
+        """Say once, when a checkpoint is written, that it will not load as it is."""
+        if self._warned:
+            return
+        if types := file.unsafe_types(path):
+            self._warned = True
+            rank_zero_warn(
+                f"Checkpoints of this run hold more than tensors and plain values: {', '.join(types)}. They will load "
+                "with weights_only=False only. Such values mostly come from save_hyperparameters(): leave them out "
+                "with save_hyperparameters(ignore=[...]), or save them as text and numbers."
+            )
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Verify and load a checkpoint.
+
+        Args:
+            path: of the file, or a URL.
+            map_location: not used: the content comes to the memory of the CPU.
+            weights_only: False also loads what might execute code; the default is True.
+
+        Raises:
+            CheckpointError: see `itwinai.checkpoints.file.read`.
+            FileNotFoundError: there is no such file.
+        """
+        self.wait()
+        return sharded.read_any(path, weights_only is not False)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a file or folder, in its turn after what is being written."""
+        if self._keeps_failures:
+            self._writer.remove(str(path), _remove)
+        else:
+            self.wait()
+            _remove(str(path))
+
+    def teardown(self) -> None:
+        """Wait until everything is written; what failed and nobody has asked for is warned of."""
+        self._writer.close()
+        self._coming = []
+        for path, error in self.take_failed():
+            rank_zero_warn(f"The checkpoint {path} could not be written: {type(error).__name__}: {error}")
+
+
+def _remove(path: str) -> None:
+    filesystem, place = fsspec.core.url_to_fs(path)
+    if filesystem.exists(place):
+        filesystem.rm(place, recursive=True)
+
+
+@runtime_checkable
+class Gathering(Protocol):
+    """A strategy that can collect what its workers hold."""
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return the objects of all workers, by rank."""
+
+    def parameter_names(self) -> list[list[list[str]]] | None:
+        """Return the names of the optimizers' parameters; None if they are the module's own."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a fit goes on.
+
+    Attributes:
+        section: our part of the checkpoint.
+        in_epoch: whether it was written within an epoch, whose loaders were being iterated.
+        batches: number of batches of the epoch that had been begun.
+    """
+
+    section: content.Section
+    in_epoch: bool
+    batches: int
+
+    def goes_on_in_epoch(self, batches: int) -> bool:
+        """Tell whether the epoch that is about to run is that of the checkpoint, after some of its batches.
+
+        lightning begins the next epoch if the checkpoint was written at the end of the last batch.
+        """
+        return self.in_epoch and (batches > 0 or self.batches == 0)
+
+
+class PortableConnector(compat.CheckpointConnector):
+    """lightning's connector of checkpoints, with our part of the content.
+
+    Attributes:
+        resumed: our part of the checkpoint that this fit goes on from, until the first epoch begins.
+        resume: what a fit goes on from if it is not told: a path, ``"auto"``, or None.
+        since: of a run whose workers are started again, when they were started first; only checkpoints that were
+            written since count.
+        first: what the workers that were started first went on from.
+    """
+
+    resumed: Resumed | None = None
+    resume: str | None = None
+    since = 0.0
+    first: str | None = None
+
+    def choose(self, given: str | None) -> str | None:
+        self.first = given or self.resume
+        return AUTO if self.since else self.first
+
+    def locate(self, path: str) -> str | None:
+        if str(path) != AUTO:
+            filesystem, place = fsspec.core.url_to_fs(str(path))
+            if not filesystem.exists(place):
+                raise MissingCheckpointError(
+                    f"There is no checkpoint {path} (in {os.getcwd()}). Give the path of one, or 'auto' for the newest "
+                    "valid one of this run's folders."
+                )
+            return path
+        if self.selected != path:
+            located: str | None = self.selected  # the workers have agreed on it already
+            return located
+        self.selected = located = self.trainer.strategy.broadcast(self._newest())
+        if located is None:
+            rank_zero_info("itwinai: there is no valid checkpoint to go on from; the run begins anew")
+        return located
+
+    def _newest(self) -> str | None:
+        if not self.trainer.is_global_zero:
+            return None
+        folders = folders_of(self.trainer)
+        newest = newest_valid(folders, self.since)
+        if newest is None and self.since:  # the workers died before the first save: begin where they did
+            return newest_valid(folders) if self.first == AUTO else self.first
+        return newest
+
+    def complete(self, checkpoint: dict[str, Any], weights_only: bool) -> None:
+        if weights_only or not self._knows_all_workers():
+            return
+        if compat.is_accumulating(self.trainer):
+            rank_zero_warn(
+                "A checkpoint is saved between two batches of the same step (accumulate_grad_batches="
+                f"{self.trainer.accumulate_grad_batches}). The gradients of this step are not in it: a run that goes "
+                "on from it steps with those of the batches that are left."
+            )
+        strategy = self.trainer.strategy
+        gather: Callable[[Any], list[Any]] = _alone
+        names = None
+        if isinstance(strategy, Gathering):
+            gather, names = strategy.gather_objects, strategy.parameter_names()
+        checkpoint[content.KEY] = content.section(self.trainer, gather, names).plain()
+
+    def _knows_all_workers(self) -> bool:
+        """Whether the strategy is not one of lightning's own that shards the state over several workers."""
+        return isinstance(self.trainer.strategy, Gathering) or self.trainer.world_size == 1
+
+    def adapt(self, checkpoint: dict[str, Any]) -> None:
+        section = content.Section.of(checkpoint)
+        if section is None or not self._knows_all_workers():
+            return
+        strategy = self.trainer.strategy
+        names = strategy.parameter_names() if isinstance(strategy, Gathering) else None
+        if names is None:
+            names = content.names_of_parameters(self.trainer.lightning_module, self.trainer.optimizers)
+        checkpoint["optimizer_states"] = [
+            content.match_optimizer_state(state, saved, wanted)
+            for state, saved, wanted in zip(
+                checkpoint["optimizer_states"], section.parameter_names, names, strict=False
+            )
+        ]
+
+    def take(self, checkpoint: dict[str, Any]) -> None:
+        # Strategies that shard in their own way have the optimizer elsewhere.
+        if "optimizer_states" not in checkpoint and self.trainer.strategy.lightning_restore_optimizer:
+            raise CheckpointError(
+                f"The checkpoint {self.trainer.ckpt_path} holds the weights only (it was saved with weights_only, or "
+                "save_weights_only of ModelCheckpoint), so that no fit can go on from it. To begin a new fit with "
+                "these weights, load them with load_from_checkpoint."
+            )
+        section = content.Section.of(checkpoint)
+        self.resumed = (
+            None
+            if section is None
+            else Resumed(
+                section,
+                in_epoch=compat.is_epoch_begun(self.trainer),
+                batches=self.trainer.fit_loop.epoch_loop.batch_progress.current.ready,
+            )
+        )
+
+    def explain_mismatch(self, weights: Mapping[str, Any], error: RuntimeError) -> None:
+        module = self.trainer.lightning_module
+        own = module.state_dict()
+        shapes = [name for name in own.keys() & weights.keys() if _shape(own[name]) != _shape(weights[name])]
+        lists = {
+            "missing": own.keys() - weights.keys(),
+            "not in the module": weights.keys() - own.keys(),
+            "of another shape": [f"{name} {_shape(weights[name])} for {_shape(own[name])}" for name in shapes],
+        }
+        if any(lists.values()):
+            found = "; ".join(f"{what}: {_shortened(sorted(names))}" for what, names in lists.items() if names)
+            raise CheckpointError(
+                f"The checkpoint {self.trainer.ckpt_path} does not fit to {type(module).__name__}: {found}. Build the "
+                "module as it was when the checkpoint was written (load_from_checkpoint does, by its hyperparameters)"
+                + ("." if shapes else ", or set strict_loading = False in it to load what fits.")
+            ) from error
+
+    def take_resumed(self) -> Resumed | None:
+        """Return our part of the checkpoint that this fit goes on from, once."""
+        resumed, self.resumed = self.resumed, None
+        return resumed
+
+
+def selected_path(trainer: Trainer) -> str | None:
+    """Return the checkpoint that is about to be restored; all workers have to ask together, after they have met."""
+    connector = compat.checkpoint_connector(trainer)
+    if not isinstance(connector, PortableConnector) or connector.selected is None:
+        return None if trainer.ckpt_path is None else str(trainer.ckpt_path)
+    return connector.locate(str(connector.selected))
+
+
+def folders_of(trainer: Trainer) -> list[str]:
+    """Return the folders in which a trainer's checkpoints are, also those of its earlier runs."""
+    folders: list[str] = []
+    for callback in trainer.checkpoint_callbacks:
+        if not (folder := getattr(callback, "dirpath", None)):
+            continue
+        folders.append(str(folder))
+        # A logger counts the versions of a run, and the checkpoints of each are in a folder of its own.
+        filesystem, place = fsspec.core.url_to_fs(str(folder))
+        version, _, name = place.rpartition("/")
+        runs = version.rpartition("/")[0]
+        if trainer.loggers and name == "checkpoints" and filesystem.isdir(runs):
+            earlier = [f"{other}/{name}" for other in filesystem.ls(runs, detail=False)]
+            local = isinstance(filesystem, LocalFileSystem)
+            folders += [other if local else filesystem.unstrip_protocol(other) for other in earlier]
+    return list(dict.fromkeys(folders))
+
+
+def take_resumed(trainer: Trainer) -> Resumed | None:
+    """Return our part of the checkpoint that a fit goes on from, the first time it is asked for; or None."""
+    connector = compat.checkpoint_connector(trainer)
+    return connector.take_resumed() if isinstance(connector, PortableConnector) else None
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(getattr(value, "ds_shape", getattr(value, "shape", ())))
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _alone(value: Any) -> list[Any]:
+    return [value]

@@ -1,0 +1,250 @@
+"""`itwinai checkpoint`: look into checkpoints, verify them, and make other formats of them."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_UNSAFE = "allow values other than tensors and plain ones, which may execute any code of the file"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a subcommand.
+
+    Args:
+        argv: the arguments after ``checkpoint``.
+
+    Returns:
+        The exit code.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("itwinai checkpoint", description="Look into checkpoints and convert them.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    inspect = commands.add_parser(
+        "inspect", help="show what is in a checkpoint", description="Show what is in a checkpoint."
+    )
+    inspect.add_argument("path", type=Path, help="a file, or the folder of a sharded checkpoint")
+    inspect.add_argument("--unsafe", action="store_true", help=_UNSAFE)
+    inspect.set_defaults(run=_inspect)
+
+    text = "Read whole files and compare them with their checksums. The exit code is 1 if one is damaged."
+    verify = commands.add_parser("verify", help="compare files with their checksums", description=text)
+    verify.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a file, or a folder of .ckpt files")
+    verify.set_defaults(run=_verify)
+
+    text = (
+        "Convert a checkpoint: to its plain weights (TARGET ends in .pt or .safetensors), to a folder from which a "
+        "DeepSpeed engine loads the weights (TARGET has no ending), or from a DeepSpeed engine's folder to a portable "
+        "checkpoint with the weights (SOURCE is a folder, which is pickled: it needs --unsafe). To take the "
+        "optimizer's state out of such a folder, resume from it once with the strategy that has written it."
+    )
+    convert = commands.add_parser("convert", help="to plain weights, to and from a DeepSpeed folder", description=text)
+    convert.add_argument("source", type=Path, metavar="SOURCE")
+    convert.add_argument("target", type=Path, metavar="TARGET")
+    convert.add_argument("--unsafe", action="store_true", help=_UNSAFE)
+    convert.set_defaults(run=_convert)
+
+    text = (
+        "Export: the weights (TARGET ends in .safetensors), or the module as a program (.onnx, .pt2), which needs its "
+        "class and an example_input_array in it."
+    )
+    export = commands.add_parser("export", help="to safetensors, ONNX or torch.export", description=text)
+    export.add_argument("source", type=Path, metavar="SOURCE")
+    export.add_argument("target", type=Path, metavar="TARGET")
+    export.add_argument("--module", metavar="CLASS", help="the LightningModule's class, as package.module.Class")
+    export.add_argument("--unsafe", action="store_true", help=_UNSAFE)
+    export.set_defaults(run=_export)
+    return parser
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from itwinai.checkpoints import content, sharded
+
+    checkpoint = sharded.read_any(arguments.path, not arguments.unsafe)
+    manifest = sharded.verify_any(arguments.path)
+    # What a sharded checkpoint weighs is not in its manifest.
+    sizes = content.describe(checkpoint)
+    about = {**sizes, **{name: manifest.about[name] for name in ("versions", "strategy")}} if manifest else sizes
+    rows = {
+        "file": f"{arguments.path} ({_size(_bytes(arguments.path))})",
+        "format": f"itwinai {manifest.format}, verified" if manifest else "no manifest: not written by itwinai",
+        "written": _time(manifest.written_at) if manifest else "unknown",
+        "by": " ".join(f"{name} {version}" for name, version in about["versions"].items()) if manifest else "unknown",
+        "strategy": _or_unknown(about["strategy"]),
+        "world size": _or_unknown(about["world_size"]),
+        "epoch, step": f"{_or_unknown(about['epoch'])}, {_or_unknown(about['global_step'])}",
+        "weights": f"{about['parameters']:,} values in {about['tensors']} tensors, {_size(about['bytes_of_weights'])}",
+        "optimizers": ", ".join(map(_optimizer, checkpoint.get("optimizer_states", []))) or "none",
+        "schedulers": str(len(checkpoint.get("lr_schedulers", []))),
+        "callbacks": ", ".join(checkpoint.get("callbacks", {})) or "none",
+        "resumes": "exactly, under any strategy" if content.KEY in checkpoint else _resumes(checkpoint),
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+    weights = checkpoint.get("state_dict", {})
+    if weights:
+        names = max(map(len, weights))
+        print()
+        for name, value in weights.items():
+            kind = f"{tuple(value.shape)!s:<20} {str(value.dtype).removeprefix('torch.')}" if _is_tensor(value) else ""
+            print(f"  {name:<{names}}  {kind or type(value).__name__}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from itwinai.checkpoints.sharded import verify_any
+    from itwinai.errors import CheckpointError
+
+    damaged = 0
+    files = _files(arguments.paths)
+    if not files:
+        print(f"error: there is no .ckpt file in {', '.join(map(str, arguments.paths))}", file=sys.stderr)
+        return 1
+    for path in files:
+        try:
+            manifest = verify_any(path)
+        except OSError as error:
+            damaged += 1
+            print(f"UNREAD   {path}: {error.strerror or error}")
+        except CheckpointError as error:
+            damaged += 1
+            print(f"DAMAGED  {path}: {getattr(error, 'reason', error)}")
+        else:
+            step = (
+                "" if manifest is None else f" (step {manifest.about.get('global_step')}, {_time(manifest.written_at)})"
+            )
+            print(f"valid    {path}{step or ' (no manifest: only the checksums of its archive were compared)'}")
+    return 1 if damaged else 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from itwinai.checkpoints import convert
+    from itwinai.checkpoints.sharded import is_sharded
+
+    source, target, safe = arguments.source, arguments.target, not arguments.unsafe
+    if source.is_dir() and not is_sharded(source):
+        from itwinai.errors import ConfigurationError
+        from itwinai.strategies.deepspeed import is_engine_checkpoint, read_engine_checkpoint
+
+        if not is_engine_checkpoint(source):
+            raise ConfigurationError(f"{source} is a folder without 'checkpoint' in it: no DeepSpeed engine wrote it.")
+        if safe:
+            raise ConfigurationError(
+                f"{source} is a DeepSpeed engine's folder, whose files are pickled: to read them can execute any "
+                "code. If you trust it, say --unsafe."
+            )
+        convert.from_engine_folder(source, target, read_engine_checkpoint)
+    elif target.suffix == ".safetensors":
+        convert.to_safetensors(source, target, safe)
+    elif target.suffix in (".pt", ".pth", ".bin"):
+        convert.to_weights(source, target, safe)
+    elif target.suffix:
+        from itwinai.errors import ConfigurationError
+
+        raise ConfigurationError(f"{target} ends in none of .pt, .pth, .bin and .safetensors; a folder has no ending.")
+    else:
+        convert.to_engine_folder(source, target, safe)
+    print(f"written: {target}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from itwinai.checkpoints import convert
+
+    if arguments.target.suffix == ".safetensors":
+        convert.to_safetensors(arguments.source, arguments.target, not arguments.unsafe)
+    else:
+        convert.export(_module(arguments), arguments.target)
+    print(f"written: {arguments.target}")
+    return 0
+
+
+def _module(arguments: argparse.Namespace) -> nn.Module:
+    from importlib import import_module
+
+    from itwinai.checkpoints import file
+    from itwinai.errors import ConfigurationError
+
+    if arguments.module is None:
+        raise ConfigurationError(
+            f"To export a program as {arguments.target.name} takes the module's class: --module package.module.Class"
+        )
+    sys.path.insert(0, "")
+    package, _, name = arguments.module.rpartition(".")
+    try:
+        module_class = getattr(import_module(package), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"--module {arguments.module}: {error}. Write it as package.module.Class.") from None
+    file.verify(arguments.source)
+    module: nn.Module = module_class.load_from_checkpoint(
+        arguments.source, map_location="cpu", weights_only=not arguments.unsafe
+    )
+    return module
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    from itwinai.checkpoints.file import PART
+    from itwinai.checkpoints.sharded import CONTENT, is_sharded
+
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir() or is_sharded(path):
+            found.append(path)
+            continue
+        inside = (below for below in path.rglob("*.ckpt") if PART not in str(below) and below.name != CONTENT)
+        found += sorted(below for below in inside if below.is_file() or is_sharded(below))
+    return found
+
+
+def _bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def _optimizer(state: dict[str, Any]) -> str:
+    kept = sorted({name for entry in state["state"].values() for name in entry})
+    groups = state["param_groups"]
+    return f"{sum(len(group['params']) for group in groups)} parameters in {len(groups)} groups ({', '.join(kept)})"
+
+
+def _resumes(checkpoint: dict[str, Any]) -> str:
+    return "at the end of an epoch" if "optimizer_states" in checkpoint else "no: weights only"
+
+
+def _is_tensor(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)
+
+
+def _time(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def _or_unknown(value: object) -> str:
+    return "unknown" if value is None else str(value)

@@ -1,0 +1,106 @@
+"""The shards of ZeRO stage 3 as distributed tensors, which are written and read without gathering anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+from itwinai import compat
+from itwinai.checkpoints import sharded
+from itwinai.checkpoints.sharded import key_of_state, key_of_weight
+from itwinai.strategies.zero_state import ShardedOptimizer
+
+
+class Shards:
+    """The parameters of a module, and the states of its optimizer, of which each worker has a part.
+
+    Args:
+        module: the module inside an engine of stage 3, which trains.
+        optimizer: its optimizer.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: ShardedOptimizer) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self.names = {id(parameter): name for name, parameter in module.named_parameters()}
+
+    def tensors(self, kinds: list[str]) -> dict[str, Tensor]:
+        """Return all of them by key; the memory is that of the shards or a copy of it.
+
+        Args:
+            kinds: names of the optimizer's sharded states.
+        """
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        mesh = init_device_mesh(self._device(), (dist.get_world_size(),))
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self._parameters():
+            if not parameter.requires_grad:
+                tensors[key_of_weight(name)] = _distributed(parameter.ds_tensor, parameter, mesh)
+                continue
+            tensors[key_of_weight(name)] = _distributed(safe_get_local_fp32_param(parameter), parameter, mesh)
+            for kind in kinds:
+                part = safe_get_local_optimizer_state(parameter, kind)
+                tensors[key_of_state(kind, name)] = _distributed(part, parameter, mesh)
+        return tensors
+
+    def parts(self, kinds: list[str]) -> dict[str, Any]:
+        """Return what makes whole tensors of them again: see `itwinai.checkpoints.sharded.read_whole`."""
+        state = self.module.state_dict(keep_vars=True)
+        return {
+            "shapes": {name: list(parameter.ds_shape) for name, parameter in self._parameters()},
+            "names": {key: self.names[id(value)] for key, value in state.items() if isinstance(value, nn.Parameter)},
+            "optimizers": [[self.names[id(parameter)] for group in self.optimizer.groups for parameter in group]],
+            "kinds": kinds,
+        }
+
+    def load(self, folder: Path, kinds: list[str]) -> None:
+        """Read this worker's parts, whatever the number of workers that have written them.
+
+        Args:
+            folder: a sharded checkpoint.
+            kinds: names of the optimizer's sharded states that are read too, if they exist already.
+        """
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        tensors = self.tensors(kinds)
+        sharded.read_shards(tensors, folder)
+        with compat.replacing_shards(self.optimizer.engine_optimizer):
+            for name, parameter in self._parameters():
+                weight = _padded(tensors[key_of_weight(name)], parameter)
+                if not parameter.requires_grad:
+                    parameter.ds_tensor.data.copy_(weight)
+                    continue
+                safe_set_local_fp32_param(parameter, weight)
+                for kind in kinds:
+                    part = _padded(tensors[key_of_state(kind, name)], parameter)
+                    safe_set_local_optimizer_state(parameter, part, kind)
+
+    def _parameters(self) -> list[tuple[str, Any]]:
+        return list(self.module.named_parameters())
+
+    def _device(self) -> str:
+        return next(self.module.parameters()).device.type
+
+
+def _distributed(part: Tensor, parameter: Any, mesh: DeviceMesh) -> DTensor:
+    """Return a worker's part of a flat parameter as a distributed tensor, without what fills up the last parts."""
+    size, number = part.numel(), parameter.ds_numel
+    held = max(0, min(size, number - dist.get_rank() * size))
+    local = part.detach().flatten()[:held].to(mesh.device_type)
+    shape = torch.Size([number])
+    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=(1,))
+
+
+def _padded(tensor: Tensor, parameter: Any) -> Tensor:
+    assert isinstance(tensor, DTensor)
+    local = tensor.to_local()
+    padded = local.new_zeros(parameter.ds_tensor.numel())
+    padded[: local.numel()] = local
+    return padded

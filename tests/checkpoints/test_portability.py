@@ -1,0 +1,171 @@
+"""A checkpoint of any strategy goes on under any other, at the next sample, to the weights of the uninterrupted run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
+from torch import Tensor
+
+from itwinai.callbacks import ModelCheckpoint
+from itwinai.checkpoints import sharded
+from itwinai.checkpoints.find import newest_valid
+from itwinai.cli.main import main
+from itwinai.errors import DamagedCheckpointError
+from itwinai.strategies import DeepSpeedStrategy
+from tests.conftest import RunCommand, python
+from tests.support.cases import EPOCHS, Regression, loader, make_trainer, relative_difference
+from tests.support.resumed import SaveOnce, resume_all, train
+
+LOCAL = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3", "horovod")
+WRITERS = (*LOCAL, "ray_ddp")
+
+
+def in_group(run_command: RunCommand, action: str, strategy: str, folder: Path) -> dict[str, Tensor]:
+    """Run ``resumed.py`` in two workers."""
+    script = ["tests/support/resumed.py", action, strategy, "2", str(folder)]
+    ended = run_command(python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script))
+    assert ended.code == 0, ended.output
+    weights: dict[str, Tensor] = torch.load(folder / f"{action}-{strategy}.pt")
+    return weights
+
+
+@pytest.fixture(scope="module")
+def reference() -> Tensor:
+    """The weights that a single uninterrupted process ends with."""
+    return train("auto", 1, [])
+
+
+@pytest.fixture(scope="module")
+def written(
+    tmp_path_factory: pytest.TempPathFactory, run_command: RunCommand, reference: Tensor, local_ray: None
+) -> Path:
+    """A folder with a checkpoint of each strategy, written in mid-epoch by two workers."""
+    folder = tmp_path_factory.mktemp("portable")
+    for strategy in LOCAL:
+        weights = in_group(run_command, "write", strategy, folder)[strategy]
+        assert relative_difference(weights, reference) <= limit(strategy)  # saving has changed nothing
+    train("ray_ddp", 2, [SaveOnce(folder / "ray_ddp.ckpt")])
+    assert {path.stem for path in folder.glob("*.ckpt")} == set(WRITERS)
+    return folder
+
+
+def limit(*strategies: str) -> float:
+    """The contract's limit for a run that has passed through some strategies."""
+    return 1e-5 if any("deepspeed" in strategy for strategy in strategies) else 1e-6
+
+
+def check(weights: dict[str, Tensor], reader: str, reference: Tensor) -> None:
+    differences = {writer: relative_difference(weights[writer], reference) for writer in WRITERS}
+    assert all(difference <= limit(reader, writer) for writer, difference in differences.items()), differences
+
+
+@pytest.mark.parametrize("reader", LOCAL)
+def test_two_workers_go_on(reader: str, written: Path, reference: Tensor, run_command: RunCommand) -> None:
+    check(in_group(run_command, "resume", reader, written), reader, reference)
+
+
+def test_ray_actors_go_on(written: Path, reference: Tensor) -> None:
+    check(resume_all("ray_ddp", 2, written), "ray_ddp", reference)
+
+
+def test_one_process_goes_on(written: Path, reference: Tensor) -> None:
+    check(resume_all("auto", 1, written), "auto", reference)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sharded checkpoint of two workers."""
+    path = tmp_path_factory.mktemp("sharded") / "a.ckpt"
+    train(sharding(), 2, [SaveOnce(path)])
+    return path
+
+
+def sharding() -> DeepSpeedStrategy:
+    return DeepSpeedStrategy(stage=3, sharded_checkpoints=True)
+
+
+@pytest.mark.parametrize(
+    ("reader", "workers"),
+    [("sharding", 2), ("sharding", 4), ("auto", 1), ("ddp", 2), ("deepspeed_stage_2", 2), ("horovod", 2)],
+)
+def test_shards_go_on(reader: str, workers: int, shards: Path, reference: Tensor) -> None:
+    weights = train(sharding() if reader == "sharding" else reader, workers, [], shards)
+    assert relative_difference(weights, reference) <= 1e-5
+
+
+def test_damaged_shards_are_found(shards: Path, tmp_path: Path) -> None:
+    assert newest_valid([str(shards.parent)]) == str(shards)
+    for number, damage in enumerate(("flip", "cut", "remove")):
+        copy = tmp_path / f"{number}.ckpt"
+        shutil.copytree(shards, copy)
+        part = copy / "__1_0.distcp"
+        data = bytearray(part.read_bytes())
+        if damage == "flip":
+            data[len(data) // 2] ^= 1
+            part.write_bytes(data)
+        elif damage == "cut":
+            part.write_bytes(data[:-1])
+        else:
+            part.unlink()
+        with pytest.raises(DamagedCheckpointError, match="__1_0.distcp"):
+            sharded.verify(copy)
+    with pytest.warns(UserWarning, match="passed over"):
+        assert newest_valid([str(tmp_path)]) is None
+    with pytest.raises(DamagedCheckpointError, match="__1_0.distcp is missing"):
+        train(sharding(), 2, [], tmp_path / "2.ckpt")
+
+
+def test_newest_shards_are_kept(tmp_path: Path) -> None:
+    callback = ModelCheckpoint(tmp_path, filename="{step}", every="20steps", keep=2)
+    L.seed_everything(11, verbose=False)
+    trainer = make_trainer(sharding(), 2, max_epochs=5, callbacks=[callback], enable_checkpointing=True)
+    trainer.fit(Regression("adamw"), loader(4))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step=40.ckpt", "step=60.ckpt"]
+    trainer.validate(Regression(), loader(4), ckpt_path=tmp_path / "step=60.ckpt")
+
+
+class SavesAsEngine(SaveOnce):
+    """Saves as stock lightning does under DeepSpeed: the engine writes a folder."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.at:
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint()
+            del checkpoint["itwinai"]
+            LightningDeepSpeedStrategy.save_checkpoint(trainer.strategy, checkpoint, self.path)  # type: ignore[arg-type]
+
+
+def test_folders_of_an_engine_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "engine.ckpt"
+    train("deepspeed_stage_2", 2, [SavesAsEngine(path, 26)])
+    assert (path / "checkpoint").is_dir()
+    L.seed_everything(12, verbose=False)
+    module = Regression("adamw")
+    trainer = make_trainer("deepspeed_stage_2", 2, max_epochs=EPOCHS)
+    trainer.fit(module, loader(4), loader(4), ckpt_path=path, weights_only=False)
+    assert trainer.global_step == EPOCHS * 13
+    plain = tmp_path / "plain.ckpt"
+    assert main(["checkpoint", "convert", "--unsafe", str(path), str(plain)]) == 0
+    converted = Regression.load_from_checkpoint(plain).state_dict()
+    trainer = make_trainer("deepspeed_stage_2", 2)
+    trainer.validate(module, loader(4), ckpt_path=path)
+    torch.testing.assert_close(dict(module.state_dict()), dict(converted))
+
+
+def test_module_loads_from_every_checkpoint(written: Path) -> None:
+    weights = [Regression.load_from_checkpoint(written / f"{writer}.ckpt").state_dict() for writer in WRITERS]
+    for other in weights[1:]:
+        torch.testing.assert_close(other, weights[0], rtol=1e-4, atol=1e-5)
+
+
+def test_lightning_itself_goes_on(written: Path, tmp_path: Path) -> None:
+    """With its own trainer, which takes optimizer and progress from the file and begins the epoch anew."""
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = L.Trainer(max_epochs=2, devices=1, default_root_dir=tmp_path, **options)
+    trainer.fit(Regression("adamw"), loader(8), loader(8), ckpt_path=written / "deepspeed_stage_3.ckpt")
+    assert trainer.global_step == 26

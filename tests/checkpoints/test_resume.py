@@ -1,0 +1,311 @@
+"""A run that goes on from a checkpoint is, bit by bit, the run that was not interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
+
+from itwinai.callbacks import ModelCheckpoint
+from itwinai.errors import CheckpointError
+from tests.support.cases import Regression, make_trainer
+
+SAMPLES, BATCH, EPOCHS = 30, 4, 4  # 8 steps per epoch, the last of two samples
+
+
+class Random(Regression):
+    """Draws random numbers in every step: of torch by dropout, of numpy and Python by hand."""
+
+    def __init__(self, optimizer: str = "adamw") -> None:
+        super().__init__(optimizer)
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, 1))
+        self.drawn: list[float] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        import random
+
+        self.drawn.append(random.random() + float(np.random.rand()))
+        return super().training_step(batch, batch_idx) * self.drawn[-1]
+
+
+def dataset() -> TensorDataset:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(SAMPLES, 8, generator=generator)
+    return TensorDataset(x, x.sum(1, keepdim=True).sin())
+
+
+class Reversed(BatchSampler):
+    """A batch sampler of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__(RandomSampler(range(SAMPLES)), BATCH, False)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter([batch[::-1] for batch in super().__iter__()])
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+LOADERS: dict[str, Callable[[], DataLoader]] = {
+    "shuffled": lambda: DataLoader(dataset(), BATCH, shuffle=True),
+    "in order": lambda: DataLoader(dataset(), BATCH),
+    "two workers": lambda: DataLoader(dataset(), BATCH, shuffle=True, num_workers=2, prefetch_factor=3),
+    "persistent workers": lambda: DataLoader(dataset(), BATCH, shuffle=True, num_workers=1, persistent_workers=True),
+    "own generator": lambda: DataLoader(dataset(), BATCH, shuffle=True, generator=seeded()),
+    "with replacement": lambda: DataLoader(
+        dataset(), BATCH, sampler=RandomSampler(range(SAMPLES), replacement=True, num_samples=SAMPLES)
+    ),
+    "batch sampler": lambda: DataLoader(dataset(), batch_sampler=Reversed()),
+    "no batches": lambda: DataLoader(dataset(), batch_size=None, shuffle=True),
+}
+
+
+class Saves(L.Callback):
+    """Saves by hand at a hook, when a number of steps is reached."""
+
+    def __init__(self, path: Path, hook: str, at: int) -> None:
+        self.path = path
+        self.at = at
+        setattr(self, hook, self.save)
+
+    def save(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.at and not trainer.sanity_checking and not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+
+def run(
+    loader: Callable[[], DataLoader], callbacks: list[L.Callback], resume: Path | None = None, **options: Any
+) -> Any:
+    L.seed_everything(11 if resume is None else 12, verbose=False)
+    module = Random()
+    trainer = make_trainer("auto", 1, max_epochs=EPOCHS, callbacks=callbacks, **options)
+    trainer.fit(module, loader(), DataLoader(dataset(), 8), ckpt_path=resume)
+    return trainer, module
+
+
+def check(loader: Callable[[], DataLoader], saves: Saves, steps: int, **options: Any) -> None:
+    """Compare the second half of a run with a run that goes on there."""
+    whole, module = run(loader, [saves], **options)
+    resumed, other = run(loader, [], saves.path, **options)
+    assert resumed.global_step == whole.global_step
+    assert other.drawn == module.drawn[-len(other.drawn) :]
+    assert len(other.drawn) == steps
+    for name, value in module.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+    for name, value in whole.callback_metrics.items():
+        if name.startswith("val"):
+            assert torch.equal(resumed.callback_metrics[name], value), name
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_mid_epoch(name: str, tmp_path: Path) -> None:
+    per_epoch = SAMPLES if name == "no batches" else 8
+    at = per_epoch + 3
+    check(LOADERS[name], Saves(tmp_path / "a.ckpt", "on_train_batch_end", at), EPOCHS * per_epoch - at)
+
+
+@pytest.mark.parametrize(
+    ("hook", "at"),
+    [
+        ("on_train_epoch_end", 16),
+        ("on_validation_end", 16),
+        ("on_train_batch_end", 1),
+    ],
+)
+def test_other_moments(hook: str, at: int, tmp_path: Path) -> None:
+    check(LOADERS["shuffled"], Saves(tmp_path / "a.ckpt", hook, at), EPOCHS * 8 - at)
+
+
+@pytest.mark.parametrize("step", [12, 16])
+def test_checkpoints_of_the_callback(step: int, tmp_path: Path) -> None:
+    """Also at the end of an epoch, where lightning would leave out the validation."""
+    callback = ModelCheckpoint(tmp_path, filename="{step}", every="4steps", save_top_k=-1)
+    whole, module = run(LOADERS["shuffled"], [callback], enable_checkpointing=True)
+    resumed, other = run(LOADERS["shuffled"], [], tmp_path / f"step={step}.ckpt")
+    assert other.drawn == module.drawn[step:]
+    for name, value in module.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_accumulation(tmp_path: Path) -> None:
+    # Of eight batches three make a step, at the end of an epoch two.
+    saves = Saves(tmp_path / "a.ckpt", "on_train_batch_end", 4)
+    whole, module = run(LOADERS["shuffled"], [saves], accumulate_grad_batches=3)
+    resumed, other = run(LOADERS["shuffled"], [], saves.path, accumulate_grad_batches=3)
+    assert resumed.global_step == whole.global_step
+    for name, value in module.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
+class Sends(L.Callback):
+    """Sends a signal to this process at the end of a batch."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.current_epoch == 1 and batch_idx == self.batch:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 7])
+def test_signal_waits_for_the_whole_step(batch: int, tmp_path: Path) -> None:
+    options = {"accumulate_grad_batches": 3, "enable_checkpointing": True}
+    _, whole = run(LOADERS["shuffled"], [], accumulate_grad_batches=3)
+    with pytest.raises(SystemExit):
+        run(LOADERS["shuffled"], [Sends(batch), ModelCheckpoint(tmp_path, every="2epochs")], **options)
+    _, resumed = run(LOADERS["shuffled"], [], tmp_path / "preempted.ckpt", accumulate_grad_batches=3)
+    assert len(resumed.drawn) == (3 * 8 - (8 if batch == 7 else 3))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_no_warning_where_nothing_is_lost(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    saves = Saves(tmp_path / "a.ckpt", "on_train_batch_end", 11)
+    run(LOADERS["shuffled"], [saves])
+    run(LOADERS["shuffled"], [], saves.path)
+    assert not [str(warning.message) for warning in recwarn if "resum" in str(warning.message)]
+
+
+class Stream(IterableDataset):
+    """A dataset without indices."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(dataset())  # type: ignore[call-overload]
+
+
+def test_warning_where_samples_are_seen_twice(tmp_path: Path) -> None:
+    saves = Saves(tmp_path / "a.ckpt", "on_train_batch_end", 11)
+    run(lambda: DataLoader(Stream(), BATCH), [saves])
+    with pytest.warns(UserWarning, match="the training loader begins its epoch anew"):
+        run(lambda: DataLoader(Stream(), BATCH), [], saves.path)
+
+
+class StatefulStream(Stream):
+    """Knows where it is."""
+
+    def __init__(self) -> None:
+        self.index = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        samples = dataset()
+        while self.index < SAMPLES:
+            self.index += 1
+            yield samples[self.index - 1]
+        self.index = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"index": self.index}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.index = state["index"]
+
+
+@pytest.mark.parametrize(("hook", "at"), [("on_train_batch_end", 11), ("on_train_epoch_end", 16)])
+def test_stateful_stream(hook: str, at: int, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    check(lambda: DataLoader(StatefulStream(), BATCH), Saves(tmp_path / "a.ckpt", hook, at), EPOCHS * 8 - at)
+    assert not [warning for warning in recwarn if "epoch anew" in str(warning.message)]
+
+
+def test_other_global_batch_in_mid_epoch(tmp_path: Path) -> None:
+    saves = Saves(tmp_path / "a.ckpt", "on_train_batch_end", 11)
+    run(LOADERS["shuffled"], [saves])
+    with pytest.raises(CheckpointError, match="after 3 global batches of 4 samples, .* global batches of 6"):
+        run(lambda: DataLoader(dataset(), 6, shuffle=True), [], saves.path)
+
+
+def test_other_global_batch_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    saves = Saves(tmp_path / "a.ckpt", "on_train_epoch_end", 16)
+    run(LOADERS["shuffled"], [saves])
+    trainer, _ = run(lambda: DataLoader(dataset(), 6, shuffle=True), [], saves.path)
+    assert trainer.global_step == 16 + 2 * 5
+
+
+def test_auto_takes_the_newest_valid_one(tmp_path: Path) -> None:
+    def callback() -> ModelCheckpoint:
+        return ModelCheckpoint(tmp_path, filename="{step}", every="5steps", save_top_k=-1)
+
+    options = {"enable_checkpointing": True, "resume": "auto"}
+    trainer, module = run(LOADERS["shuffled"], [callback()], **options)  # there is none: it begins anew
+    assert len(module.drawn) == 32
+    (tmp_path / "step=30.ckpt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="passed over: .*step=30.ckpt is damaged: it is empty"):
+        trainer, other = run(LOADERS["shuffled"], [callback()], **options)
+    assert other.drawn == module.drawn[25:]
+    with pytest.raises(CheckpointError, match="step=30.ckpt is damaged"):
+        (tmp_path / "step=30.ckpt").write_bytes(b"")
+        run(LOADERS["shuffled"], [], tmp_path / "step=30.ckpt")
+
+
+def test_runs_of_a_logger_go_on_from_each_other(tmp_path: Path) -> None:
+    def fit(epochs: int) -> list[float]:
+        L.seed_everything(11, verbose=False)
+        module = Random()
+        logger = L.pytorch.loggers.CSVLogger(tmp_path, name="run")
+        options = {"logger": logger, "enable_checkpointing": True, "resume": "auto"}
+        make_trainer("auto", 1, max_epochs=epochs, **options).fit(module, LOADERS["shuffled"]())
+        return module.drawn
+
+    assert [len(fit(epochs)) for epochs in (1, 3, 3)] == [8, 16, 0]
+
+
+class Renamed(Regression):
+    """Has other parameters."""
+
+    def __init__(self) -> None:
+        super().__init__("adamw")
+        self.other = nn.Linear(2, 2)
+
+
+def test_wrong_model(tmp_path: Path) -> None:
+    saves = Saves(tmp_path / "a.ckpt", "on_train_batch_end", 11)
+    run(LOADERS["shuffled"], [saves])
+    trainer = make_trainer("auto", 1, max_epochs=EPOCHS)
+    with pytest.raises(
+        CheckpointError, match=r"does not fit .*missing: net.2.bias, .*, other.weight; not in the module: net.3.bias"
+    ):
+        trainer.fit(Renamed(), LOADERS["shuffled"](), ckpt_path=saves.path)
+
+
+def test_path_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"There is no checkpoint .*autto .*'auto' for the newest"):
+        run(LOADERS["shuffled"], [], tmp_path / "autto")
+
+
+def test_weights_only_checkpoint_cannot_be_gone_on_from(tmp_path: Path) -> None:
+    trainer, module = run(LOADERS["shuffled"], [])
+    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    with pytest.raises(CheckpointError, match="holds the weights only"):
+        run(LOADERS["shuffled"], [], tmp_path / "a.ckpt")
+
+
+class OtherOrder(Random):
+    """Gives its parameters to the optimizer in another order, in two groups."""
+
+    def configure_optimizers(self) -> Any:
+        last, first = self.net[3], self.net[0]
+        groups = [{"params": list(last.parameters())[::-1]}, {"params": list(first.parameters())}]
+        optimizer = torch.optim.AdamW(groups, lr=0.01)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.9)]
+
+
+def test_optimizer_state_follows_the_names(tmp_path: Path) -> None:
+    saves = Saves(tmp_path / "a.ckpt", "on_train_batch_end", 11)
+    _, module = run(LOADERS["shuffled"], [saves])
+    other = OtherOrder()
+    make_trainer("auto", 1, max_epochs=EPOCHS).fit(
+        other, LOADERS["shuffled"](), DataLoader(dataset(), 8), ckpt_path=saves.path
+    )
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value)
