@@ -66,7 +66,8 @@ def local_ray() -> Iterator[None]:
     """Start one Ray for all tests that need one: each start costs seconds."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}})
+    # Not one that somebody else runs on this machine.
+    ray.init("local", num_cpus=4, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}})
     yield
     ray.shutdown()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import ray
 import torch
 from ray.cluster_utils import Cluster
 
@@ -48,3 +49,5 @@ options: dict[str, Any] = {"max_epochs": EPOCHS, "enable_checkpointing": True, "
 trainer = make_trainer(strategy, 2, split_batches=True, callbacks=[checkpoints, Loses()], **options)
 trainer.fit(module, loader(GLOBAL_BATCH, shuffle=True), loader(GLOBAL_BATCH))
 torch.save(torch.cat([parameter.detach().flatten() for parameter in module.parameters()]), folder / "weights.pt")
+ray.shutdown()
+cluster.shutdown()  # takes its address out of the file by which others on this machine would find it
