@@ -28,7 +28,7 @@ from itwinai import compat
 from itwinai.callbacks.checkpointing import ModelCheckpoint
 from itwinai.callbacks.progress import TimedProgressBar
 from itwinai.checkpoints.find import AUTO
-from itwinai.checkpoints.plugin import PortableCheckpointIO, PortableConnector
+from itwinai.checkpoints.plugin import PortableCheckpointIO, PortableConnector, gather_of
 from itwinai.data.samplers import DealtBatchSampler, DealtSampler, WholeSampler
 from itwinai.data.streams import Stateful, StreamLoader
 from itwinai.errors import ConfigurationError
@@ -208,7 +208,7 @@ class ItwinaiTrainer(Trainer):
             return dataloader
         loader = compat.with_class(dataloader, StreamLoader)
         loader.consumed = lambda: self.fit_loop.epoch_loop.batch_progress.current.ready
-        loader.gather = self.strategy.gather_objects if isinstance(self.strategy, LaunchedStrategy) else _alone
+        loader.gather = gather_of(self.strategy)
         loader.rank = self.global_rank
         return loader
 
@@ -287,10 +287,6 @@ def _with_progress_bar(callbacks: list[Callback] | Callback | None) -> list[Call
     """Return the user's callbacks, with our progress bar unless there is one among them."""
     given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
     return given if any(isinstance(callback, ProgressBar) for callback in given) else [*given, TimedProgressBar()]
-
-
-def _alone(value: Any) -> list[Any]:
-    return [value]
 
 
 def _signal(name: str) -> signal.Signals:

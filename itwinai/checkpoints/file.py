@@ -124,8 +124,7 @@ def write(content: Mapping[str, Any], path: str | PurePath, about: Mapping[str, 
     folder, _, name = place.rpartition("/")
     if folder:
         filesystem.makedirs(folder, exist_ok=True)
-    part = f"{PART}{name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-    beside = f"{folder}/{part}" if folder else part
+    beside = f"{folder}/{part_name(name)}" if folder else part_name(name)
     try:
         with filesystem.open(beside, "wb") as file:
             archive = _Archive(file)
@@ -285,6 +284,11 @@ def unsafe_types(path: str | PurePath) -> list[str]:
     """Return the names of what a checkpoint would import when it is loaded without `weights_only`."""
     with fsspec.open(str(path), "rb") as file:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+
+
+def part_name(name: str) -> str:
+    """Return a name for a file or folder while it is written, which says to `remove_parts` by whom."""
+    return f"{PART}{name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
 
 
 def remove_parts(folder: str | PurePath) -> None:

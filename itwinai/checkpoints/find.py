@@ -10,8 +10,8 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from itwinai.checkpoints.file import PART, Manifest, read_manifest
-from itwinai.checkpoints.sharded import CONTENT, is_sharded, verify_any
+from itwinai.checkpoints.file import PART, Manifest
+from itwinai.checkpoints.sharded import manifest_of, verify_any
 from itwinai.errors import CheckpointError, DamagedCheckpointError
 
 AUTO = "auto"
@@ -41,7 +41,7 @@ def checkpoints_in(folder: str) -> Iterator[Found | CheckpointError]:
             continue
         path = name if isinstance(filesystem, LocalFileSystem) else filesystem.unstrip_protocol(name)
         try:
-            manifest = read_manifest(f"{path}/{CONTENT}" if is_sharded(path) else path)
+            manifest = manifest_of(path)
         except (FileNotFoundError, IsADirectoryError):  # removed meanwhile; a folder of DeepSpeed's own
             continue
         except CheckpointError as error:

@@ -227,11 +227,8 @@ class PortableConnector(compat.CheckpointConnector):
                 "on from it steps with those of the batches that are left."
             )
         strategy = self.trainer.strategy
-        gather: Callable[[Any], list[Any]] = _alone
-        names = None
-        if isinstance(strategy, Gathering):
-            gather, names = strategy.gather_objects, strategy.parameter_names()
-        checkpoint[content.KEY] = content.section(self.trainer, gather, names).plain()
+        names = strategy.parameter_names() if isinstance(strategy, Gathering) else None
+        checkpoint[content.KEY] = content.section(self.trainer, gather_of(strategy), names).plain()
 
     def _knows_all_workers(self) -> bool:
         """Whether the strategy is not one of lightning's own that shards the state over several workers."""
@@ -332,6 +329,11 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 def _shortened(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def gather_of(strategy: Any) -> Callable[[Any], list[Any]]:
+    """Return what gathers the objects of all workers of a strategy, by rank; a single worker has its own alone."""
+    return strategy.gather_objects if isinstance(strategy, Gathering) else _alone
 
 
 def _alone(value: Any) -> list[Any]:

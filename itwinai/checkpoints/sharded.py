@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import socket
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -23,7 +21,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from itwinai.checkpoints import content, file
-from itwinai.checkpoints.file import PART, Manifest
+from itwinai.checkpoints.file import PART, Manifest, part_name
 from itwinai.errors import CheckpointError, DamagedCheckpointError
 
 CONTENT = "content.ckpt"
@@ -65,8 +63,7 @@ def write(
         broadcast: returns rank 0's object on all workers.
         gather: returns the objects of all workers, by rank.
     """
-    mark = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-    part: Path = broadcast(folder.with_name(f"{PART}{folder.name}.{mark}"))
+    part: Path = broadcast(folder.with_name(part_name(folder.name)))
     if is_first:
         part.mkdir(parents=True)
     gather(None)  # the folder is there
@@ -114,6 +111,11 @@ def verify(folder: Path) -> Manifest:
         if _flushed_hash(folder / name) != wanted:
             raise DamagedCheckpointError(str(folder), f"{name} does not have the checksum of the manifest")
     return manifest
+
+
+def manifest_of(path: str | PurePath) -> Manifest | None:
+    """Read the manifest of a checkpoint that may be a file or a folder."""
+    return file.read_manifest(f"{path}/{CONTENT}" if is_sharded(path) else path)
 
 
 def verify_any(path: str | PurePath) -> Manifest | None:

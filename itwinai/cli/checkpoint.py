@@ -77,7 +77,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from itwinai.checkpoints import content, sharded
 
     checkpoint = sharded.read_any(arguments.path, not arguments.unsafe)
-    manifest = sharded.verify_any(arguments.path)
+    manifest = sharded.manifest_of(arguments.path)  # reading has verified it
     # What a sharded checkpoint weighs is not in its manifest.
     sizes = content.describe(checkpoint)
     about = {**sizes, **{name: manifest.about[name] for name in ("versions", "strategy")}} if manifest else sizes
