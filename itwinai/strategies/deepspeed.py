@@ -247,7 +247,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             kinds = shards.optimizer.kinds() if "optimizer_states" in checkpoint else []
             whole = {**checkpoint, SHARDED: shards.parts(kinds)}
             write_shards(
-                shards.tensors(kinds), whole, path, self.is_global_zero, self.broadcast, self.gather_objects
+                {**shards.weights(), **shards.states(kinds)}, whole, path, self.is_global_zero, self.broadcast, self.gather_objects
             )
             return
         Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
@@ -274,7 +274,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             return
         if SHARDED in checkpoint:
             self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=False)  # what is not sharded
-            self._shards().load(Path(str(self.lightning_module.trainer.ckpt_path)), [])
+            self._shards().load_weights(Path(str(self.lightning_module.trainer.ckpt_path)))
             return
         if any(hasattr(parameter, "ds_id") for parameter in self.lightning_module.parameters()):
             self.restore_sharded(checkpoint, strict)
@@ -288,7 +288,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             assert self.lightning_module is not None
             shards, kinds = self._shards(), checkpoint[SHARDED]["kinds"]
             shards.optimizer.initialize(state, kinds)
-            shards.load(Path(str(self.lightning_module.trainer.ckpt_path)), kinds)
+            shards.load_states(Path(str(self.lightning_module.trainer.ckpt_path)), kinds)
             return
         if self.stage == 0:
             optimizer.load_state_dict(state)

@@ -30,25 +30,33 @@ class Shards:
         self.optimizer = optimizer
         self.names = {id(parameter): name for name, parameter in module.named_parameters()}
 
-    def tensors(self, kinds: list[str]) -> dict[str, Tensor]:
-        """Return all of them by key; the memory is that of the shards or a copy of it.
+    def weights(self) -> dict[str, Tensor]:
+        """Return the parameters by key; the memory is that of the shards or a copy of it."""
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        mesh = self._mesh()
+        return {
+            key_of_weight(name): _distributed(
+                safe_get_local_fp32_param(parameter) if parameter.requires_grad else parameter.ds_tensor, parameter, mesh
+            )
+            for name, parameter in self._parameters()
+        }
+
+    def states(self, kinds: list[str]) -> dict[str, Tensor]:
+        """Return the states of the optimizer by key; the memory is that of the shards or a copy of it.
 
         Args:
-            kinds: names of the optimizer's sharded states.
+            kinds: names of the sharded ones.
         """
-        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+        from deepspeed.utils import safe_get_local_optimizer_state
 
-        mesh = init_device_mesh(self._device(), (dist.get_world_size(),))
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self._parameters():
-            if not parameter.requires_grad:
-                tensors[key_of_weight(name)] = _distributed(parameter.ds_tensor, parameter, mesh)
-                continue
-            tensors[key_of_weight(name)] = _distributed(safe_get_local_fp32_param(parameter), parameter, mesh)
-            for kind in kinds:
-                part = safe_get_local_optimizer_state(parameter, kind)
-                tensors[key_of_state(kind, name)] = _distributed(part, parameter, mesh)
-        return tensors
+        mesh = self._mesh()
+        return {
+            key_of_state(kind, name): _distributed(safe_get_local_optimizer_state(parameter, kind), parameter, mesh)
+            for name, parameter in self._parameters()
+            for kind in kinds
+            if parameter.requires_grad
+        }
 
     def parts(self, kinds: list[str]) -> dict[str, Any]:
         """Return what makes whole tensors of them again: see `itwinai.checkpoints.sharded.read_whole`."""
@@ -60,33 +68,47 @@ class Shards:
             "kinds": kinds,
         }
 
-    def load(self, folder: Path, kinds: list[str]) -> None:
-        """Read this worker's parts, whatever the number of workers that have written them.
+    def load_weights(self, folder: Path) -> None:
+        """Read this worker's parts of the parameters, whatever the number of workers that have written them.
 
         Args:
             folder: a sharded checkpoint.
-            kinds: names of the optimizer's sharded states that are read too, if they exist already.
         """
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+        from deepspeed.utils import safe_set_local_fp32_param
 
-        tensors = self.tensors(kinds)
+        tensors = self.weights()
         sharded.read_shards(tensors, folder)
         with compat.replacing_shards(self.optimizer.engine_optimizer):
             for name, parameter in self._parameters():
                 weight = _padded(tensors[key_of_weight(name)], parameter)
-                if not parameter.requires_grad:
+                if parameter.requires_grad:
+                    safe_set_local_fp32_param(parameter, weight)
+                else:
                     parameter.ds_tensor.data.copy_(weight)
-                    continue
-                safe_set_local_fp32_param(parameter, weight)
-                for kind in kinds:
-                    part = _padded(tensors[key_of_state(kind, name)], parameter)
-                    safe_set_local_optimizer_state(parameter, part, kind)
+
+    def load_states(self, folder: Path, kinds: list[str]) -> None:
+        """Read this worker's parts of the states of the optimizer, which have to exist already.
+
+        Args:
+            folder: a sharded checkpoint.
+            kinds: names of the sharded ones.
+        """
+        from deepspeed.utils import safe_set_local_optimizer_state
+
+        if not kinds:  # as of SGD without momentum
+            return
+        tensors = self.states(kinds)
+        sharded.read_shards(tensors, folder)
+        for name, parameter in self._parameters():
+            for kind in kinds if parameter.requires_grad else ():
+                part = _padded(tensors[key_of_state(kind, name)], parameter)
+                safe_set_local_optimizer_state(parameter, part, kind)
 
     def _parameters(self) -> list[tuple[str, Any]]:
         return list(self.module.named_parameters())
 
-    def _device(self) -> str:
-        return next(self.module.parameters()).device.type
+    def _mesh(self) -> DeviceMesh:
+        return init_device_mesh(next(self.module.parameters()).device.type, (dist.get_world_size(),))
 
 
 def _distributed(part: Tensor, parameter: Any, mesh: DeviceMesh) -> DTensor:
