@@ -57,6 +57,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.rank_zero import rank_zero_only as utils_rank_zero_only
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
 from itwinai.errors import ConfigurationError
@@ -133,6 +134,26 @@ def selects_ddp(accelerator: Any, devices: Any, num_nodes: int) -> bool:
     """Tell whether ``strategy="auto"`` stands for DDP, given the other flags."""
     connector = _AcceleratorConnector(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy="auto")
     return type(connector.strategy) is LightningDDPStrategy  # TPUs have a subclass of it
+
+
+# ------------------------------------------------------------------------------------------------ torch's DDP
+
+
+def sample_exchanges(model: DistributedDataParallel, every: int) -> None:
+    """Let DDP measure, in one of so many steps, how long its exchange of gradients takes."""
+    model._set_ddp_runtime_logging_sample_rate(every)
+
+
+def exchange_time(model: DistributedDataParallel) -> tuple[float, float]:
+    """Return how long DDP's exchange of gradients takes in a step, and how long backward computes beside it.
+
+    Both are in seconds, means over the steps in which they were measured; 0 before that.
+    """
+    measured = model._get_ddp_logging_data()
+    total, overlapped = (
+        measured.get(name, 0) for name in ("avg_backward_comm_time", "avg_backward_compute_comm_overlap_time")
+    )
+    return total / 1e9, overlapped / 1e9
 
 
 # ------------------------------------------------------------------------------------------------ DeepSpeed

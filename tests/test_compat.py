@@ -23,6 +23,7 @@ import cloudpickle
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities import rank_zero as fabric_rank_zero
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -1104,3 +1105,26 @@ def test_only_known_warnings_are_silenced() -> None:
         CombinedLoader([[1, 2]])
         warnings.warn("the user's own", stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["the user's own"]
+
+
+# -------------------------------------------------------------------------------------------- torch's DDP
+
+
+def test_ddp_tells_how_long_its_exchange_takes() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(nn.Linear(64, 64))
+        assert compat.exchange_time(model) == (0, 0)
+        compat.sample_exchanges(model, 1)
+        for _ in range(20):  # beyond the first ten, which are always measured
+            model(torch.ones(4, 64)).sum().backward()
+        total, overlapped = compat.exchange_time(model)
+        assert 0 <= overlapped <= total < 1
+        assert total > 0
+        measured = model._get_ddp_logging_data()
+        before = measured["backward_comm_time_start"]
+        model(torch.ones(4, 64)).sum().backward()
+        model(torch.ones(4, 64)).sum().backward()
+        assert model._get_ddp_logging_data()["backward_comm_time_start"] > before
+    finally:
+        dist.destroy_process_group()

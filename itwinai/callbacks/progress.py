@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import sys
 import time
-import warnings
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.utilities.data import extract_batch_size
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from itwinai.data.batches import samples_in
 
 NEVER = math.inf
 
@@ -80,7 +79,9 @@ class TimedProgressBar(TQDMProgressBar):
         bar.set_postfix(self.get_metrics(trainer, pl_module))
         self._due = time.monotonic() + self.interval  # counted from here: a slow terminal shall not slow down the run
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         """Return what stands behind the bar: the speed, the time until the fit has ended, and the logged values."""
         return {**self._shown, **super().get_metrics(trainer, pl_module)}
 
@@ -141,15 +142,9 @@ class TimedProgressBar(TQDMProgressBar):
 
     def _size_of(self, batch: Any) -> int:
         """Return the number of samples in this worker's batch, or 0 where that cannot be told."""
-        if not self._sizes_known:
-            return 0
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it is a guess; `self.log` says so where it matters
-                return extract_batch_size(batch)
-        except MisconfigurationException:
-            self._sizes_known = False
-            return 0
+        size = samples_in(batch) if self._sizes_known else None
+        self._sizes_known = size is not None
+        return size or 0
 
     def _seconds_left(self, trainer: Trainer, now: float) -> float | None:
         """Return how long the fit will go on, validation included, or None where that cannot be told."""

@@ -20,6 +20,7 @@ from itwinai.loops.plan import (
     has_plain_optimizer_step,
     is_written,
 )
+from itwinai.measure.steps import Phase, StepClock
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -33,10 +34,12 @@ class LeanOptimization(AbstractClosure[Result]):
     Args:
         trainer: the trainer, with everything set up.
         sections: the profile.
+        clock: times the phases of a step, if somebody wants to know.
     """
 
-    def __init__(self, trainer: Trainer, sections: Sections) -> None:
+    def __init__(self, trainer: Trainer, sections: Sections, clock: StepClock | None = None) -> None:
         super().__init__()
+        self.clock = clock
         strategy, module, precision = trainer.strategy, trainer.lightning_module, trainer.precision_plugin
         self.trainer = trainer
         self.strategy = strategy
@@ -122,6 +125,8 @@ class LeanOptimization(AbstractClosure[Result]):
         else:
             compat.call_optimizer_step(self.trainer, self.batch_idx, self.lightning_optimizer, self)
         scope[compat.HOOK_NAME] = outer
+        if self.clock is not None:
+            self.clock.mark(Phase.OPTIMIZER)
         if not accumulating:
             counters.increment_completed()
 
@@ -131,6 +136,8 @@ class LeanOptimization(AbstractClosure[Result]):
         optimizer = self.raw_optimizer
         if self.before_optimizer_step is not None:
             self.before_optimizer_step(optimizer)
+            if self.clock is not None:
+                self.clock.mark(Phase.CALLBACKS)
         if self.clips or self.trainer.gradient_clip_val is not None:
             compat.clip_gradients(self.trainer, optimizer)
         return loss
@@ -148,6 +155,8 @@ class LeanOptimization(AbstractClosure[Result]):
         output = self.training_step(*self.arguments)
         if self.after_training_step is not None:
             self.after_training_step()
+        if self.clock is not None:
+            self.clock.mark(Phase.FORWARD)
         if output is None:
             compat.check_skipped_step(self.trainer)
         result = compat.closure_result(output, self.trainer.accumulate_grad_batches)
@@ -155,6 +164,8 @@ class LeanOptimization(AbstractClosure[Result]):
             return result
         if self.batch_idx % self.window == 0:
             self.clear_gradients()
+            if self.clock is not None:
+                self.clock.mark(Phase.OPTIMIZER)
         if result.closure_loss is not None:
             self.backward(result.closure_loss)
         return result
@@ -174,10 +185,12 @@ class LeanOptimization(AbstractClosure[Result]):
 
     def backward(self, loss: Tensor) -> None:
         """Propagate the loss back, with the hooks around it."""
-        scope = self.scope
+        scope, clock = self.scope, self.clock
         outer, scope[compat.HOOK_NAME] = scope[compat.HOOK_NAME], "backward"
         if not self.plain_backward:
             compat.call_backward(self.trainer, loss, self.optimizer)
+            if clock is not None:
+                clock.mark(Phase.BACKWARD)
         else:
             if self.weigh_loss is not None:
                 loss = self.weigh_loss(loss)
@@ -185,12 +198,20 @@ class LeanOptimization(AbstractClosure[Result]):
                 self.strategy_pre_backward(loss)
             if self.before_backward is not None:
                 self.before_backward(loss)
+                if clock is not None:
+                    clock.mark(Phase.CALLBACKS)
             if self.module_backward is not None:
                 self.module_backward(loss)
             else:
                 loss.backward()
+            if clock is not None:
+                clock.mark(Phase.BACKWARD)
             if self.after_backward is not None:
                 self.after_backward()
+                if clock is not None:
+                    clock.mark(Phase.CALLBACKS)
             if self.strategy_post_backward is not None:
                 self.strategy_post_backward(loss.detach())
+                if clock is not None:
+                    clock.mark(Phase.BACKWARD)
         scope[compat.HOOK_NAME] = outer

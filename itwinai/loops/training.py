@@ -16,6 +16,7 @@ from itwinai.checkpoints.content import training_samplers
 from itwinai.checkpoints.plugin import take_resumed
 from itwinai.launchers.base import stopped_by
 from itwinai.launchers.environment import requeue_job
+from itwinai.loggers.when import is_log_step
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.log import quick_log
 from itwinai.loops.missing import MissingWorkers
@@ -24,7 +25,9 @@ from itwinai.loops.plan import BatchTransfer, InScope, Sections, draw_hook, is_w
 from itwinai.loops.results import LeanResults
 from itwinai.loops.resuming import go_on_drawing, go_on_in_epoch, rewind
 from itwinai.loops.stopping import StopAgreement
+from itwinai.loops.timing import clock_for
 from itwinai.loops.watching import Duty, Watch
+from itwinai.measure.steps import Phase, StepClock
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -75,7 +78,8 @@ class TrainingPlan:
             name = "on_train_batch_start"
             call = sections.around(strategy.on_train_batch_start, f"[Strategy]{type(strategy).__name__}.{name}")
             self.strategy_batch_start = InScope(name, module, call)
-        self.optimization = LeanOptimization(trainer, sections) if module.automatic_optimization else None
+        self.clock = loop.clock = clock_for(trainer, loop.clock)
+        self.optimization = LeanOptimization(trainer, sections, self.clock) if module.automatic_optimization else None
         self.run_section = sections.around(loop.optimize, "run_training_batch")
         self.on_train_batch_end = draw_hook("on_train_batch_end", trainer, sections)
         self.exchanges = loop.results.exchanges
@@ -96,6 +100,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
     plan: TrainingPlan | None = None
     agreement: StopAgreement | None = None
     watch: Watch | None = None
+    clock: StepClock | None = None
     _fits = 0
 
     def __init__(self, trainer: Trainer, min_steps: int | None = None, max_steps: int = -1) -> None:
@@ -169,6 +174,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             compat.signal_connector(self.trainer).on_sigterm = None
             self.watch.end()
             self.watch = self.agreement = self.results.missing = self.val_loop.results.missing = None
+        self.clock = None
         super().teardown()
 
     def run(self, data_fetcher: compat.DataFetcher) -> None:
@@ -195,6 +201,8 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             self.results.sync_epoch()
         finally:
             self.plan = None  # it refers to half of the run
+            if self.clock is not None:
+                self.clock.pause()
 
     def advance(self, data_fetcher: compat.DataFetcher) -> None:
         plan = self.plan
@@ -207,12 +215,19 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             self.val_loop.restarting = False
         if self.agreement is not None:
             self.stop_if_agreed()
+        clock = plan.clock
+        if clock is not None:
+            clock.begin()
 
         batch, _, _ = next(data_fetcher)
+        if clock is not None:
+            clock.mark(Phase.DATA)
         batch_idx = self.batch_idx + 1
         progress = self.batch_progress
         progress.is_last_batch = data_fetcher.done
         batch = plan.transfer(batch)
+        if clock is not None:
+            clock.mark(Phase.TRANSFER)
         progress.increment_ready()
         connector = compat.logger_connector(self.trainer)
         connector.begin_batch(self.results, batch)
@@ -225,43 +240,53 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             skip_rest = plan.on_train_batch_start is not None and plan.on_train_batch_start(batch, batch_idx) == -1
             if plan.strategy_batch_start is not None:
                 plan.strategy_batch_start(batch, batch_idx)
+            if clock is not None:
+                clock.mark(Phase.CALLBACKS)
             if skip_rest:
                 progress.increment_by(0, is_last_batch=True)
             else:
                 progress.increment_started()
                 outputs = plan.run_section(plan, batch, batch_idx)
+                if clock is not None and plan.optimization is None:
+                    clock.mark(Phase.MANUAL)
         progress.increment_processed()
 
         if plan.steps_schedulers:
             self.update_lr_schedulers("step", update_plateau_schedulers=False)
             if self.is_last_of_epoch():
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+            if clock is not None:
+                clock.mark(Phase.OPTIMIZER)
         if skip_rest:
             raise StopIteration
 
         if plan.exchanges:
             self.results.sync_step(everyone=self.watch is None and compat.is_first_iteration(connector))
+            if clock is not None:
+                clock.mark(Phase.COMMUNICATION)
         if plan.on_train_batch_end is not None:
             plan.on_train_batch_end(outputs, batch, batch_idx)
+            if clock is not None:
+                clock.mark(Phase.CALLBACKS)
         metrics = connector.end_batch(self.results)
         progress.increment_completed()
-        if metrics["log"] and self.logs_now() and not (plan.optimization is not None and self.is_accumulating()):
+        if (
+            metrics["log"]
+            and is_log_step(self.trainer)
+            and not (plan.optimization is not None and self.is_accumulating())
+        ):
             connector.log_metrics(metrics["log"])
+        if clock is not None:
+            clock.mark(Phase.LOGGING)
+            clock.end()
 
     def optimize(self, plan: TrainingPlan, batch: Any, batch_idx: int) -> Any:
         """Run the optimization that the module asks for on one batch."""
         if plan.optimization is not None:
             if not plan.optimization.holds():
-                plan.optimization = LeanOptimization(self.trainer, Sections(self.trainer))
+                plan.optimization = LeanOptimization(self.trainer, Sections(self.trainer), plan.clock)
             return plan.optimization.run(batch, batch_idx, self.is_accumulating())
         return compat.optimize_manually(self, batch, batch_idx)
-
-    def logs_now(self) -> bool:
-        """Tell whether the values of this step go to the loggers."""
-        trainer = self.trainer
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = every != 0 and (compat.stepped_batches(self) + 1) % every == 0
-        return due or (every != 0 and trainer.should_stop) or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
     def is_last_of_epoch(self) -> bool:
         """Tell whether the batch in work is the last of its epoch."""

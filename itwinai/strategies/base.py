@@ -16,6 +16,7 @@ from torch.distributed import ReduceOp
 
 from itwinai import compat
 from itwinai.launchers.environment import PlacedEnvironment, launcher_name
+from itwinai.measure.steps import Communication, StepClock
 
 if TYPE_CHECKING:
     from itwinai.launchers.base import PayloadLauncher
@@ -178,6 +179,28 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
 
         None says that the optimizers hold the module's own parameters.
         """
+        return None
+
+    # ------------------------------------------------------------------------------------- what callbacks ask
+
+    def time_communication(self, clock: StepClock) -> None:
+        """Begin to measure how long workers wait for each other: tell the clock, or let the engine sum it up.
+
+        Args:
+            clock: that of the training steps.
+        """
+
+    def exchange_time(self) -> Communication | None:
+        """Return how long the engine exchanges gradients during backward, if it is the engine that measures it."""
+        return None
+
+    def gradients(self) -> list[Tensor] | None:
+        """Return the averaged gradients, right before the optimizer steps; None if the engine keeps them to itself."""
+        assert self.lightning_module is not None
+        return [p.grad for p in self.lightning_module.parameters() if p.grad is not None]
+
+    def last_gradient_norm(self) -> float | None:
+        """Return the norm of all gradients of the last step, if the engine has computed it."""
         return None
 
     def coordination_store(self) -> dist.Store | None:

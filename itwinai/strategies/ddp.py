@@ -13,7 +13,9 @@ from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from itwinai import compat
 from itwinai.errors import ConfigurationError
+from itwinai.measure.steps import Communication, StepClock
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses, WorkerSource
 
 Compression = Literal["fp16", "bf16", "powersgd"]
@@ -150,6 +152,17 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
         if hook is not None:
             assert isinstance(self.model, DistributedDataParallel)
             self.model.register_comm_hook(state=state, hook=hook)
+
+    def time_communication(self, clock: StepClock) -> None:
+        if isinstance(self.model, DistributedDataParallel):
+            compat.sample_exchanges(self.model, clock.every)
+            clock.covers_gradients = True
+
+    def exchange_time(self) -> Communication | None:
+        if not isinstance(self.model, DistributedDataParallel):
+            return None
+        total, overlapped = compat.exchange_time(self.model)
+        return Communication(total, overlapped) if total else None
 
 
 def as_timedelta(seconds: float | timedelta) -> timedelta:

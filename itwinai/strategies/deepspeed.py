@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from torch import nn
+from torch import Tensor, nn
 
 from itwinai import compat
 from itwinai.checkpoints.plugin import selected_path
 from itwinai.checkpoints.sharded import SHARDED, is_sharded, read_content
 from itwinai.checkpoints.sharded import write as write_shards
 from itwinai.errors import ConfigurationError, require
+from itwinai.measure.steps import StepClock
 from itwinai.strategies.base import LocalProcesses, WorkerSource
 from itwinai.strategies.ddp import DEFAULT_TIMEOUT, TorchDistributedStrategy, as_timedelta
 from itwinai.strategies.zero_shards import Shards
 from itwinai.strategies.zero_state import ShardedOptimizer, gather_weights
+from itwinai.strategies.zero_timing import TimedExchanges
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -81,6 +83,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         self.worker_source = workers or LocalProcesses()
         self._own_attributes: dict[nn.Module, frozenset[str]] = {}
         self._groups: list[list[nn.Parameter]] = []
+        self._timed: TimedExchanges | None = None
         self.sharded_checkpoints = sharded_checkpoints
         if sharded_checkpoints and self.stage != 3:
             raise ConfigurationError(
@@ -170,6 +173,9 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
 
     def teardown(self) -> None:
         """Leave the module with plain, whole parameters, as it came."""
+        if self._timed is not None:
+            self._timed.end()
+            self._timed = None
         engine: Any = self.model
         module = self.lightning_module
         if hasattr(engine, "destroy") and module is not None:
@@ -180,6 +186,23 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             self._remove_traces(module)
             self.model = module
         super().teardown()
+
+    # ---------------------------------------------------------------------------------- what callbacks ask
+
+    def time_communication(self, clock: StepClock) -> None:
+        if self._on_cpu():  # on a GPU a call returns when the exchange is told to start
+            self._timed = TimedExchanges(clock)
+            clock.covers_gradients = True
+
+    def gradients(self) -> list[Tensor] | None:
+        """None: until the step they are shards, or not averaged yet."""
+        return None
+
+    def last_gradient_norm(self) -> float | None:
+        """Return the norm of all gradients of the last step; stage 0 does not compute it."""
+        engine: Any = self.model
+        norm = engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
 
     def _remove_traces(self, module: nn.Module) -> None:
         """Take off what an engine hangs on submodules: the next engine would take it for its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from torchmetrics.metric import jit_distributed_available
 
 from itwinai.errors import ConfigurationError, UnusedParametersError, require
 from itwinai.launchers.local import free_port
+from itwinai.measure.steps import StepClock
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses, WorkerSource
 
 if TYPE_CHECKING:
@@ -166,6 +168,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         self._buffers: list[Tensor] = []
         self._metrics: list[Metric] = []
         self._store: dist.TCPStore | None = None
+        self._clock: StepClock | None = None
 
     # ---------------------------------------------------------------------------------------------- the group
 
@@ -238,6 +241,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         if self._synchronizer is not None:
             self._synchronizer.remove()
             self._synchronizer = None
+        self._clock = None
         self._buffers = []
         for metric in self._metrics:
             metric.dist_sync_fn, metric.distributed_available_fn = None, jit_distributed_available
@@ -246,8 +250,17 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
 
     # ------------------------------------------------------------------------------------------------- steps
 
+    def time_communication(self, clock: StepClock) -> None:
+        self._clock = clock
+        if self._synchronizer is not None:
+            self._synchronizer.clock = clock
+        clock.covers_gradients = True
+
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        _broadcast(self._buffers)  # as DDP does: running statistics are rank 0's
+        if self._buffers:
+            began = perf_counter_ns()
+            _broadcast(self._buffers)  # as DDP does: running statistics are rank 0's
+            self._waited_since(began)
         return super().training_step(*args, **kwargs)
 
     def on_validation_start(self) -> None:
@@ -273,8 +286,15 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         before = [parameter.detach().clone() for parameter in parameters]
         output = super().optimizer_step(optimizer, closure, *args, **kwargs)
+        began = perf_counter_ns()
         _combine_updates(parameters, before)
+        self._waited_since(began)
         return output
+
+    def _waited_since(self, began: int) -> None:
+        if self._clock is not None:
+            waited = perf_counter_ns() - began
+            self._clock.communicated(waited, waited)
 
 
 class GradientSynchronizer:
@@ -296,6 +316,8 @@ class GradientSynchronizer:
         self.find_unused = find_unused
         self.parameters = dict(module.named_parameters())
         self.enabled = True
+        self.clock: StepClock | None = None
+        self._began = 0
         self._pending: dict[str, Callable[[], None]] = {}
         # Also on parameters that are frozen now: they may be unfrozen during the run.
         frozen = [parameter for parameter in self.parameters.values() if not parameter.requires_grad]
@@ -311,6 +333,8 @@ class GradientSynchronizer:
     def _starter(self, name: str) -> Callable[[Tensor], None]:
         def start(parameter: Tensor) -> None:
             if self.enabled:
+                if not self._pending:
+                    self._began = perf_counter_ns()
                 self._pending[name] = self._all_reduce(name, parameter)
 
         return start
@@ -361,9 +385,13 @@ class GradientSynchronizer:
                 f"{', ...' if len(unused) > 8 else ''}. Use them in the loss, freeze them with requires_grad_(False), "
                 "or set strategy=HorovodStrategy(find_unused_parameters=True)."
             )
+        waiting = perf_counter_ns()
         for store in self._pending.values():
             store()
         self._pending.clear()
+        if self.clock is not None:
+            now = perf_counter_ns()
+            self.clock.communicated(exposed=now - waiting, total=now - self._began)
 
     def _complete(self, unused: list[str]) -> None:
         """Contribute zeros for parameters that other workers have a gradient for."""

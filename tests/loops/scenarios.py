@@ -391,7 +391,7 @@ def scenarios(draw: Any, focus: str) -> Scenario:
         extras.append("accumulation")
         options.pop("accumulate_grad_batches", None)
     if rarely(draw, 8):
-        extras.append(draw(st.sampled_from(["lambda", "weight averaging", "lr monitor", "finetuning"])))
+        extras.append(draw(st.sampled_from(["lambda", "weight averaging", "lr monitor", "finetuning", "watching"])))
         if extras[-1] == "lr monitor" and fields["logger"] == "none":
             fields["logger"] = "recording"
     actors = ["module", *(f"callback {index}" for index in range(len(callbacks)))]

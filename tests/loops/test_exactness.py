@@ -68,6 +68,7 @@ def check(scenario: Scenario, folder: Path) -> dict[str, Any]:
 
 @some(60)
 @given(scenario=scenarios(drawn.HOOKS))
+@example(scenario=Scenario(extras=("watching", "lambda")))  # whose steps are timed
 def test_hooks(scenario: Scenario, folder: Path) -> None:
     check(scenario, folder)
 
@@ -80,6 +81,7 @@ def test_logging(scenario: Scenario, folder: Path) -> None:
 
 @some(60)
 @given(scenario=scenarios(drawn.OPTIMIZING))
+@example(scenario=Scenario(extras=("watching",), options=(("accumulate_grad_batches", 2), ("gradient_clip_val", 0.1))))
 def test_optimization(scenario: Scenario, folder: Path) -> None:
     check(scenario, folder)
 

@@ -1,0 +1,1 @@
+"""What can be measured while a run goes on: steps, operators, processes, GPUs, energy."""
