@@ -156,6 +156,11 @@ def exchange_time(model: DistributedDataParallel) -> tuple[float, float]:
     return total / 1e9, overlapped / 1e9
 
 
+def is_profiling() -> bool:
+    """Tell whether a profiler of torch is recording in this process."""
+    return bool(torch.autograd._profiler_enabled())
+
+
 # ------------------------------------------------------------------------------------------------ DeepSpeed
 
 
@@ -186,6 +191,18 @@ _ENGINE_ATTRIBUTES = frozenset(
 def is_attribute_of_engine(name: str) -> bool:
     """Tell whether an attribute that a module did not have before is one that a DeepSpeed engine has set."""
     return name.startswith("ds_") or name in _ENGINE_ATTRIBUTES
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def remove_hooks_of_engine(module: nn.Module) -> None:
+    """Take the hooks of a DeepSpeed engine off a module: they keep the engine, and cannot be pickled."""
+    for name in _HOOKS:
+        hooks = getattr(module, name)
+        for key, hook in list(hooks.items()):
+            if (getattr(hook, "__module__", None) or "").startswith("deepspeed."):
+                del hooks[key]
 
 
 class EngineMaker(LightningDeepSpeedStrategy):
@@ -324,6 +341,12 @@ def module_internals() -> frozenset[str]:
     from lightning.pytorch import LightningModule
 
     return frozenset(vars(LightningModule())) | {"_trainer", "_fabric", "_jit_internal"}
+
+
+def replace_hyperparameters(module: LightningModule, parameters: dict[str, Any]) -> None:
+    """Let a module have these hyperparameters, as if it had been made with them."""
+    module._set_hparams(parameters)
+    vars(module)["_hparams_initial"] = copy.deepcopy(module._hparams)
 
 
 def read_metrics(trainer: Trainer) -> dict[str, dict[str, Any]]:
@@ -1042,6 +1065,22 @@ def training_loaders(trainer: Trainer) -> list[Any]:
     """Return the training loaders as they are iterated, in the order of the user's collection."""
     combined = trainer.fit_loop._combined_loader
     return [] if combined is None else list(combined.flattened)
+
+
+def step_values(trainer: Trainer) -> dict[str, float]:
+    """Return the values for the loggers that this worker has logged in the step in work."""
+    values = trainer._logger_connector.metrics["log"]
+    return {name: float(value) for name, value in values.items()}
+
+
+def batches_done(trainer: Trainer) -> tuple[int, int]:
+    """Return how many batches this worker has trained with: in this epoch, and in all.
+
+    Those count whose optimizer step is done: in a checkpoint that was written in the hooks after a batch, that batch
+    is not completed.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return progress.current.processed, progress.total.processed  # type: ignore[attr-defined]
 
 
 def is_epoch_begun(trainer: Trainer) -> bool:

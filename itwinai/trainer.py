@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -17,6 +18,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import RunningStage
@@ -33,6 +35,8 @@ from itwinai.data.samplers import DealtBatchSampler, DealtSampler, WholeSampler
 from itwinai.data.streams import Stateful, StreamLoader
 from itwinai.errors import ConfigurationError
 from itwinai.launchers.environment import find_outer_environment, is_requeued_job, launcher_name
+from itwinai.loggers.guard import hide_secrets
+from itwinai.loggers.names import make_loggers
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.results import LeanLoggerConnector
 from itwinai.loops.training import LeanTrainingEpochLoop
@@ -86,6 +90,9 @@ class ItwinaiTrainer(Trainer):
             `itwinai.strategies` for options that a name cannot carry. ``auto`` is DDP for several workers.
         devices: number of workers on each node, or which devices they use, as in lightning.
         num_nodes: number of nodes.
+        logger: as in lightning; or a name (``csv``, ``jsonl``, ``tensorboard``, ``mlflow``, ``wandb``,
+            ``provenance``), or several with commas between. By name a logger needs no server, and writes below
+            ``default_root_dir``. Whichever it is, secrets among the hyperparameters do not reach it.
         accelerator: ``auto``, ``cpu``, ``gpu``... as in lightning.
         plugins: as in lightning.
         use_distributed_sampler: deal the batches of DataLoaders out to the workers, so that global batch k holds the
@@ -114,6 +121,7 @@ class ItwinaiTrainer(Trainer):
         strategy: str | Strategy | RayStrategy = "auto",
         devices: list[int] | str | int = "auto",
         num_nodes: int = 1,
+        logger: Logger | Iterable[Logger] | bool | str | Sequence[str] | None = None,
         accelerator: str | Accelerator = "auto",
         plugins: compat.PluginInput | list[compat.PluginInput] | None = None,
         use_distributed_sampler: bool = True,
@@ -166,8 +174,11 @@ class ItwinaiTrainer(Trainer):
             accelerator=accelerator,
             plugins=plugin_list,
             use_distributed_sampler=use_distributed_sampler,
+            logger=_loggers(logger, kwargs.get("default_root_dir")),
             **kwargs,
         )
+        for one in self.loggers:
+            hide_secrets(one)
         compat.replace_dataloader_preparation(self, self.prepare_dataloader)
         compat.replace_checkpoint_connector(self, PortableConnector)
         if resume is None and is_requeued_job():
@@ -287,6 +298,18 @@ def _with_progress_bar(callbacks: list[Callback] | Callback | None) -> list[Call
     """Return the user's callbacks, with our progress bar unless there is one among them."""
     given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
     return given if any(isinstance(callback, ProgressBar) for callback in given) else [*given, TimedProgressBar()]
+
+
+def _loggers(given: Any, folder: Any) -> Any:
+    """Return what lightning takes as loggers, those that are given by name made."""
+    if (
+        isinstance(given, (list, tuple))
+        and given
+        and all(isinstance(one, str) for one in given)
+        or isinstance(given, str)
+    ):
+        return make_loggers(given, os.fspath(folder or Path.cwd()))
+    return given
 
 
 def _signal(name: str) -> signal.Signals:

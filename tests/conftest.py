@@ -127,9 +127,9 @@ def assert_no_process_left(session: int) -> None:
     deadline = time.monotonic() + 15
     while True:
         left = worker_processes() + [
-            f"{process.pid}: {process.name()}"
-            for process in psutil.process_iter()
-            if process.status() != psutil.STATUS_ZOMBIE and _session_of(process.pid) == session
+            f"{process.pid}: {process.info['name']}"
+            for process in psutil.process_iter(["name", "status"])  # read at once: the next moment they may be gone
+            if process.info["status"] != psutil.STATUS_ZOMBIE and _session_of(process.pid) == session
         ]
         if not left:
             return

@@ -1128,3 +1128,43 @@ def test_ddp_tells_how_long_its_exchange_takes() -> None:
         assert model._get_ddp_logging_data()["backward_comm_time_start"] > before
     finally:
         dist.destroy_process_group()
+
+
+def test_only_hooks_of_deepspeed_are_taken_off() -> None:
+    def foreign(*args: Any) -> None:
+        """A hook of an engine."""
+
+    foreign.__module__ = "deepspeed.runtime.engine"
+
+    def own(*args: Any) -> None:
+        """A hook of the user's."""
+
+    module = nn.Linear(2, 2)
+    for hook in (foreign, own):
+        module.register_forward_hook(hook)
+        module.register_forward_pre_hook(hook)
+        module.register_full_backward_hook(hook)
+        module.register_full_backward_pre_hook(hook)
+    compat.remove_hooks_of_engine(module)
+    left = [vars(module)[name] for name in compat._HOOKS]
+    assert [list(hooks.values()) for hooks in left] == [[own]] * 4
+
+
+def test_hyperparameters_are_replaced_everywhere() -> None:
+    class WithParameters(LightningModule):
+        def __init__(self, key: str = "", width: int = 3) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    module = WithParameters("hidden")
+    compat.replace_hyperparameters(module, {"key": "***", "width": 3})
+    assert dict(module.hparams) == {"key": "***", "width": 3} == dict(module.hparams_initial)
+    assert b"hidden" not in cloudpickle.dumps(module)
+    assert module.hparams_initial is not module.hparams
+
+
+def test_profiler_of_torch_is_noticed_while_it_records() -> None:
+    assert not compat.is_profiling()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+        assert compat.is_profiling()
+    assert not compat.is_profiling()

@@ -7,12 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from itwinai.callbacks.checkpointing import ModelCheckpoint
+    from itwinai.callbacks.logging import LoggingCallback
+    from itwinai.callbacks.monitoring import SystemMonitor
+    from itwinai.callbacks.profiling import ProfilingCallback
     from itwinai.callbacks.progress import TimedProgressBar
+    from itwinai.callbacks.summary import RunSummary
 
-__all__ = ["ModelCheckpoint", "TimedProgressBar"]
+__all__ = [
+    "LoggingCallback",
+    "ModelCheckpoint",
+    "ProfilingCallback",
+    "RunSummary",
+    "SystemMonitor",
+    "TimedProgressBar",
+]
 
 _MODULES = {
+    "LoggingCallback": "itwinai.callbacks.logging",
     "ModelCheckpoint": "itwinai.callbacks.checkpointing",
+    "ProfilingCallback": "itwinai.callbacks.profiling",
+    "RunSummary": "itwinai.callbacks.summary",
+    "SystemMonitor": "itwinai.callbacks.monitoring",
     "TimedProgressBar": "itwinai.callbacks.progress",
 }
 

@@ -15,17 +15,19 @@ SHORT_FLAGS = {
     "--devices": "--trainer.devices",
     "--num-nodes": "--trainer.num_nodes",
     "--num_nodes": "--trainer.num_nodes",
+    "--logger": "--trainer.logger",
 }
 
 
 _DESCRIPTION = {
-    "description": "Short flags: --strategy NAME, --devices N and --num-nodes N stand for --trainer.strategy, "
-    "--trainer.devices and --trainer.num_nodes, and win over the config file."
+    "description": "Short flags: --strategy NAME, --devices N, --num-nodes N and --logger NAME (csv, jsonl, "
+    "tensorboard, mlflow, wandb, provenance; several with commas between) stand for "
+    "--trainer.strategy, --trainer.devices, --trainer.num_nodes and --trainer.logger, and win over the config file."
 }
 
 
 def expand_short_flags(argv: Sequence[str]) -> list[str]:
-    """Replace `--strategy`, `--devices` and `--num-nodes` by the trainer's arguments that they stand for.
+    """Replace short flags such as `--strategy` by the trainer's arguments that they stand for.
 
     They are put behind everything else, so that they win over a config file that is named after them.
     """
@@ -111,6 +113,7 @@ def _run(arguments: list[str]) -> None:
     from lightning.pytorch.cli import LightningCLI
 
     from itwinai import compat
+    from itwinai.cli.config_file import SaveConfig
     from itwinai.trainer import ItwinaiTrainer
 
     compat.silence_known_warnings()
@@ -120,6 +123,7 @@ def _run(arguments: list[str]) -> None:
         trainer_class=ItwinaiTrainer,
         subclass_mode_model=True,
         subclass_mode_data=True,
+        save_config_callback=SaveConfig,
         # Without a logger it goes to the current folder, where the user's own config.yaml may be.
         save_config_kwargs={"config_filename": "resolved-config.yaml", "overwrite": True},
         parser_kwargs={"prog": "itwinai", **dict.fromkeys(("fit", "validate", "test", "predict"), _DESCRIPTION)},

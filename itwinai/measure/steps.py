@@ -68,16 +68,20 @@ class StepClock:
         self.covers_gradients = False
         self.durations = array("q")
         self._current = [0] * len(Phase)
+        self._communicating = 0
         self._splitting = False
+        self._discarded = False
         self._began = 0
         self._last = 0
         self._ended = 0
 
     def begin(self) -> None:
         """Start a step."""
+        self._discarded = False
         self._splitting = self.steps % self.every == 0
         if self._splitting:
             self._current = [0] * len(Phase)
+            self._communicating = 0
             if self.synchronize is not None:
                 self.synchronize()
         self._began = self._last = now = perf_counter_ns()
@@ -95,7 +99,7 @@ class StepClock:
         spent = now - self._last
         self._current[phase] += spent
         if phase is Phase.COMMUNICATION:
-            self.communicating += spent
+            self._communicating += spent
         self._last = now
 
     def communicated(self, exposed: int, total: int) -> None:
@@ -109,16 +113,24 @@ class StepClock:
             return
         self._current[Phase.COMMUNICATION] += exposed
         self._last += exposed
-        self.communicating += total
+        self._communicating += total
+
+    def discard(self) -> None:
+        """Do not count the step in work: something that is not part of the training makes it longer."""
+        self._discarded = True
 
     def end(self) -> None:
         """End a step."""
         self._ended = now = perf_counter_ns()
+        if self._discarded:
+            self._discarded = False
+            return
         duration = now - self._began
         if self._splitting:
             spent = self.spent
             for phase, nanoseconds in enumerate(self._current):
                 spent[phase] += nanoseconds
+            self.communicating += self._communicating
             self.split_time += duration
             self.split_steps += 1
         durations = self.durations

@@ -81,7 +81,8 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         )
         self.collective_timeout = as_timedelta(timeout)
         self.worker_source = workers or LocalProcesses()
-        self._own_attributes: dict[nn.Module, frozenset[str]] = {}
+        # By id: the hash of a metric changes with what it has seen.
+        self._own_attributes: dict[int, frozenset[str]] = {}
         self._groups: list[list[nn.Parameter]] = []
         self._timed: TimedExchanges | None = None
         self.sharded_checkpoints = sharded_checkpoints
@@ -163,7 +164,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
 
         # By default DeepSpeed takes the device's index for the local rank, and a CPU has none.
         arguments = argparse.Namespace(device_rank=self.local_rank)
-        self._own_attributes = {submodule: frozenset(vars(submodule)) for submodule in model.modules()}
+        self._own_attributes = {id(submodule): frozenset(vars(submodule)) for submodule in model.modules()}
         user_optimizer = options.get("optimizer")
         self._groups = [list(group["params"]) for group in user_optimizer.param_groups] if user_optimizer else []
         engine, optimizer, _, _ = deepspeed.initialize(
@@ -207,7 +208,8 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
     def _remove_traces(self, module: nn.Module) -> None:
         """Take off what an engine hangs on submodules: the next engine would take it for its own."""
         for submodule in module.modules():
-            before = self._own_attributes.get(submodule, frozenset(vars(submodule)))
+            compat.remove_hooks_of_engine(submodule)
+            before = self._own_attributes.get(id(submodule), frozenset(vars(submodule)))
             for name in vars(submodule).keys() - before:
                 if compat.is_attribute_of_engine(name):
                     delattr(submodule, name)

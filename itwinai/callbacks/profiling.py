@@ -1,0 +1,181 @@
+"""Where the time of a training step goes, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import PyTorchProfiler
+
+from itwinai import compat
+from itwinai.checkpoints.plugin import gather_of
+from itwinai.data.batches import samples_in
+from itwinai.errors import ConfigurationError
+from itwinai.measure.advice import Setting
+from itwinai.measure.operators import OperatorProfile, Windows
+from itwinai.measure.python_stacks import StackSampler
+from itwinai.measure.steps import Reading, StepClock, split_of
+from itwinai.report.folder import run_folder
+from itwinai.report.sections import Section
+from itwinai.report.steps import Profile, sections_of, write_picture
+from itwinai.report.telling import tell
+
+
+class ProfilingCallback(Callback):
+    """Find out where the time of the training steps goes, on every worker, under every strategy.
+
+    Each step is split into waiting for data, forward, backward, waiting for other workers, optimizer, hooks and
+    loggers; a table, a picture and advice tell where the time goes and which worker is the slowest. In a few steps,
+    torch's profiler records operators: a trace per worker, for Perfetto or TensorBoard, and a table of the slowest
+    operators. Everything is in the folder ``profile`` of the run.
+
+    On a GPU, one in 20 steps is split, and in these the host waits for the device after each phase.
+
+    Args:
+        operators: record operators with torch's profiler.
+        wait: steps before each window of it. As the first steps of a run are not typical, the split leaves out as many.
+        warmup: steps at the start of a window that are not recorded.
+        active: steps that are recorded in a window. Memory and the size of traces grow with them.
+        repeat: number of windows.
+        memory: record allocations too.
+        shapes: record the shapes of the operators' inputs, in the trace.
+        python: look at the Python stacks of each worker with py-spy as well: a flame graph and a table of functions.
+        python_rate: how often per second.
+        python_seconds: for how long; None is the whole fit.
+        folder: for the files; by default ``profile`` in the folder of the run.
+
+    Attributes:
+        profile: what was found, on rank 0 after the fit.
+
+    Raises:
+        ConfigurationError: a number is too small, or another profiler of torch runs.
+        MissingPackageError: at the start of a fit, py-spy is not installed and ``python`` is on.
+    """
+
+    def __init__(
+        self,
+        *,
+        operators: bool = True,
+        wait: int = 10,
+        warmup: int = 2,
+        active: int = 5,
+        repeat: int = 1,
+        memory: bool = False,
+        shapes: bool = False,
+        python: bool = False,
+        python_rate: int = 50,
+        python_seconds: float | None = 30.0,
+        folder: str | Path | None = None,
+    ) -> None:
+        self.operators = operators
+        self.windows = Windows(wait, warmup, active, repeat)
+        self.memory = memory
+        self.shapes = shapes
+        self.python = python
+        self.python_rate = python_rate
+        self.python_seconds = python_seconds
+        self.folder = None if folder is None else Path(folder)
+        self.profile: Profile | None = None
+        self.step_clock: StepClock | None = None
+        self._operators: OperatorProfile | None = None
+        self._stacks: StackSampler | None = None
+        self._folder = Path()
+        self._steps = 0
+        self._warm = Reading()
+        self._batch_size: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "step_clock": None, "_operators": None, "_stacks": None}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to record."""
+        if self.operators and isinstance(trainer.profiler, PyTorchProfiler):  # type: ignore[attr-defined]
+            raise ConfigurationError(
+                "The trainer's profiler is lightning's PyTorchProfiler, and ProfilingCallback records operators with "
+                "torch's profiler as well, of which there can be only one. Leave out the trainer's profiler, or set "
+                "ProfilingCallback(operators=False)."
+            )
+        self.profile = None
+        self._steps, self._warm, self._batch_size = 0, Reading(), None
+        folder = Path(trainer.strategy.broadcast(self.folder or run_folder(trainer) / "profile"))
+        if self.operators:
+            self._operators = OperatorProfile(
+                folder, trainer.global_rank, self.windows, memory=self.memory, shapes=self.shapes
+            )
+            self._operators.start()
+        if self.python:
+            self._stacks = StackSampler(
+                folder, trainer.global_rank, rate=self.python_rate, duration=self.python_seconds
+            )
+            self._stacks.start()
+        self._folder = folder
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the step."""
+        self._steps += 1
+        if self._steps == 1:
+            self._batch_size = samples_in(batch)
+        if self._steps == self.windows.wait and self.step_clock is not None:
+            self._warm = self.step_clock.reading()
+        operators = self._operators
+        if operators is not None:
+            recording = operators.recording
+            operators.step()
+            if self.step_clock is not None and (recording or operators.recording):
+                self.step_clock.discard()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather what the workers have found."""
+        self._stop()
+        engine = getattr(trainer.strategy, "exchange_time", None)
+        # The first steps allocate memory and choose algorithms: they count only where there are no others.
+        since = self._warm if self._steps >= 2 * self.windows.wait else None
+        split = None if self.step_clock is None else split_of(self.step_clock, since, engine and engine())
+        peak = None if self._operators is None else self._operators.peak_memory
+        gathered = gather_of(trainer.strategy)((split, peak))
+        if trainer.is_global_zero:
+            self.profile = Profile(
+                splits=[split for split, _ in gathered if split is not None],
+                peak_memory=[peak for _, peak in gathered],
+                setting=self._setting(trainer),
+                folder=self._folder,
+                recorded=self._operators,
+                stacks=self._stacks,
+            )
+            write_picture(self.profile)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write what was recorded so far."""
+        self._stop()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell what was found, unless a summary does."""
+        if stage == "fit" and self.profile is not None:
+            tell(trainer, "where the time of a step goes", self)
+
+    def report(self) -> list[Section]:
+        """Return what was found: the split of a step, workers, operators, functions, and advice."""
+        return [] if self.profile is None else sections_of(self.profile)
+
+    def _stop(self) -> None:
+        if self._operators is not None:
+            self._operators.stop()
+        if self._stacks is not None:
+            self._stacks.stop()
+
+    def _setting(self, trainer: Trainer) -> Setting:
+        loaders: Sequence[Any] = compat.training_loaders(trainer)
+        loader = loaders[0] if loaders else None
+        return Setting(
+            loader_workers=getattr(loader, "num_workers", None),
+            pins_memory=bool(getattr(loader, "pin_memory", False)),
+            workers_per_node=max(trainer.world_size // trainer.num_nodes, 1),
+            on_gpu=trainer.strategy.root_device.type == "cuda",
+            log_every_n_steps=trainer.log_every_n_steps,  # type: ignore[attr-defined]
+            batch_size=self._batch_size,
+            accumulate_grad_batches=trainer.accumulate_grad_batches,
+        )

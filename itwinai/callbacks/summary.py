@@ -1,0 +1,141 @@
+"""One screen and one page about a run that has ended."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from itwinai import compat
+from itwinai.checkpoints.file import part_name
+from itwinai.facts.config import config_of
+from itwinai.facts.run import RunFacts, collect_facts
+from itwinai.loggers.recorder import Recorder
+from itwinai.loggers.sinks import sink_of
+from itwinai.measure.samples import trained_samples
+from itwinai.report.curves import metrics_section
+from itwinai.report.folder import run_folder
+from itwinai.report.page import page
+from itwinai.report.run import Course, environment_section, run_section
+from itwinai.report.sections import Section
+from itwinai.report.telling import sections_of_all
+from itwinai.report.terminal import in_terminal
+
+
+class RunSummary(Callback):
+    """Tell what a fit was like when it has ended: one screen in the terminal, and a page, ``run.html``.
+
+    The page needs no network: the curves of all logged values, what other callbacks of itwinai have measured
+    (`ProfilingCallback`, `SystemMonitor`), the configuration, versions and the launch plan, without secrets.
+
+    Args:
+        terminal: print the screen.
+        path: of the page; by default ``run.html`` in the folder of the run. False for none.
+
+    Attributes:
+        page: the page that was written.
+    """
+
+    tells_of_all = True
+
+    def __init__(self, *, terminal: bool = True, path: str | Path | bool = True) -> None:
+        self.terminal = terminal
+        self.path = path
+        self.page: Path | None = None
+        self._recorder: Recorder | None = None
+        self._facts: RunFacts | None = None
+        self._config = ""
+        self._folder = Path()
+        self._course: Course | None = None
+        self._began = 0.0
+        self._before = (0, 0, 0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_recorder": None, "_facts": None, "_course": None}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin to keep what is logged."""
+        if stage != "fit":
+            return
+        self._folder = run_folder(trainer)
+        self._recorder = None
+        if trainer.loggers:  # without one, lightning logs nothing at all
+            self._recorder = Recorder()
+            trainer.loggers.append(self._recorder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where the run begins."""
+        self._facts = collect_facts(trainer)
+        self._config = config_of(trainer)
+        self._began = time.monotonic()
+        self._before = *compat.batches_done(trainer), trainer.current_epoch
+        self._course = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where the run has ended."""
+        self._take_course(trainer, "finished")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Note that it has not ended well, and why."""
+        first = str(exception).strip().splitlines()
+        self._take_course(trainer, f"{type(exception).__name__}{': ' + first[0] if first else ''}")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print and write the summary; by now the others have measured what they measure."""
+        if stage != "fit":
+            return
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None and recorder in trainer.loggers:
+            trainer.loggers.remove(recorder)
+        if self._course is None or not trainer.is_global_zero:
+            return
+        sections = self._sections(trainer, recorder)
+        if self.path is not False:
+            self._write(sections)
+        if self.terminal:
+            files = Section("Files", {"page": str(self.page)} if self.page else {})
+            print(in_terminal(f"run summary: {self._title()}", [*sections, files]), flush=True)
+        self._course = None
+
+    def _title(self) -> str:
+        assert self._facts is not None and self._course is not None
+        return f"{self._course.module}, {self._facts.launch.strategy}"
+
+    def _sections(self, trainer: Trainer, recorder: Recorder | None) -> list[Section]:
+        assert self._facts is not None and self._course is not None
+        places = [sink_of(logger).place() for logger in trainer.loggers]
+        return [
+            run_section(self._course, self._facts, [place for place in places if place]),
+            metrics_section({} if recorder is None else recorder.curves),
+            *sections_of_all(trainer),
+            environment_section(self._facts, self._config),
+        ]
+
+    def _write(self, sections: list[Section]) -> None:
+        path = self._folder / "run.html" if isinstance(self.path, bool) else Path(self.path)
+        beside = path.with_name(part_name(path.name))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(page(self._title(), sections), encoding="utf-8")
+            beside.replace(path)
+            self.page = path
+        except OSError as error:  # the run itself has ended well
+            rank_zero_warn(f"The page {path} could not be written: {error}. Give RunSummary(path=...) another place.")
+
+    def _take_course(self, trainer: Trainer, end: str) -> None:
+        in_epoch, before, epochs = self._before
+        batches = compat.batches_done(trainer)[1] - before
+        loaders = compat.training_loaders(trainer)
+        self._course = Course(
+            module=type(trainer.lightning_module).__name__,
+            end=end,
+            seconds=time.monotonic() - self._began if self._began else 0.0,
+            epochs=trainer.current_epoch - epochs,
+            steps=trainer.global_step,
+            batches=batches,
+            samples=trained_samples(loaders, trainer.world_size, trainer.num_training_batches, in_epoch, batches),
+            best_checkpoint=getattr(trainer.checkpoint_callback, "best_model_path", "") or "",
+        )

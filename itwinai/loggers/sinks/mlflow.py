@@ -1,0 +1,139 @@
+"""MLflow."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from itwinai.facts.secrets import without_secrets
+from itwinai.loggers.mlflow import MLFlowLogger
+from itwinai.loggers.sinks.base import Sink
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.loggers import Logger
+    from matplotlib.figure import Figure
+
+    from itwinai.facts.run import RunFacts
+
+
+class MLflowSink(Sink):
+    """Facts as tags, files and figures as artifacts, the module as an MLflow model; nested runs for single workers."""
+
+    takes: ClassVar[frozenset[str]] = frozenset({"file", "figure", "model", "rank_metrics"})
+
+    def __init__(self, logger: Logger) -> None:
+        super().__init__(logger)
+        self.of_ranks: dict[int, MLFlowLogger] = {}
+
+    @property
+    def _client(self) -> Any:
+        return self.logger.experiment  # type: ignore[attr-defined]
+
+    @property
+    def _address(self) -> str:
+        return getattr(self.logger, "address", None) or str(self._client.tracking_uri)
+
+    @property
+    def _run(self) -> str:
+        run: str = self.logger.run_id  # type: ignore[attr-defined]
+        return run
+
+    def facts(self, trainer: Trainer, facts: RunFacts) -> None:
+        from mlflow.entities import RunTag
+
+        tags = {name.replace("/", "."): str(value) for name, value in facts.flat().items()}
+        if facts.code is not None:
+            tags["mlflow.source.git.commit"] = facts.code.commit  # where MLflow's own pages look for it
+        self._client.log_batch(self._run, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    def file(self, path: Path) -> None:
+        self._client.log_artifact(self._run, str(path))
+
+    def figure(self, name: str, figure: Figure, step: int) -> None:
+        self._client.log_figure(self._run, figure, f"figures/{name}/step-{step}.png")
+
+    def model(self, module: LightningModule, example: Any) -> None:
+        import mlflow.pytorch
+        import torch
+        from mlflow.models import infer_signature
+
+        signature = None
+        if example is not None:
+            training = module.training
+            module.eval()
+            with torch.no_grad():
+                output = module(example)
+            module.train(training)
+            signature = infer_signature(_as_arrays(example), _as_arrays(output))
+        with tempfile.TemporaryDirectory() as folder:
+            # MLflow's log_model would need the run to be this process's active one, which belongs to the user.
+            with _without_warnings():
+                mlflow.pytorch.save_model(module, f"{folder}/model", signature=signature, **_pickled())
+            self._client.log_artifacts(self._run, f"{folder}/model", "model")
+
+    def open_ranks(self, ranks: int) -> None:
+        self.of_ranks = {rank: self._logger_of(rank) for rank in range(ranks)}
+
+    def rank_metrics(self, rank: int, metrics: Mapping[str, float], step: int) -> None:
+        self.of_ranks[rank].log_metrics(metrics, step)
+
+    def _logger_of(self, rank: int) -> MLFlowLogger:
+        run = self._client.create_run(
+            self._client.get_run(self._run).info.experiment_id,
+            run_name=f"rank {rank}",
+            tags={"mlflow.parentRunId": self._run, "rank": str(rank)},
+        )
+        return MLFlowLogger(run_id=run.info.run_id, tracking_uri=self._address, save_dir=self.logger.save_dir)
+
+    def finish(self, status: str) -> None:
+        for logger in self.of_ranks.values():
+            logger.finalize(status)
+        self.of_ranks = {}
+
+    def place(self) -> str:
+        uri = without_secrets(self._address)
+        if uri.startswith("http"):
+            run = self._client.get_run(self._run).info
+            return f"{uri}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+        return f"mlflow ui --backend-store-uri {uri}"
+
+
+def _pickled() -> dict[str, str]:
+    """Return the argument by which MLflow pickles a module: by default it traces it, which few modules bear."""
+    import mlflow.pytorch
+
+    known = "serialization_format" in inspect.signature(mlflow.pytorch.save_model).parameters
+    return {"serialization_format": "pickle"} if known else {}
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Leave out MLflow's warnings of what every user of this knows: a module is pickled, torch has a local version."""
+    loggers = [logging.getLogger(name) for name in ("mlflow.pytorch", "mlflow.utils.requirements_utils")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _as_arrays(value: Any) -> Any:
+    """Return tensors as what MLflow reads signatures from."""
+    from torch import Tensor
+
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    if isinstance(value, Mapping):
+        return {key: _as_arrays(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return _as_arrays(value[0]) if len(value) == 1 else {str(i): _as_arrays(v) for i, v in enumerate(value)}
+    return value

@@ -1,0 +1,168 @@
+"""What to do about the time of a training step, with the figures that say so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from itwinai.measure.steps import Phase, StepSplit
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the advice depends on beside the times.
+
+    Attributes:
+        loader_workers: ``num_workers`` of the training DataLoader; None if there is no such loader.
+        pins_memory: whether that loader pins its memory.
+        workers_per_node: training workers on this node, which share its cores.
+        on_gpu: whether the model is on a GPU.
+        log_every_n_steps: of the trainer.
+        batch_size: samples in a batch of one worker, if known.
+        accumulate_grad_batches: batches per optimizer step.
+    """
+
+    loader_workers: int | None = None
+    pins_memory: bool = False
+    workers_per_node: int = 1
+    on_gpu: bool = False
+    log_every_n_steps: int = 50
+    batch_size: int | None = None
+    accumulate_grad_batches: int = 1
+
+
+def advise(splits: Sequence[StepSplit], setting: Setting) -> list[str]:
+    """Return what to do next, what matters most first; nothing if nothing stands out.
+
+    Args:
+        splits: the times of all workers, by rank.
+        setting: what else matters.
+    """
+    found = [
+        advice
+        for advice in (
+            _data(splits, setting),
+            _slowest(splits),
+            _communication(splits, setting),
+            _transfer(splits, setting),
+            _overhead(splits, setting),
+            _between(splits),
+            _small_steps(splits, setting),
+        )
+        if advice is not None
+    ]
+    return [text for _, text in sorted(found, key=lambda item: -item[0])]
+
+
+Advice = tuple[float, str] | None
+
+
+def _mean_share(splits: Sequence[StepSplit], *phases: Phase) -> float:
+    return sum(sum(split.share(phase) for phase in phases) for split in splits) / len(splits)
+
+
+def _data(splits: Sequence[StepSplit], setting: Setting) -> Advice:
+    share = max(split.share(Phase.DATA) for split in splits)
+    if share < 0.15:
+        return None
+    says = f"{share:.0%} of the step waits for data"
+    cores = max((os.cpu_count() or 1) // setting.workers_per_node - 1, 1)
+    if setting.loader_workers is None:
+        return share, f"{says}: the loader is not a DataLoader; let it read ahead in the background."
+    if setting.loader_workers == 0:
+        return share, (
+            f"{says}: num_workers is 0, so each batch is read while the training waits. Try "
+            f"DataLoader(num_workers={min(cores, 8)}, persistent_workers=True)."
+        )
+    more = f"try num_workers={2 * setting.loader_workers}" if 2 * setting.loader_workers <= cores else ""
+    return share, (
+        f"{says}, with num_workers={setting.loader_workers}: {more or 'the cores of this node are in use already'}"
+        f"{', or' if more else ';'} make reading a sample cheaper (decode and transform beforehand, a faster file "
+        "format, the node's own disk)."
+    )
+
+
+def _slowest(splits: Sequence[StepSplit]) -> Advice:
+    if len(splits) < 2 or any(split.communication is None for split in splits):
+        return None
+    work = [own_work(split) for split in splits]
+    rank, slowest = max(enumerate(work), key=lambda item: item[1])
+    typical = median(work)
+    if typical <= 0 or slowest < 1.15 * typical or slowest - typical < 0.05 * splits[rank].step:
+        return None
+    return (slowest - typical) / splits[rank].step, (
+        f"Rank {rank} is the slowest: {milliseconds(slowest)} of own work per step where the median is "
+        f"{milliseconds(typical)} ({slowest / typical - 1:.0%} more), and the others wait for it. Look for an uneven "
+        "share of data, a slower device, or other processes on its node."
+    )
+
+
+def _communication(splits: Sequence[StepSplit], setting: Setting) -> Advice:
+    share = _mean_share(splits, Phase.COMMUNICATION)
+    if len(splits) < 2 or share < 0.25:
+        return None
+    overlap = splits[0].overlap
+    beside = f" ({overlap:.0%} of the exchange takes place beside the computation)" if overlap else ""
+    accumulated = setting.accumulate_grad_batches
+    return share, (
+        f"{share:.0%} of the step waits for other workers{beside}. Do more work per exchange: a larger batch per "
+        f"worker, or accumulate_grad_batches={2 * accumulated} (now {accumulated}); or send less: "
+        "gradient_compression='bf16' under ddp, compression='fp16' under horovod. Or use fewer workers."
+    )
+
+
+def _transfer(splits: Sequence[StepSplit], setting: Setting) -> Advice:
+    share = _mean_share(splits, Phase.TRANSFER)
+    if share < 0.1:
+        return None
+    if setting.on_gpu and not setting.pins_memory:
+        return share, f"{share:.0%} of the step copies batches to the GPU: try DataLoader(pin_memory=True)."
+    return share, (
+        f"{share:.0%} of the step brings batches to the device: look at transfer_batch_to_device and "
+        "on_after_batch_transfer."
+    )
+
+
+def _overhead(splits: Sequence[StepSplit], setting: Setting) -> Advice:
+    hooks, logging = _mean_share(splits, Phase.CALLBACKS), _mean_share(splits, Phase.LOGGING)
+    if logging > 0.1:
+        return logging, (
+            f"{logging:.0%} of the step hands metrics to the loggers: log_every_n_steps is "
+            f"{setting.log_every_n_steps}; raise it, or use a logger that writes in the background (--logger mlflow)."
+        )
+    if hooks > 0.1:
+        return hooks, f"{hooks:.0%} of the step is spent in hooks of callbacks and of the module."
+    return None
+
+
+def _between(splits: Sequence[StepSplit]) -> Advice:
+    between = sum(split.between for split in splits) / len(splits)
+    share = between / (between + sum(split.step for split in splits) / len(splits))
+    if share < 0.25:
+        return None
+    return share, (
+        f"{share:.0%} of the time within epochs is spent between steps, in validation and checkpoints: validate less "
+        "often (check_val_every_n_epoch, val_check_interval, limit_val_batches), or save less often."
+    )
+
+
+def _small_steps(splits: Sequence[StepSplit], setting: Setting) -> Advice:
+    step = splits[0].step
+    if step > 2e-3 or setting.batch_size is None or splits[0].share(Phase.DATA) > 0.5:
+        return None
+    return 0.01, (
+        f"A step takes only {milliseconds(step)}, most of it the fixed cost of calling operators: a batch size above "
+        f"{setting.batch_size} trains more samples per second, if the model's accuracy allows."
+    )
+
+
+def own_work(split: StepSplit) -> float:
+    """Return the seconds of a step in which a worker does not wait for others."""
+    return split.step * (1 - split.share(Phase.COMMUNICATION))
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a time with three digits, in ms, or in us below 0.1 ms."""
+    return f"{seconds * 1e6:.3g} us" if seconds < 1e-4 else f"{seconds * 1e3:.3g} ms"

@@ -1,0 +1,23 @@
+"""Sections as one page that needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+
+from jinja2 import Environment
+
+from itwinai.report.sections import Section
+
+
+def page(title: str, sections: Sequence[Section]) -> str:
+    """Return a self-contained HTML page.
+
+    Args:
+        title: of the page.
+        sections: what is on it, in this order.
+    """
+    # Everything but our own pictures is text that somebody has given: names of metrics, errors, configurations.
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((files("itwinai.report") / "page.html").read_text(encoding="utf-8"))
+    return template.render(title=title, sections=sections)

@@ -1,0 +1,356 @@
+"""What is logged to MLflow is what lightning's logger logs, and it arrives, whatever the server goes through."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.loggers import MLFlowLogger as LightningMLFlowLogger
+from torch import Tensor
+
+from itwinai.callbacks import ModelCheckpoint
+from itwinai.loggers import delivery
+from itwinai.loggers.mlflow import LoggerError, MLFlowLogger, resend
+from itwinai.loggers.mlflow_server import AwayError, Point, send, write_unsent
+from tests.support.cases import Regression, loader, make_trainer
+from tests.support.mlflow_server import Server, free_port
+
+PASSWORD = "very-secret"
+
+Points = dict[str, list[tuple[int, float]]]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(autouse=True)
+def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lightning's logger sets the variable for the whole process; each test begins without it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+
+def points(logger: LightningMLFlowLogger) -> Points:
+    """Return all that MLflow has of a run, by key: steps and values, in the order of steps."""
+    client, run_id = logger.experiment, logger.run_id
+    return {
+        key: sorted((point.step, point.value) for point in client.get_metric_history(run_id, key))
+        for key in client.get_run(run_id).data.metrics
+    }
+
+
+class Talkative(Regression):
+    """Logs at every step."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("step/loss", loss)
+        self.log_dict({"step/index": float(batch_idx), "step/double": 2.0 * batch_idx})
+        return loss
+
+
+# ------------------------------------------------------------------------------------------ the same as lightning's
+
+
+def test_fit_logs_what_lightning_logs(server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with_login = server.address.replace("http://", f"http://me:{PASSWORD}@")
+    ours = MLFlowLogger("fit", tracking_uri=with_login, save_dir=str(tmp_path), prefix="try")
+    theirs = LightningMLFlowLogger("fit", tracking_uri=server.address, prefix="try")
+    options = {"log_every_n_steps": 1, "max_epochs": 2, "default_root_dir": tmp_path}
+    trainer = make_trainer("auto", 1, logger=[ours, theirs], **options)
+    trainer.fit(Talkative(), loader(8), loader(8))
+    logged = points(ours)
+    assert logged == points(theirs)
+    assert [step for step, _ in logged["try-step/loss"]] == list(range(26))
+    assert len(logged["try-val_loss"]) == 2
+    assert ours.experiment.get_run(ours.run_id).info.status == "FINISHED"
+
+    trainer.test(Talkative(), loader(8), verbose=False)  # goes on in the same run
+    assert points(ours) == points(theirs)
+    assert len(points(ours)["try-val_loss"]) == 3
+    printed = capfd.readouterr()
+    assert PASSWORD not in printed.out + printed.err
+    assert f"http://me:***@{server.host}" in printed.out  # where the run can be seen
+
+
+def test_names_values_and_parameters_are_those_of_lightning(server: Server) -> None:
+    ours = MLFlowLogger("values", tracking_uri=server.address)
+    theirs = LightningMLFlowLogger("values", tracking_uri=server.address)
+    values = {
+        "tensor": torch.tensor(0.1),
+        "bool": True,
+        "nan": math.nan,
+        "infinite": math.inf,
+        "minus": -math.inf,
+        "text": "is left out",
+        "odd [name]": 1,
+        "a/b.c-d_e f": torch.tensor(3),
+    }
+    parameters = {f"group/{number}": number for number in range(250)} | {"long": "x" * 1000, "nested": {"a": None}}
+    before = int(time.time() * 1000)
+    for logger in (ours, theirs):
+        logger.log_hyperparams(parameters)
+        logger.log_metrics(values)
+        logger.log_metrics({"a/b.c-d_e f": 4}, step=7)
+    after = int(time.time() * 1000)
+    assert ours.flush()
+    assert repr(points(ours)) == repr(points(theirs))  # nan is not equal to itself
+    assert len(points(ours)) == 7
+    client = ours.experiment
+    assert client.get_run(ours.run_id).data.params == client.get_run(theirs.run_id).data.params
+    (logged,) = client.get_metric_history(ours.run_id, "tensor")
+    assert before <= logged.timestamp <= after  # when it was logged, not when it was sent
+    for logger in (ours, theirs):
+        logger.finalize("failed")
+    assert client.get_run(ours.run_id).info.status == client.get_run(theirs.run_id).info.status == "FAILED"
+
+
+def test_synchronous_call_waits_for_the_server(server: Server) -> None:
+    logger = MLFlowLogger("values", tracking_uri=server.address, synchronous=True)
+    logger.log_metrics({"a": 1.0})
+    assert points(logger) == {"a": [(0, 1.0)]}
+    logger.finalize()
+
+
+def test_same_point_twice_is_one(server: Server) -> None:
+    """So that a batch of which nobody knows whether it has arrived can be sent again."""
+    logger = MLFlowLogger("values", tracking_uri=server.address)
+    twice = [Point("a", value, 1000, 1) for value in (0.1, math.nan, math.inf)]
+    for _ in range(2):
+        send(server.address, logger.run_id, twice)
+    assert [len(history) for history in points(logger).values()] == [3]
+
+
+def test_two_workers_log_one_run(server: Server) -> None:
+    logger = MLFlowLogger("workers", tracking_uri=server.address)
+    trainer = make_trainer("ddp", 2, logger=logger, log_every_n_steps=1, max_epochs=1)
+    trainer.fit(Talkative(), loader(4), loader(4))
+    client = LightningMLFlowLogger(tracking_uri=server.address).experiment
+    experiment = client.get_experiment_by_name("workers")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_id == logger.run_id  # the caller's logger knows it, and would go on with it
+    assert run.info.status == "FINISHED"
+    assert [step for step, _ in points(logger)["step/loss"]] == list(range(13))
+
+
+# --------------------------------------------------------------------------------------------- when the server fails
+
+
+@dataclass(frozen=True)
+class Outage:
+    """Two runs during which the server was killed: one waited until it was back, the other one did not."""
+
+    patient: MLFlowLogger
+    hasty: MLFlowLogger
+    arrived: bool
+    messages: list[str]
+    warnings: list[str]
+    file: Path
+
+
+STEPS, KEYS = 100, 20
+
+
+def log_half(logger: MLFlowLogger, first: int) -> None:
+    for step in range(first, first + STEPS // 2):
+        logger.log_metrics({f"metric {key}": step / 7 + key for key in range(KEYS)}, step)
+
+
+EXPECTED: Points = {f"metric {key}": [(step, step / 7 + key) for step in range(STEPS)] for key in range(KEYS)}
+
+
+@pytest.fixture(scope="module")
+def outage(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outage]:
+    folder = tmp_path_factory.mktemp("outage")
+    with_login = server.address.replace("http://", f"http://me:{PASSWORD}@")
+    patient = MLFlowLogger("outage", tracking_uri=with_login, save_dir=str(folder))
+    hasty = MLFlowLogger("outage", tracking_uri=with_login, save_dir=str(folder), flush_timeout=2)
+    messages = Messages()
+    with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning) as warned:
+        patch.setattr(delivery, "LONGEST_PAUSE", 1.0)
+        delivery.log.addHandler(messages)
+        for logger in (patient, hasty):
+            log_half(logger, 0)
+            assert logger.flush()
+        server.freeze()
+        for logger in (patient, hasty):
+            log_half(logger, STEPS // 2)
+        server.kill()  # while the second halves are on their way
+        hasty.log_metrics({"last": math.inf}, STEPS)
+        hasty.finalize()
+        server.start()
+        arrived = patient.flush()
+        delivery.log.removeHandler(messages)
+    patient.finalize()
+    (file,) = folder.glob("*.jsonl")
+    yield Outage(patient, hasty, arrived, messages.texts, [str(warning.message) for warning in warned], file)
+
+
+class Messages(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def test_everything_arrives_once_when_the_server_is_started_again(outage: Outage) -> None:
+    assert outage.arrived
+    assert points(outage.patient) == EXPECTED
+    assert outage.patient.experiment.get_run(outage.patient.run_id).info.status == "FINISHED"
+
+
+def test_outage_is_said_once_and_without_the_password(outage: Outage, server: Server) -> None:
+    shown = f"MLflow at http://me:***@{server.host}"
+    away = [text for text in outage.messages if text.startswith(f"{shown} is away: ")]
+    back = [text for text in outage.messages if text.startswith(f"{shown} is back after ")]
+    assert (len(away), len(back)) == (2, 1)  # two loggers; one of them did not see it come back
+    assert len(outage.messages) == 3
+    assert PASSWORD not in "".join(outage.messages + outage.warnings) + outage.file.read_text()
+
+
+def test_what_was_not_sent_can_be_sent_later(outage: Outage, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    (warning,) = [text for text in outage.warnings if "could not be sent" in text]
+    assert f'python -c "from itwinai.loggers.mlflow import resend; resend({str(outage.file)!r})"' in warning
+    status = outage.hasty.experiment.get_run(outage.hasty.run_id).info.status
+    assert status == "RUNNING"
+    with pytest.raises(LoggerError, match="whose secret was not written .* MLFLOW_TRACKING_URI"):
+        resend(outage.file)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    unsent = outage.file.read_text().count('"key"')
+    assert resend(outage.file) == resend(outage.file) == unsent > 0
+    assert points(outage.hasty) == {**EXPECTED, "last": [(STEPS, sys.float_info.max)]}  # as MLflow stores infinity
+    assert outage.hasty.experiment.get_run(outage.hasty.run_id).info.status == "FINISHED"
+
+
+def test_folder_that_cannot_be_written_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    path = write_unsent(tmp_path / "file", "http://me:pw@host", "run", [Point("a", 1.0, 2, 3)])
+    assert path.parent == tmp_path
+    head, point = map(json.loads, path.read_text().splitlines())
+    assert head == {"tracking_uri": "http://me:***@host", "run_id": "run"}
+    assert point == {"key": "a", "value": 1.0, "timestamp": 2, "step": 3}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (503, "busy", AwayError),
+        (429, '{"error_code": "REQUEST_LIMIT_EXCEEDED"}', AwayError),
+        (404, "<html>default backend</html>", AwayError),  # of a proxy whose server is being started again
+        (200, "<html>maintenance</html>", AwayError),
+        (404, '{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no run"}', LoggerError),
+        (400, '{"error_code": "INVALID_PARAMETER_VALUE", "message": "name"}', LoggerError),
+        (401, "You are not authenticated", LoggerError),
+    ],
+)
+def test_which_answers_may_pass(status: int, body: str, expected: type[LoggerError]) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as answering:
+        threading.Thread(target=answering.handle_request, daemon=True).start()
+        with pytest.raises(LoggerError) as caught:
+            send(f"http://127.0.0.1:{answering.server_port}", "run", [Point("a", 1.0, 0, 0)])
+    assert type(caught.value) is expected
+
+
+@pytest.mark.timeout(60)  # MLflow itself tries for minutes
+def test_server_that_is_not_there_is_an_error_at_the_start() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    logger = MLFlowLogger(tracking_uri=f"http://me:{PASSWORD}@{address}")
+    with pytest.raises(LoggerError, match=f"answers at http://me:.*@{address}: .*refused.*mlflow server") as caught:
+        make_trainer("auto", 1, logger=logger, max_epochs=1).fit(Regression(), loader(8))
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+def test_run_that_was_deleted_is_an_error_of_the_fit(server: Server, tmp_path: Path) -> None:
+    logger = MLFlowLogger("deleted", tracking_uri=server.address, save_dir=str(tmp_path))
+
+    class Deleting(Talkative):
+        def on_train_epoch_start(self) -> None:
+            logger.experiment.delete_run(logger.run_id)
+
+        def on_train_epoch_end(self) -> None:
+            logger.flush()
+
+    trainer = make_trainer("auto", 1, logger=logger, max_epochs=1, log_every_n_steps=1)
+    with (
+        pytest.warns(UserWarning, match="could not be sent .*must be in the 'active' state"),
+        pytest.raises(LoggerError, match=f"does not take what run {logger.run_id} logs: .*'active' state"),
+    ):
+        trainer.fit(Deleting(), loader(8))
+    (file,) = tmp_path.glob("*.jsonl")
+    assert json.loads(file.read_text().splitlines()[1])["key"] == "step/loss"
+
+
+def test_name_that_mlflow_refuses_is_an_error_of_the_next_call(server: Server, tmp_path: Path) -> None:
+    logger = MLFlowLogger("values", tracking_uri=server.address, save_dir=str(tmp_path))
+    logger.log_metrics({"x" * 300: 1.0})
+    with pytest.raises(LoggerError, match="exceeds the maximum length"), pytest.warns(UserWarning):
+        logger.flush()
+    with pytest.raises(LoggerError, match="exceeds the maximum length"):
+        logger.log_metrics({"a": 1.0})
+    logger.finalize("failed")  # as the trainer does then; the error is on its way already
+
+
+# ---------------------------------------------------------------------------------------------------- without a server
+
+
+def test_no_server_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    logger = MLFlowLogger(log_model="all")
+    checkpoints = ModelCheckpoint(save_top_k=-1, every_n_epochs=1, background=False)
+    options = {"callbacks": [checkpoints], "enable_checkpointing": True, "log_every_n_steps": 1, "max_epochs": 3}
+    make_trainer("auto", 1, logger=logger, **options).fit(Talkative(), loader(8))
+    assert "MLFLOW_TRACKING_URI" not in os.environ  # the next logger without an address has its own folder
+    errors = capfd.readouterr().err
+    assert not re.search("mlflow.store|alembic", errors), errors
+    assert [step for step, _ in points(logger)["step/loss"]] == list(range(39))
+    assert logger.experiment.get_run(logger.run_id).info.status == "FINISHED"
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlartifacts", "mlruns"}
+    saved = sorted(path.name for path in (tmp_path / "mlruns").rglob("*.ckpt"))
+    assert len(saved) == 3
+    assert sorted(path.name for path in (tmp_path / "mlartifacts").rglob("*.ckpt")) == saved
+
+
+def test_only_rank_0_touches_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun every worker makes the logger, and tables that two make at the same time are an error."""
+    variables = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "run"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    logger = MLFlowLogger(save_dir=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    assert logger.save_dir == str(tmp_path / "mlruns")  # the same as on rank 0

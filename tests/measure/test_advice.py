@@ -1,0 +1,72 @@
+"""Advice about training steps: given when its figures say so, and only then."""
+
+from __future__ import annotations
+
+import pytest
+
+from itwinai.measure.advice import Setting, advise
+from itwinai.measure.steps import Phase, StepSplit
+
+PLAIN = {Phase.DATA: 0.2, Phase.FORWARD: 4.0, Phase.BACKWARD: 5.0, Phase.OPTIMIZER: 0.8}
+
+
+def split(between: float = 0.0, communication: float | None = None, **changed: float) -> StepSplit:
+    """Return the split of a step, with times in milliseconds."""
+    phases = {**PLAIN, **{Phase[name]: time for name, time in changed.items()}}
+    step = sum(phases.values()) / 1e3
+    return StepSplit(
+        100, step, between / 1e3, {p: t / 1e3 for p, t in phases.items()}, 0.0, communication, step, step, step
+    )
+
+
+def test_a_step_without_anything_to_mend_gets_no_advice() -> None:
+    assert advise([split()], Setting(loader_workers=4, batch_size=64)) == []
+    assert advise([split(communication=0.002, COMMUNICATION=1.0)] * 2, Setting(loader_workers=4)) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (Setting(loader_workers=0), ["num_workers is 0", "num_workers="]),
+        (Setting(loader_workers=2), ["with num_workers=2"]),
+        (Setting(loader_workers=None), ["not a DataLoader"]),
+    ],
+)
+def test_waiting_for_data_is_told_with_its_share_and_what_the_loader_has(setting: Setting, words: list[str]) -> None:
+    (advice,) = advise([split(DATA=14.0)], setting)
+    assert "59% of the step waits for data" in advice
+    assert all(word in advice for word in words)
+
+
+def test_the_slowest_worker_is_named_and_its_excess() -> None:
+    slow = split(communication=0.001, FORWARD=8.0, COMMUNICATION=0.1)
+    fast = split(communication=0.005, COMMUNICATION=4.1)
+    (advice,) = advise([fast, fast, slow, fast], Setting(loader_workers=4))
+    assert "Rank 2 is the slowest: 14 ms" in advice and "40% more" in advice
+
+
+def test_waiting_for_others_is_told_with_what_overlaps() -> None:
+    (advice,) = advise([split(communication=0.016, COMMUNICATION=8.0)] * 2, Setting(loader_workers=4))
+    assert "44% of the step waits for other workers" in advice and "50% of the exchange" in advice
+    assert advise([split(COMMUNICATION=8.0)], Setting(loader_workers=4)) == []  # a single one waits for nobody
+
+
+def test_copies_hooks_loggers_and_validation() -> None:
+    on_gpu = Setting(loader_workers=4, on_gpu=True)
+    assert "pin_memory=True" in advise([split(TRANSFER=4.0)], on_gpu)[0]
+    assert "transfer_batch_to_device" in advise([split(TRANSFER=4.0)], Setting(loader_workers=4))[0]
+    assert "log_every_n_steps is 1" in advise([split(LOGGING=4.0)], Setting(loader_workers=4, log_every_n_steps=1))[0]
+    assert "hooks of callbacks" in advise([split(CALLBACKS=4.0)], Setting(loader_workers=4))[0]
+    assert "50% of the time within epochs" in advise([split(between=10.0)], Setting(loader_workers=4))[0]
+
+
+def test_what_costs_most_stands_first() -> None:
+    advice = advise([split(DATA=4.0, LOGGING=8.0)], Setting(loader_workers=0))
+    assert ["loggers" in text for text in advice] == [True, False]
+
+
+def test_tiny_steps_are_told_of_larger_batches() -> None:
+    tiny = StepSplit(10, 3e-4, 0.0, {Phase.FORWARD: 2e-4, Phase.BACKWARD: 1e-4}, 0.0, None, 3e-4, 3e-4, 3e-4)
+    (advice,) = advise([tiny], Setting(loader_workers=0, batch_size=16))
+    assert "300 us" in advice or "0.3 ms" in advice
+    assert "above 16" in advice
