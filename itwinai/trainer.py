@@ -15,9 +15,8 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
@@ -27,8 +26,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
 from itwinai import compat
-from itwinai.callbacks.checkpointing import ModelCheckpoint
-from itwinai.callbacks.progress import TimedProgressBar
+from itwinai.callbacks.defaults import with_defaults
 from itwinai.checkpoints.find import AUTO
 from itwinai.checkpoints.plugin import PortableCheckpointIO, PortableConnector, gather_of
 from itwinai.data.samplers import DealtBatchSampler, DealtSampler, WholeSampler
@@ -105,6 +103,9 @@ class ItwinaiTrainer(Trainer):
             queued again, ``"auto"`` is the default.
         preemption_signals: signals upon which all workers stop before the same batch and save a checkpoint. The exit
             code is 128 plus the signal's number. A second one, more than a second later, ends the run at once.
+        watch: log what every run should have, sample the system, profile the steps, and tell all about it at the end:
+            adds the callbacks `LoggingCallback`, `SystemMonitor`, `ProfilingCallback` and `RunSummary`, as far as they
+            are not among ``callbacks``.
         split_batches: take a DataLoader's batch size as that of the global batch, and divide it among the workers.
             By default it is the batch size of each worker, as in lightning.
         **kwargs: all other arguments of lightning's Trainer.
@@ -129,6 +130,7 @@ class ItwinaiTrainer(Trainer):
         max_restarts: int = 0,
         resume: str | os.PathLike[str] | None = None,
         preemption_signals: Sequence[str] = ("SIGTERM", "SIGUSR1"),
+        watch: bool = False,
         **kwargs: Any,
     ) -> None:
         if split_batches and not use_distributed_sampler:
@@ -163,10 +165,9 @@ class ItwinaiTrainer(Trainer):
         _check_gpus(accelerator, devices)
         if environment not in plugin_list and getattr(strategy, "cluster_environment", None) is None:
             plugin_list.append(environment)
-        if kwargs.get("enable_progress_bar") is not False and not kwargs.get("barebones"):
-            kwargs["callbacks"] = _with_progress_bar(kwargs.get("callbacks"))
-        if kwargs.get("enable_checkpointing") is not False and not kwargs.get("barebones"):
-            kwargs["callbacks"] = _with_checkpoints(kwargs.get("callbacks"))
+        loggers = _loggers(logger, kwargs.get("default_root_dir"))
+        if not kwargs.get("barebones"):
+            kwargs["callbacks"] = with_defaults(kwargs.get("callbacks"), kwargs, watch, logs=loggers is not False)
         super().__init__(
             strategy=strategy,
             devices=devices,
@@ -174,7 +175,7 @@ class ItwinaiTrainer(Trainer):
             accelerator=accelerator,
             plugins=plugin_list,
             use_distributed_sampler=use_distributed_sampler,
-            logger=_loggers(logger, kwargs.get("default_root_dir")),
+            logger=loggers,
             **kwargs,
         )
         for one in self.loggers:
@@ -294,12 +295,6 @@ def _resumable(dataloader: DataLoader) -> DataLoader:
     return compat.with_sampler(dataloader, WholeSampler(dataloader.batch_sampler, None), RunningStage.TRAINING)
 
 
-def _with_progress_bar(callbacks: list[Callback] | Callback | None) -> list[Callback]:
-    """Return the user's callbacks, with our progress bar unless there is one among them."""
-    given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
-    return given if any(isinstance(callback, ProgressBar) for callback in given) else [*given, TimedProgressBar()]
-
-
 def _loggers(given: Any, folder: Any) -> Any:
     """Return what lightning takes as loggers, those that are given by name made."""
     if (
@@ -319,12 +314,6 @@ def _signal(name: str) -> signal.Signals:
         raise MisconfiguredTrainerError(
             f"preemption_signals has {name!r}, which is no signal; write names as 'SIGTERM' or 'SIGUSR1'."
         ) from None
-
-
-def _with_checkpoints(callbacks: list[Callback] | Callback | None) -> list[Callback]:
-    """Return the user's callbacks, with one that saves checkpoints unless there is one among them."""
-    given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
-    return given if any(isinstance(callback, Checkpoint) for callback in given) else [*given, ModelCheckpoint()]
 
 
 def _writes_whole_files(strategy: Strategy) -> bool:

@@ -55,6 +55,7 @@ class LoggingCallback(Callback):
         self._sinks: list[Sink] = []
         self._read = Reading()
         self._norm: Tensor | None = None
+        self._clips = True
         self._example: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class LoggingCallback(Callback):
             return
         facts = collect_facts(trainer)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "config.yaml")
+            path = Path(folder, "resolved-config.yaml")
             path.write_text(config_of(trainer))
             for sink in self._sinks:
                 sink.facts(trainer, facts)
@@ -115,40 +116,53 @@ class LoggingCallback(Callback):
 
     # ------------------------------------------------------------------------------------------------- steps
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out whether gradients are clipped."""
+        self._clips = trainer.gradient_clip_val is not None or any(
+            getattr(type(pl_module), hook) is not getattr(LightningModule, hook)
+            for hook in ("configure_gradient_clipping", "clip_gradients")
+        )
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Compute the norm of the gradients, if it is logged in this step."""
+        """Compute the norm of the gradients before they are clipped, if it is logged in this step."""
         if self.gradient_norm and is_log_step(trainer):
-            gradients = _gradients(trainer)
-            if gradients:
-                self._norm = torch.nn.utils.get_total_norm([g.coalesce() if g.is_sparse else g for g in gradients])
+            self._norm = _gradient_norm(trainer)
+
+    def idles_in(self, hook: str) -> bool:
+        """Tell whether a hook need not be called: gradients that nobody clips are there after the step as well."""
+        unclipped = hook == "on_before_optimizer_step" and not (self.gradient_norm and self._clips)
+        return unclipped or hook == "on_train_batch_end"  # the loop asks for `values_at_log_step` instead
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log learning rates, gradient norm and speed, in the steps in which lightning logs."""
-        if not is_log_step(trainer) or compat.is_accumulating(trainer):
-            return
+        """Log under lightning's own loop, which does not ask for values."""
+        if is_log_step(trainer) and not compat.is_accumulating(trainer):
+            values = self.values_at_log_step(trainer, batch)
+            for logger in trainer.loggers:
+                logger.log_metrics(values, log_step(trainer))
+
+    def values_at_log_step(self, trainer: Trainer, batch: Any) -> dict[str, float]:
+        """Return learning rates, gradient norm and speed."""
         if self._example is None and self.model:
-            self._example = _input_of(pl_module, batch)
-        metrics = self._speed(batch, trainer.world_size)
+            self._example = _input_of(trainer.lightning_module, batch)
+        values = self._speed(batch, trainer.world_size)
         if self.per_rank:
-            self._log_ranks(trainer, metrics)
-        norm = self._take_norm(trainer)
-        if not self._sinks:
-            return
-        metrics |= _learning_rates(trainer)
-        if norm is not None:
-            metrics["gradient_norm"] = norm
-        step = log_step(trainer)
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step)
+            self._log_ranks(trainer, values)
+        if (norm := self._take_norm(trainer)) is not None:
+            values["gradient_norm"] = norm
+        return values | _learning_rates(trainer)
 
     def _take_norm(self, trainer: Trainer) -> float | None:
+        if not self.gradient_norm:
+            return None
         norm, self._norm = self._norm, None
+        if norm is None and not self._clips:
+            norm = _gradient_norm(trainer)
         if norm is not None:
             return float(norm)
         of_engine = getattr(trainer.strategy, "last_gradient_norm", None)
-        return of_engine() if self.gradient_norm and of_engine is not None else None
+        return None if of_engine is None else of_engine()
 
     def _speed(self, batch: Any, workers: int) -> dict[str, float]:
         """Return the speed since the last log step."""
@@ -215,13 +229,16 @@ class LoggingCallback(Callback):
 _WORDS = {"rank_metrics": "values of single workers", "figure": "figures", "model": "models"}
 
 
-def _gradients(trainer: Trainer) -> list[Tensor] | None:
-    """Return the averaged gradients, if the workers have them."""
+def _gradient_norm(trainer: Trainer) -> Tensor | None:
+    """Return the norm of the averaged gradients, if the workers have them."""
     ask = getattr(trainer.strategy, "gradients", None)
-    if ask is not None:
-        gradients: list[Tensor] | None = ask()
-        return gradients
-    return [p.grad for p in trainer.lightning_module.parameters() if p.grad is not None]
+    if ask is None:
+        gradients = [p.grad for p in trainer.lightning_module.parameters() if p.grad is not None]
+    else:
+        gradients = ask()
+    if not gradients:
+        return None
+    return torch.nn.utils.get_total_norm([g.coalesce() if g.is_sparse else g for g in gradients])
 
 
 def _learning_rates(trainer: Trainer) -> dict[str, float]:

@@ -24,6 +24,7 @@ from itwinai.measure.processes import tree_instruments
 from itwinai.measure.sampler import Sampler
 from itwinai.measure.samples import trained_samples
 from itwinai.measure.series import Recorder
+from itwinai.loggers.when import is_log_step, log_step
 from itwinai.measure.summary import MonitorSummary, NodeSummary
 
 if TYPE_CHECKING:
@@ -134,16 +135,24 @@ class SystemMonitor(Callback):
         """Note where the fit begins, which may go on from a checkpoint."""
         self._begun = compat.batches_done(trainer)
 
+    def values_at_log_step(self, trainer: Trainer, batch: Any) -> dict[str, float]:
+        """Return the means of what was sampled since the last time, for the loggers."""
+        if self._logged is None or not self._logged.fresh:
+            return {}
+        return {f"system/{name}": value for name, value in self._logged.take_means().items()}
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log at log steps what was sampled since the last one; most steps come between two samples."""
-        if self._logged is None or not self._logged.fresh:
-            return
-        step = compat.stepped_batches(trainer.fit_loop.epoch_loop)
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (step + 1) % every == 0 and step != self._logged_step:
-            self._log(trainer, step, self._logged.take_means())
+        """Log under lightning's own loop, which does not ask for values."""
+        if is_log_step(trainer) and not compat.is_accumulating(trainer):
+            values = self.values_at_log_step(trainer, batch)
+            for logger in trainer.loggers if values else ():
+                logger.log_metrics(values, log_step(trainer))
+
+    def idles_in(self, hook: str) -> bool:
+        """Tell whether a hook need not be called: the loop asks for values instead."""
+        return hook == "on_train_batch_end"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what is left, and what the other nodes have sampled."""

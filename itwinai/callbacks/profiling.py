@@ -11,12 +11,12 @@ from lightning.pytorch.profilers import PyTorchProfiler
 
 from itwinai import compat
 from itwinai.checkpoints.plugin import gather_of
-from itwinai.data.batches import samples_in
 from itwinai.errors import ConfigurationError
 from itwinai.measure.advice import Setting
 from itwinai.measure.operators import OperatorProfile, Windows
 from itwinai.measure.python_stacks import StackSampler
-from itwinai.measure.steps import Reading, StepClock, split_of
+from itwinai.measure.samples import batch_size_of
+from itwinai.measure.steps import WARM_UP, StepClock, split_of
 from itwinai.report.folder import run_folder
 from itwinai.report.sections import Section
 from itwinai.report.steps import Profile, sections_of, write_picture
@@ -31,11 +31,11 @@ class ProfilingCallback(Callback):
     torch's profiler records operators: a trace per worker, for Perfetto or TensorBoard, and a table of the slowest
     operators. Everything is in the folder ``profile`` of the run.
 
-    On a GPU, one in 20 steps is split, and in these the host waits for the device after each phase.
+    One in 7 steps is split; on a GPU one in 23, and in these the host waits for the device after each phase.
 
     Args:
         operators: record operators with torch's profiler.
-        wait: steps before each window of it. As the first steps of a run are not typical, the split leaves out as many.
+        wait: steps before each window of it; the first steps of a run are not typical, and the split leaves 10 out.
         warmup: steps at the start of a window that are not recorded.
         active: steps that are recorded in a window. Memory and the size of traces grow with them.
         repeat: number of windows.
@@ -82,9 +82,6 @@ class ProfilingCallback(Callback):
         self._operators: OperatorProfile | None = None
         self._stacks: StackSampler | None = None
         self._folder = Path()
-        self._steps = 0
-        self._warm = Reading()
-        self._batch_size: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "step_clock": None, "_operators": None, "_stacks": None}
@@ -98,7 +95,6 @@ class ProfilingCallback(Callback):
                 "ProfilingCallback(operators=False)."
             )
         self.profile = None
-        self._steps, self._warm, self._batch_size = 0, Reading(), None
         folder = Path(trainer.strategy.broadcast(self.folder or run_folder(trainer) / "profile"))
         if self.operators:
             self._operators = OperatorProfile(
@@ -115,12 +111,7 @@ class ProfilingCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the step."""
-        self._steps += 1
-        if self._steps == 1:
-            self._batch_size = samples_in(batch)
-        if self._steps == self.windows.wait and self.step_clock is not None:
-            self._warm = self.step_clock.reading()
+        """Count the step of the recorder of operators."""
         operators = self._operators
         if operators is not None:
             recording = operators.recording
@@ -128,13 +119,17 @@ class ProfilingCallback(Callback):
             if self.step_clock is not None and (recording or operators.recording):
                 self.step_clock.discard()
 
+    def idles_in(self, hook: str) -> bool:
+        """Tell whether a hook need not be called: the loop's clock counts without it."""
+        return hook == "on_train_batch_end" and self._operators is None
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather what the workers have found."""
         self._stop()
         engine = getattr(trainer.strategy, "exchange_time", None)
-        # The first steps allocate memory and choose algorithms: they count only where there are no others.
-        since = self._warm if self._steps >= 2 * self.windows.wait else None
-        split = None if self.step_clock is None else split_of(self.step_clock, since, engine and engine())
+        clock = self.step_clock
+        since = clock.warm if clock is not None and clock.steps >= 2 * WARM_UP else None
+        split = None if clock is None else split_of(clock, since, engine and engine())
         peak = None if self._operators is None else self._operators.peak_memory
         gathered = gather_of(trainer.strategy)((split, peak))
         if trainer.is_global_zero:
@@ -176,6 +171,6 @@ class ProfilingCallback(Callback):
             workers_per_node=max(trainer.world_size // trainer.num_nodes, 1),
             on_gpu=trainer.strategy.root_device.type == "cuda",
             log_every_n_steps=trainer.log_every_n_steps,  # type: ignore[attr-defined]
-            batch_size=self._batch_size,
+            batch_size=None if loader is None else batch_size_of(loader, trainer.world_size),
             accumulate_grad_batches=trainer.accumulate_grad_batches,
         )

@@ -79,14 +79,19 @@ class RunSummary(Callback):
         self._take_course(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Note that it has not ended well, and why."""
+        """Tell what there is of a run that has not ended well, and why: lightning tears nothing down then."""
+        if self._facts is None:  # it has not begun
+            return
         first = str(exception).strip().splitlines()
-        self._take_course(trainer, f"{type(exception).__name__}{': ' + first[0] if first else ''}")
+        self._take_course(trainer, f"ended by {type(exception).__name__}{': ' + first[0] if first else ''}")
+        self._tell(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print and write the summary; by now the others have measured what they measure."""
-        if stage != "fit":
-            return
+        if stage == "fit":
+            self._tell(trainer)
+
+    def _tell(self, trainer: Trainer) -> None:
         recorder, self._recorder = self._recorder, None
         if recorder is not None and recorder in trainer.loggers:
             trainer.loggers.remove(recorder)

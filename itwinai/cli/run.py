@@ -22,7 +22,8 @@ SHORT_FLAGS = {
 _DESCRIPTION = {
     "description": "Short flags: --strategy NAME, --devices N, --num-nodes N and --logger NAME (csv, jsonl, "
     "tensorboard, mlflow, wandb, provenance; several with commas between) stand for "
-    "--trainer.strategy, --trainer.devices, --trainer.num_nodes and --trainer.logger, and win over the config file."
+    "--trainer.strategy, --trainer.devices, --trainer.num_nodes and --trainer.logger, and win over the config file. "
+    "--watch logs, profiles and monitors the run, and tells about it at the end."
 }
 
 
@@ -36,6 +37,9 @@ def expand_short_flags(argv: Sequence[str]) -> list[str]:
     arguments = iter(argv)
     for argument in arguments:
         flag, equals, value = argument.partition("=")
+        if argument == "--watch":
+            moved.append("--trainer.watch=true")
+            continue
         if flag not in SHORT_FLAGS:
             kept.append(argument)
         elif equals:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
+import math
 import os
 import random
 import threading
@@ -68,6 +70,7 @@ class Delivery(Generic[Record]):
         self._thread: threading.Thread | None = None
         self._process = 0
         self._failure: Exception | None = None
+        self._sent = 0  # batches
         self._away: tuple[float, str] | None = None  # since when, and why
         self._said_away = False
         self._said_full = False
@@ -88,13 +91,14 @@ class Delivery(Generic[Record]):
         if len(self._queue) == self.batch:  # every other record waits for the interval to end
             self._wake.set()
 
-    def flush(self, timeout: float) -> bool:
+    def flush(self, timeout: float, patience: float = math.inf) -> bool:
         """Wait until everything is sent, and set aside what is not sent in time.
 
         The batch that is on its way then is among the latter: nobody knows whether it will arrive.
 
         Args:
             timeout: in seconds.
+            patience: seconds without any progress after which the wait ends before the timeout.
 
         Returns:
             Whether everything was sent.
@@ -106,10 +110,8 @@ class Delivery(Generic[Record]):
             return True
         reason = "the wait was interrupted"
         try:
-            with self._changed:
-                self._wake.set()
-                self._changed.wait_for(lambda: self._failure is not None or not self._unsent(), timeout)
-                reason = self._reason(f"not sent within {timeout:g} s")
+            self._wait_while_sending(time.monotonic() + timeout, patience)
+            reason = self._reason(f"not sent within {min(timeout, patience):g} s")
         finally:
             sent = not self._set_rest_aside(reason)
         if self._failure is not None:
@@ -143,6 +145,18 @@ class Delivery(Generic[Record]):
             self._thread.start()
             atexit.register(self._at_exit)
             self._process = os.getpid()
+
+    def _wait_while_sending(self, deadline: float, patience: float) -> None:
+        """Wait until nothing is left, or cannot be sent, or nothing was sent for some time."""
+        with self._changed:
+            self._wake.set()
+            while self._unsent() and self._failure is None:
+                moved = functools.partial(self._has_moved_since, self._sent)
+                if not self._changed.wait_for(moved, min(deadline - time.monotonic(), patience)):
+                    return
+
+    def _has_moved_since(self, sent: int) -> bool:
+        return self._sent != sent or self._failure is not None or not self._unsent()
 
     def _unsent(self) -> int:
         return len(self._queue) + len(self._sending)
@@ -226,6 +240,7 @@ class Delivery(Generic[Record]):
                 self._failure = error
                 if error is None:
                     self._sending = []
+                    self._sent += 1
                 self._changed.notify_all()
 
     def _note_away(self, reason: str) -> None:

@@ -135,9 +135,10 @@ class JSONLLogger(FolderLogger):
     def finalize(self, status: str) -> None:
         """Write the lines that wait, at the end of a run."""
         self.save()
+        self._file = None  # this object may go back to another machine, with another clock
 
     def __getstate__(self) -> dict[str, Any]:
-        self.save()
+        self.save()  # what waits is this process's to write, and comes before what the copy writes
         return {**vars(self), "_file": None}
 
 

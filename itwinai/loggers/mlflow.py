@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from itwinai.errors import require
 from itwinai.facts.secrets import without_secrets
 from itwinai.launchers.environment import find_outer_environment
-from itwinai.loggers.delivery import Delivery
+from itwinai.loggers.delivery import FIRST_PAUSE, LONGEST_PAUSE, Delivery
 from itwinai.loggers.mlflow_manners import VARIABLE, clean_output, quiet_database, variable_kept
 from itwinai.loggers.mlflow_server import (
     BATCH,
@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 
 FAILED_TIMEOUT = 10.0
 """Most seconds for which a run that has failed waits for a server: the user, or a scheduler, wants it to end."""
+
+SAFE_AFTER = 10.0
+"""Seconds after which what does not arrive goes to a file, before it is tried again: a run may be killed any time."""
 
 _STATUS = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED"}
 _NOWHERE = "http://not-used.invalid"
@@ -69,8 +72,8 @@ class MLFlowLogger(LightningMLFlowLogger):
         artifact_location: where the experiment's files go, if it is made; by default the server knows.
         run_id: of a run that is to be continued.
         synchronous: if true, every call waits until the server has what was logged.
-        flush_timeout: seconds for which the end of a run waits for a server that is away or slow. What has not arrived
-            then is written to a file, and a warning says how to send it later.
+        flush_timeout: seconds for which the end of a run waits for a server that is away or slow. Meanwhile what has
+            not arrived is in a file, which stays if the server does not come back; a warning says how to send it.
 
     Raises:
         MissingPackageError: MLflow is not installed.
@@ -123,6 +126,7 @@ class MLFlowLogger(LightningMLFlowLogger):
         )
         self._opened_in = 0  # process
         self._names: dict[str, str] = {}
+        self._unsent = Path()  # file with what has not arrived
 
     @property
     def experiment(self) -> MlflowClient:
@@ -183,7 +187,10 @@ class MLFlowLogger(LightningMLFlowLogger):
         Raises:
             LoggerError: the server does not take something.
         """
-        return self._delivery.flush(self.flush_timeout if timeout is None else timeout)
+        timeout = self.flush_timeout if timeout is None else timeout
+        deadline = time.monotonic() + timeout
+        sent = self._delivery.flush(timeout, SAFE_AFTER)
+        return (sent and not self._unsent.is_file()) or self._resend_until(deadline)
 
     def uploads_at_once(self, checkpoint_callback: ModelCheckpoint) -> bool:
         """Tell whether checkpoints are uploaded as soon as they are saved, and not at the end."""
@@ -239,14 +246,29 @@ class MLFlowLogger(LightningMLFlowLogger):
         assert self.run_id is not None
         send(self.address, self.run_id, records)
 
+    def _resend_until(self, deadline: float) -> bool:
+        """Try again to send what is in the file; return whether it has arrived."""
+        pause = FIRST_PAUSE
+        while (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
+            try:
+                resend(self._unsent, self.address)
+            except AwayError:
+                continue
+            self._unsent.unlink()
+            return True
+        return False
+
     def _set_aside(self, records: Sequence[Record], reason: str) -> None:
         assert self.run_id is not None
-        path = write_unsent(self.folder, self.address, self.run_id, records)
+        self._unsent = write_unsent(self.folder, self.address, self.run_id, records)
         points = sum(isinstance(record, Point) for record in records)
         rank_zero_warn(
             f"{points} metrics of run {self.run_id} could not be sent to MLflow at {without_secrets(self.address)} "
-            f"({reason}). They are in {path}. Send them later with:\n"
-            f'python -c "from itwinai.loggers.mlflow import resend; resend({str(path)!r})"'
+            f"({reason}). They are in {self._unsent}, which is removed if they arrive before the run has ended. "
+            "Otherwise send them later with:\n"
+            f'python -c "from itwinai.loggers.mlflow import resend; resend({str(self._unsent)!r})"'
         )
 
 

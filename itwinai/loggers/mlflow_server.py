@@ -82,7 +82,7 @@ def check_answers(tracking_uri: str) -> None:
     """Check that a server is there; any answer counts.
 
     Raises:
-        LoggerError: nothing answers, after a few tries within seconds.
+        AwayError: nothing answers, after a few tries within seconds.
     """
     for trial in range(_TRIES):
         time.sleep(trial / 2)
@@ -91,7 +91,7 @@ def check_answers(tracking_uri: str) -> None:
             return
         except AwayError as error:
             reason = error
-    raise LoggerError(
+    raise AwayError(
         f"No MLflow server answers at {without_secrets(tracking_uri)}: {reason}. Start one (`mlflow server "
         "--backend-store-uri sqlite:///mlflow.db --port 5000`), check the address (tracking_uri, or the variable "
         "MLFLOW_TRACKING_URI), or log without a server: --logger csv."

@@ -34,12 +34,14 @@ class LeanOptimization(AbstractClosure[Result]):
     Args:
         trainer: the trainer, with everything set up.
         sections: the profile.
-        clock: times the phases of a step, if somebody wants to know.
+
+    Attributes:
+        clock: times the phases of the step in work, if it is one that is split.
     """
 
-    def __init__(self, trainer: Trainer, sections: Sections, clock: StepClock | None = None) -> None:
+    def __init__(self, trainer: Trainer, sections: Sections) -> None:
         super().__init__()
-        self.clock = clock
+        self.clock: StepClock | None = None
         strategy, module, precision = trainer.strategy, trainer.lightning_module, trainer.precision_plugin
         self.trainer = trainer
         self.strategy = strategy

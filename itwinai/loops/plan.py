@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.plugins import MixedPrecision, Precision
@@ -79,8 +79,18 @@ def is_written(owner: Any, name: str, base: type) -> bool:
     return name in vars(owner) or getattr(type(owner), name, None) is not getattr(base, name)
 
 
+@runtime_checkable
+class Idling(Protocol):
+    """A callback that knows which of its hooks need not be called in this run of our loops."""
+
+    def idles_in(self, hook: str) -> bool:
+        """Tell whether a hook of this callback would do nothing; asked before each epoch."""
+
+
 def is_idle(callback: Callback, name: str) -> bool:
     """Tell whether a callback's implementation of a hook is known to do nothing in this run."""
+    if isinstance(callback, Idling):
+        return callback.idles_in(name)
     return name == "on_train_batch_end" and compat.does_nothing_per_batch(callback)
 
 

@@ -59,6 +59,14 @@ class Preemptible(Protocol):
         """Save; all workers come here before the same batch."""
 
 
+@runtime_checkable
+class LogStepReporter(Protocol):
+    """A callback that has values of its own for the loggers, which go there together with those of the module."""
+
+    def values_at_log_step(self, trainer: Trainer, batch: Any) -> dict[str, float]:
+        """Return the values; all workers are asked, at the end of each step in which lightning logs."""
+
+
 class TrainingPlan:
     """What the training steps of one epoch call.
 
@@ -79,7 +87,8 @@ class TrainingPlan:
             call = sections.around(strategy.on_train_batch_start, f"[Strategy]{type(strategy).__name__}.{name}")
             self.strategy_batch_start = InScope(name, module, call)
         self.clock = loop.clock = clock_for(trainer, loop.clock)
-        self.optimization = LeanOptimization(trainer, sections, self.clock) if module.automatic_optimization else None
+        self.reporters = [callback for callback in self.callbacks if isinstance(callback, LogStepReporter)]
+        self.optimization = LeanOptimization(trainer, sections) if module.automatic_optimization else None
         self.run_section = sections.around(loop.optimize, "run_training_batch")
         self.on_train_batch_end = draw_hook("on_train_batch_end", trainer, sections)
         self.exchanges = loop.results.exchanges
@@ -216,18 +225,17 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         if self.agreement is not None:
             self.stop_if_agreed()
         clock = plan.clock
-        if clock is not None:
-            clock.begin()
+        split = clock if clock is not None and clock.begin() else None
 
         batch, _, _ = next(data_fetcher)
-        if clock is not None:
-            clock.mark(Phase.DATA)
+        if split is not None:
+            split.mark(Phase.DATA)
         batch_idx = self.batch_idx + 1
         progress = self.batch_progress
         progress.is_last_batch = data_fetcher.done
         batch = plan.transfer(batch)
-        if clock is not None:
-            clock.mark(Phase.TRANSFER)
+        if split is not None:
+            split.mark(Phase.TRANSFER)
         progress.increment_ready()
         connector = compat.logger_connector(self.trainer)
         connector.begin_batch(self.results, batch)
@@ -240,51 +248,59 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             skip_rest = plan.on_train_batch_start is not None and plan.on_train_batch_start(batch, batch_idx) == -1
             if plan.strategy_batch_start is not None:
                 plan.strategy_batch_start(batch, batch_idx)
-            if clock is not None:
-                clock.mark(Phase.CALLBACKS)
+            if split is not None:
+                split.mark(Phase.CALLBACKS)
             if skip_rest:
                 progress.increment_by(0, is_last_batch=True)
             else:
                 progress.increment_started()
+                if plan.optimization is not None:
+                    plan.optimization.clock = split
                 outputs = plan.run_section(plan, batch, batch_idx)
-                if clock is not None and plan.optimization is None:
-                    clock.mark(Phase.MANUAL)
+                if split is not None and plan.optimization is None:
+                    split.mark(Phase.MANUAL)
         progress.increment_processed()
 
         if plan.steps_schedulers:
             self.update_lr_schedulers("step", update_plateau_schedulers=False)
             if self.is_last_of_epoch():
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
-            if clock is not None:
-                clock.mark(Phase.OPTIMIZER)
+            if split is not None:
+                split.mark(Phase.OPTIMIZER)
         if skip_rest:
             raise StopIteration
 
         if plan.exchanges:
             self.results.sync_step(everyone=self.watch is None and compat.is_first_iteration(connector))
-            if clock is not None:
-                clock.mark(Phase.COMMUNICATION)
+            if split is not None:
+                split.mark(Phase.COMMUNICATION)
         if plan.on_train_batch_end is not None:
             plan.on_train_batch_end(outputs, batch, batch_idx)
-            if clock is not None:
-                clock.mark(Phase.CALLBACKS)
+            if split is not None:
+                split.mark(Phase.CALLBACKS)
         metrics = connector.end_batch(self.results)
         progress.increment_completed()
-        if (
-            metrics["log"]
-            and is_log_step(self.trainer)
-            and not (plan.optimization is not None and self.is_accumulating())
-        ):
-            connector.log_metrics(metrics["log"])
+        logs = (metrics["log"] or plan.reporters) and is_log_step(self.trainer)
+        if logs and not (plan.optimization is not None and self.is_accumulating()):
+            self.log_values(plan, metrics["log"], batch)
         if clock is not None:
             clock.mark(Phase.LOGGING)
             clock.end()
+
+    def log_values(self, plan: TrainingPlan, values: dict[str, Any], batch: Any) -> None:
+        """Give the loggers the values of this step, together with those that callbacks have for them."""
+        for reporter in plan.reporters:
+            values = {**values, **reporter.values_at_log_step(self.trainer, batch)}
+        if values:
+            compat.logger_connector(self.trainer).log_metrics(values)
 
     def optimize(self, plan: TrainingPlan, batch: Any, batch_idx: int) -> Any:
         """Run the optimization that the module asks for on one batch."""
         if plan.optimization is not None:
             if not plan.optimization.holds():
-                plan.optimization = LeanOptimization(self.trainer, Sections(self.trainer), plan.clock)
+                clock = plan.optimization.clock
+                plan.optimization = LeanOptimization(self.trainer, Sections(self.trainer))
+                plan.optimization.clock = clock
             return plan.optimization.run(batch, batch_idx, self.is_accumulating())
         return compat.optimize_manually(self, batch, batch_idx)
 

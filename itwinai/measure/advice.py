@@ -107,8 +107,9 @@ def _communication(splits: Sequence[StepSplit], setting: Setting) -> Advice:
     beside = f" ({overlap:.0%} of the exchange takes place beside the computation)" if overlap else ""
     accumulated = setting.accumulate_grad_batches
     return share, (
-        f"{share:.0%} of the step waits for other workers{beside}. Do more work per exchange: a larger batch per "
-        f"worker, or accumulate_grad_batches={2 * accumulated} (now {accumulated}); or send less: "
+        f"Waiting for other workers takes {share:.0%} of the step, on average over the workers{beside}. Do more work "
+        f"per exchange: a larger batch per worker, or accumulate_grad_batches={2 * accumulated} (now {accumulated}); "
+        "or send less: "
         "gradient_compression='bf16' under ddp, compression='fp16' under horovod. Or use fewer workers."
     )
 

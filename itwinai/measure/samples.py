@@ -36,6 +36,12 @@ def trained_samples(loaders: Sequence[Any], workers: int, batches: float, begun:
     return until(begun + done) - until(begun)
 
 
+def batch_size_of(loader: Any, workers: int) -> int | None:
+    """Return the number of samples in a batch of one worker, or None if that cannot be told."""
+    size = _global_batch(loader, workers)
+    return None if size is None else size // workers
+
+
 def _global_batch(loader: Any, workers: int) -> int | None:
     sampler = getattr(loader, "batch_sampler", None)
     if isinstance(sampler, DealtBatchSampler):

@@ -12,6 +12,9 @@ from typing import Protocol, runtime_checkable
 KEPT = 65_536
 """Number of the last steps whose durations are kept, for percentiles: half a megabyte."""
 
+WARM_UP = 10
+"""Number of first steps that are not typical: they allocate memory, choose algorithms, compile."""
+
 
 class Phase(IntEnum):
     """A part of a training step."""
@@ -43,16 +46,17 @@ MEANING = {
 class StepClock:
     """Sums up how long each phase of the training steps takes on this worker.
 
-    The loop calls `begin` before a step, `mark` after each phase, and `end` after the step. A mark costs about 0.15 us.
+    The loop calls `begin` before a step, `mark` after each phase if the step is split, and `end` after the step.
 
     Args:
         synchronize: waits until the accelerator has done all it was told. Without it a mark on a GPU would say when
             work was given to it, not when it was done.
-        every: split one in so many steps. More than 1 where `synchronize` keeps host and device from running side by
-            side; all steps are counted and timed as a whole in any case.
+        every: split one in so many steps, after the first so many. All steps are counted and timed as a whole. A prime,
+            so that steps in which something special happens, such as logging, are split as often as others.
 
     Attributes:
         covers_gradients: whether the exchange of gradients is measured too; the strategy says so.
+        warm: the reading after the first `WARM_UP` steps, for those who leave them out; None before.
     """
 
     def __init__(self, synchronize: Callable[[], None] | None = None, every: int = 1) -> None:
@@ -66,6 +70,7 @@ class StepClock:
         self.between = 0
         self.communicating = 0
         self.covers_gradients = False
+        self.warm: Reading | None = None
         self.durations = array("q")
         self._current = [0] * len(Phase)
         self._communicating = 0
@@ -75,11 +80,11 @@ class StepClock:
         self._last = 0
         self._ended = 0
 
-    def begin(self) -> None:
-        """Start a step."""
+    def begin(self) -> bool:
+        """Start a step; return whether it is split into phases."""
         self._discarded = False
-        self._splitting = self.steps % self.every == 0
-        if self._splitting:
+        self._splitting = splitting = self.steps < self.every or self.steps % self.every == 0
+        if splitting:
             self._current = [0] * len(Phase)
             self._communicating = 0
             if self.synchronize is not None:
@@ -88,6 +93,7 @@ class StepClock:
         if self._ended:
             self.between += now - self._ended
             self._ended = 0
+        return splitting
 
     def mark(self, phase: Phase) -> None:
         """Count the time since the last mark as that of a phase."""
@@ -140,6 +146,8 @@ class StepClock:
             durations[self.steps % KEPT] = duration
         self.step_time += duration
         self.steps += 1
+        if self.steps == WARM_UP:
+            self.warm = self.reading()
 
     def pause(self) -> None:
         """Do not count the time until the next step: an epoch has ended."""

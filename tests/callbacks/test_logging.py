@@ -124,7 +124,7 @@ def test_configuration_is_kept_without_secrets(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     trainer = make_trainer("auto", 1, logger=logger, callbacks=[LoggingCallback()], max_epochs=1, max_steps=2)
     trainer.fit(Configured("abc", "https://me:abc@host/data"), loader(8))
-    config = yaml.safe_load(Path(logger.log_dir, "config.yaml").read_text())
+    config = yaml.safe_load(Path(logger.log_dir, "resolved-config.yaml").read_text())
     assert config["trainer"]["max_steps"] == 2
     assert config["model"]["class_path"].endswith("Configured")
     assert config["model"]["init_args"] == {"password": "***", "url": "https://me:***@host/data", "layers": [1, 2]}

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from itwinai import compat
 from itwinai.callbacks import monitoring
 from itwinai.callbacks.monitoring import SystemMonitor
 from itwinai.errors import ConfigurationError, MissingPackageError
@@ -306,12 +307,20 @@ def test_summary_cannot_be_changed() -> None:
     assert (summary.joules, summary.joules_per_sample, summary.joules_per_batch) == (None, None, None)
 
 
-def test_most_steps_return_at_once() -> None:
-    """Between two samples the hook asks nothing of the trainer."""
-    monitor = SystemMonitor()
-    monitor.on_train_batch_end(None, None, None, None, 0)  # type: ignore[arg-type]
-    monitor._logged = monitoring.Recorder(0.0)
-    monitor.on_train_batch_end(None, None, None, None, 0)  # type: ignore[arg-type]
-    monitor._logged.fresh = True
-    with pytest.raises(AttributeError):
-        monitor.on_train_batch_end(None, None, None, None, 0)  # type: ignore[arg-type]
+def test_our_loop_calls_no_hook_per_step_and_lightning_s_own_gets_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[int] = []
+    monkeypatch.setattr(SystemMonitor, "on_train_batch_end", lambda *args: called.append(args[-1]))
+    trainer = make_trainer("auto", 1, callbacks=[SystemMonitor()], max_epochs=1)
+    trainer.fit(Busy(), loader(8))
+    assert called == []
+    monkeypatch.undo()
+    monkeypatch.setattr(compat, "VERIFIED_LOOPS", ())
+    logger = CSVLogger(tmp_path, name="", version="")
+    options = {"logger": logger, "max_epochs": 1, "log_every_n_steps": 5}
+    with pytest.warns(UserWarning, match="lightning's own run"):
+        trainer = make_trainer("auto", 1, callbacks=[SystemMonitor(interval=0.05)], **options)
+    trainer.fit(Busy(), loader(8))
+    steps = [int(row["step"]) for row in logged(tmp_path)]
+    assert steps and set(steps) <= {4, 9, 12}

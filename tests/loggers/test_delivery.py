@@ -158,6 +158,28 @@ def test_what_is_not_sent_in_time_is_set_aside_and_later_records_are_sent() -> N
     queue.close()
 
 
+def test_wait_goes_on_while_records_arrive() -> None:
+    store = Destination()
+    store.open.clear()
+    queue = store.delivery(batch=1)
+    never = threading.Event()
+
+    def send(records: list[int]) -> None:
+        if records[0] < 5:
+            never.wait(0.25)  # all five take longer than the patience, each does not
+            store.batches.append(records)
+        else:
+            store.send(records)
+
+    queue.send = send
+    for record in range(7):
+        queue.put(record)
+    assert not queue.flush(60, patience=1)
+    assert (store.received, store.set_aside) == ([0, 1, 2, 3, 4], [5, 6])
+    store.open.set()
+    queue.close()
+
+
 def test_reason_is_that_of_the_last_attempt() -> None:
     store = Destination()
     store.errors = [Away(f"attempt {number}") for number in range(10_000)]

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import MLFlowLogger as LightningMLFlowLogger
 from torch import Tensor
 
 from itwinai.callbacks import ModelCheckpoint
-from itwinai.loggers import delivery
+from itwinai.loggers import delivery, mlflow
 from itwinai.loggers.mlflow import LoggerError, MLFlowLogger, resend
 from itwinai.loggers.mlflow_server import AwayError, Point, send, write_unsent
 from tests.support.cases import Regression, loader, make_trainer
@@ -157,9 +157,13 @@ def test_two_workers_log_one_run(server: Server) -> None:
 
 @dataclass(frozen=True)
 class Outage:
-    """Two runs during which the server was killed: one waited until it was back, the other one did not."""
+    """Three runs during which the server was killed.
+
+    The patient one had nothing to do until it was back, the ending one ended meanwhile, the hasty one before.
+    """
 
     patient: MLFlowLogger
+    ending: MLFlowLogger
     hasty: MLFlowLogger
     arrived: bool
     messages: list[str]
@@ -183,26 +187,32 @@ def outage(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("outage")
     with_login = server.address.replace("http://", f"http://me:{PASSWORD}@")
     patient = MLFlowLogger("outage", tracking_uri=with_login, save_dir=str(folder))
+    ending = MLFlowLogger("outage", tracking_uri=with_login, save_dir=str(folder))
     hasty = MLFlowLogger("outage", tracking_uri=with_login, save_dir=str(folder), flush_timeout=2)
     messages = Messages()
     with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning) as warned:
-        patch.setattr(delivery, "LONGEST_PAUSE", 1.0)
+        for module in (delivery, mlflow):
+            patch.setattr(module, "LONGEST_PAUSE", 1.0)
         delivery.log.addHandler(messages)
-        for logger in (patient, hasty):
+        for logger in (patient, ending, hasty):
             log_half(logger, 0)
             assert logger.flush()
         server.freeze()
-        for logger in (patient, hasty):
+        for logger in (patient, ending, hasty):
             log_half(logger, STEPS // 2)
         server.kill()  # while the second halves are on their way
         hasty.log_metrics({"last": math.inf}, STEPS)
         hasty.finalize()
-        server.start()
-        arrived = patient.flush()
+        patch.setattr(mlflow, "SAFE_AFTER", 0.1)
+        starting = threading.Thread(target=server.start)
+        starting.start()
+        ending.finalize()
+        starting.join()
+        arrived = patient.flush(60)
         delivery.log.removeHandler(messages)
     patient.finalize()
     (file,) = folder.glob("*.jsonl")
-    yield Outage(patient, hasty, arrived, messages.texts, [str(warning.message) for warning in warned], file)
+    yield Outage(patient, ending, hasty, arrived, messages.texts, [str(warning.message) for warning in warned], file)
 
 
 class Messages(logging.Handler):
@@ -222,17 +232,25 @@ def test_everything_arrives_once_when_the_server_is_started_again(outage: Outage
     assert outage.patient.experiment.get_run(outage.patient.run_id).info.status == "FINISHED"
 
 
+def test_run_that_ends_meanwhile_has_everything_in_a_file_until_it_has_arrived(outage: Outage) -> None:
+    assert points(outage.ending) == EXPECTED
+    assert outage.ending.experiment.get_run(outage.ending.run_id).info.status == "FINISHED"
+    warned = [text for text in outage.warnings if f"run {outage.ending.run_id} could not be sent" in text]
+    assert len(warned) == 1  # a run may be killed any time
+    assert outage.file.name == f"mlflow-unsent-{outage.hasty.run_id}.jsonl"  # the only one that is left
+
+
 def test_outage_is_said_once_and_without_the_password(outage: Outage, server: Server) -> None:
     shown = f"MLflow at http://me:***@{server.host}"
     away = [text for text in outage.messages if text.startswith(f"{shown} is away: ")]
     back = [text for text in outage.messages if text.startswith(f"{shown} is back after ")]
-    assert (len(away), len(back)) == (2, 1)  # two loggers; one of them did not see it come back
-    assert len(outage.messages) == 3
+    assert (len(away), len(back)) == (3, 1)  # three loggers; two of them have ended meanwhile
+    assert len(outage.messages) == 4
     assert PASSWORD not in "".join(outage.messages + outage.warnings) + outage.file.read_text()
 
 
 def test_what_was_not_sent_can_be_sent_later(outage: Outage, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    (warning,) = [text for text in outage.warnings if "could not be sent" in text]
+    (warning,) = [text for text in outage.warnings if f"run {outage.hasty.run_id} could not be sent" in text]
     assert f'python -c "from itwinai.loggers.mlflow import resend; resend({str(outage.file)!r})"' in warning
     status = outage.hasty.experiment.get_run(outage.hasty.run_id).info.status
     assert status == "RUNNING"

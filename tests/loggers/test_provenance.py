@@ -160,6 +160,17 @@ class Digits(L.LightningDataModule):
     val_dataloader = train_dataloader
 
 
+class Reads(Callback):
+    """Reads the document when training begins."""
+
+    def __init__(self) -> None:
+        self.activities: list[str] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(trainer.logger, ProvenanceLogger):
+            self.activities = list(read(trainer.logger.path)["activity"])
+
+
 def fitted(
     logger: ProvenanceLogger, strategy: str = "auto", devices: int = 1, epochs: int = 2, **options: Any
 ) -> ItwinaiTrainer:
@@ -168,7 +179,7 @@ def fitted(
         strategy,
         devices,
         logger=logger,
-        callbacks=[Describing(), saving],
+        callbacks=[Describing(), Reads(), saving],
         enable_checkpointing=True,
         max_epochs=epochs,
         log_every_n_steps=1,
@@ -275,8 +286,10 @@ def test_run_that_goes_on_from_a_checkpoint_of_another(tmp_path: Path) -> None:
     fitted(ProvenanceLogger(tmp_path), epochs=1)
     path = tmp_path / "provenance/version_0/checkpoints/last.ckpt"
     logger = ProvenanceLogger(tmp_path)
-    fitted(logger, epochs=2, ckpt_path=str(path))
+    trainer = fitted(logger, epochs=2, ckpt_path=str(path))
     assert logger.version == 1
+    (reads,) = (callback for callback in trainer.callbacks if isinstance(callback, Reads))
+    assert reads.activities == ["run:run", "run:attempt-1"]  # known from the beginning
     content = read(logger.path)
     start = of_type(content, "Checkpoint")["run:checkpoint-0/last.ckpt"]
     manifest = read_manifest(path)
@@ -434,7 +447,22 @@ def test_logger_that_has_logged_nothing_writes_nothing_and_can_be_pickled(tmp_pa
     logger.describe(trainer, collect_facts(trainer))
     copied = pickle.loads(pickle.dumps(logger))
     copied.finalize("failed")
+    copied.finalize("success")  # as in a process that has launched others, which have ended the run already
     assert of_type(read(logger.path), "Run")["run:run"]["itwinai:status"] == "failed"
+
+
+def test_values_between_two_fits_leave_the_end_of_the_first(tmp_path: Path) -> None:
+    logger = ProvenanceLogger(tmp_path)
+    trainer = make_trainer("auto", 1)
+    for status in ("success", "failed", "success"):
+        logger.describe(trainer, collect_facts(trainer))
+        logger.finalize(status)
+        logger.log_metrics({"a": 1.0})
+        assert of_type(read(logger.path), "Run")["run:run"]["itwinai:status"] == "running"
+    logger.describe(trainer, collect_facts(trainer))
+    attempts = of_type(read(logger.path), "Attempt")
+    assert [record["itwinai:status"] for record in attempts.values()] == ["failed", "success", "running"]
+    assert ["prov:endTime" in record for record in attempts.values()] == [True, True, False]
 
 
 def test_run_that_others_continue(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_the_slowest_worker_is_named_and_its_excess() -> None:
 
 def test_waiting_for_others_is_told_with_what_overlaps() -> None:
     (advice,) = advise([split(communication=0.016, COMMUNICATION=8.0)] * 2, Setting(loader_workers=4))
-    assert "44% of the step waits for other workers" in advice and "50% of the exchange" in advice
+    assert "Waiting for other workers takes 44% of the step" in advice and "50% of the exchange" in advice
     assert advise([split(COMMUNICATION=8.0)], Setting(loader_workers=4)) == []  # a single one waits for nobody
 
 

@@ -129,10 +129,15 @@ def test_on_an_accelerator_only_some_steps_are_split_and_these_wait_for_it(time:
         waited.append(time.now)
 
     clock = StepClock(synchronize, every=3)
+    for _ in range(3):  # at first, each
+        run_step(clock, time, FORWARD=10, BACKWARD=10)
+    assert len(waited) == 3 * 3  # at the start, and after each of two phases
+    before = clock.reading()
+    waited.clear()
     for _ in range(6):
         run_step(clock, time, FORWARD=10, BACKWARD=10)
-    assert len(waited) == 2 * 3  # two steps: at the start, and after each of two phases
-    split = split_of(clock)
+    assert len(waited) == 2 * 3
+    split = split_of(clock, before)
     assert split is not None
     assert split.steps == 6
     assert split.phases == pytest.approx({Phase.FORWARD: 17e-9, Phase.BACKWARD: 17e-9})
@@ -158,3 +163,32 @@ def test_percentiles_are_those_of_the_nearest_rank() -> None:
 def test_a_reading_since_nothing_is_the_reading() -> None:
     reading = Reading(3, 3, (1,) * len(Phase), 9, 9, 2, 4)
     assert reading.since(Reading()) == reading
+
+
+def test_a_step_can_be_left_out_and_a_warm_reading_leaves_out_the_first_ones(time: Time) -> None:
+    clock = StepClock()
+    for step in range(30):
+        clock.begin()
+        time.now += 1000 if step < 10 or step == 20 else 10
+        clock.communicated(exposed=1, total=2)
+        clock.mark(Phase.FORWARD)
+        if step == 20:
+            clock.discard()
+        clock.end()
+    assert clock.warm is not None
+    split = split_of(clock, clock.warm)
+    assert split is not None
+    assert split.steps == 19
+    assert split.longest == pytest.approx(10e-9)
+    assert split.phases[Phase.COMMUNICATION] == pytest.approx(1e-9)
+
+
+def test_begin_tells_whether_the_step_is_split(time: Time) -> None:
+    clock = StepClock(every=7)
+    told = []
+    for _ in range(30):
+        told.append(clock.begin())
+        clock.mark(Phase.FORWARD)
+        clock.end()
+    assert [step for step, split in enumerate(told) if split] == [0, 1, 2, 3, 4, 5, 6, 7, 14, 21, 28]
+    assert clock.reading().split_steps == 11 and clock.steps == 30

@@ -85,7 +85,7 @@ class MLflowSink(Sink):
 
     def _logger_of(self, rank: int) -> MLFlowLogger:
         run = self._client.create_run(
-            self._client.get_run(self._run).info.experiment_id,
+            self.logger.experiment_id,  # type: ignore[attr-defined]
             run_name=f"rank {rank}",
             tags={"mlflow.parentRunId": self._run, "rank": str(rank)},
         )
@@ -99,8 +99,8 @@ class MLflowSink(Sink):
     def place(self) -> str:
         uri = without_secrets(self._address)
         if uri.startswith("http"):
-            run = self._client.get_run(self._run).info
-            return f"{uri}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+            experiment = self.logger.experiment_id  # type: ignore[attr-defined]
+            return f"{uri}/#/experiments/{experiment}/runs/{self._run}"
         return f"mlflow ui --backend-store-uri {uri}"
 
 
