@@ -167,7 +167,7 @@ class ItwinaiTrainer(Trainer):
             plugin_list.append(environment)
         loggers = _loggers(logger, kwargs.get("default_root_dir"))
         if not kwargs.get("barebones"):
-            kwargs["callbacks"] = with_defaults(kwargs.get("callbacks"), kwargs, watch, logs=loggers is not False)
+            kwargs["callbacks"] = with_defaults(kwargs.get("callbacks"), kwargs, watch, loggers)
         super().__init__(
             strategy=strategy,
             devices=devices,

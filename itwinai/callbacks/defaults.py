@@ -13,7 +13,7 @@ from itwinai.callbacks.progress import TimedProgressBar
 
 
 def with_defaults(
-    given: Callback | Iterable[Callback] | None, flags: Mapping[str, Any], watch: bool, logs: bool
+    given: Callback | Iterable[Callback] | None, flags: Mapping[str, Any], watch: bool, loggers: Any
 ) -> list[Callback]:
     """Return the user's callbacks, and those that come with an `ItwinaiTrainer`.
 
@@ -21,10 +21,14 @@ def with_defaults(
         given: the user's.
         flags: arguments of the trainer; ``enable_progress_bar`` and ``enable_checkpointing`` count.
         watch: add those that watch a run.
-        logs: whether there is a logger.
+        loggers: as lightning takes them. One that describes the run needs a `LoggingCallback` to be told of it.
     """
     callbacks = [given] if isinstance(given, Callback) else list(given or ())
-    makers: list[tuple[type, Callable[[], Callback]]] = _watching(logs) if watch else []
+    makers: list[tuple[type, Callable[[], Callback]]] = []
+    if (watch and loggers is not False) or _describe(loggers):
+        makers += _logging()
+    if watch:
+        makers += _watching()
     if flags.get("enable_progress_bar") is not False:
         makers.append((ProgressBar, TimedProgressBar))
     if flags.get("enable_checkpointing") is not False:
@@ -35,16 +39,21 @@ def with_defaults(
     return callbacks
 
 
-def _watching(logs: bool) -> list[tuple[type, Callable[[], Callback]]]:
-    """Return what watches a run, the summary last; without a logger there is nothing to log to."""
+def _describe(loggers: Any) -> bool:
+    """Tell whether a logger writes down what a run is, and not only what it logs."""
+    return any(hasattr(logger, "describe") for logger in (loggers if isinstance(loggers, (list, tuple)) else [loggers]))
+
+
+def _logging() -> list[tuple[type, Callable[[], Callback]]]:
     from itwinai.callbacks.logging import LoggingCallback
+
+    return [(LoggingCallback, LoggingCallback)]
+
+
+def _watching() -> list[tuple[type, Callable[[], Callback]]]:
+    """Return what watches a run, the summary last."""
     from itwinai.callbacks.monitoring import SystemMonitor
     from itwinai.callbacks.profiling import ProfilingCallback
     from itwinai.callbacks.summary import RunSummary
 
-    watching: list[tuple[type, Callable[[], Callback]]] = [
-        (SystemMonitor, SystemMonitor),
-        (ProfilingCallback, ProfilingCallback),
-        (RunSummary, RunSummary),
-    ]
-    return [(LoggingCallback, LoggingCallback), *watching] if logs else watching
+    return [(SystemMonitor, SystemMonitor), (ProfilingCallback, ProfilingCallback), (RunSummary, RunSummary)]

@@ -108,10 +108,12 @@ def test_python_functions_are_told(tmp_path: Path) -> None:
 def test_watching_adds_what_is_not_there() -> None:
     own = LoggingCallback(per_rank=True)
     flags = {"enable_checkpointing": False}
-    watched = with_defaults([own], flags, watch=True, logs=True)
+    watched = with_defaults([own], flags, watch=True, loggers=None)
     assert watched[0] is own
     kinds = ["LoggingCallback", "SystemMonitor", "ProfilingCallback", "RunSummary", "TimedProgressBar"]
     assert [type(callback).__name__ for callback in watched] == kinds
-    assert not any(isinstance(one, LoggingCallback) for one in with_defaults(None, flags, watch=True, logs=False))
-    plain = with_defaults(None, {"enable_progress_bar": False}, watch=False, logs=True)
+    assert not any(isinstance(one, LoggingCallback) for one in with_defaults(None, flags, watch=True, loggers=False))
+    plain = with_defaults(None, {"enable_progress_bar": False}, watch=False, loggers=True)
     assert [type(callback) for callback in plain] == [ModelCheckpoint]
+    trainer = make_trainer("auto", 1, logger="csv,provenance")
+    assert any(isinstance(one, LoggingCallback) for one in trainer.callbacks)

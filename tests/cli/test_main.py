@@ -47,6 +47,8 @@ def test_unknown_command() -> None:
         (["fit", "--devices=2", "-c", "a.yaml"], ["fit", "-c", "a.yaml", "--trainer.devices=2"]),
         (["fit", "--num-nodes", "3"], ["fit", "--trainer.num_nodes", "3"]),
         (["fit", "--model.strategy", "x"], ["fit", "--model.strategy", "x"]),
+        (["fit", "--watch", "-c", "a.yaml"], ["fit", "-c", "a.yaml", "--trainer.watch=true"]),
+        (["fit", "--logger", "csv,jsonl"], ["fit", "--trainer.logger", "csv,jsonl"]),
     ],
 )
 def test_short_flags(given: list[str], expanded: list[str]) -> None:
@@ -121,9 +123,40 @@ def test_checkpoints_from_a_config(run_command: RunCommand, tmp_path: Path) -> N
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["step=25.ckpt", "step=30.ckpt"]
 
 
-def test_unknown_strategy_on_the_command_line(run_command: RunCommand) -> None:
-    ended = run_command(
-        python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", "--strategy", "horovodd"), cwd=DIGITS
-    )
+@pytest.mark.parametrize(
+    ("flag", "name", "meant"), [("--strategy", "horovodd", "horovod"), ("--logger", "csv,mlfow", "mlflow")]
+)
+def test_unknown_names_on_the_command_line(flag: str, name: str, meant: str, run_command: RunCommand) -> None:
+    ended = run_command(python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", flag, name), cwd=DIGITS)
     assert ended.code != 0
-    assert "Did you mean 'horovod'?" in ended.output
+    assert f"Did you mean '{meant}'?" in ended.output
+
+
+def test_a_run_is_watched_and_keeps_its_secrets(run_command: RunCommand, tmp_path: Path) -> None:
+    secret = "do-not-tell-this"
+    (tmp_path / "secretive.py").write_text(
+        "from model import DigitsClassifier\n"
+        "class Secretive(DigitsClassifier):\n"
+        "    def __init__(self, api_key: str, url: str, **options):\n"
+        "        super().__init__(**options)\n"
+    )
+    config = yaml.safe_load((DIGITS / "config.yaml").read_text())
+    config["model"] = {
+        "class_path": "secretive.Secretive",
+        "init_args": {"api_key": secret, "url": f"https://me:{secret}@h"},
+    }
+    config["trainer"]["callbacks"] = [{"class_path": "itwinai.callbacks.RunSummary", "init_args": {"path": "my.html"}}]
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(config))
+    flags = ["--logger", "csv,jsonl", "--watch", "--trainer.max_epochs=1", "--trainer.enable_checkpointing=false"]
+    command = python("-m", "itwinai.cli.main", "fit", "-c", "given.yaml", *flags)
+    ended = run_command(command, cwd=tmp_path, PYTHONPATH=f"{REPOSITORY}:{DIGITS}")
+    assert ended.code == 0, ended.output
+    assert ended.output.count("run summary: Secretive") == 1  # the one of the config, and no other
+    assert "my.html" in ended.output and (tmp_path / "my.html").exists()
+    saved = yaml.safe_load((tmp_path / "lightning_logs" / "csv" / "version_0" / "resolved-config.yaml").read_text())
+    given = saved["model"]["init_args"]
+    assert (given["api_key"], given["url"]) == ("***", "https://me:***@h")
+    assert saved["trainer"]["logger"] == "csv,jsonl"
+    told = [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    assert told == [tmp_path / "given.yaml"]
+    assert secret not in ended.output

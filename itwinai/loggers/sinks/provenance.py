@@ -19,4 +19,4 @@ class ProvenanceSink(Sink):
         self.logger.describe(trainer, facts)  # type: ignore[attr-defined]
 
     def place(self) -> str:
-        return str(self.logger.save_dir or "")
+        return str(self.logger.path)  # type: ignore[attr-defined]
