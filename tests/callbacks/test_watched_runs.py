@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from itwinai.measure.steps import Phase
 from tests.support import wandb_files, watched
 from tests.support.mlflow_server import Server
-from tests.support.watched import EPOCHS, SECRET, STEPS, Watched
+from tests.support.watched import BATCH, EPOCHS, SECRET, SLOWER, STEPS, Watched
 
 STRATEGIES = {"ddp": "ddp", "deepspeed_stage_2": "deepspeed", "horovod": "horovod", "ray": "ray_ddp"}
 SPEED = {"speed/step_ms", "speed/step_ms_p50", "speed/step_ms_p95", "speed/data_wait_share", "speed/samples_per_second"}
@@ -85,6 +85,10 @@ def test_speed_rates_and_gradients_are_logged_at_log_steps(run: Watched) -> None
         assert [step for step, _ in logged] == steps, name
         assert all(math.isfinite(value) and value >= 0 for _, value in logged), name
     assert {value for _, value in curve(run, "lr")} == {0.05}
+    for (_, rate), (_, milliseconds) in zip(
+        curve(run, "speed/samples_per_second"), curve(run, "speed/step_ms"), strict=True
+    ):
+        assert rate == pytest.approx(2 * BATCH * 1e3 / milliseconds)
     shares = curve(run, "speed/data_wait_share")  # only some steps are split into parts
     assert len(shares) >= 3 and all(0 <= share <= 1 for _, share in shares)
     for (_, p50), (_, p95) in zip(curve(run, "speed/step_ms_p50"), curve(run, "speed/step_ms_p95"), strict=True):
@@ -230,6 +234,9 @@ def test_steps_of_both_workers_are_split(run: Watched) -> None:
         assert 0.1 * split.step < whole < 10 * split.step  # not all steps were split
         assert split.rest < 0.2 * whole
         assert split.communication is not None and split.communication > 0
+    fast, slow = (split.phases for split in profile.splits)
+    assert slow[Phase.FORWARD] >= SLOWER > fast[Phase.FORWARD]
+    assert fast[Phase.COMMUNICATION] > 0.7 * SLOWER  # it waits for the other one
     traces = sorted(path.name for path in profile.folder.glob("*.pt.trace.json.gz"))
     assert traces == ["rank-0.1.pt.trace.json.gz", "rank-1.1.pt.trace.json.gz"]
     with gzip.open(profile.folder / traces[1]) as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.support.cases import make_trainer
 
 SECRET = "this-must-stay-secret"
 STEPS, EPOCHS, BATCH = 8, 2, 4
+SLOWER = 0.03  # seconds per step of rank 1
 
 
 class Classifier(LightningModule):
@@ -35,6 +37,10 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
+        if self.global_rank == 1:  # the slowest worker
+            until = time.perf_counter() + SLOWER
+            while time.perf_counter() < until:
+                pass
         loss = nn.functional.cross_entropy(self(x), y)
         self.log("train_loss", loss, sync_dist=True)
         return loss
