@@ -88,11 +88,6 @@ class SystemMonitor(Callback):
         self._begun: tuple[int, int] | None = None
         self._unknown: list[str] = []
 
-    @property
-    def is_idle_per_batch(self) -> bool:
-        """Whether nothing is logged at log steps, so that the hook need not be called; known once a fit has started."""
-        return self._logged is None
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look for the packages that are needed."""
         if stage != "fit":

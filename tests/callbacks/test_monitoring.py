@@ -64,6 +64,8 @@ class Fails(Busy):
 
 @pytest.fixture
 def fake_gpus(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    import codecarbon.core.emissions  # noqa: F401 - it looks for GPUs when it is first imported, and keeps them open
+
     nvml = FakeNvml([FakeGpu("GPU-a"), FakeGpu("GPU-b", millijoules_per_reading=None)])
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
