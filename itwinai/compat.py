@@ -837,11 +837,11 @@ Metrics = _METRICS
 def batch_size_of(results: _ResultCollection, metric: _ResultMetric, batch_size: int | None) -> int:
     """Return the weight of a logged value in the mean of its epoch."""
     if batch_size is None and results.batch_size is None and metric.meta.on_epoch and metric.meta.is_mean_reduction:
-        results.batch_size = _common_size(results.batch)
+        results.batch_size = common_size(results.batch)
     return results._extract_batch_size(metric, batch_size, metric.meta)
 
 
-def _common_size(batch: Any) -> int | None:
+def common_size(batch: Any) -> int | None:
     """Return the batch size of the most usual kinds of batches; None leaves it to lightning to find one."""
     tensors = batch.values() if type(batch) is dict else batch if type(batch) in (list, tuple) else (batch,)
     sizes = {tensor.shape[0] if type(tensor) is Tensor and tensor.ndim else None for tensor in tensors}

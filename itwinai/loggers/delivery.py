@@ -124,8 +124,9 @@ class Delivery(Generic[Record]):
             return
         self._set_rest_aside(self._reason("closed"))
         atexit.unregister(self._at_exit)
-        wake = self._wake
-        self._forget()
+        with self._changed:  # the thread must not take from the new queue
+            wake = self._wake
+            self._forget()
         wake.set()
 
     def __getstate__(self) -> dict[str, Any]:

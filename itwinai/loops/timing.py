@@ -12,7 +12,7 @@ from itwinai.measure.steps import StepClock, StepWatcher
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-EVERY = 7
+EVERY = 11
 """One in so many steps is split: the marks of a split step cost about 13 us, as much as some layers."""
 
 EVERY_ON_ACCELERATOR = 23

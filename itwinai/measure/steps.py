@@ -56,8 +56,30 @@ class StepClock:
 
     Attributes:
         covers_gradients: whether the exchange of gradients is measured too; the strategy says so.
-        warm: the reading after the first `WARM_UP` steps, for those who leave them out; None before.
+        warm: the reading after the first `WARM_UP` steps or some more, for those who leave them out; None before.
     """
+
+    __slots__ = (
+        "_began",
+        "_communicating",
+        "_current",
+        "_discarded",
+        "_ended",
+        "_last",
+        "_splitting",
+        "between",
+        "communicating",
+        "covers_gradients",
+        "durations",
+        "every",
+        "spent",
+        "split_steps",
+        "split_time",
+        "step_time",
+        "steps",
+        "synchronize",
+        "warm",
+    )
 
     def __init__(self, synchronize: Callable[[], None] | None = None, every: int = 1) -> None:
         self.synchronize = synchronize
@@ -71,7 +93,7 @@ class StepClock:
         self.communicating = 0
         self.covers_gradients = False
         self.warm: Reading | None = None
-        self.durations = array("q")
+        self.durations = array("q", bytes(8 * KEPT))
         self._current = [0] * len(Phase)
         self._communicating = 0
         self._splitting = False
@@ -80,19 +102,22 @@ class StepClock:
         self._last = 0
         self._ended = 0
 
+    # What is called in each step does little: even an attribute that is set costs more there than in a tight loop.
+
     def begin(self) -> bool:
         """Start a step; return whether it is split into phases."""
-        self._discarded = False
-        self._splitting = splitting = self.steps < self.every or self.steps % self.every == 0
+        steps = self.steps
+        self._splitting = splitting = steps % self.every == 0 or steps < self.every
         if splitting:
             self._current = [0] * len(Phase)
             self._communicating = 0
             if self.synchronize is not None:
                 self.synchronize()
-        self._began = self._last = now = perf_counter_ns()
+        self._began = now = perf_counter_ns()
         if self._ended:
             self.between += now - self._ended
-            self._ended = 0
+        if splitting:
+            self._last = now
         return splitting
 
     def mark(self, phase: Phase) -> None:
@@ -132,22 +157,22 @@ class StepClock:
             self._discarded = False
             return
         duration = now - self._began
-        if self._splitting:
-            spent = self.spent
-            for phase, nanoseconds in enumerate(self._current):
-                spent[phase] += nanoseconds
-            self.communicating += self._communicating
-            self.split_time += duration
-            self.split_steps += 1
-        durations = self.durations
-        if len(durations) < KEPT:
-            durations.append(duration)
-        else:
-            durations[self.steps % KEPT] = duration
+        steps = self.steps
+        self.durations[steps % KEPT] = duration
         self.step_time += duration
-        self.steps += 1
-        if self.steps == WARM_UP:
-            self.warm = self.reading()
+        self.steps = steps + 1
+        if self._splitting:
+            self._add_split(duration)
+            if self.warm is None and steps + 1 >= WARM_UP:
+                self.warm = self.reading()
+
+    def _add_split(self, duration: int) -> None:
+        spent = self.spent
+        for phase, nanoseconds in enumerate(self._current):
+            spent[phase] += nanoseconds
+        self.communicating += self._communicating
+        self.split_time += duration
+        self.split_steps += 1
 
     def pause(self) -> None:
         """Do not count the time until the next step: an epoch has ended."""
@@ -167,12 +192,10 @@ class StepClock:
 
     def last(self, steps: int) -> Sequence[int]:
         """Return the durations of the last steps in nanoseconds, in any order; at most `KEPT`."""
-        kept = len(self.durations)
-        count = min(steps, kept)
-        at = self.steps % KEPT if kept == KEPT else kept
+        count, at = min(steps, self.steps, KEPT), self.steps % KEPT
         if count <= at:
             return self.durations[at - count : at]
-        return self.durations[:at] + self.durations[kept - (count - at) :]
+        return self.durations[:at] + self.durations[KEPT - (count - at) :]
 
 
 @dataclass(frozen=True)

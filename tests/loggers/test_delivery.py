@@ -210,7 +210,7 @@ def test_interrupted_flush_sets_everything_aside() -> None:
     queue.send = send
     queue.put(0)
     with pytest.raises(KeyboardInterrupt):
-        queue.flush(60)
+        queue.flush(60, patience=1)  # a signal just before the wait is noticed after it
     assert store.set_aside == [0]
     store.open.set()
     queue.close()

@@ -263,6 +263,23 @@ def test_what_was_not_sent_can_be_sent_later(outage: Outage, server: Server, mon
     assert outage.hasty.experiment.get_run(outage.hasty.run_id).info.status == "FINISHED"
 
 
+def test_next_flush_takes_care_of_the_file_of_the_last(server: Server, tmp_path: Path) -> None:
+    logger = MLFlowLogger("values", tracking_uri=server.address, save_dir=str(tmp_path))
+    logger.log_metrics({"a": 1.0})
+    assert logger.flush()
+    server.freeze()
+    logger.log_metrics({"a": 2.0}, 1)
+    with pytest.warns(UserWarning, match="1 metrics .* could not be sent .*not sent within 0.1 s"):
+        assert not logger.flush(0.1)
+    assert len(list(tmp_path.iterdir())) == 1
+    server.thaw()
+    logger.log_metrics({"a": 3.0}, 2)
+    assert logger.flush()
+    assert points(logger) == {"a": [(0, 1.0), (1, 2.0), (2, 3.0)]}
+    assert list(tmp_path.iterdir()) == []
+    logger.finalize()
+
+
 def test_folder_that_cannot_be_written_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

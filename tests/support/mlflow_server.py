@@ -52,6 +52,11 @@ class Server:
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGSTOP)
 
+    def thaw(self) -> None:
+        """Let it go on."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """Kill it and its workers, as the loss of its machine would."""
         if self.process is not None:
