@@ -43,6 +43,10 @@ class LoggedKeysError(ItwinaiError, RuntimeError):
     """The workers have logged different keys, so that their values cannot be reduced."""
 
 
+class LoggerError(ItwinaiError, RuntimeError):
+    """A logger's server is not there, or does not take what is logged."""
+
+
 class CheckpointError(ItwinaiError, RuntimeError):
     """A checkpoint cannot be written, read, or applied to this run."""
 

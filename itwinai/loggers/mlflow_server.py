@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from itwinai.errors import ItwinaiError
+from itwinai.errors import LoggerError
 from itwinai.facts.secrets import HIDDEN, without_secrets
 
 BATCH = 1000
@@ -28,10 +28,6 @@ BATCH = 1000
 
 _TRIES, _TIMEOUT = 3, 5.0  # until an address where nothing answers is an error
 _TOO_EARLY_OR_MANY = (408, 425, 429)
-
-
-class LoggerError(ItwinaiError, RuntimeError):
-    """A logger's server is not there, or does not take what is logged."""
 
 
 class AwayError(LoggerError):
