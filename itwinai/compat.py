@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.loggers import Logger
 from lightning.pytorch.core.optimizer import LightningOptimizer
 
 Launcher = _Launcher
@@ -1189,3 +1190,9 @@ class ModelCheckpoint(LightningModelCheckpoint):
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         with self.saving(trainer):
             super()._remove_checkpoint(trainer, filepath)
+
+
+def uploads_at_once(logger: Logger, callback: LightningModelCheckpoint) -> bool:
+    """Tell whether a logger of lightning uploads each checkpoint of a callback as soon as it is saved."""
+    log_model = getattr(logger, "_log_model", False)
+    return log_model == "all" or (log_model is True and callback.save_top_k == -1)

@@ -1168,3 +1168,26 @@ def test_profiler_of_torch_is_noticed_while_it_records() -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
         assert compat.is_profiling()
     assert not compat.is_profiling()
+
+
+@pytest.mark.parametrize(
+    ("log_model", "save_top_k", "expected"), [("all", 1, True), (True, -1, True), (True, 1, False)]
+)
+@pytest.mark.parametrize("kind", ["mlflow", "wandb"])
+def test_loggers_that_upload_at_once(
+    kind: str, log_model: Any, save_top_k: int, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    logger: Any
+    if kind == "mlflow":
+        logger = MLFlowLogger(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", log_model=log_model)
+    else:
+        logger = WandbLogger(save_dir=tmp_path, log_model=log_model)
+    callback = ModelCheckpoint(save_top_k=save_top_k)
+    assert compat.uploads_at_once(logger, callback) is expected
+    uploaded: list[Any] = []
+    monkeypatch.setattr(type(logger), "_scan_and_log_checkpoints", lambda self, callback: uploaded.append(callback))
+    logger.after_save_checkpoint(callback)
+    assert uploaded == [callback] * expected

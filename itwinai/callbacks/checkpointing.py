@@ -171,9 +171,11 @@ class ModelCheckpoint(compat.ModelCheckpoint):
         if not isinstance(plugin, PortableCheckpointIO):
             yield
             return
-        with plugin.keeping_failures(self.background):
+        # Some loggers upload a checkpoint as soon as it is saved, and then it has to be there.
+        at_once = any(compat.uploads_at_once(logger, self) for logger in trainer.loggers)
+        with plugin.keeping_failures(self.background and not at_once):
             yield
-        if not self.background:
+        if at_once or not self.background:
             self._look_for_failures(trainer)
 
     def after_save(self, trainer: Trainer, filepath: str) -> None:

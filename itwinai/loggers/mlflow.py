@@ -33,7 +33,6 @@ from itwinai.loggers.mlflow_server import (
 )
 
 if TYPE_CHECKING:
-    from lightning.pytorch.callbacks import ModelCheckpoint
     from mlflow.tracking import MlflowClient
 
 __all__ = ["LoggerError", "MLFlowLogger", "resend"]
@@ -191,19 +190,6 @@ class MLFlowLogger(LightningMLFlowLogger):
         deadline = time.monotonic() + timeout
         sent = self._delivery.flush(timeout, SAFE_AFTER)
         return (sent and not self._unsent.is_file()) or self._resend_until(deadline)
-
-    def uploads_at_once(self, checkpoint_callback: ModelCheckpoint) -> bool:
-        """Tell whether checkpoints are uploaded as soon as they are saved, and not at the end."""
-        return self.log_model == "all" or bool(self.log_model) and checkpoint_callback.save_top_k == -1
-
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Upload a checkpoint, if it shall be."""
-        if self.uploads_at_once(checkpoint_callback) and getattr(checkpoint_callback, "background", False):
-            rank_zero_warn(
-                f"log_model={self.log_model!r} uploads each checkpoint as soon as it is saved, and this one is still "
-                "being written, so that it is not uploaded. Save with ModelCheckpoint(background=False)."
-            )
-        super().after_save_checkpoint(checkpoint_callback)
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:

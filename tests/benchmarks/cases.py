@@ -76,3 +76,13 @@ _CASES = (
     ),
 )
 CASES = {case.name: case for case in _CASES}
+
+# For `watching`, which asks another question: what do callbacks cost?
+WATCHING = Case(
+    "watching",
+    "callbacks that watch a run",
+    1.0,
+    contenders=(ITWINAI, "logging", "monitoring", "profiling", "all"),
+    base=ITWINAI,
+    log=True,
+)

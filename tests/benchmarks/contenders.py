@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.benchmarks.cases import ACCELERATE, CASES, ITWINAI, LIGHTNING, RAW, Case
+from tests.benchmarks.cases import ACCELERATE, CASES, ITWINAI, LIGHTNING, RAW, WATCHING, Case
 from tests.benchmarks.gate import Gate
 from tests.benchmarks.model import Batches, Network, make_loader, make_optimizer, mse_loss
 
@@ -167,8 +167,9 @@ RUNNERS = {RAW: run_raw, ACCELERATE: run_accelerate, LIGHTNING: run_lightning, I
 def main() -> None:
     """Run one contender, as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("case", choices=CASES)
-    parser.add_argument("contender", choices=RUNNERS)
+    cases = {**CASES, WATCHING.name: WATCHING}
+    parser.add_argument("case", choices=cases)
+    parser.add_argument("contender", choices={*RUNNERS, *WATCHING.contenders})
     parser.add_argument("--socket", required=True)
     parser.add_argument("--folder", required=True)
     parser.add_argument("--steps", type=int, required=True)
@@ -177,7 +178,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    case = CASES[given.case]
+    case = cases[given.case]
     if case.quantity == "collectives of an epoch":
         # Epochs as chunks: two more, one to warm up and one whose first batch ends the last chunk.
         gate = Gate(given.socket, given.steps, given.chunks, count_collectives=True)
@@ -186,7 +187,12 @@ def main() -> None:
         gate = Gate(given.socket, given.steps, given.chunks)
         run_length, epochs = gate.items, 1
     run = Run(case, Batches(run_length * case.workers, gate), epochs, given.folder)
-    RUNNERS[given.contender](run)
+    if case is WATCHING:
+        from tests.benchmarks.watching import run_watched
+
+        run_watched(run, given.contender)
+    else:
+        RUNNERS[given.contender](run)
 
 
 if __name__ == "__main__":

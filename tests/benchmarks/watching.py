@@ -1,103 +1,96 @@
 """What the callbacks that watch a run cost per step: ``python -m tests.benchmarks.watching``.
 
-Fits of the same small module, with and without each callback, take turns in one process. A step is timed from one fetch
-of a batch to the next, in CPU time of the whole process, all threads, since other programs hardly disturb that.
+The same small module is trained with each of them, every contender in a process of its own, which take turns chunk by
+chunk (see README.md). All log to CSV every 50 steps. What is compared is CPU time of the whole process, all threads.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import logging
 import statistics
-import tempfile
-import time
-import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.loggers import CSVLogger
+from tests.benchmarks.cases import ITWINAI, WATCHING
+from tests.benchmarks.measure import Effort, Sample, measure_steps
 
-from itwinai import ItwinaiTrainer
-from itwinai.callbacks import LoggingCallback, ProfilingCallback, RunSummary, SystemMonitor
-from tests.benchmarks.model import Batches, make_loader
-from tests.benchmarks.modules import LoggedRegression
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
 
-WARM_UP, STEPS, REPEATS = 100, 1000, 15
+    from tests.benchmarks.contenders import Run
 
-CONTENDERS: dict[str, tuple[Callable[[], list[Callback]], float | None]] = {
-    "none": (list, None),
-    "LoggingCallback": (lambda: [LoggingCallback()], 0.03),
-    "SystemMonitor": (lambda: [SystemMonitor()], 0.01),
-    "ProfilingCallback, step split": (lambda: [ProfilingCallback(operators=False)], 0.05),
-    "ProfilingCallback, with operators": (lambda: [ProfilingCallback()], None),
-    "all, and RunSummary": (
-        lambda: [LoggingCallback(), SystemMonitor(), ProfilingCallback(operators=False), RunSummary(terminal=False)],
-        None,
-    ),
-}
+STEP_US = 300
+"""The step that the goals are about."""
+
+GOALS = {"logging": 0.03, "monitoring": 0.01, "profiling": 0.05}
 
 
-class TimedBatches(Batches):
-    """Batches that note the CPU time at which two of them are fetched."""
+def run_watched(run: Run, name: str) -> None:
+    """Train with a logger and one of the callbacks."""
+    from lightning.pytorch.loggers import CSVLogger
 
-    def __init__(self, steps: int) -> None:
-        super().__init__(WARM_UP + steps + 1)
-        self.steps = steps
-        self.began = self.ended = (0.0, 0.0)
+    from itwinai import ItwinaiTrainer
+    from itwinai.callbacks import LoggingCallback, ProfilingCallback, RunSummary, SystemMonitor
+    from tests.benchmarks.model import make_loader
+    from tests.benchmarks.modules import LoggedRegression
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if index == WARM_UP:
-            self.began = time.process_time(), time.perf_counter()
-        elif index == WARM_UP + self.steps:
-            self.ended = time.process_time(), time.perf_counter()
-        return super().__getitem__(index)
+    callbacks: dict[str, Callable[[], list[Callback]]] = {
+        ITWINAI: list,
+        "logging": lambda: [LoggingCallback()],
+        "monitoring": lambda: [SystemMonitor()],
+        "profiling": lambda: [ProfilingCallback(operators=False)],
+        "all": lambda: [LoggingCallback(), SystemMonitor(), ProfilingCallback(), RunSummary(terminal=False)],
+    }
+    trainer = ItwinaiTrainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=run.epochs,
+        default_root_dir=run.folder,
+        logger=CSVLogger(run.folder),
+        callbacks=callbacks[name](),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(LoggedRegression(progress_bar=False), make_loader(run.batches))
 
 
-def time_per_step(callbacks: list[Callback], steps: int) -> tuple[float, float]:
-    """Return CPU and wall time per step in microseconds."""
-    batches = TimedBatches(steps)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = ItwinaiTrainer(
-            accelerator="cpu",
-            devices=1,
-            max_epochs=1,
-            logger=CSVLogger(folder),
-            log_every_n_steps=50,
-            callbacks=callbacks,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(LoggedRegression(progress_bar=False), make_loader(batches))
-    gc.collect()
-    return tuple((end - begin) / steps * 1e6 for begin, end in zip(batches.began, batches.ended, strict=True))
+def table(samples: list[Sample]) -> str:
+    """Return what was measured, as Markdown.
+
+    Means are those of the chunks without the highest and lowest tenth: a median would not see what happens in few
+    chunks only, such as a sample of the system.
+    """
+    lines = [
+        "| callbacks | us per step | more | of 300 us, repeat by repeat | goal |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    repeats = sorted({sample.repeat for sample in samples})
+    base = {repeat: _mean(samples, ITWINAI, repeat) for repeat in repeats}
+    for name in WATCHING.contenders:
+        more = [_mean(samples, name, repeat) - base[repeat] for repeat in repeats]
+        middle = statistics.median(more)
+        spread = ", ".join(f"{value / STEP_US:+.1%}" for value in sorted(more))
+        goal = f"{GOALS[name]:.0%}" if name in GOALS else ""
+        step = statistics.median(base.values()) + middle
+        lines.append(f"| {name} | {step:.1f} | {middle:+.1f} us = {middle / STEP_US:+.1%} | {spread} | {goal} |")
+    return "\n".join(lines)
+
+
+def _mean(samples: list[Sample], name: str, repeat: int) -> float:
+    found = sorted(s.cpu * 1e6 for s in samples if (s.contender, s.repeat) == (name, repeat) and s.cpu is not None)
+    cut = len(found) // 10
+    return statistics.fmean(found[cut : len(found) - cut])
 
 
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.watching")
-    parser.add_argument("--repeats", type=int, default=REPEATS, help="fits of each (%(default)s)")
-    parser.add_argument("--steps", type=int, default=STEPS, help="steps of each fit (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="times that each is started anew (%(default)s)")
+    parser.add_argument("--chunks", type=int, default=40, help="chunks per repeat, taken by turns (%(default)s)")
+    parser.add_argument("--steps", type=int, default=100, help="steps per chunk (%(default)s)")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
-    cpu: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    names = list(CONTENDERS)
-    for repeat in range(given.repeats + 1):
-        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
-            measured, _ = time_per_step(CONTENDERS[name][0](), given.steps)
-            if repeat:  # the first round pays for imports
-                cpu[name].append(measured)
-    base = statistics.median(cpu["none"])
-    print(f"\nCPU time per step, medians of {given.repeats} fits of {given.steps} steps that took turns\n")
-    print("| callbacks | us per step | more | of 300 us | goal |\n| --- | --- | --- | --- | --- |")
-    for name, (_, goal) in CONTENDERS.items():
-        more = statistics.median(own - none for own, none in zip(cpu[name], cpu["none"], strict=True))
-        asked = "" if goal is None else f"{goal:.0%}"
-        print(f"| {name} | {base + more:.1f} | {more:+.1f} | {more / 300:+.1%} | {asked} |")
+    print(table(measure_steps(WATCHING, Effort(given.repeats, given.chunks, given.steps), print)))
 
 
 if __name__ == "__main__":

@@ -367,7 +367,7 @@ def test_no_server_is_needed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     logger = MLFlowLogger(log_model="all")
-    checkpoints = ModelCheckpoint(save_top_k=-1, every_n_epochs=1, background=False)
+    checkpoints = ModelCheckpoint(save_top_k=-1, every_n_epochs=1)  # in the background
     options = {"callbacks": [checkpoints], "enable_checkpointing": True, "log_every_n_steps": 1, "max_epochs": 3}
     make_trainer("auto", 1, logger=logger, **options).fit(Talkative(), loader(8))
     assert "MLFLOW_TRACKING_URI" not in os.environ  # the next logger without an address has its own folder
