@@ -145,16 +145,17 @@ def sample_exchanges(model: DistributedDataParallel, every: int) -> None:
     model._set_ddp_runtime_logging_sample_rate(every)
 
 
-def exchange_time(model: DistributedDataParallel) -> tuple[float, float]:
-    """Return how long DDP's exchange of gradients takes in a step, and how long backward computes beside it.
+def exchange_time(model: DistributedDataParallel) -> tuple[float, float, float]:
+    """Return how long DDP's exchange of gradients takes in a step, how much of it beside backward, and backward itself.
 
-    Both are in seconds, means over the steps in which they were measured; 0 before that.
+    All are in seconds, means over the steps in which they were measured; 0 before that. Backward is measured without
+    the time that it waits at its end.
     """
     measured = model._get_ddp_logging_data()
-    total, overlapped = (
-        measured.get(name, 0) for name in ("avg_backward_comm_time", "avg_backward_compute_comm_overlap_time")
+    total, overlapped, computing = (
+        measured.get(f"avg_backward_{name}_time", 0) for name in ("comm", "compute_comm_overlap", "compute")
     )
-    return total / 1e9, overlapped / 1e9
+    return total / 1e9, overlapped / 1e9, computing / 1e9
 
 
 def is_profiling() -> bool:

@@ -1114,12 +1114,13 @@ def test_ddp_tells_how_long_its_exchange_takes() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         model = nn.parallel.DistributedDataParallel(nn.Linear(64, 64))
-        assert compat.exchange_time(model) == (0, 0)
+        assert compat.exchange_time(model) == (0, 0, 0)
         compat.sample_exchanges(model, 1)
         for _ in range(20):  # beyond the first ten, which are always measured
             model(torch.ones(4, 64)).sum().backward()
-        total, overlapped = compat.exchange_time(model)
+        total, overlapped, computing = compat.exchange_time(model)
         assert 0 <= overlapped <= total < 1
+        assert overlapped <= computing < 1
         assert total > 0
         measured = model._get_ddp_logging_data()
         before = measured["backward_comm_time_start"]

@@ -19,7 +19,7 @@ from itwinai.measure.samples import batch_size_of
 from itwinai.measure.steps import WARM_UP, StepClock, split_of
 from itwinai.report.folder import run_folder
 from itwinai.report.sections import Section
-from itwinai.report.steps import Profile, sections_of, write_picture
+from itwinai.report.steps import Profile, sections_of, write_files
 from itwinai.report.telling import tell
 
 
@@ -141,7 +141,7 @@ class ProfilingCallback(Callback):
                 recorded=self._operators,
                 stacks=self._stacks,
             )
-            write_picture(self.profile)
+            write_files(self.profile)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write what was recorded so far."""

@@ -243,10 +243,12 @@ class Communication:
     Attributes:
         total: from the start of the first exchange to the end of the last.
         overlapped: the part of it during which backward was still computing.
+        computing: how long backward computes, from its start until only the exchange is left.
     """
 
     total: float
     overlapped: float
+    computing: float
 
     @property
     def exposed(self) -> float:
@@ -312,10 +314,11 @@ def split_of(clock: StepClock, since: Reading | None = None, engine: Communicati
     seconds = [nanoseconds / split_steps / 1e9 for nanoseconds in read.spent]
     communication = None if read.communicating is None else read.communicating / split_steps / 1e9
     if engine is not None:
-        exposed = min(engine.exposed, seconds[Phase.BACKWARD])
-        seconds[Phase.BACKWARD] -= exposed
-        seconds[Phase.COMMUNICATION] += exposed
-        communication = (communication or 0.0) + engine.total
+        # The engine has measured other steps than the clock: what both know is how backward is divided.
+        scale = seconds[Phase.BACKWARD] / (engine.computing + engine.exposed or 1.0)
+        seconds[Phase.BACKWARD] -= engine.exposed * scale
+        seconds[Phase.COMMUNICATION] += engine.exposed * scale
+        communication = (communication or 0.0) + engine.total * scale
     durations = sorted(clock.last(read.steps))
     return StepSplit(
         steps=read.steps,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from itwinai.measure.advice import Setting, advise, milliseconds, own_work
 from itwinai.measure.steps import MEANING, Phase, StepSplit
@@ -70,11 +71,26 @@ def sections_of(profile: Profile) -> list[Section]:
     return sections
 
 
-def write_picture(profile: Profile) -> None:
-    """Write the picture of the split beside the traces."""
+def write_files(profile: Profile) -> None:
+    """Write the picture of the split, and the tables of workers and operators, beside the traces."""
+    profile.folder.mkdir(parents=True, exist_ok=True)
     if profile.splits:
-        profile.folder.mkdir(parents=True, exist_ok=True)
         _bars(profile.splits).savefig(profile.folder / "steps.png", dpi=150)
+        rows: list[dict[str, Any]] = [
+            {"rank": rank, "step_ms": split.step * 1e3}
+            | {f"{NAMES[phase].replace(' ', '_')}_ms": split.phases.get(phase, 0.0) * 1e3 for phase in Phase}
+            for rank, split in enumerate(profile.splits)
+        ]
+        _write_table(profile.folder / "workers.csv", rows)
+    if profile.recorded is not None and profile.recorded.operators:
+        _write_table(profile.folder / "operators.csv", [asdict(one) for one in profile.recorded.operators])
+
+
+def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _steps(profile: Profile) -> Section:

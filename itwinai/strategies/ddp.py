@@ -161,8 +161,8 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
     def exchange_time(self) -> Communication | None:
         if not isinstance(self.model, DistributedDataParallel):
             return None
-        total, overlapped = compat.exchange_time(self.model)
-        return Communication(total, overlapped) if total else None
+        total, overlapped, computing = compat.exchange_time(self.model)
+        return Communication(total, overlapped, computing) if total else None
 
 
 def as_timedelta(seconds: float | timedelta) -> timedelta:

@@ -242,6 +242,10 @@ def test_steps_of_both_workers_are_split(run: Watched) -> None:
     with gzip.open(profile.folder / traces[1]) as file:
         assert json.load(file)["traceEvents"]
     assert profile.recorded is not None and profile.recorded.operators
+    workers, operators = (rows(profile.folder / name) for name in ("workers.csv", "operators.csv"))
+    assert [row["rank"] for row in workers] == ["0", "1"]
+    assert float(workers[1]["forward_ms"]) == pytest.approx(slow[Phase.FORWARD] * 1e3)
+    assert {row["name"] for row in operators} == {one.name for one in profile.recorded.operators}
     with Image.open(profile.folder / "steps.png") as picture:
         assert picture.width > 500
 

@@ -88,14 +88,14 @@ def test_what_the_engine_has_waited_during_backward_is_taken_from_backward(time:
     clock = StepClock()
     clock.covers_gradients = True
     run_step(clock, time, FORWARD=50, BACKWARD=100, COMMUNICATION=10)
-    split = split_of(clock, engine=Communication(total=60e-9, overlapped=20e-9))
-    assert split is not None
-    assert split.phases[Phase.BACKWARD] == pytest.approx(60e-9)
-    assert split.phases[Phase.COMMUNICATION] == pytest.approx(50e-9)
-    assert split.communication == pytest.approx(70e-9)
-    assert split.overlap == pytest.approx(20 / 70)
-    too_much = split_of(clock, engine=Communication(total=1.0, overlapped=0.0))
-    assert too_much is not None and too_much.phases.get(Phase.BACKWARD, 0.0) == 0.0
+    for slower in (1, 3):  # the engine may have measured other, slower steps
+        engine = Communication(total=slower * 60e-9, overlapped=slower * 20e-9, computing=slower * 60e-9)
+        split = split_of(clock, engine=engine)
+        assert split is not None
+        assert split.phases[Phase.BACKWARD] == pytest.approx(60e-9)
+        assert split.phases[Phase.COMMUNICATION] == pytest.approx(50e-9)
+        assert split.communication == pytest.approx(70e-9)
+        assert split.overlap == pytest.approx(20 / 70)
 
 
 def test_a_reading_can_leave_out_what_was_before_another(time: Time) -> None:
