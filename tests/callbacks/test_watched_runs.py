@@ -45,6 +45,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module", params=STRATEGIES)
 def run(request: pytest.FixtureRequest, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Watched:
     torch.manual_seed(3)
+    if request.param == "ray":
+        request.getfixturevalue("local_ray")
     try:
         return watched.run(tmp_path_factory.mktemp(request.param), request.param, server.address)
     finally:
