@@ -1192,3 +1192,16 @@ def test_loggers_that_upload_at_once(
     monkeypatch.setattr(type(logger), "_scan_and_log_checkpoints", lambda self, callback: uploaded.append(callback))
     logger.after_save_checkpoint(callback)
     assert uploaded == [callback] * expected
+
+
+@pytest.mark.parametrize("kind", ["same", "mixed types", "sparse", "one"])
+def test_norm_of_all_is_that_of_torch(kind: str) -> None:
+    tensors = [torch.randn(3, 4), torch.randn(5), torch.randn(())]
+    if kind == "mixed types":
+        tensors[1] = tensors[1].double()
+    elif kind == "sparse":
+        tensors[1] = torch.sparse_coo_tensor([[1, 1, 3]], [1.0, 2.0, -4.0], (5,))
+    elif kind == "one":
+        tensors = tensors[:1]
+    dense = torch.cat([t.to_dense().double().flatten() for t in tensors])
+    torch.testing.assert_close(compat.total_norm(tensors).double(), dense.norm(), rtol=1e-5, atol=1e-6)

@@ -236,9 +236,7 @@ def _gradient_norm(trainer: Trainer) -> Tensor | None:
         gradients = [p.grad for p in trainer.lightning_module.parameters() if p.grad is not None]
     else:
         gradients = ask()
-    if not gradients:
-        return None
-    return torch.nn.utils.get_total_norm([g.coalesce() if g.is_sparse else g for g in gradients])
+    return compat.total_norm(gradients) if gradients else None
 
 
 def _learning_rates(trainer: Trainer) -> dict[str, float]:
