@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from itwinai.callbacks.checkpointing import ModelCheckpoint
 from itwinai.callbacks.progress import TimedProgressBar
+from itwinai.report.telling import Telling
 
 
 def with_defaults(
@@ -36,7 +37,8 @@ def with_defaults(
     for kind, make in makers:
         if not any(isinstance(callback, kind) for callback in callbacks):
             callbacks.append(make())
-    return callbacks
+    # Who tells what the others have found comes after them, also when an exception ends the run.
+    return sorted(callbacks, key=lambda callback: isinstance(callback, Telling))
 
 
 def _describe(loggers: Any) -> bool:

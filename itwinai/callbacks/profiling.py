@@ -13,10 +13,10 @@ from itwinai import compat
 from itwinai.checkpoints.plugin import gather_of
 from itwinai.errors import ConfigurationError
 from itwinai.measure.advice import Setting
-from itwinai.measure.operators import OperatorProfile, Windows
+from itwinai.measure.operators import OperatorProfile, Windows, peak_memory
 from itwinai.measure.python_stacks import StackSampler
 from itwinai.measure.samples import batch_size_of
-from itwinai.measure.steps import WARM_UP, StepClock, split_of
+from itwinai.measure.steps import WARM_UP, StepClock, StepSplit, split_of
 from itwinai.report.folder import run_folder
 from itwinai.report.sections import Section
 from itwinai.report.steps import Profile, sections_of, write_files
@@ -126,26 +126,13 @@ class ProfilingCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather what the workers have found."""
         self._stop()
-        engine = getattr(trainer.strategy, "exchange_time", None)
-        clock = self.step_clock
-        since = clock.warm if clock is not None and clock.steps >= 2 * WARM_UP else None
-        split = None if clock is None else split_of(clock, since, engine and engine())
-        peak = None if self._operators is None else self._operators.peak_memory
-        gathered = gather_of(trainer.strategy)((split, peak))
-        if trainer.is_global_zero:
-            self.profile = Profile(
-                splits=[split for split, _ in gathered if split is not None],
-                peak_memory=[peak for _, peak in gathered],
-                setting=self._setting(trainer),
-                folder=self._folder,
-                recorded=self._operators,
-                stacks=self._stacks,
-            )
-            write_files(self.profile)
+        self._keep(trainer, gather_of(trainer.strategy)((self._split(trainer), peak_memory())))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write what was recorded so far."""
+        """Keep what this worker has found so far: the others may not answer any more."""
         self._stop()
+        if self.step_clock is not None and self.profile is None:
+            self._keep(trainer, [(self._split(trainer), peak_memory())])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell what was found, unless a summary does."""
@@ -155,6 +142,29 @@ class ProfilingCallback(Callback):
     def report(self) -> list[Section]:
         """Return what was found: the split of a step, workers, operators, functions, and advice."""
         return [] if self.profile is None else sections_of(self.profile)
+
+    def _split(self, trainer: Trainer) -> StepSplit | None:
+        """Return how long the parts of this worker's steps have taken."""
+        clock = self.step_clock
+        if clock is None:
+            return None
+        since = clock.warm if clock.steps >= 2 * WARM_UP else None
+        engine = getattr(trainer.strategy, "exchange_time", None)
+        return split_of(clock, since, engine and engine())
+
+    def _keep(self, trainer: Trainer, found: Sequence[tuple[StepSplit | None, int | None]]) -> None:
+        """Keep what some workers have found, on rank 0."""
+        if not trainer.is_global_zero:
+            return
+        self.profile = Profile(
+            splits=[split for split, _ in found if split is not None],
+            peak_memory=[peak for _, peak in found],
+            setting=self._setting(trainer),
+            folder=self._folder,
+            recorded=self._operators,
+            stacks=self._stacks,
+        )
+        write_files(self.profile)
 
     def _stop(self) -> None:
         if self._operators is not None:

@@ -195,7 +195,7 @@ class OperatorProfile:
         if self.steps and self.communication is None:
             self.missing.append(f"the time of collective operations: {self._sums.missing}")
         self._left = 0
-        self.peak_memory = _peak_memory()
+        self.peak_memory = peak_memory()
 
     def _begin_window(self) -> None:
         began = time.perf_counter()
@@ -272,7 +272,7 @@ def _uses_cuda() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
-def _peak_memory() -> int | None:
+def peak_memory() -> int | None:
     """Return the largest amount of memory in bytes: of tensors on the GPU if it is in use, else of the process."""
     if _uses_cuda():
         return torch.cuda.max_memory_allocated()

@@ -45,11 +45,13 @@ def test_screen_and_page_tell_how_it_went(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_failed_run_is_told_of_too_and_text_stays_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = RunSummary()
-    callbacks = [summary, SystemMonitor(interval=0.05)]
+    callbacks = [summary, SystemMonitor(interval=0.05), ProfilingCallback(operators=False)]
     trainer = make_trainer("auto", 1, logger=CSVLogger(tmp_path), callbacks=callbacks, max_epochs=2)
     with pytest.raises(ArithmeticError):
         trainer.fit(Fails(), loader(8))
-    assert "ended by ArithmeticError: the <loss> is gone" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "ended by ArithmeticError: the <loss> is gone" in printed
+    assert "5 steps)" in printed and "forward" in printed  # of what it has done until then
     assert summary.page is not None
     assert "the &lt;loss&gt; is gone" in summary.page.read_text()
 
@@ -110,7 +112,7 @@ def test_watching_adds_what_is_not_there() -> None:
     flags = {"enable_checkpointing": False}
     watched = with_defaults([own], flags, watch=True, loggers=None)
     assert watched[0] is own
-    kinds = ["LoggingCallback", "SystemMonitor", "ProfilingCallback", "RunSummary", "TimedProgressBar"]
+    kinds = ["LoggingCallback", "SystemMonitor", "ProfilingCallback", "TimedProgressBar", "RunSummary"]
     assert [type(callback).__name__ for callback in watched] == kinds
     assert not any(isinstance(one, LoggingCallback) for one in with_defaults(None, flags, watch=True, loggers=False))
     plain = with_defaults(None, {"enable_progress_bar": False}, watch=False, loggers=True)
