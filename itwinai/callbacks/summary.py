@@ -114,7 +114,7 @@ class RunSummary(Callback):
         places = [sink_of(logger).place() for logger in trainer.loggers]
         return [
             run_section(self._course, self._facts, [place for place in places if place]),
-            metrics_section({} if recorder is None else recorder.curves),
+            metrics_section(None if recorder is None else recorder.curves),
             *sections_of_all(trainer),
             environment_section(self._facts, self._config),
         ]

@@ -19,16 +19,18 @@ OWN = ("speed/", "system/", "lr", "gradient_norm")
 """Beginnings of the names of what itwinai logs by itself; the terminal shows what the user logs."""
 
 
-def metrics_section(curves: Mapping[str, Curve]) -> Section:
+def metrics_section(curves: Mapping[str, Curve] | None) -> Section:
     """Return the logged values: the last and best of each, and a picture of each group.
 
     A group are the names that differ only in the stage: ``train_loss`` and ``val_loss``. The curves of `SystemMonitor`
     are in its own section.
 
     Args:
-        curves: the values by name.
+        curves: the values by name; None if there was no logger.
     """
-    if not curves:
+    if curves is not None and not curves:
+        return Section("Metrics", missing=["metrics: nothing was logged"])
+    if curves is None:
         return Section("Metrics", missing=["metrics: this run has no logger, and without one nothing is logged"])
     own = [name for name in curves if name.startswith(OWN)]
     users = [name for name in curves if name not in own]
