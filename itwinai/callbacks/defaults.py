@@ -22,14 +22,12 @@ def with_defaults(
         given: the user's.
         flags: arguments of the trainer; ``enable_progress_bar`` and ``enable_checkpointing`` count.
         watch: add those that watch a run.
-        loggers: as lightning takes them. One that describes the run needs a `LoggingCallback` to be told of it.
+        loggers: as lightning takes them; False is none, and then there is nothing to log to.
     """
     callbacks = [given] if isinstance(given, Callback) else list(given or ())
     makers: list[tuple[type, Callable[[], Callback]]] = []
-    if (watch and loggers is not False) or _describe(loggers):
-        makers += _logging()
     if watch:
-        makers += _watching()
+        makers += _watching() if loggers is False else _logging() + _watching()
     if flags.get("enable_progress_bar") is not False:
         makers.append((ProgressBar, TimedProgressBar))
     if flags.get("enable_checkpointing") is not False:
@@ -39,11 +37,6 @@ def with_defaults(
             callbacks.append(make())
     # Who tells what the others have found comes after them, also when an exception ends the run.
     return sorted(callbacks, key=lambda callback: isinstance(callback, Telling))
-
-
-def _describe(loggers: Any) -> bool:
-    """Tell whether a logger writes down what a run is, and not only what it logs."""
-    return any(hasattr(logger, "describe") for logger in (loggers if isinstance(loggers, (list, tuple)) else [loggers]))
 
 
 def _logging() -> list[tuple[type, Callable[[], Callback]]]:

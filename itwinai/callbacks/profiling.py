@@ -31,7 +31,7 @@ class ProfilingCallback(Callback):
     torch's profiler records operators: a trace per worker, for Perfetto or TensorBoard, and a table of the slowest
     operators. Everything is in the folder ``profile`` of the run.
 
-    One in 11 steps is split; on a GPU one in 23, and in these the host waits for the device after each phase.
+    The first 200 steps are split, then one in 11; on a GPU one in 23, in which the host waits for the device.
 
     Args:
         operators: record operators with torch's profiler.

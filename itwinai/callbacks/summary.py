@@ -47,6 +47,7 @@ class RunSummary(Callback):
         self.page: Path | None = None
         self._recorder: Recorder | None = None
         self._facts: RunFacts | None = None
+        self._told = False
         self._config = ""
         self._folder = Path()
         self._course: Course | None = None
@@ -68,6 +69,7 @@ class RunSummary(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the run begins."""
+        self._told = False
         self._facts = collect_facts(trainer)
         self._config = config_of(trainer)
         self._began = time.monotonic()
@@ -80,7 +82,7 @@ class RunSummary(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Tell what there is of a run that has not ended well, and why: lightning tears nothing down then."""
-        if self._facts is None:  # it has not begun
+        if self._facts is None or self._told:  # it has not begun, or has ended before, and a logger still waits
             return
         first = str(exception).strip().splitlines()
         self._take_course(trainer, f"ended by {type(exception).__name__}{': ' + first[0] if first else ''}")
@@ -92,6 +94,7 @@ class RunSummary(Callback):
             self._tell(trainer)
 
     def _tell(self, trainer: Trainer) -> None:
+        self._told = True
         recorder, self._recorder = self._recorder, None
         if recorder is not None and recorder in trainer.loggers:
             trainer.loggers.remove(recorder)
@@ -142,5 +145,6 @@ class RunSummary(Callback):
             steps=trainer.global_step,
             batches=batches,
             samples=trained_samples(loaders, trainer.world_size, trainer.num_training_batches, in_epoch, batches),
-            best_checkpoint=getattr(trainer.checkpoint_callback, "best_model_path", "") or "",
+            checkpoint=getattr(trainer.checkpoint_callback, "best_model_path", "") or "",
+            is_best=getattr(trainer.checkpoint_callback, "monitor", None) is not None,
         )

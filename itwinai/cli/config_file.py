@@ -5,13 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
+from itwinai.facts.config import resolved
 from itwinai.facts.secrets import without_secrets
+from itwinai.report.folder import run_folder
 
 
 class SaveConfig(SaveConfigCallback):
-    """Save the resolved config of a run, without secrets."""
+    """Save the resolved config in the folder of the run, without secrets.
+
+    lightning's goes to the logger's folder, which a logger with a server has not got, and which others share by runs.
+    """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
         super().__init__(parser, without_secrets(config), **kwargs)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file, on rank 0."""
+        if self.already_saved:
+            return
+        folder = run_folder(trainer)
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / self.config_filename).write_text(resolved(self))
+        self.already_saved = True

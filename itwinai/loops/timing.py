@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 EVERY = 11
 """One in so many steps is split: the marks of a split step cost about 13 us, as much as some layers."""
 
+FIRST = 200
+"""So many first steps are all split."""
+
 EVERY_ON_ACCELERATOR = 23
 """The same where splitting stops host and device from running side by side."""
 
@@ -52,4 +55,4 @@ def clock_for(trainer: Trainer, clock: StepClock | None) -> StepClock | None:
 def _new_clock(device: torch.device) -> StepClock:
     if device.type == "cuda":
         return StepClock(lambda: torch.cuda.synchronize(device), EVERY_ON_ACCELERATOR)
-    return StepClock(every=EVERY)
+    return StepClock(every=EVERY, first=FIRST)

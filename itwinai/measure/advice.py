@@ -89,25 +89,26 @@ def _slowest(splits: Sequence[StepSplit]) -> Advice:
         return None
     work = [own_work(split) for split in splits]
     rank, slowest = max(enumerate(work), key=lambda item: item[1])
-    typical = median(work)
+    typical = median(work[:rank] + work[rank + 1 :])
     if typical <= 0 or slowest < 1.15 * typical or slowest - typical < 0.05 * splits[rank].step:
         return None
     return (slowest - typical) / splits[rank].step, (
-        f"Rank {rank} is the slowest: {milliseconds(slowest)} of own work per step where the median is "
-        f"{milliseconds(typical)} ({slowest / typical - 1:.0%} more), and the others wait for it. Look for an uneven "
+        f"Rank {rank} is the slowest: {milliseconds(slowest)} of own work per step, and the others "
+        f"{milliseconds(typical)} (median), so that they wait for it. Look for an uneven "
         "share of data, a slower device, or other processes on its node."
     )
 
 
 def _communication(splits: Sequence[StepSplit], setting: Setting) -> Advice:
-    share = _mean_share(splits, Phase.COMMUNICATION)
+    # That of the worker that waits least: the others wait for it, and not for the network.
+    share = min(split.share(Phase.COMMUNICATION) for split in splits)
     if len(splits) < 2 or share < 0.25:
         return None
     overlap = splits[0].overlap
     beside = f" ({overlap:.0%} of the exchange takes place beside the computation)" if overlap else ""
     accumulated = setting.accumulate_grad_batches
     return share, (
-        f"Waiting for other workers takes {share:.0%} of the step, on average over the workers{beside}. Do more work "
+        f"Waiting for other workers takes at least {share:.0%} of the step on every worker{beside}. Do more work "
         f"per exchange: a larger batch per worker, or accumulate_grad_batches={2 * accumulated} (now {accumulated}); "
         "or send less: "
         "gradient_compression='bf16' under ddp, compression='fp16' under horovod. Or use fewer workers."
@@ -165,5 +166,7 @@ def own_work(split: StepSplit) -> float:
 
 
 def milliseconds(seconds: float) -> str:
-    """Return a time with three digits, in ms, or in us below 0.1 ms."""
+    """Return a time with three digits, in ms; in us below 0.1 ms, in s above 1 s."""
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
     return f"{seconds * 1e6:.3g} us" if seconds < 1e-4 else f"{seconds * 1e3:.3g} ms"

@@ -53,6 +53,7 @@ class StepClock:
             work was given to it, not when it was done.
         every: split one in so many steps, after the first so many. All steps are counted and timed as a whole. A prime,
             so that steps in which something special happens, such as logging, are split as often as others.
+        first: split each of the first so many steps, so that short runs are known well; at least `every`.
 
     Attributes:
         covers_gradients: whether the exchange of gradients is measured too; the strategy says so.
@@ -72,6 +73,7 @@ class StepClock:
         "covers_gradients",
         "durations",
         "every",
+        "first",
         "spent",
         "split_steps",
         "split_time",
@@ -81,9 +83,10 @@ class StepClock:
         "warm",
     )
 
-    def __init__(self, synchronize: Callable[[], None] | None = None, every: int = 1) -> None:
+    def __init__(self, synchronize: Callable[[], None] | None = None, every: int = 1, first: int = 0) -> None:
         self.synchronize = synchronize
         self.every = every
+        self.first = max(first, every)
         self.steps = 0
         self.split_steps = 0
         self.spent = [0] * len(Phase)
@@ -107,7 +110,7 @@ class StepClock:
     def begin(self) -> bool:
         """Start a step; return whether it is split into phases."""
         steps = self.steps
-        self._splitting = splitting = steps % self.every == 0 or steps < self.every
+        self._splitting = splitting = steps % self.every == 0 or steps < self.first
         if splitting:
             self._current = [0] * len(Phase)
             self._communicating = 0
@@ -175,8 +178,10 @@ class StepClock:
         self.split_steps += 1
 
     def pause(self) -> None:
-        """Do not count the time until the next step: an epoch has ended."""
-        self._ended = 0
+        """End an epoch: what came after its last step, such as a validation, still lies between steps."""
+        if self._ended:
+            self.between += perf_counter_ns() - self._ended
+            self._ended = 0
 
     def reading(self) -> Reading:
         """Return the sums so far."""
@@ -262,6 +267,7 @@ class StepSplit:
 
     Attributes:
         steps: the number of steps.
+        split_steps: the number of those that were split into phases.
         step: mean duration of a step.
         between: mean time between two steps of an epoch: validation, checkpoints.
         phases: mean time of each phase that takes any.
@@ -273,6 +279,7 @@ class StepSplit:
     """
 
     steps: int
+    split_steps: int
     step: float
     between: float
     phases: Mapping[Phase, float]
@@ -322,6 +329,7 @@ def split_of(clock: StepClock, since: Reading | None = None, engine: Communicati
     durations = sorted(clock.last(read.steps))
     return StepSplit(
         steps=read.steps,
+        split_steps=read.split_steps,
         step=read.step_time / read.steps / 1e9,
         between=read.between / read.steps / 1e9,
         phases={phase: seconds[phase] for phase in Phase if seconds[phase] > 0},

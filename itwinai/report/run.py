@@ -24,7 +24,8 @@ class Course:
         steps: optimizer steps of the module, those before a resume included.
         batches: batches of this fit, on each worker.
         samples: samples of this fit, on all workers; None where the batch size is not known.
-        best_checkpoint: path of the best checkpoint, if there is one.
+        checkpoint: path of the best or last checkpoint, if there is one.
+        is_best: whether it is the best by some metric, and not just the last.
     """
 
     module: str
@@ -34,7 +35,8 @@ class Course:
     steps: int
     batches: int
     samples: int | None
-    best_checkpoint: str
+    checkpoint: str
+    is_best: bool
 
 
 def run_section(course: Course, facts: RunFacts, places: Sequence[str]) -> Section:
@@ -54,8 +56,8 @@ def run_section(course: Course, facts: RunFacts, places: Sequence[str]) -> Secti
     }
     if course.samples and course.seconds:
         told["samples"] = f"{course.samples:,}, {course.samples / course.seconds:,.0f} per second, validation included"
-    if course.best_checkpoint:
-        told["best checkpoint"] = course.best_checkpoint
+    if course.checkpoint:
+        told["best checkpoint" if course.is_best else "last checkpoint"] = course.checkpoint
     for number, place in enumerate(places):
         told["logged to" if number == 0 else f"logged to ({number + 1})"] = place
     return Section("Run", told)

@@ -106,7 +106,8 @@ def _steps(profile: Profile) -> Section:
     facts = {
         "step": f"{milliseconds(first.step)} (median {milliseconds(first.p50)}, 95 % below {milliseconds(first.p95)}, "
         f"longest {milliseconds(first.longest)}; {first.steps} steps)",
-        "of it": ", ".join(f"{NAMES[p]} {t / whole:.0%}" for p, t in parts if t / whole >= 0.01),
+        "of it": ", ".join(f"{NAMES[p]} {t / whole:.0%}" for p, t in parts if t / whole >= 0.01)
+        + f" (rank 0, {first.split_steps} of the steps)",
     }
     missing = []
     if len(splits) > 1:
