@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -232,10 +231,8 @@ _WORDS = {"rank_metrics": "values of single workers", "figure": "figures", "mode
 def _gradient_norm(trainer: Trainer) -> Tensor | None:
     """Return the norm of the averaged gradients, if the workers have them."""
     ask = getattr(trainer.strategy, "gradients", None)
-    if ask is None:
-        gradients = [p.grad for p in trainer.lightning_module.parameters() if p.grad is not None]
-    else:
-        gradients = ask()
+    own = (p.grad for p in trainer.lightning_module.parameters() if p.grad is not None)
+    gradients = list(own) if ask is None else ask()
     return compat.total_norm(gradients) if gradients else None
 
 

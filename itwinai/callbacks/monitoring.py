@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 from itwinai import compat
 from itwinai.checkpoints.plugin import gather_of
 from itwinai.errors import ConfigurationError, MissingPackageError, require
+from itwinai.loggers.when import is_log_step, log_step
 from itwinai.measure.cpu_energy import rapl_instruments
 from itwinai.measure.emissions import INSTALL, check_country, estimate
 from itwinai.measure.gpus import gpu_instruments
@@ -24,7 +25,6 @@ from itwinai.measure.processes import tree_instruments
 from itwinai.measure.sampler import Sampler
 from itwinai.measure.samples import trained_samples
 from itwinai.measure.series import Recorder
-from itwinai.loggers.when import is_log_step, log_step
 from itwinai.measure.summary import MonitorSummary, NodeSummary
 
 if TYPE_CHECKING:

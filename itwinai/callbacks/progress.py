@@ -173,7 +173,7 @@ def _fill(bar: Any) -> None:
 
 def _short(number: float) -> str:
     """Return a number with three digits and the letter of its power of 1000."""
-    for unit in ("", "k", "M", "G"):
+    for unit in ("", "k", "M", "G"):  # noqa: B007 - the one at which it ends is used below
         if number < 999.5:
             break
         number /= 1000

@@ -37,7 +37,7 @@ class TorchDistributedStrategy(LaunchedStrategy):
 
     def setup_distributed(self) -> None:
         """Form the process group, unless an outer launcher has done so."""
-        # Not Lightning's: that one seeds all ranks anew, so that a distributed run draws other numbers than one process.
+        # Not lightning's: that one seeds all ranks anew, and a distributed run draws other numbers than one process.
         self.set_world_ranks()
         self.init_process_group(self.process_group_backend)
         self.announce()
@@ -123,7 +123,9 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
     ) -> None:
         if gradient_compression not in (None, *get_args(Compression)):
             names = ", ".join(get_args(Compression))
-            raise ConfigurationError(f"gradient_compression={gradient_compression!r} is unknown; choose one of {names}.")
+            raise ConfigurationError(
+                f"gradient_compression={gradient_compression!r} is unknown; choose one of {names}."
+            )
         if gradient_compression is not None and kwargs.get("ddp_comm_hook") is not None:
             raise ConfigurationError("Both gradient_compression and ddp_comm_hook are set; choose one.")
         self.gradient_compression = gradient_compression

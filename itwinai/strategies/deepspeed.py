@@ -88,7 +88,8 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         self.sharded_checkpoints = sharded_checkpoints
         if sharded_checkpoints and self.stage != 3:
             raise ConfigurationError(
-                f"sharded_checkpoints=True is for stage 3, and this is stage {self.stage}: every worker has all weights."
+                f"sharded_checkpoints=True is for stage 3, and this is stage {self.stage}: every worker has all "
+                "weights."
             )
         _complete(self.config)
 
@@ -272,7 +273,12 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             kinds = shards.optimizer.kinds() if "optimizer_states" in checkpoint else []
             whole = {**checkpoint, SHARDED: shards.parts(kinds)}
             write_shards(
-                {**shards.weights(), **shards.states(kinds)}, whole, path, self.is_global_zero, self.broadcast, self.gather_objects
+                {**shards.weights(), **shards.states(kinds)},
+                whole,
+                path,
+                self.is_global_zero,
+                self.broadcast,
+                self.gather_objects,
             )
             return
         Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)

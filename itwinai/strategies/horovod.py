@@ -201,7 +201,9 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
     def describe_backend(self) -> str:
         import horovod.torch as hvd
 
-        return "nccl" if self.root_device.type == "cuda" and hvd.nccl_built() else "mpi" if hvd.mpi_enabled() else "gloo"
+        return (
+            "nccl" if self.root_device.type == "cuda" and hvd.nccl_built() else "mpi" if hvd.mpi_enabled() else "gloo"
+        )
 
     def setup(self, trainer: Trainer) -> None:
         import horovod.torch as hvd

@@ -37,7 +37,9 @@ class Shards:
         mesh = self._mesh()
         return {
             key_of_weight(name): _distributed(
-                safe_get_local_fp32_param(parameter) if parameter.requires_grad else parameter.ds_tensor, parameter, mesh
+                safe_get_local_fp32_param(parameter) if parameter.requires_grad else parameter.ds_tensor,
+                parameter,
+                mesh,
             )
             for name, parameter in self._parameters()
         }

@@ -78,8 +78,10 @@ class ShardedOptimizer:
             param_groups.append({**hyperparameters, "params": list(range(number, number + len(parameters)))})
             shared, sharded = self._split(index)
             for parameter in parameters:
-                entry = {name: value.detach().cpu().clone() if isinstance(value, Tensor) else value
-                         for name, value in shared.items()}
+                entry = {
+                    name: value.detach().cpu().clone() if isinstance(value, Tensor) else value
+                    for name, value in shared.items()
+                }
                 for name in sharded if parameter.requires_grad else ():
                     tensor = safe_get_full_optimizer_state(parameter, name)
                     if keep:

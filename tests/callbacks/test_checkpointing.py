@@ -103,7 +103,9 @@ def test_it_is_the_default(tmp_path: Path) -> None:
     theirs = LightningModelCheckpoint()
     given = ItwinaiTrainer(accelerator="cpu", devices=1, logger=False, callbacks=theirs)
     assert given.checkpoint_callbacks == [theirs]
-    assert not ItwinaiTrainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False).checkpoint_callback
+    assert not ItwinaiTrainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False
+    ).checkpoint_callback
 
 
 @pytest.mark.parametrize(("strategy", "workers"), [("auto", 1), ("ddp", 2)])

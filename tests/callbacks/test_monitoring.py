@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from itwinai import compat
-from itwinai.callbacks import monitoring
 from itwinai.callbacks.monitoring import SystemMonitor
 from itwinai.errors import ConfigurationError, MissingPackageError
 from itwinai.measure.summary import MonitorSummary

@@ -112,7 +112,9 @@ def test_endless_data_and_batches_of_unknown_size(clock: Clock) -> None:
             return self.net(batch.x).mean()
 
     bar = Spy(interval=0)
-    stopping = make_trainer("auto", 1, callbacks=[bar], enable_progress_bar=True, max_epochs=-1, max_time={"seconds": 1})
+    stopping = make_trainer(
+        "auto", 1, callbacks=[bar], enable_progress_bar=True, max_epochs=-1, max_time={"seconds": 1}
+    )
     stopping.fit(Own(clock), DataLoader(Stream(), batch_size=None))
     assert max(n for _, n, _ in bar.drawn) > 1
     assert not any("samples/s" in postfix or "left" in postfix for _, _, postfix in bar.drawn)

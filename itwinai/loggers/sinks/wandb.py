@@ -47,6 +47,7 @@ class WandbSink(Sink):
 
     def model(self, module: LightningModule, example: Any) -> None:
         import torch
+
         import wandb
 
         with tempfile.TemporaryDirectory() as folder:
