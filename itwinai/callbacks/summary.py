@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from itwinai import compat
-from itwinai.checkpoints.file import part_name
 from itwinai.facts.config import config_of
 from itwinai.facts.run import RunFacts, collect_facts
+from itwinai.loggers.folder import write_whole
 from itwinai.loggers.recorder import Recorder
 from itwinai.loggers.sinks import sink_of
 from itwinai.measure.samples import trained_samples
@@ -70,8 +70,9 @@ class RunSummary(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the run begins."""
         self._told = False
-        self._facts = collect_facts(trainer)
-        self._config = config_of(trainer)
+        if trainer.is_global_zero:  # it asks git several times
+            self._facts = collect_facts(trainer)
+            self._config = config_of(trainer)
         self._began = time.monotonic()
         self._before = *compat.batches_done(trainer), trainer.current_epoch
         self._course = None
@@ -82,7 +83,7 @@ class RunSummary(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Tell what there is of a run that has not ended well, and why: lightning tears nothing down then."""
-        if self._facts is None or self._told:  # it has not begun, or has ended before, and a logger still waits
+        if not self._began or self._told:  # it has not begun, or has ended before, and a logger still waits
             return
         first = str(exception).strip().splitlines()
         self._take_course(trainer, f"ended by {type(exception).__name__}{': ' + first[0] if first else ''}")
@@ -124,11 +125,8 @@ class RunSummary(Callback):
 
     def _write(self, sections: list[Section]) -> None:
         path = self._folder / "run.html" if isinstance(self.path, bool) else Path(self.path)
-        beside = path.with_name(part_name(path.name))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(page(self._title(), sections), encoding="utf-8")
-            beside.replace(path)
+            write_whole(path, page(self._title(), sections))
             self.page = path
         except OSError as error:  # the run itself has ended well
             rank_zero_warn(f"The page {path} could not be written: {error}. Give RunSummary(path=...) another place.")

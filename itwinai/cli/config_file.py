@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.cli import SaveConfigCallback
 
 from itwinai.facts.config import resolved
-from itwinai.facts.secrets import without_secrets
 from itwinai.report.folder import run_folder
 
 
@@ -18,9 +14,6 @@ class SaveConfig(SaveConfigCallback):
 
     lightning's goes to the logger's folder, which a logger with a server has not got, and which others share by runs.
     """
-
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
-        super().__init__(parser, without_secrets(config), **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file, on rank 0."""

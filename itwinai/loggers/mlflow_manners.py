@@ -6,7 +6,7 @@ import io
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 
 from itwinai.facts.secrets import without_secrets
 
@@ -29,15 +29,22 @@ def clean_output(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def quiet_database() -> Iterator[None]:
-    """Leave out what MLflow says about each step of setting up its tables."""
-    logger = logging.getLogger("mlflow.store.db.utils")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+def quiet(level: int, *names: str) -> Iterator[None]:
+    """Leave out what some of MLflow's loggers say below a level."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, old in zip(loggers, before, strict=True):
+            logger.setLevel(old)
+
+
+def quiet_database() -> AbstractContextManager[None]:
+    """Leave out what MLflow says about each step of setting up its tables."""
+    return quiet(logging.WARNING, "mlflow.store.db.utils")
 
 
 @contextmanager

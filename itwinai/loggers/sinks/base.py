@@ -85,3 +85,26 @@ class Sink:
     def place(self) -> str:
         """Return where a person finds what was logged, or how to look at it."""
         return str(self.logger.save_dir or "")
+
+
+class RankedSink(Sink):
+    """A sink that gives each worker a logger of its own."""
+
+    def __init__(self, logger: Logger) -> None:
+        super().__init__(logger)
+        self.of_ranks: dict[int, Logger] = {}
+
+    def rank_logger(self, rank: int) -> Logger:
+        """Return a logger for the values of one worker."""
+        raise NotImplementedError
+
+    def open_ranks(self, ranks: int) -> None:
+        self.of_ranks = {rank: self.rank_logger(rank) for rank in range(ranks)}
+
+    def rank_metrics(self, rank: int, metrics: Mapping[str, float], step: int) -> None:
+        self.of_ranks[rank].log_metrics(dict(metrics), step)
+
+    def finish(self, status: str) -> None:
+        for logger in self.of_ranks.values():
+            logger.finalize(status)
+        self.of_ranks = {}

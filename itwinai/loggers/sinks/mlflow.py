@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from itwinai.facts.secrets import without_secrets
 from itwinai.loggers.mlflow import MLFlowLogger
-from itwinai.loggers.sinks.base import Sink
+from itwinai.loggers.mlflow_manners import quiet
+from itwinai.loggers.sinks.base import RankedSink
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -22,14 +22,10 @@ if TYPE_CHECKING:
     from itwinai.facts.run import RunFacts
 
 
-class MLflowSink(Sink):
+class MLflowSink(RankedSink):
     """Facts as tags, files and figures as artifacts, the module as an MLflow model; nested runs for single workers."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"file", "figure", "model", "rank_metrics"})
-
-    def __init__(self, logger: Logger) -> None:
-        super().__init__(logger)
-        self.of_ranks: dict[int, MLFlowLogger] = {}
 
     @property
     def _client(self) -> Any:
@@ -73,28 +69,18 @@ class MLflowSink(Sink):
             signature = infer_signature(_as_arrays(example), _as_arrays(output))
         with tempfile.TemporaryDirectory() as folder:
             # MLflow's log_model would need the run to be this process's active one, which belongs to the user.
-            with _without_warnings():
+            # What every user of this knows: a module is pickled, torch has a local version.
+            with quiet(logging.ERROR, "mlflow.pytorch", "mlflow.utils.requirements_utils"):
                 mlflow.pytorch.save_model(module, f"{folder}/model", signature=signature, **_pickled())
             self._client.log_artifacts(self._run, f"{folder}/model", "model")
 
-    def open_ranks(self, ranks: int) -> None:
-        self.of_ranks = {rank: self._logger_of(rank) for rank in range(ranks)}
-
-    def rank_metrics(self, rank: int, metrics: Mapping[str, float], step: int) -> None:
-        self.of_ranks[rank].log_metrics(metrics, step)
-
-    def _logger_of(self, rank: int) -> MLFlowLogger:
+    def rank_logger(self, rank: int) -> Logger:
         run = self._client.create_run(
             self.logger.experiment_id,  # type: ignore[attr-defined]
             run_name=f"rank {rank}",
             tags={"mlflow.parentRunId": self._run, "rank": str(rank)},
         )
         return MLFlowLogger(run_id=run.info.run_id, tracking_uri=self._address, save_dir=self.logger.save_dir)
-
-    def finish(self, status: str) -> None:
-        for logger in self.of_ranks.values():
-            logger.finalize(status)
-        self.of_ranks = {}
 
     def place(self) -> str:
         uri = without_secrets(self._address)
@@ -110,20 +96,6 @@ def _pickled() -> dict[str, str]:
 
     known = "serialization_format" in inspect.signature(mlflow.pytorch.save_model).parameters
     return {"serialization_format": "pickle"} if known else {}
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Leave out MLflow's warnings of what every user of this knows: a module is pickled, torch has a local version."""
-    loggers = [logging.getLogger(name) for name in ("mlflow.pytorch", "mlflow.utils.requirements_utils")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _as_arrays(value: Any) -> Any:
