@@ -14,12 +14,12 @@ from typing import Any
 import mlflow
 import pytest
 import torch
+import wandb
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from prov.model import ProvDocument
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import wandb
 from itwinai.measure.steps import Phase
 from tests.support import wandb_files, watched
 from tests.support.mlflow_server import Server

@@ -47,7 +47,6 @@ class WandbSink(Sink):
 
     def model(self, module: LightningModule, example: Any) -> None:
         import torch
-
         import wandb
 
         with tempfile.TemporaryDirectory() as folder:
