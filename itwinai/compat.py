@@ -1208,3 +1208,24 @@ def uploads_at_once(logger: Logger, callback: LightningModelCheckpoint) -> bool:
     """Tell whether a logger of lightning uploads each checkpoint of a callback as soon as it is saved."""
     log_model = getattr(logger, "_log_model", False)
     return log_model == "all" or (log_model is True and callback.save_top_k == -1)
+
+
+def tune_storage() -> str | None:
+    """Return the folder, or its URL, that Ray Tune keeps the trial in whose function runs in this process.
+
+    Returns:
+        The folder; None if this is no trial that is a function.
+    """
+    from ray.train._internal.session import get_session
+
+    session = get_session()
+    if session is None or session.world_rank is not None or session.storage is None:  # Ray Train has ranks
+        return None
+    kind, path = session.storage.storage_filesystem.type_name, session.storage.trial_fs_path
+    return path if kind == "local" else f"{'gs' if kind == 'gcs' else kind}://{path}"
+
+
+def may_stop_at_once(trainer: Trainer) -> None:
+    """Let ``trainer.should_stop`` end a fit even before its ``min_epochs`` and ``min_steps``."""
+    trainer.fit_loop.min_epochs = 0
+    trainer.fit_loop.epoch_loop.min_steps = None

@@ -6,6 +6,8 @@ fits, so that code written for stock Lightning (``except ValueError``) keeps wor
 
 from __future__ import annotations
 
+import difflib
+
 
 class ItwinaiError(Exception):
     """Base of every exception that itwinai raises itself."""
@@ -35,12 +37,44 @@ class WorkerError(ItwinaiError, RuntimeError):
     """A worker process ended without a result: it was killed, or could not even start."""
 
 
+class TrialError(ItwinaiError, RuntimeError):
+    """A trial of a search has failed."""
+
+    def __init__(self, summary: str, details: str, output: str) -> None:
+        super().__init__(f"{summary}\n(what the trial has printed is in {output})\n{details}".rstrip())
+        self.summary = summary
+        self.details = details
+        self.output = output
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.summary, self.details, self.output)
+
+
 class UnusedParametersError(ItwinaiError, RuntimeError):
     """Parameters got no gradient, and the strategy was not told to expect that."""
 
 
 class LoggedKeysError(ItwinaiError, RuntimeError):
     """The workers have logged different keys, so that their values cannot be reduced."""
+
+
+class MissingMetricError(ConfigurationError):
+    """A metric that is to be reported was not logged."""
+
+    def __init__(self, metric: str, logged: list[str], reporter: str) -> None:
+        nearest = difflib.get_close_matches(metric, logged, n=1)
+        hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+        names = ", ".join(logged) or "nothing at all"
+        super().__init__(
+            f"The metric '{metric}' is to be reported, but was never logged.{hint} Logged until now: {names} (at the "
+            f"{reporter}). Log it with self.log('{metric}', ...), or name one of these."
+        )
+        self.metric = metric
+        self.logged = logged
+        self.reporter = reporter
+
+    def __reduce__(self) -> tuple[type, tuple[str, list[str], str]]:
+        return type(self), (self.metric, self.logged, self.reporter)
 
 
 class LoggerError(ItwinaiError, RuntimeError):

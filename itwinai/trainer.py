@@ -8,7 +8,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., An
     def wrapped(self: ItwinaiTrainer, *args: Any, **kwargs: Any) -> Any:
         self._fit_began = time.time()
         try:
-            returned = entry_point(self, *args, **kwargs)
+            with _cpu_threads(self.cpu_threads):
+                returned = entry_point(self, *args, **kwargs)
             self.raise_launch_failure()
         except SIGTERMException as stopped:
             # lightning leaves the code out, and a scheduler would take the run for a finished one.
@@ -61,6 +63,17 @@ def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., An
         return returned
 
     return wrapped
+
+
+@contextmanager
+def _cpu_threads(number: int | None) -> Iterator[None]:
+    """Let torch compute with so many threads meanwhile; None leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _with_environment_defaults(init: Callable[..., None]) -> Callable[..., None]:
@@ -106,6 +119,8 @@ class ItwinaiTrainer(Trainer):
         watch: log what every run should have, sample the system, profile the steps, and tell all about it at the end:
             adds the callbacks `LoggingCallback`, `SystemMonitor`, `ProfilingCallback` and `RunSummary`, as far as they
             are not among ``callbacks``.
+        cpu_threads: threads that torch computes with in each worker. By default the workers share the machine's cores.
+            Sums in another number of threads may round differently.
         split_batches: take a DataLoader's batch size as that of the global batch, and divide it among the workers.
             By default it is the batch size of each worker, as in lightning.
         **kwargs: all other arguments of lightning's Trainer.
@@ -131,6 +146,7 @@ class ItwinaiTrainer(Trainer):
         resume: str | os.PathLike[str] | None = None,
         preemption_signals: Sequence[str] = ("SIGTERM", "SIGUSR1"),
         watch: bool = False,
+        cpu_threads: int | None = None,
         **kwargs: Any,
     ) -> None:
         if split_batches and not use_distributed_sampler:
@@ -141,7 +157,10 @@ class ItwinaiTrainer(Trainer):
         if max_restarts < 0:
             raise MisconfiguredTrainerError(f"max_restarts={max_restarts} is the number of restarts: 0 or more.")
         self.split_batches = split_batches
+        if cpu_threads is not None and cpu_threads < 1:
+            raise MisconfiguredTrainerError(f"cpu_threads={cpu_threads} is a number of threads: 1 or more.")
         self.max_restarts = max_restarts
+        self.cpu_threads = cpu_threads
         self._fit_began = 0.0
         self.preemption_signals = [_signal(name) for name in preemption_signals]
         self.launch_failure: BaseException | None = None

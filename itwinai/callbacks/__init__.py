@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from itwinai.callbacks.profiling import ProfilingCallback
     from itwinai.callbacks.progress import TimedProgressBar
     from itwinai.callbacks.summary import RunSummary
+    from itwinai.callbacks.tune import TuneReportCallback
 
 __all__ = [
     "LoggingCallback",
@@ -20,6 +21,7 @@ __all__ = [
     "RunSummary",
     "SystemMonitor",
     "TimedProgressBar",
+    "TuneReportCallback",
 ]
 
 _MODULES = {
@@ -29,6 +31,7 @@ _MODULES = {
     "RunSummary": "itwinai.callbacks.summary",
     "SystemMonitor": "itwinai.callbacks.monitoring",
     "TimedProgressBar": "itwinai.callbacks.progress",
+    "TuneReportCallback": "itwinai.callbacks.tune",
 }
 
 

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
@@ -16,15 +16,16 @@ from itwinai.checkpoints.plugin import gather_of
 from itwinai.data.batches import samples_in
 from itwinai.errors import ConfigurationError
 from itwinai.facts.config import config_of
-from itwinai.facts.run import collect_facts
+from itwinai.facts.run import RunFacts, collect_facts
 from itwinai.facts.secrets import without_secrets
+from itwinai.loggers.reporting import ReportingCallback
 from itwinai.loggers.sinks import Sink, sink_of
 from itwinai.loggers.when import is_log_step, log_step
-from itwinai.measure.steps import Phase, Reading, StepClock, percentile
+from itwinai.measure.steps import Phase, StepClock, percentile
 from itwinai.report.figures import figures_of
 
 
-class LoggingCallback(Callback):
+class LoggingCallback(ReportingCallback):
     """Log what every run should have, with whatever loggers the trainer has.
 
     At the start: the resolved configuration, the git commit and whether there are changes beside it, versions, the
@@ -39,6 +40,9 @@ class LoggingCallback(Callback):
             ``epoch_figures`` returns by name, if it has one.
         model: keep the trained module with the run: as an MLflow model with its signature, as a W&B artifact.
 
+    Attributes:
+        facts: what was logged at the start, on rank 0; None before.
+
     Raises:
         ConfigurationError: at the start of a fit, the trainer has no logger.
     """
@@ -50,15 +54,17 @@ class LoggingCallback(Callback):
         self.per_rank = per_rank
         self.figures = figures
         self.model = model
+        self.facts: RunFacts | None = None
         self.step_clock: StepClock | None = None
         self._sinks: list[Sink] = []
-        self._read = Reading()
+        self._logged = (0, 0, 0, 0, 0)  # what the clock said at the last log step
         self._norm: Tensor | None = None
         self._clips = True
+        self._parameters: list[Tensor] = []
         self._example: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_sinks": [], "step_clock": None, "_norm": None, "_example": None}
+        return {**vars(self), "_sinks": [], "step_clock": None, "_norm": None, "_parameters": [], "_example": None}
 
     # ---------------------------------------------------------------------------------------------- start, end
 
@@ -66,6 +72,7 @@ class LoggingCallback(Callback):
         """Find out what the loggers can take."""
         if stage != "fit":
             return
+        self.facts = None
         if not trainer.loggers:
             raise ConfigurationError(
                 "LoggingCallback has nothing to log to: the trainer has no logger. Give it one (--logger csv, "
@@ -74,18 +81,18 @@ class LoggingCallback(Callback):
         if trainer.is_global_zero:
             self._sinks = [sink_of(logger) for logger in trainer.loggers]
             self._say_what_is_left_out(trainer)
-        self._read = Reading()
+        self._logged = (0, 0, 0, 0, 0)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the run is."""
         if not trainer.is_global_zero:
             return
-        facts = collect_facts(trainer)
+        self.facts = collect_facts(trainer)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "resolved-config.yaml")
             path.write_text(config_of(trainer))
             for sink in self._sinks:
-                sink.facts(trainer, facts)
+                sink.facts(trainer, self.facts)
                 sink.file(path)
                 if self.per_rank:
                     sink.open_ranks(trainer.world_size)
@@ -104,6 +111,7 @@ class LoggingCallback(Callback):
         for sink in self._sinks:
             sink.finish(status)
         self._sinks = []
+        self._parameters = []
         self._example = None
 
     def _say_what_is_left_out(self, trainer: Trainer) -> None:
@@ -122,24 +130,19 @@ class LoggingCallback(Callback):
             for hook in ("configure_gradient_clipping", "clip_gradients")
         )
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the module's parameters anew: other callbacks may have added some."""
+        self._parameters = []
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Compute the norm of the gradients before they are clipped, if it is logged in this step."""
         if self.gradient_norm and is_log_step(trainer):
-            self._norm = _gradient_norm(trainer)
+            self._norm = self._gradient_norm(trainer)
 
     def idles_in(self, hook: str) -> bool:
         """Tell whether a hook need not be called: gradients that nobody clips are there after the step as well."""
         unclipped = hook == "on_before_optimizer_step" and not (self.gradient_norm and self._clips)
-        return unclipped or hook == "on_train_batch_end"  # the loop asks for `values_at_log_step` instead
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Log under lightning's own loop, which does not ask for values."""
-        if is_log_step(trainer) and not compat.is_accumulating(trainer):
-            values = self.values_at_log_step(trainer, batch)
-            for logger in trainer.loggers:
-                logger.log_metrics(values, log_step(trainer))
+        return unclipped or super().idles_in(hook)
 
     def values_at_log_step(self, trainer: Trainer, batch: Any) -> dict[str, float]:
         """Return learning rates, gradient norm and speed."""
@@ -157,29 +160,43 @@ class LoggingCallback(Callback):
             return None
         norm, self._norm = self._norm, None
         if norm is None and not self._clips:
-            norm = _gradient_norm(trainer)
+            norm = self._gradient_norm(trainer)
         if norm is not None:
             return float(norm)
         of_engine = getattr(trainer.strategy, "last_gradient_norm", None)
         return None if of_engine is None else of_engine()
 
+    def _gradient_norm(self, trainer: Trainer) -> Tensor | None:
+        """Return the norm of the averaged gradients, if the workers have them."""
+        ask = getattr(trainer.strategy, "gradients", None)
+        if ask is None:
+            if not self._parameters:  # once per epoch: to walk through a module takes longer than the norm
+                self._parameters = list(trainer.lightning_module.parameters())
+            gradients = [grad for p in self._parameters if (grad := p.grad) is not None]
+        else:
+            gradients = ask()
+        return compat.total_norm(gradients) if gradients else None
+
     def _speed(self, batch: Any, workers: int) -> dict[str, float]:
         """Return the speed since the last log step."""
-        if self.step_clock is None:
+        clock = self.step_clock
+        if clock is None:
             return {}
-        reading = self.step_clock.reading()
-        since, self._read = reading.since(self._read), reading
-        if not since.steps:
+        before = self._logged
+        self._logged = now = _sums(clock)
+        steps, step_time, split_time, waited, at_start = (new - old for new, old in zip(now, before, strict=True))
+        if not steps:
             return {}
-        seconds = since.step_time / since.steps / 1e9
-        durations = sorted(self.step_clock.last(since.steps))
+        seconds = step_time / steps / 1e9
+        durations = sorted(clock.last(steps))
         speed = {
             "speed/step_ms": seconds * 1e3,
             "speed/step_ms_p50": percentile(durations, 50) / 1e6,
             "speed/step_ms_p95": percentile(durations, 95) / 1e6,
         }
-        if since.split_time:
-            speed["speed/data_wait_share"] = since.spent[Phase.DATA] / since.split_time
+        if split_time:
+            # All waits for the first batch of an epoch are known, and of the others those of the steps that are split.
+            speed["speed/data_wait_share"] = (waited / split_time * (step_time - at_start) + at_start) / step_time
         if (size := samples_in(batch)) is not None:
             speed["speed/samples_per_second"] = size * workers / seconds
         return speed
@@ -225,15 +242,12 @@ class LoggingCallback(Callback):
             )
 
 
+def _sums(clock: StepClock) -> tuple[int, int, int, int, int]:
+    """Return what a clock has summed up of that which is logged."""
+    return clock.steps, clock.step_time, clock.split_time, clock.spent[Phase.DATA], clock.waited_at_start
+
+
 _WORDS = {"rank_metrics": "values of single workers", "figure": "figures", "model": "models"}
-
-
-def _gradient_norm(trainer: Trainer) -> Tensor | None:
-    """Return the norm of the averaged gradients, if the workers have them."""
-    ask = getattr(trainer.strategy, "gradients", None)
-    own = (p.grad for p in trainer.lightning_module.parameters() if p.grad is not None)
-    gradients = list(own) if ask is None else ask()
-    return compat.total_norm(gradients) if gradients else None
 
 
 def _learning_rates(trainer: Trainer) -> dict[str, float]:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback
 
 from itwinai import compat
 from itwinai.checkpoints.plugin import gather_of
 from itwinai.errors import ConfigurationError, MissingPackageError, require
-from itwinai.loggers.when import is_log_step, log_step
+from itwinai.loggers.reporting import ReportingCallback
 from itwinai.measure.cpu_energy import rapl_instruments
 from itwinai.measure.emissions import INSTALL, check_country, estimate
 from itwinai.measure.gpus import gpu_instruments
@@ -37,7 +36,7 @@ LONGEST = 60.0
 """Longest interval: energy counters of processors begin again from 0 after some minutes at full power."""
 
 
-class SystemMonitor(Callback):
+class SystemMonitor(ReportingCallback):
     """Sample what a run uses on each of its nodes, log it, and sum it up at the end.
 
     A thread of one worker per node samples all processes of the node's workers, what they have started, the node
@@ -135,19 +134,6 @@ class SystemMonitor(Callback):
         if self._logged is None or not self._logged.fresh:
             return {}
         return {f"system/{name}": value for name, value in self._logged.take_means().items()}
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Log under lightning's own loop, which does not ask for values."""
-        if is_log_step(trainer) and not compat.is_accumulating(trainer):
-            values = self.values_at_log_step(trainer, batch)
-            for logger in trainer.loggers if values else ():
-                logger.log_metrics(values, log_step(trainer))
-
-    def idles_in(self, hook: str) -> bool:
-        """Tell whether a hook need not be called: the loop asks for values instead."""
-        return hook == "on_train_batch_end"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what is left, and what the other nodes have sampled."""

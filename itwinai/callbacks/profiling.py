@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,15 +14,34 @@ from lightning.pytorch.profilers import PyTorchProfiler
 from itwinai import compat
 from itwinai.checkpoints.plugin import gather_of
 from itwinai.errors import ConfigurationError
+from itwinai.loggers.sinks.files import hand_over
 from itwinai.measure.advice import Setting
+from itwinai.measure.cores import cores_of_each, own_cores, quota
 from itwinai.measure.operators import OperatorProfile, Windows, peak_memory
 from itwinai.measure.python_stacks import StackSampler
 from itwinai.measure.samples import batch_size_of
 from itwinai.measure.steps import WARM_UP, StepClock, StepSplit, split_of
 from itwinai.report.folder import run_folder
 from itwinai.report.sections import Section
-from itwinai.report.steps import Profile, sections_of, write_files
-from itwinai.report.telling import tell
+from itwinai.report.steps import Profile, files_of, sections_of, write_files
+from itwinai.report.telling import is_trial, tell
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one worker has found.
+
+    Attributes:
+        split: how long the parts of its steps took; None if nothing timed them.
+        peak_memory: in bytes; None where that is not known.
+        node: the number of its node.
+        cores: those that it may run on.
+    """
+
+    split: StepSplit | None
+    peak_memory: int | None
+    node: int
+    cores: frozenset[int]
 
 
 class ProfilingCallback(Callback):
@@ -29,7 +50,8 @@ class ProfilingCallback(Callback):
     Each step is split into waiting for data, forward, backward, waiting for other workers, optimizer, hooks and
     loggers; a table, a picture and advice tell where the time goes and which worker is the slowest. In a few steps,
     torch's profiler records operators: a trace per worker, for Perfetto or TensorBoard, and a table of the slowest
-    operators. Everything is in the folder ``profile`` of the run.
+    operators. Everything is in the folder ``profile`` of the run; MLflow and W&B get the files of rank 0 when it has
+    ended well. With ``fast_dev_run`` nothing is recorded and nothing written.
 
     The first 200 steps are split, then one in 11; on a GPU one in 23, in which the host waits for the device.
 
@@ -82,6 +104,8 @@ class ProfilingCallback(Callback):
         self._operators: OperatorProfile | None = None
         self._stacks: StackSampler | None = None
         self._folder = Path()
+        self._epoch_start = 0  # nanoseconds
+        self._opening = 0  # nanoseconds from the start of epochs after the first to their first step
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "step_clock": None, "_operators": None, "_stacks": None}
@@ -95,6 +119,10 @@ class ProfilingCallback(Callback):
                 "ProfilingCallback(operators=False)."
             )
         self.profile = None
+        self._operators = self._stacks = None
+        self._epoch_start = self._opening = 0
+        if is_trial(trainer):
+            return
         folder = Path(trainer.strategy.broadcast(self.folder or run_folder(trainer) / "profile"))
         if self.operators:
             self._operators = OperatorProfile(
@@ -123,21 +151,33 @@ class ProfilingCallback(Callback):
         """Tell whether a hook need not be called: the loop's clock counts without it."""
         return hook == "on_train_batch_end" and self._operators is None
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note when an epoch begins: from here on it waits for its loader."""
+        self._epoch_start = perf_counter_ns()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count how long the loader took to begin the epoch."""
+        clock = self.step_clock
+        if clock is not None and clock.later_epochs:
+            self._opening += max(clock.epoch_began - self._epoch_start, 0)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather what the workers have found."""
         self._stop()
-        self._keep(trainer, gather_of(trainer.strategy)((self._split(trainer), peak_memory())))
+        if not is_trial(trainer):
+            self._keep(trainer, gather_of(trainer.strategy)(self._found(trainer)))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep what this worker has found so far: the others may not answer any more."""
         self._stop()
-        if self.step_clock is not None and self.profile is None:
-            self._keep(trainer, [(self._split(trainer), peak_memory())])
+        if self.step_clock is not None and self.profile is None and not is_trial(trainer):
+            self._keep(trainer, [self._found(trainer)])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell what was found, unless a summary does."""
+        """Tell what was found, unless a summary does, and hand the files over to the loggers."""
         if stage == "fit" and self.profile is not None:
             tell(trainer, "where the time of a step goes", self)
+            hand_over(trainer.loggers, files_of(self.profile), self.profile.folder.parent)
 
     def report(self) -> list[Section]:
         """Return what was found: the split of a step, workers, operators, functions, and advice."""
@@ -152,14 +192,19 @@ class ProfilingCallback(Callback):
         engine = getattr(trainer.strategy, "exchange_time", None)
         return split_of(clock, since, engine and engine())
 
-    def _keep(self, trainer: Trainer, found: Sequence[tuple[StepSplit | None, int | None]]) -> None:
+    def _found(self, trainer: Trainer) -> Found:
+        return Found(self._split(trainer), peak_memory(), trainer.node_rank, own_cores())
+
+    def _keep(self, trainer: Trainer, found: Sequence[Found]) -> None:
         """Keep what some workers have found, on rank 0."""
         if not trainer.is_global_zero:
             return
         self.profile = Profile(
-            splits=[split for split, _ in found if split is not None],
-            peak_memory=[peak for _, peak in found],
-            setting=self._setting(trainer),
+            splits=[one.split for one in found if one.split is not None],
+            peak_memory=[one.peak_memory for one in found],
+            setting=self._setting(
+                trainer, cores_of_each([one.cores for one in found if one.node == found[0].node], quota())
+            ),
             folder=self._folder,
             recorded=self._operators,
             stacks=self._stacks,
@@ -172,15 +217,21 @@ class ProfilingCallback(Callback):
         if self._stacks is not None:
             self._stacks.stop()
 
-    def _setting(self, trainer: Trainer) -> Setting:
+    def _setting(self, trainer: Trainer, cores: int) -> Setting:
         loaders: Sequence[Any] = compat.training_loaders(trainer)
         loader = loaders[0] if loaders else None
+        clock = self.step_clock
+        epochs = 0 if clock is None else clock.later_epochs
+        starting = 0 if clock is None else self._opening + clock.waited_at_start
         return Setting(
             loader_workers=getattr(loader, "num_workers", None),
+            keeps_workers=bool(getattr(loader, "persistent_workers", False)),
             pins_memory=bool(getattr(loader, "pin_memory", False)),
-            workers_per_node=max(trainer.world_size // trainer.num_nodes, 1),
+            cores=cores,
             on_gpu=trainer.strategy.root_device.type == "cuda",
             log_every_n_steps=trainer.log_every_n_steps,  # type: ignore[attr-defined]
             batch_size=None if loader is None else batch_size_of(loader, trainer.world_size),
             accumulate_grad_batches=trainer.accumulate_grad_batches,
+            later_epochs=epochs,
+            epoch_start=starting / epochs / 1e9 if epochs else 0.0,
         )

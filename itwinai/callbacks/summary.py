@@ -11,25 +11,31 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from itwinai import compat
 from itwinai.facts.config import config_of
-from itwinai.facts.run import RunFacts, collect_facts
+from itwinai.facts.run import RunFacts, facts_of
 from itwinai.loggers.folder import write_whole
 from itwinai.loggers.recorder import Recorder
 from itwinai.loggers.sinks import sink_of
-from itwinai.measure.samples import trained_samples
+from itwinai.loggers.sinks.files import PATIENCE, hand_over
+from itwinai.measure.samples import trained_samples, why_unknown
+from itwinai.measure.steps import StepClock, StepWatcher
 from itwinai.report.curves import metrics_section
 from itwinai.report.folder import run_folder
 from itwinai.report.page import page
-from itwinai.report.run import Course, environment_section, run_section
+from itwinai.report.run import Course, TimeSplit, environment_section, run_section
 from itwinai.report.sections import Section
-from itwinai.report.telling import sections_of_all
+from itwinai.report.telling import is_trial, sections_of_all
 from itwinai.report.terminal import in_terminal
+
+FAILED_PATIENCE = 10.0
+"""Most seconds for which each logger may keep a run that has failed from ending, to get its page."""
 
 
 class RunSummary(Callback):
     """Tell what a fit was like when it has ended: one screen in the terminal, and a page, ``run.html``.
 
     The page needs no network: the curves of all logged values, what other callbacks of itwinai have measured
-    (`ProfilingCallback`, `SystemMonitor`), the configuration, versions and the launch plan, without secrets.
+    (`ProfilingCallback`, `SystemMonitor`), the configuration, versions and the launch plan, without secrets. MLflow and
+    W&B get it too. With ``fast_dev_run`` there is neither screen nor page.
 
     Args:
         terminal: print the screen.
@@ -53,6 +59,8 @@ class RunSummary(Callback):
         self._course: Course | None = None
         self._began = 0.0
         self._before = (0, 0, 0)
+        self._validating = 0.0  # since when, by the monotonic clock; 0 between validations
+        self._validation = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_recorder": None, "_facts": None, "_course": None}
@@ -63,19 +71,30 @@ class RunSummary(Callback):
             return
         self._folder = run_folder(trainer)
         self._recorder = None
-        if trainer.loggers:  # without one, lightning logs nothing at all
+        if trainer.loggers and not is_trial(trainer):  # without one, lightning logs nothing at all
             self._recorder = Recorder()
             trainer.loggers.append(self._recorder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the run begins."""
         self._told = False
-        if trainer.is_global_zero:  # it asks git several times
-            self._facts = collect_facts(trainer)
+        if trainer.is_global_zero:
+            self._facts = facts_of(trainer)
             self._config = config_of(trainer)
         self._began = time.monotonic()
         self._before = *compat.batches_done(trainer), trainer.current_epoch
+        self._validating = self._validation = 0.0
         self._course = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note when a validation begins."""
+        self._validating = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the time of a validation."""
+        if self._validating:
+            self._validation += time.monotonic() - self._validating
+            self._validating = 0.0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the run has ended."""
@@ -85,29 +104,31 @@ class RunSummary(Callback):
         """Tell what there is of a run that has not ended well, and why: lightning tears nothing down then."""
         if not self._began or self._told:  # it has not begun, or has ended before, and a logger still waits
             return
+        self.on_validation_end(trainer, pl_module)
         first = str(exception).strip().splitlines()
         self._take_course(trainer, f"ended by {type(exception).__name__}{': ' + first[0] if first else ''}")
-        self._tell(trainer)
+        self._tell(trainer, FAILED_PATIENCE)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print and write the summary; by now the others have measured what they measure."""
         if stage == "fit":
             self._tell(trainer)
 
-    def _tell(self, trainer: Trainer) -> None:
+    def _tell(self, trainer: Trainer, patience: float = PATIENCE) -> None:
         self._told = True
         recorder, self._recorder = self._recorder, None
         if recorder is not None and recorder in trainer.loggers:
             trainer.loggers.remove(recorder)
-        if self._course is None or not trainer.is_global_zero:
+        if self._course is None or is_trial(trainer) or not trainer.is_global_zero:
             return
         sections = self._sections(trainer, recorder)
-        if self.path is not False:
-            self._write(sections)
+        written = None if self.path is False else self._write(sections)
         if self.terminal:
-            files = Section("Files", {"page": str(self.page)} if self.page else {})
+            files = Section("Files", {"page": str(written)} if written else {})
             print(in_terminal(f"run summary: {self._title()}", [*sections, files]), flush=True)
         self._course = None
+        if written is not None:
+            hand_over(trainer.loggers, [written], written.parent, patience)
 
     def _title(self) -> str:
         assert self._facts is not None and self._course is not None
@@ -123,13 +144,15 @@ class RunSummary(Callback):
             environment_section(self._facts, self._config),
         ]
 
-    def _write(self, sections: list[Section]) -> None:
+    def _write(self, sections: list[Section]) -> Path | None:
         path = self._folder / "run.html" if isinstance(self.path, bool) else Path(self.path)
         try:
             write_whole(path, page(self._title(), sections))
-            self.page = path
         except OSError as error:  # the run itself has ended well
             rank_zero_warn(f"The page {path} could not be written: {error}. Give RunSummary(path=...) another place.")
+            return None
+        self.page = path
+        return path
 
     def _take_course(self, trainer: Trainer, end: str) -> None:
         in_epoch, before, epochs = self._before
@@ -143,6 +166,16 @@ class RunSummary(Callback):
             steps=trainer.global_step,
             batches=batches,
             samples=trained_samples(loaders, trainer.world_size, trainer.num_training_batches, in_epoch, batches),
+            unknown_samples=why_unknown(loaders),
+            time=self._time(trainer),
             checkpoint=getattr(trainer.checkpoint_callback, "best_model_path", "") or "",
             is_best=getattr(trainer.checkpoint_callback, "monitor", None) is not None,
         )
+
+    def _time(self, trainer: Trainer) -> TimeSplit:
+        """Return what the time went into, from the clock of the training steps if another callback watches it."""
+        watching = (one for one in compat.callbacks(trainer) if isinstance(one, StepWatcher))
+        clock: StepClock | None = next((one.step_clock for one in watching if one.step_clock is not None), None)
+        if clock is None or not clock.steps:
+            return TimeSplit(None, 0.0, self._validation, 0)
+        return TimeSplit(clock.step_time / 1e9, clock.left_out / 1e9, self._validation, clock.steps)

@@ -13,6 +13,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("itwinai.cli.run", "evaluate on the validation data"),
     "test": ("itwinai.cli.run", "evaluate on the test data"),
     "predict": ("itwinai.cli.run", "predict"),
+    "tune": ("itwinai.cli.tune", "search for good hyperparameters of a run from a config file"),
     "checkpoint": ("itwinai.cli.checkpoint", "inspect, verify, convert and export checkpoints"),
     "doctor": ("itwinai.cli.doctor", "show what is installed and usable here; try every strategy"),
     "install": ("itwinai.cli.install", "build and install what has no ready-made package: horovod"),
@@ -28,6 +29,7 @@ def usage() -> str:
         f"commands:\n{rows}\n\n"
         "examples:\n"
         "  itwinai fit -c config.yaml --strategy horovod --devices 2\n"
+        "  itwinai tune -c config.yaml\n"
         "  itwinai doctor\n\n"
         "`itwinai COMMAND --help` says more.\n"
     )

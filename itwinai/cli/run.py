@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -114,22 +113,13 @@ def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _run(arguments: list[str]) -> None:
-    from lightning.pytorch.cli import LightningCLI
-
-    from itwinai import compat
     from itwinai.cli.config_file import SaveConfig
-    from itwinai.trainer import ItwinaiTrainer
+    from itwinai.configured import command_line
 
-    compat.silence_known_warnings()
-    # It warns of a command line beside the arguments; here they are the same, with the short flags spelled out.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    LightningCLI(
-        trainer_class=ItwinaiTrainer,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
+    command_line(
+        arguments,
         save_config_callback=SaveConfig,
         # Without a logger it goes to the current folder, where the user's own config.yaml may be.
         save_config_kwargs={"config_filename": "resolved-config.yaml", "overwrite": True},
         parser_kwargs={"prog": "itwinai", **dict.fromkeys(("fit", "validate", "test", "predict"), _DESCRIPTION)},
-        args=arguments,
     )

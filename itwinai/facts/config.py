@@ -8,6 +8,7 @@ import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
 from itwinai import compat
+from itwinai.facts.plain import plain_hyperparameters
 from itwinai.facts.secrets import without_secrets
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def config_of(trainer: Trainer) -> str:
     }
     if data is not None:
         config["data"] = {"class_path": _path_of(data), "init_args": dict(data.hparams)}
-    return yaml.safe_dump(_plain(without_secrets(config)), sort_keys=False)
+    return yaml.safe_dump(plain_hyperparameters(config), sort_keys=False)
 
 
 def resolved(callback: SaveConfigCallback) -> str:
@@ -55,12 +56,3 @@ def resolved(callback: SaveConfigCallback) -> str:
 
 def _path_of(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as YAML can hold it; of what it cannot hold, the text that Python prints."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

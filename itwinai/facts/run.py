@@ -11,6 +11,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from itwinai import compat
 from itwinai.facts.code import Code, code_in, folder_of_run
 from itwinai.facts.launch import Launch, launch_of
 from itwinai.facts.secrets import without_secrets
@@ -74,6 +75,15 @@ def collect_facts(trainer: Trainer) -> RunFacts:
         command=shlex.join(without_secrets(sys.argv)),
         started=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
+
+
+def facts_of(trainer: Trainer) -> RunFacts:
+    """Return the facts that a callback of the run keeps as its ``facts``, or else collect them, which asks git."""
+    for callback in compat.callbacks(trainer):
+        facts = getattr(callback, "facts", None)
+        if isinstance(facts, RunFacts):
+            return facts
+    return collect_facts(trainer)
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import signal
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -30,6 +30,14 @@ class Restartable(Protocol):
 
     def prepare_restart(self) -> None:
         """Let the next workers go on from the newest checkpoint that was written since the first were started."""
+
+
+@runtime_checkable
+class ServingWorkers(Protocol):
+    """A callback that has something to do on the caller while workers run."""
+
+    def serving_workers(self) -> AbstractContextManager[None]:
+        """Return the context in which workers are launched, and what they send back is applied."""
 
 
 class PayloadLauncher(compat.Launcher):
@@ -67,16 +75,20 @@ class PayloadLauncher(compat.Launcher):
         if trainer is None:
             raise TypeError(f"{type(self).__name__}.launch() needs the trainer whose method it runs.")
         payload = payloads.Payload(trainer, function, args, kwargs)
-        try:
-            results = self._run_until_done(payload, trainer)
-        except WorkersFailed as failed:
-            # The workers have run the hooks on exceptions already. Raised from here, Lightning would run them again
-            # on the caller's untrained copies, and a callback might save those over a good checkpoint.
-            if hasattr(trainer, "launch_failure"):
-                trainer.launch_failure = failed.error
-                return None
-            raise failed.error from failed.error.__cause__
-        return payloads.apply(payload, results)
+        with ExitStack() as contexts:
+            for callback in compat.callbacks(trainer):
+                if isinstance(callback, ServingWorkers):
+                    contexts.enter_context(callback.serving_workers())
+            try:
+                results = self._run_until_done(payload, trainer)
+            except WorkersFailed as failed:
+                # The workers have run the hooks on exceptions already. Raised from here, Lightning would run them
+                # again on the caller's untrained copies, and a callback might save those over a good checkpoint.
+                if hasattr(trainer, "launch_failure"):
+                    trainer.launch_failure = failed.error
+                    return None
+                raise failed.error from failed.error.__cause__
+            return payloads.apply(payload, results)
 
     def _run_until_done(self, payload: payloads.Payload, trainer: Trainer) -> Sequence[payloads.Result]:
         """Run the payload in new workers, again while workers die and the trainer allows restarts."""

@@ -116,7 +116,10 @@ def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None]
     deterministic, warn_only = payload.deterministic
     if deterministic:
         torch.use_deterministic_algorithms(True, warn_only=warn_only)
-    compat.limit_threads(place.local_world_size)
+    if (threads := getattr(trainer, "cpu_threads", None)) is None:
+        compat.limit_threads(place.local_world_size)
+    else:
+        torch.set_num_threads(threads)
     strategy = trainer.strategy
     assert isinstance(strategy, Worker)
     strategy.become_worker(PlacedEnvironment(place))

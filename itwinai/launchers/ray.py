@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from itwinai.launchers.environment import Place
 from itwinai.launchers.failure import Failure, WorkersFailed
 from itwinai.launchers.payload import Result
 from itwinai.launchers.ray_start import connect, starting_ray
+from itwinai.launchers.ray_warm import offered_workers
 from itwinai.launchers.ray_worker import Mailbox, RayWorker
 
 if TYPE_CHECKING:
@@ -157,16 +158,24 @@ class RayLauncher(PayloadLauncher):
 
         self._connect()
         self._to_pass_on = []
-        with on_signals(preemption_signals(trainer), self._on_signal), self._placed() as (group, nodes):
-            actors = self._actors(group, nodes)
+        with on_signals(preemption_signals(trainer), self._on_signal), self._placed() as (group, bundles):
+            warm = offered_workers()
+            variables = self._environment()
+            actors = warm.take(group, bundles, variables) if warm else None
+            if actors is None:
+                actors = self._actors(group, [bundle for bundle, _ in bundles], variables)
             running: dict[Any, int] = {}
             try:
-                places = self._places(actors, nodes)
+                places = self._places(actors, [node for _, node in bundles])
                 reference = ray.put(packed)
                 mailbox = f"itwinai-{uuid.uuid4().hex}"
                 for rank, (actor, place) in enumerate(zip(actors, places, strict=True)):
                     running[actor.run.remote(reference, place, mailbox)] = rank
-                return self._wait(running, mailbox)
+                results = self._wait(running, mailbox)
+                if warm:
+                    warm.keep(group, bundles, variables, actors)
+                    actors = []
+                return results
             except KeyboardInterrupt as interrupt:
                 with suppress(KeyboardInterrupt):  # pressed again: no more patience
                     self.kill(signal.SIGINT)
@@ -191,12 +200,18 @@ class RayLauncher(PayloadLauncher):
         connect(self.placement.address, num_cpus)
 
     @contextmanager
-    def _placed(self) -> Iterator[tuple[Any, list[str]]]:
-        """Reserve the workers' resources; yield the placement group, and per worker the id of its node."""
+    def _placed(self) -> Iterator[tuple[Any, list[Bundle]]]:
+        """Find room for the workers; yield a placement group, and a bundle of it for each rank.
+
+        The ranks of one node follow each other.
+        """
         import ray
-        from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+        from ray.util.placement_group import get_current_placement_group, placement_group, remove_placement_group
 
         self.num_workers = self.asked_for
+        if (own := get_current_placement_group()) is not None:  # a trial of Ray Tune: what it has is reserved already
+            yield own, self._bundles_of_trial(own)
+            return
         group = placement_group([self.resources] * self.num_workers, strategy=self.placement.placement)
         try:
             try:
@@ -210,13 +225,25 @@ class RayLauncher(PayloadLauncher):
                 group = placement_group([self.resources] * fewer, strategy=self.placement.placement)
                 self._wait_for_resources(group)
             self._were_placed = True
-            bundles = placement_group_table(group)["bundles_to_node_id"]
-            yield group, [bundles[index] for index in range(self.num_workers)]
+            yield group, _ordered(group, range(self.num_workers))
         except KeyboardInterrupt as interrupt:
             raise WorkersFailed(interrupt) from None
         finally:
             if ray.is_initialized():
                 remove_placement_group(group)
+
+    def _bundles_of_trial(self, group: Any) -> list[Bundle]:
+        """Return the bundles that a trial has for its workers: the last ones, a first may be for the trial itself."""
+        specs = group.bundle_specs
+        if len(specs) < self.num_workers:
+            raise ResourceError(
+                f"This trial of Ray Tune has resources for {len(specs)} workers, and its trainer asks for "
+                f"{self.num_workers}. Reserve a bundle for each with tune.with_resources(function, "
+                "tune.PlacementGroupFactory([{}] + [{'CPU': 1}] * workers)), or ask for fewer devices."
+            )
+        self.resources = {**dict(specs[-1])}
+        self.resources.setdefault("CPU", 0)
+        return _ordered(group, range(len(specs) - self.num_workers, len(specs)))
 
     def _wait_for_resources(self, group: Any) -> None:
         started = time.monotonic()
@@ -277,13 +304,11 @@ class RayLauncher(PayloadLauncher):
         fewer = min(most.get(self.placement.placement, sum(room)), self.asked_for)
         return fewer if fewer >= least else None
 
-    def _actors(self, group: Any, nodes: list[str]) -> list[Any]:
-        """Start the actors, ordered so that the ranks of one node follow each other."""
+    def _actors(self, group: Any, bundles: Sequence[int], variables: dict[str, str]) -> list[Any]:
+        """Start the actors, one in each bundle."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        order = sorted(range(self.num_workers), key=lambda bundle: (nodes.index(nodes[bundle]), bundle))
-        nodes[:] = [nodes[bundle] for bundle in order]
         custom = {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU")}
         remote = ray.remote(RayWorker)
         return [
@@ -297,9 +322,9 @@ class RayLauncher(PayloadLauncher):
                 rank,
                 sys.path,
                 None if "working_dir" in self.placement.runtime_env else os.getcwd(),
-                self._environment(),
+                variables,
             )
-            for rank, bundle in enumerate(order)
+            for rank, bundle in enumerate(bundles)
         ]
 
     def _environment(self) -> dict[str, str]:
@@ -362,6 +387,19 @@ class RayLauncher(PayloadLauncher):
         if failures:
             raise WorkersFailed(min(failures, key=lambda failure: failure.time).exception())
         return results
+
+
+Bundle = tuple[int, str]
+"""Number of a bundle in its placement group, and the id of the node that it is on."""
+
+
+def _ordered(group: Any, bundles: Iterable[int]) -> list[Bundle]:
+    """Return bundles with their nodes, so that those of one node follow each other."""
+    from ray.util.placement_group import placement_group_table
+
+    nodes = placement_group_table(group)["bundles_to_node_id"]
+    order = list(dict.fromkeys(nodes[bundle] for bundle in bundles))
+    return sorted(((bundle, nodes[bundle]) for bundle in bundles), key=lambda one: (order.index(one[1]), one[0]))
 
 
 # Environment variables of the driver that decide what workers compute, or with how many threads.

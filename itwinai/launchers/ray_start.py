@@ -10,23 +10,30 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 
-def connect(address: str | None, num_cpus: int) -> None:
+def connect(address: str | None, num_cpus: int, log_to_driver: bool = True) -> None:
     """Connect to a Ray cluster, or start Ray on this machine.
 
     Args:
         address: of the cluster; by default that of RAY_ADDRESS, and without one Ray is started here.
         num_cpus: logical CPUs that the workers need, if Ray is started here: they may share cores, as local
             processes may.
+        log_to_driver: print here what actors print.
     """
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS")
     # Ray says in warnings what it has started, and from which thread; the trainer announces its workers itself.
     if address:
-        ray.init(address=address, logging_level=logging.ERROR)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=log_to_driver)
     else:
         num_cpus = max(os.cpu_count() or 1, num_cpus)
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR)
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=log_to_driver,
+        )
 
 
 class StartingRay:
@@ -34,10 +41,14 @@ class StartingRay:
 
     Args:
         num_cpus: see `connect`.
+        address: see `connect`.
+        log_to_driver: see `connect`.
     """
 
-    def __init__(self, num_cpus: int) -> None:
+    def __init__(self, num_cpus: int, address: str | None = None, log_to_driver: bool = True) -> None:
         self.num_cpus = num_cpus
+        self.address = address
+        self.log_to_driver = log_to_driver
         self._error: BaseException | None = None
         self._ready, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="itwinai-ray-start", daemon=True)
@@ -65,7 +76,7 @@ class StartingRay:
 
     def _run(self) -> None:
         try:
-            connect(None, self.num_cpus)
+            connect(self.address, self.num_cpus, self.log_to_driver)
         except BaseException as error:
             self._error = error
         finally:

@@ -56,6 +56,7 @@ class RayWorker:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler would end this worker before the trainer can
         from itwinai.launchers import payload
         from itwinai.launchers.failure import Failure
+        from itwinai.launchers.worker import leave_group
 
         failures: list[Failure] = []
 
@@ -65,9 +66,11 @@ class RayWorker:
                 Mailbox.leave(mailbox, failures[0])
 
         try:
-            return payload.run(packed, place, report, traced=place.rank == 0)
+            result = payload.run(packed, place, report, traced=place.rank == 0)
         except BaseException as error:
             return failures[0] if failures else Failure.of(place.rank, error)
+        leave_group()  # this worker may be kept for another run
+        return result
 
 
 class Mailbox:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import pickle
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 import weakref
@@ -145,12 +147,31 @@ class WorkerTemplate:
 
         return cls(ours, end, {})
 
-    def start_worker(self, folder: Path, rank: int) -> ForkedWorker:
+    @classmethod
+    def connect(cls, path: str) -> WorkerTemplate:
+        """Get a template process of one's own from a `Nursery`.
+
+        Args:
+            path: of its socket.
+
+        Raises:
+            OSError: nobody listens there.
+        """
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            connection.connect(path)
+        except OSError:
+            connection.close()
+            raise
+        return cls(connection, _do_nothing, {})  # it ends when the connection does
+
+    def start_worker(self, folder: Path, rank: int, streams: tuple[int, int] = (1, 2)) -> ForkedWorker:
         """Ask for a worker; it need not be there yet on return.
 
         Args:
             folder: of the launch; see `itwinai.launchers.worker`.
             rank: which worker.
+            streams: file descriptors of its standard output and error; by default those of this process.
         """
         number, self._started = self._started, self._started + 1
         reading, writing = os.pipe()
@@ -160,17 +181,21 @@ class WorkerTemplate:
                 stream.flush()  # before the worker writes to the same place
         try:
             # The caller's streams as they are now, which may not be those that the template was started with.
-            socket.send_fds(self.connection, [pickle.dumps((number, str(folder), rank))], [reading, 1, 2])
+            socket.send_fds(self.connection, [pickle.dumps((number, str(folder), rank))], [reading, *streams])
         except OSError:
             self._lose()
         finally:
             os.close(reading)
         return worker
 
+    def is_there(self) -> bool:
+        """Tell whether the template process has not ended."""
+        self.receive(0)
+        return not self.lost
+
     def is_usable(self, variables: Mapping[str, str]) -> bool:
         """Tell whether workers with additional environment variables may come from this template."""
-        self.receive(0)
-        return not self.lost and self.variables == _read_when_loaded(variables)
+        return self.is_there() and self.variables == _read_when_loaded(variables)
 
     def receive(self, timeout: float | None) -> None:
         """Take in what the template process has to tell.
@@ -201,6 +226,39 @@ class WorkerTemplate:
                     os.killpg(worker.known_pid, signal.SIGKILL)
             worker.returncode = 1
         self.workers.clear()
+
+
+class Nursery:
+    """A process that imports once, and forks a template process off itself for everybody on this machine who connects.
+
+    Args:
+        modules: names of what it imports.
+
+    Attributes:
+        path: of the socket to connect to; see `WorkerTemplate.connect`.
+    """
+
+    def __init__(self, modules: Iterable[str]) -> None:
+        self._folder = tempfile.mkdtemp(prefix="itwinai-nursery-")  # of this user only
+        self.path = os.path.join(self._folder, "socket")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with listener:
+            listener.bind(self.path)
+            listener.listen(64)  # who comes before the imports are done waits
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "itwinai.launchers.template", "--nursery", str(listener.fileno()), *modules],
+                stdin=subprocess.PIPE,  # it ends when this process does
+                pass_fds=[listener.fileno()],
+                start_new_session=True,
+            )
+
+    def close(self) -> None:
+        """End the process; the templates that have come from it end with those who use them."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def can_fork() -> bool:
@@ -281,6 +339,27 @@ def serve(connection: socket.socket) -> None:
             os.close(stream)
 
 
+def raise_templates(listener: socket.socket) -> None:
+    """Fork a template process for everybody who connects; return when the standard input is closed.
+
+    In a forked process this does not return: it ends with SystemExit.
+    """
+    from itwinai.launchers import payload, worker  # noqa: F401 - for all workers
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    while True:
+        ready, _, _ = select.select([listener, sys.stdin], [], [])
+        if sys.stdin in ready:
+            return
+        connection, _ = listener.accept()
+        if _fork() == 0:
+            listener.close()
+            os.setsid()
+            serve(connection)
+            raise SystemExit(0)
+        connection.close()
+
+
 def _become_worker(streams: list[int], folder: Path, rank: int) -> NoReturn:
     os.setsid()
     with suppress(OSError):  # for people who look at `top`, where all would have the same name
@@ -324,12 +403,21 @@ def _read_when_loaded(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in all_variables.items() if name.startswith(_READ_WHEN_LOADED)}
 
 
+def _do_nothing() -> None:
+    pass
+
+
 def main() -> None:
-    """Be a template process: the arguments are the number of a socket, and the names of modules."""
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    for name in sys.argv[2:]:
+    """Be a template process, or a nursery: the arguments are the number of a socket, and the names of modules."""
+    arguments = sys.argv[1:]
+    work: Callable[[socket.socket], None] = serve
+    if arguments[0] == "--nursery":
+        arguments, work = arguments[1:], raise_templates
+    number, *modules = arguments
+    connection = socket.socket(fileno=int(number))
+    for name in modules:
         import_module(name)
-    serve(connection)
+    work(connection)
 
 
 if __name__ == "__main__":

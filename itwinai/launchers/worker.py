@@ -11,7 +11,9 @@ import pickle
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +31,16 @@ class Start:
         sys_path: the caller's import path, so that modules beside the caller's script are found.
         folder: the caller's working folder.
         variables: the environment variables of the worker.
-        places: the places of all workers of this launch, by global rank.
+        places: the places of all workers of this launch, by global rank. A process that is no worker of a group has
+            none.
+        entry: what runs the payload, as ``module:function``; see `itwinai.launchers.payload.run` for its arguments.
     """
 
     sys_path: list[str]
     folder: str
     variables: dict[str, str]
-    places: dict[int, Place]
+    places: Mapping[int, Place | None]
+    entry: str = "itwinai.launchers.payload:run"
 
 
 def write_whole(path: Path, value: Any) -> None:
@@ -66,11 +71,14 @@ def main(folder: Path, rank: int) -> None:
     place = start.places[rank]
     os.environ.clear()
     os.environ.update(start.variables)
-    os.environ.update(place.variables())
+    if place is not None:
+        os.environ.update(place.variables())
 
-    from itwinai.launchers import payload
     from itwinai.launchers.failure import Failure
 
+    module, _, name = start.entry.partition(":")
+    entry = getattr(import_module(module), name)
+    own = os.getpid()
     reported = False
 
     def report(error: BaseException) -> None:
@@ -82,8 +90,10 @@ def main(folder: Path, rank: int) -> None:
     try:
         packed = (folder / "payload.pickle").read_bytes()
         # With several nodes each has a caller of its own.
-        result = payload.run(packed, place, report, traced=place.local_rank == 0)
+        result = entry(packed, place, report, traced=place is not None and place.local_rank == 0)
     except BaseException as error:
+        if os.getpid() != own:  # a process that was forked off this one, and ends
+            raise
         report(error)
         raise SystemExit(1) from None  # the caller prints it
     write_whole(folder / f"result-{rank}.pickle", result)

@@ -12,8 +12,9 @@ from typing import Any
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
+from itwinai.facts.plain import plain, plain_hyperparameters
 from itwinai.loggers.folder import FolderLogger, write_whole
-from itwinai.loggers.plain import NOT_FINITE, finite, plain, plain_hyperparameters
+from itwinai.loggers.plain import NOT_FINITE, finite
 
 METRICS, HYPERPARAMETERS = "metrics.jsonl", "hparams.json"
 _OURS = ("step", "time")

@@ -29,6 +29,7 @@ from itwinai.loggers.mlflow_server import (
     is_server,
     resend,
     send,
+    unsent_points,
     write_unsent,
 )
 
@@ -126,6 +127,7 @@ class MLFlowLogger(LightningMLFlowLogger):
         self._opened_in = 0  # process
         self._names: dict[str, str] = {}
         self._unsent = Path()  # file with what has not arrived
+        self._gave_up = False  # the user did not want to wait for it
 
     @property
     def experiment(self) -> MlflowClient:
@@ -188,8 +190,12 @@ class MLFlowLogger(LightningMLFlowLogger):
         """
         timeout = self.flush_timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
-        sent = self._delivery.flush(timeout, SAFE_AFTER)
-        return (sent and not self._unsent.is_file()) or self._resend_until(deadline)
+        try:
+            sent = self._delivery.flush(timeout, SAFE_AFTER)
+            return (sent and not self._unsent.is_file()) or self._resend_until(deadline)
+        except KeyboardInterrupt:
+            self._gave_up = True
+            raise
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
@@ -204,9 +210,10 @@ class MLFlowLogger(LightningMLFlowLogger):
         if self._opened_in != os.getpid():
             return
         failed = _STATUS.get(status) == "FAILED"
+        timeout = min(self.flush_timeout, FAILED_TIMEOUT) if failed else self.flush_timeout
         try:
             self._delivery.put(End(_STATUS.get(status, status), _milliseconds()))
-            arrived = self.flush(min(self.flush_timeout, FAILED_TIMEOUT) if failed else None)
+            arrived = self.flush(0 if self._gave_up else timeout)
         except LoggerError:
             if not failed:
                 raise
@@ -235,6 +242,15 @@ class MLFlowLogger(LightningMLFlowLogger):
     def _resend_until(self, deadline: float) -> bool:
         """Try again to send what is in the file; return whether it has arrived."""
         pause = FIRST_PAUSE
+        if (left := deadline - time.monotonic()) > 1:
+            log.warning(
+                "Waiting up to %.0f s more for MLflow at %s to take %d metrics. To stop waiting, press Ctrl-C: they stay "
+                "in %s.",
+                left,
+                without_secrets(self.address),
+                unsent_points(self._unsent),
+                self._unsent,
+            )
         while (left := deadline - time.monotonic()) > 0:
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -249,11 +265,12 @@ class MLFlowLogger(LightningMLFlowLogger):
     def _set_aside(self, records: Sequence[Record], reason: str) -> None:
         assert self.run_id is not None
         self._unsent = write_unsent(self.folder, self.address, self.run_id, records)
-        points = sum(isinstance(record, Point) for record in records)
+        points = unsent_points(self._unsent)  # those of earlier waits too
+        what = f"{points} metrics" if points else "The end"
+        so_far = "" if self._gave_up else ", which is removed if they arrive before the run has ended"
         rank_zero_warn(
-            f"{points} metrics of run {self.run_id} could not be sent to MLflow at {without_secrets(self.address)} "
-            f"({reason}). They are in {self._unsent}, which is removed if they arrive before the run has ended. "
-            "Otherwise send them later with:\n"
+            f"{what} of run {self.run_id} could not be sent to MLflow at {without_secrets(self.address)} ({reason}). "
+            f"They are in {self._unsent}{so_far}. To send them later:\n"
             f'python -c "from itwinai.loggers.mlflow import resend; resend({str(self._unsent)!r})"'
         )
 

@@ -74,13 +74,17 @@ def is_server(tracking_uri: str) -> bool:
     return urlsplit(tracking_uri).scheme in ("http", "https")
 
 
-def check_answers(tracking_uri: str) -> None:
+def check_answers(tracking_uri: str, tries: int = _TRIES) -> None:
     """Check that a server is there; any answer counts.
 
+    Args:
+        tracking_uri: its address.
+        tries: how often to ask, within seconds.
+
     Raises:
-        AwayError: nothing answers, after a few tries within seconds.
+        AwayError: nothing answers.
     """
-    for trial in range(_TRIES):
+    for trial in range(tries):
         time.sleep(trial / 2)
         try:
             _request(tracking_uri, "GET", "/health", timeout=_TIMEOUT)
@@ -189,6 +193,13 @@ def write_unsent(folder: Path, tracking_uri: str, run_id: str, records: Sequence
         return _append(folder / name, text)
     except OSError:  # read only, or full
         return _append(Path(tempfile.gettempdir(), name), text)
+
+
+def unsent_points(path: Path) -> int:
+    """Return the number of metrics in a file of `write_unsent`; 0 if there is no file."""
+    if not path.is_file():
+        return 0
+    return sum("key" in json.loads(line) for line in path.read_text("utf-8").splitlines())
 
 
 def _append(path: Path, text: str) -> Path:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from itwinai.errors import require
+from itwinai.facts.plain import plain_hyperparameters
 from itwinai.loggers.folder import FolderLogger, write_whole
-from itwinai.loggers.plain import plain_hyperparameters
 from itwinai.loggers.provenance_document import document_of, run_id_of
 from itwinai.loggers.provenance_records import (
     RUNNING,

@@ -13,7 +13,7 @@ from itwinai.checkpoints.find import AUTO
 from itwinai.checkpoints.plugin import PortableCheckpointIO, PortableConnector
 from itwinai.checkpoints.sharded import is_sharded, manifest_of
 from itwinai.errors import CheckpointError
-from itwinai.loggers.plain import plain_hyperparameters
+from itwinai.facts.plain import plain_hyperparameters
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

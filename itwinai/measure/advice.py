@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from itwinai.measure.steps import Phase, StepSplit
+
+FEWEST = 20
+"""Steps below which nothing is concluded: a single one that was disturbed would decide."""
+
+HAND_OVER = 5e-4
+"""Seconds that it takes the training process to get a batch from a worker of the DataLoader (measured: 0.3 to 0.5 ms
+of its own time for two small tensors). Batches that are read faster than this come no sooner from workers."""
+
+
+SLOW_START = 0.05
+"""Seconds until the first batch of an epoch below which nobody need know of it."""
 
 
 @dataclass(frozen=True)
@@ -16,34 +26,50 @@ class Setting:
 
     Attributes:
         loader_workers: ``num_workers`` of the training DataLoader; None if there is no such loader.
+        keeps_workers: its ``persistent_workers``.
         pins_memory: whether that loader pins its memory.
-        workers_per_node: training workers on this node, which share its cores.
+        cores: that each training worker of this node has, its share of those that it has in common with others.
         on_gpu: whether the model is on a GPU.
         log_every_n_steps: of the trainer.
         batch_size: samples in a batch of one worker, if known.
         accumulate_grad_batches: batches per optimizer step.
+        later_epochs: epochs after the first one.
+        epoch_start: mean seconds in those until the first batch was there.
     """
 
     loader_workers: int | None = None
+    keeps_workers: bool = False
     pins_memory: bool = False
-    workers_per_node: int = 1
+    cores: int = 8
     on_gpu: bool = False
     log_every_n_steps: int = 50
     batch_size: int | None = None
     accumulate_grad_batches: int = 1
+    later_epochs: int = 0
+    epoch_start: float = 0.0
+
+
+def too_few(splits: Sequence[StepSplit]) -> str:
+    """Return why no advice can be given, or an empty text if it can."""
+    least = min((split.steps for split in splits), default=0)
+    steps = "1 step was" if least == 1 else f"{least} steps were"
+    return "" if least >= FEWEST else f"what could be better: only {steps} timed; it takes {FEWEST} for any advice"
 
 
 def advise(splits: Sequence[StepSplit], setting: Setting) -> list[str]:
-    """Return what to do next, what matters most first; nothing if nothing stands out.
+    """Return what to do next, what matters most first; nothing if nothing stands out, or too few steps were timed.
 
     Args:
         splits: the times of all workers, by rank.
         setting: what else matters.
     """
+    if too_few(splits):
+        return []
     found = [
         advice
         for advice in (
             _data(splits, setting),
+            _epoch_start(splits, setting),
             _slowest(splits),
             _communication(splits, setting),
             _transfer(splits, setting),
@@ -64,23 +90,69 @@ def _mean_share(splits: Sequence[StepSplit], *phases: Phase) -> float:
 
 
 def _data(splits: Sequence[StepSplit], setting: Setting) -> Advice:
-    share = max(split.share(Phase.DATA) for split in splits)
+    slowest = max(splits, key=lambda split: split.share(Phase.DATA))
+    share = slowest.share(Phase.DATA)
     if share < 0.15:
         return None
     says = f"{share:.0%} of the step waits for data"
-    cores = max((os.cpu_count() or 1) // setting.workers_per_node - 1, 1)
-    if setting.loader_workers is None:
+    workers = setting.loader_workers
+    if workers is None:
         return share, f"{says}: the loader is not a DataLoader; let it read ahead in the background."
-    if setting.loader_workers == 0:
-        return share, (
-            f"{says}: num_workers is 0, so each batch is read while the training waits. Try "
-            f"DataLoader(num_workers={min(cores, 8)}, persistent_workers=True)."
-        )
-    more = f"try num_workers={2 * setting.loader_workers}" if 2 * setting.loader_workers <= cores else ""
+    if workers == 0:
+        return share, says + _without_workers(slowest.phases.get(Phase.DATA, 0.0), setting)
+    if 2 * workers <= _room(setting):
+        return share, f"{says}, with num_workers={workers}: try num_workers={2 * workers}, or {_CHEAPER}."
     return share, (
-        f"{says}, with num_workers={setting.loader_workers}: {more or 'the cores of this node are in use already'}"
-        f"{', or' if more else ';'} make reading a sample cheaper (decode and transform beforehand, a faster file "
-        "format, the node's own disk)."
+        f"{says}, with num_workers={workers}: {_cores(setting)} for each training worker are too few for more of them; "
+        f"{_CHEAPER}."
+    )
+
+
+_CHEAPER = "make reading a sample cheaper (decode and transform beforehand, a faster file format, the node's own disk)"
+
+
+def _without_workers(wait: float, setting: Setting) -> str:
+    """Return what to do where the training process reads its batches itself, and waits so many seconds for each."""
+    if wait < HAND_OVER:
+        return (
+            f", but that is only {milliseconds(wait)}: workers of the DataLoader would take longer to hand a batch "
+            "over. Make larger batches, or cut them from tensors in memory in one piece."
+        )
+    says = ": num_workers is 0, so each batch is read while the training waits."
+    room = _room(setting)
+    if room:
+        return f"{says} Try DataLoader(num_workers={min(room, 8)}, persistent_workers=True)."
+    return (
+        f"{says} With {_cores(setting)} for each training worker there is none left for workers of the DataLoader: ask "
+        f"for more, or {_CHEAPER}."
+    )
+
+
+def _room(setting: Setting) -> int:
+    """Return how many workers of the DataLoader the cores of each training worker have room for.
+
+    One core is the training's own. A single other one is enough beside a GPU; on the CPU the training computes on both.
+    """
+    room = setting.cores - 1
+    return room if setting.on_gpu or room > 1 else 0
+
+
+def _cores(setting: Setting) -> str:
+    return f"{setting.cores} core{'s' * (setting.cores > 1)}"
+
+
+def _epoch_start(splits: Sequence[StepSplit], setting: Setting) -> Advice:
+    workers = setting.loader_workers
+    if not workers or setting.keeps_workers or not setting.later_epochs:
+        return None
+    spent = setting.later_epochs * setting.epoch_start
+    share = spent / (spent + splits[0].steps * (splits[0].step + splits[0].between))
+    if share < 0.03 or setting.epoch_start < SLOW_START:
+        return None
+    return share, (
+        f"Workers of the DataLoader start anew in each epoch (num_workers={workers}): "
+        f"{milliseconds(setting.epoch_start)} until the first batch, {milliseconds(spent)} in all "
+        f"{setting.later_epochs} epochs after the first. With DataLoader(persistent_workers=True) they start once."
     )
 
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from itwinai.checkpoints.file import part_name, remove_parts
 from itwinai.errors import ConfigurationError
 from itwinai.measure.communication import CommunicationTime
 from itwinai.measure.operator_sums import Operator, OperatorSums
+from itwinai.measure.stderr_lines import without_lines
 from itwinai.measure.trace_events import read_trace
 
 _COMPRESSION = 3  # of gzip: 9, its default, takes ten times as long and saves a quarter
@@ -158,7 +160,9 @@ class OperatorProfile:
             return
         self._steps_in_window += 1
         try:
-            self._profiler.step()
+            begins_or_ends = self._steps_in_window in (self.windows.warmup, self.windows.warmup + self.windows.active)
+            with _without_probes() if begins_or_ends else nullcontext():
+                self._profiler.step()
         except RuntimeError as error:
             self._forget_window()
             if "Profiler is already enabled" in str(error):
@@ -211,14 +215,16 @@ class OperatorProfile:
             profile_memory=self.memory,
             with_stack=self.stacks,
         )
-        self._profiler.start()
+        with _without_probes():
+            self._profiler.start()
         self.overhead += time.perf_counter() - began
 
     def _end_window(self, complete: int) -> None:
         """Write and sum up what was recorded, and throw it away."""
         began = time.perf_counter()
         profiler = self._forget_window()
-        profiler.stop()
+        with _without_probes():
+            profiler.stop()
         if complete:
             if not _has_steps(profiler):
                 raise ConfigurationError(_TAKEN)
@@ -248,6 +254,11 @@ class OperatorProfile:
         profiler, self._profiler = self._profiler, None
         self._left = 0
         return profiler
+
+
+def _without_probes() -> AbstractContextManager[None]:
+    """Leave out the lines in which torch's profiler names points for tracers of the system when it begins and ends."""
+    return without_lines(b"USDT:")
 
 
 def _compress(plain: Path, path: Path) -> Path:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence, Sized
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from itwinai.data.samplers import DealtBatchSampler
 
 
@@ -34,6 +36,24 @@ def trained_samples(loaders: Sequence[Any], workers: int, batches: float, begun:
         return epochs * most + min(rest * global_batch, most)
 
     return until(begun + done) - until(begun)
+
+
+def why_unknown(loaders: Sequence[Any]) -> str:
+    """Return why `trained_samples` cannot tell the number of samples, for people.
+
+    Args:
+        loaders: that were trained with.
+    """
+    if not loaders:
+        return "there was no training loader"
+    if len(loaders) > 1:
+        return f"a batch comes from {len(loaders)} loaders"
+    loader = loaders[0]
+    if not isinstance(loader, DataLoader):
+        return f"the loader, of class {type(loader).__name__}, has no batch_size"
+    if loader.batch_sampler is None:
+        return "the DataLoader has batch_size=None, and only the data set knows how many samples are in its batches"
+    return f"the loader's batch sampler, of class {type(loader.batch_sampler).__name__}, has no batch_size"
 
 
 def batch_size_of(loader: Any, workers: int) -> int | None:

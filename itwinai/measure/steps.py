@@ -30,6 +30,8 @@ class Phase(IntEnum):
     MANUAL = 8
 
 
+_PHASES = len(Phase)  # an enumeration counts its members anew whenever it is asked
+
 MEANING = {
     Phase.DATA: "waiting for the next batch",
     Phase.TRANSFER: "batch to the device, with its hooks",
@@ -58,28 +60,41 @@ class StepClock:
     Attributes:
         covers_gradients: whether the exchange of gradients is measured too; the strategy says so.
         warm: the reading after the first `WARM_UP` steps or some more, for those who leave them out; None before.
+        left_out: nanoseconds of the steps that are not counted, see `discard`.
+        epoch_began: when the first step of this epoch began, or that of the last one, by ``perf_counter_ns``; 0 before.
+        later_epochs: epochs begun after the first one, as far as it is known how long they waited for a batch.
+        waited_at_start: nanoseconds until the first batch in those epochs. It is part of the duration of these steps,
+            and of no phase: loaders whose workers start anew in each epoch take their time then.
     """
 
     __slots__ = (
         "_began",
-        "_communicating",
         "_current",
         "_discarded",
+        "_earlier",
         "_ended",
+        "_in_epoch",
         "_last",
         "_splitting",
-        "between",
+        "_starting",
+        "_turn",
+        "_unexposed",
+        "_worked",
         "communicating",
         "covers_gradients",
         "durations",
+        "epoch_began",
         "every",
         "first",
+        "later_epochs",
+        "left_out",
         "spent",
         "split_steps",
         "split_time",
         "step_time",
         "steps",
         "synchronize",
+        "waited_at_start",
         "warm",
     )
 
@@ -89,39 +104,61 @@ class StepClock:
         self.first = max(first, every)
         self.steps = 0
         self.split_steps = 0
-        self.spent = [0] * len(Phase)
+        self.spent = [0] * _PHASES
         self.split_time = 0
         self.step_time = 0
-        self.between = 0
         self.communicating = 0
         self.covers_gradients = False
         self.warm: Reading | None = None
+        self.left_out = 0
+        self.epoch_began = 0
+        self.later_epochs = 0
+        self.waited_at_start = 0
         self.durations = array("q", bytes(8 * KEPT))
-        self._current = [0] * len(Phase)
-        self._communicating = 0
+        self._turn = 0  # the number of the next step of which `begin` does more than look at the time
         self._splitting = False
+        self._starting = False  # the first step of a later epoch is split
         self._discarded = False
+        self._current = [0] * _PHASES
+        self._unexposed = 0  # communication of the step in work for which nobody has waited
         self._began = 0
         self._last = 0
         self._ended = 0
+        self._in_epoch = False
+        self._worked = 0  # time of all steps until the epoch began
+        self._earlier = 0  # `between` of earlier epochs
 
     # What is called in each step does little: even an attribute that is set costs more there than in a tight loop.
 
     def begin(self) -> bool:
         """Start a step; return whether it is split into phases."""
+        if self.steps < self._turn:
+            self._began = perf_counter_ns()
+            return False
+        return self._begin_turn()
+
+    def _begin_turn(self) -> bool:
+        """Start a step that is split, or the first of an epoch."""
         steps = self.steps
-        self._splitting = splitting = steps % self.every == 0 or steps < self.first
+        self._starting = not self._in_epoch and self.epoch_began > 0
+        self._splitting = splitting = steps % self.every == 0 or steps < self.first or self._starting
         if splitting:
-            self._current = [0] * len(Phase)
-            self._communicating = 0
+            self._current = [0] * _PHASES
+            self._unexposed = 0
             if self.synchronize is not None:
                 self.synchronize()
-        self._began = now = perf_counter_ns()
-        if self._ended:
-            self.between += now - self._ended
-        if splitting:
-            self._last = now
+        else:
+            self._turn = self._next_turn()
+        self._began = self._last = now = perf_counter_ns()
+        if not self._in_epoch:
+            self._in_epoch = True
+            self.epoch_began = self._ended = now
+            self._worked = self.step_time + self.left_out
         return splitting
+
+    def _next_turn(self) -> int:
+        """Return the number of the next step that is split, from `steps` on."""
+        return self.steps if self.steps < self.first else -(-self.steps // self.every) * self.every
 
     def mark(self, phase: Phase) -> None:
         """Count the time since the last mark as that of a phase."""
@@ -130,10 +167,7 @@ class StepClock:
         if self.synchronize is not None:
             self.synchronize()
         now = perf_counter_ns()
-        spent = now - self._last
-        self._current[phase] += spent
-        if phase is Phase.COMMUNICATION:
-            self._communicating += spent
+        self._current[phase] += now - self._last
         self._last = now
 
     def communicated(self, exposed: int, total: int) -> None:
@@ -147,7 +181,7 @@ class StepClock:
             return
         self._current[Phase.COMMUNICATION] += exposed
         self._last += exposed
-        self._communicating += total
+        self._unexposed += total - exposed
 
     def discard(self) -> None:
         """Do not count the step in work: something that is not part of the training makes it longer."""
@@ -156,32 +190,50 @@ class StepClock:
     def end(self) -> None:
         """End a step."""
         self._ended = now = perf_counter_ns()
+        duration = now - self._began
         if self._discarded:
             self._discarded = False
+            self.left_out += duration
             return
-        duration = now - self._began
         steps = self.steps
         self.durations[steps % KEPT] = duration
         self.step_time += duration
         self.steps = steps + 1
         if self._splitting:
             self._add_split(duration)
-            if self.warm is None and steps + 1 >= WARM_UP:
-                self.warm = self.reading()
 
     def _add_split(self, duration: int) -> None:
-        spent = self.spent
-        for phase, nanoseconds in enumerate(self._current):
+        spent, current = self.spent, self._current
+        if self._starting:
+            waited, current[Phase.DATA] = current[Phase.DATA], 0
+            duration -= waited
+            self.waited_at_start += waited
+            self.later_epochs += 1
+            self._starting = False
+        for phase, nanoseconds in enumerate(current):
             spent[phase] += nanoseconds
-        self.communicating += self._communicating
+        self.communicating += current[Phase.COMMUNICATION] + self._unexposed
         self.split_time += duration
         self.split_steps += 1
+        self._splitting = False
+        self._turn = self._next_turn()
+        if self.warm is None and self.steps >= WARM_UP:
+            self.warm = self.reading()
 
     def pause(self) -> None:
         """End an epoch: what came after its last step, such as a validation, still lies between steps."""
-        if self._ended:
-            self.between += perf_counter_ns() - self._ended
-            self._ended = 0
+        if self._in_epoch:
+            self._ended = perf_counter_ns()
+            self._earlier = self.between
+            self._in_epoch = False
+            self._turn = self.steps
+
+    @property
+    def between(self) -> int:
+        """Nanoseconds between steps of an epoch, until the end of the last one: validation, checkpoints."""
+        if not self._in_epoch:
+            return self._earlier
+        return self._earlier + self._ended - self.epoch_began - (self.step_time + self.left_out - self._worked)
 
     def reading(self) -> Reading:
         """Return the sums so far."""

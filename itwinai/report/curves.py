@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from itwinai.report.pictures import COLOURS, new_figure, svg_of
+from itwinai.report.pictures import lines_picture
 from itwinai.report.sections import Picture, Section, Table
 
 if TYPE_CHECKING:
@@ -70,14 +70,4 @@ def _group(name: str) -> str:
 
 
 def _draw(curves: Mapping[str, Curve]) -> str:
-    figure = new_figure(5.0, 2.6)
-    axes = figure.add_subplot()
-    for index, (name, curve) in enumerate(curves.items()):
-        marker = "o" if len(curve.steps) < 3 else None
-        axes.plot(
-            curve.steps, curve.values, label=name, color=COLOURS[index % len(COLOURS)], linewidth=1.4, marker=marker
-        )
-    axes.set_xlabel("step")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small")
-    return svg_of(figure)
+    return lines_picture({name: (curve.steps, curve.values) for name, curve in curves.items()}, "step")

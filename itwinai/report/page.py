@@ -15,9 +15,10 @@ def page(title: str, sections: Sequence[Section]) -> str:
 
     Args:
         title: of the page.
-        sections: what is on it, in this order.
+        sections: what is on it, in this order; the advice of all of them stands above.
     """
     # Everything but our own pictures is text that somebody has given: names of metrics, errors, configurations.
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("itwinai.report") / "page.html").read_text(encoding="utf-8"))
-    return template.render(title=title, sections=sections)
+    advice = [(section.title, number, text) for number, section in enumerate(sections, 1) for text in section.advice]
+    return template.render(title=title, advice=advice, sections=sections)

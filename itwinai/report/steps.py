@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from itwinai.measure.advice import Setting, advise, milliseconds, own_work
+from itwinai.measure.advice import SLOW_START, Setting, advise, milliseconds, own_work, too_few
 from itwinai.measure.steps import MEANING, Phase, StepSplit
 from itwinai.report.pictures import COLOURS, new_figure, svg_of
 from itwinai.report.sections import Picture, Section, Table
@@ -86,6 +86,17 @@ def write_files(profile: Profile) -> None:
         _write_table(profile.folder / "operators.csv", [asdict(one) for one in profile.recorded.operators])
 
 
+def files_of(profile: Profile) -> list[Path]:
+    """Return the files of a profile, on rank 0: pictures and tables, its own traces, its flame graph."""
+    names = ("steps.png", "workers.csv", "operators.csv")
+    found = [profile.folder / name for name in names]
+    if profile.recorded is not None:
+        found += profile.recorded.traces
+    if profile.stacks is not None and profile.stacks.flame_graph is not None:
+        found.append(profile.stacks.flame_graph)
+    return [path for path in found if path.is_file()]
+
+
 def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -109,7 +120,12 @@ def _steps(profile: Profile) -> Section:
         "of it": ", ".join(f"{NAMES[p]} {t / whole:.0%}" for p, t in parts if t / whole >= 0.01)
         + f" (rank 0, {first.split_steps} of the steps)",
     }
-    missing = []
+    setting = profile.setting
+    if setting.later_epochs and setting.epoch_start >= SLOW_START:
+        facts["epoch start"] = (
+            f"{milliseconds(setting.epoch_start)} until the first batch, in every epoch but the first"
+        )
+    missing = [why] if (why := too_few(splits)) else []
     if len(splits) > 1:
         if first.communication is None:
             missing.append("the exchange of gradients: this strategy does not tell; see the traces")

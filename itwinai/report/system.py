@@ -8,7 +8,7 @@ from itwinai.errors import MissingPackageError
 from itwinai.measure.energy import EnergyUse
 from itwinai.measure.series import Quantity
 from itwinai.measure.summary import MonitorSummary, NodeSummary
-from itwinai.report.pictures import COLOURS, new_figure, svg_of
+from itwinai.report.pictures import lines_picture
 from itwinai.report.sections import Picture, Section, Table
 from itwinai.report.system_advice import advice
 
@@ -159,16 +159,8 @@ def _pictures(summary: MonitorSummary) -> tuple[list[Picture], list[str]]:
 
 
 def _picture(lines: Mapping[str, Quantity], unit: str) -> str:
-    figure = new_figure()
-    axes = figure.add_subplot()
-    for number, (name, quantity) in enumerate(lines.items()):
-        times, values = zip(*quantity.course, strict=True)
-        axes.plot(times, values, label=name, color=COLOURS[number % len(COLOURS)], marker="." if len(times) < 3 else "")
-    axes.set_xlabel("seconds")
-    axes.set_ylabel(unit)
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return svg_of(figure)
+    points = {name: ([at for at, _ in q.course], [value for _, value in q.course]) for name, q in lines.items()}
+    return lines_picture(points, "seconds", unit, from_zero=True)
 
 
 def _number(value: float) -> str:

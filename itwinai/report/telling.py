@@ -25,13 +25,20 @@ def sections_of_all(trainer: Trainer) -> list[Section]:
     return [section for callback in reporting for section in callback.report()]
 
 
+def is_trial(trainer: Trainer) -> bool:
+    """Tell whether a run only tries out the code, with ``fast_dev_run``: it leaves nothing to read."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def tell(trainer: Trainer, title: str, callback: Reporting) -> None:
-    """Print what a callback has to say, on rank 0, unless another one tells it.
+    """Print what a callback has to say, on rank 0, unless another one tells it, or the run only tries out the code.
 
     Args:
         trainer: the trainer.
         title: what stands above it.
         callback: the callback.
     """
-    if trainer.is_global_zero and not any(isinstance(other, Telling) for other in compat.callbacks(trainer)):
+    if is_trial(trainer) or not trainer.is_global_zero:
+        return
+    if not any(isinstance(other, Telling) for other in compat.callbacks(trainer)):
         print(in_terminal(title, callback.report()), flush=True)

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import Tensor, nn
 
-from itwinai.callbacks import LoggingCallback
+from itwinai.callbacks import LoggingCallback, SystemMonitor
 from itwinai.errors import ConfigurationError
 from tests.support.cases import Regression, loader, make_trainer
 
@@ -158,3 +158,20 @@ def test_speed_of_several_fits_is_that_of_each(tmp_path: Path) -> None:
     with Path(logger.log_dir, "metrics.csv").open() as file:
         shown = [row["speed/step_ms"] for row in csv.DictReader(file) if row["speed/step_ms"]]
     assert len(shown) == 12
+
+
+def test_under_lightnings_own_loop_everything_is_logged_too() -> None:
+    class Iterating(Regression):
+        def training_step(self, dataloader_iter: Any) -> Tensor:  # type: ignore[override]
+            (x, y), _, _ = next(dataloader_iter)
+            return nn.functional.mse_loss(self.net(x), y)
+
+    keeper, monitor = Keeper(), SystemMonitor(interval=0.01)
+    callbacks = [LoggingCallback(), monitor]
+    trainer = make_trainer("auto", 1, logger=keeper, callbacks=callbacks, max_epochs=1, log_every_n_steps=2)
+    trainer.fit(Iterating(), loader(8))
+    assert trainer.fit_loop.epoch_loop.batch_progress.total.completed == 13
+    assert [step for step, _ in keeper.curve("lr")] == [1, 3, 5, 7, 9, 11]
+    assert keeper.curve("gradient_norm") and not keeper.curve("speed/step_ms")
+    assert {step for step, _ in keeper.curve("system/processes")} <= {1, 3, 5, 7, 9, 11, 12}
+    assert keeper.curve("system/processes")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from itwinai.callbacks import LoggingCallback, ModelCheckpoint, ProfilingCallback, RunSummary, SystemMonitor
 from itwinai.callbacks.defaults import with_defaults
 from itwinai.errors import ConfigurationError
+from itwinai.facts import run as facts
+from itwinai.loggers import MLFlowLogger
 from tests.support.cases import Regression, loader, make_trainer
 
 
@@ -84,6 +90,68 @@ def test_callbacks_tell_by_themselves_without_a_summary(tmp_path: Path, capsys: 
     trainer.fit(Regression(), loader(8))
     printed = capsys.readouterr().out
     assert "where the time of a step goes" not in printed and printed.count("\n  of it") == 1
+
+
+class Slow(Regression):
+    """Takes its time in validation."""
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        time.sleep(0.02)
+        super().validation_step(batch, batch_idx)
+
+
+def test_the_time_of_a_run_is_told_by_what_it_went_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    callbacks = [RunSummary(path=False), ProfilingCallback(operators=False, folder=tmp_path)]
+    make_trainer("auto", 1, callbacks=callbacks, max_epochs=2).fit(Slow(), loader(8), loader(8))
+    facts = " ".join(capsys.readouterr().out.split())
+    shares = dict(re.findall(r"(training|validation|checkpoints and other) (\d+)%", facts))
+    assert (
+        int(shares["validation"]) > 50 > int(shares["training"]) > 0
+    )  # 2 x 13 batches of 20 ms, and of less than 1 ms
+    (rate,) = re.findall(r"206, ([\d,]+) per second in training batches", facts)
+    assert float(rate.replace(",", "")) > 206 / (2 * 13 * 0.02)  # of the whole time it would be less
+
+
+@pytest.mark.parametrize("what", ["screen and page", "profile"])
+def test_a_run_that_tries_out_the_code_leaves_nothing(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profiling = ProfilingCallback()
+    callbacks = [profiling, RunSummary()] if what == "screen and page" else [profiling]
+    options = {"callbacks": callbacks, "default_root_dir": tmp_path, "logger": CSVLogger(tmp_path)}
+    trainer = make_trainer("auto", 1, fast_dev_run=3, **options)
+    trainer.fit(Regression(), loader(8), loader(8))
+    assert trainer.state.finished and trainer.global_step == 3
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_samples_that_nobody_knows_are_told_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    batches = [(torch.randn(4, 8), torch.randn(4, 1)) for _ in range(3)]
+    trainer = make_trainer("auto", 1, callbacks=[RunSummary(path=False)], max_epochs=1)
+    trainer.fit(Regression(), DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    assert "the number of samples: the DataLoader has batch_size=None" in capsys.readouterr().out
+
+
+def test_git_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(facts, "code_in", asked.append)
+    options = {"callbacks": [LoggingCallback(), RunSummary(terminal=False)], "logger": CSVLogger(tmp_path)}
+    make_trainer("auto", 1, max_epochs=1, **options).fit(Regression(), loader(8))
+    assert len(asked) == 1
+
+
+def test_loggers_that_keep_files_elsewhere_get_page_and_profile(tmp_path: Path) -> None:
+    logger, csv = MLFlowLogger(save_dir=str(tmp_path / "mlflow")), CSVLogger(tmp_path)
+    callbacks = [ProfilingCallback(wait=2, warmup=1, active=1), RunSummary(terminal=False)]
+    make_trainer("auto", 1, callbacks=callbacks, logger=[csv, logger], max_epochs=1).fit(Regression(), loader(8))
+    (artifacts,) = (tmp_path / "mlflow").rglob("artifacts")
+    files = {path.relative_to(artifacts).as_posix(): path for path in artifacts.rglob("*") if path.is_file()}
+    trace = "profile/rank-0.1.pt.trace.json.gz"
+    assert files.keys() == {"run.html", trace, "profile/steps.png", "profile/workers.csv", "profile/operators.csv"}
+    for name, path in files.items():
+        assert path.read_bytes() == Path(csv.log_dir, name).read_bytes()
+    assert len(list(tmp_path.rglob("*.pt.trace.json.gz"))) == 2
 
 
 def test_two_profilers_of_torch_are_an_error(tmp_path: Path) -> None:

@@ -176,7 +176,9 @@ def test_mlflow_has_a_nested_run_for_each_worker(run: Watched, client: MlflowCli
 def test_mlflow_has_the_model_with_its_signature(run: Watched, client: MlflowClient, server: Server) -> None:
     whole, _ = mlflow_runs(client, run)
     files = {item.path for item in client.list_artifacts(whole.info.run_id)}
-    assert {"resolved-config.yaml", "model", "figures"} <= files
+    assert {"resolved-config.yaml", "model", "figures", "run.html", "profile"} <= files
+    kept = {item.path for item in client.list_artifacts(whole.info.run_id, "profile")}
+    assert {"profile/rank-0.1.pt.trace.json.gz", "profile/steps.png"} <= kept
     mlflow.set_tracking_uri(server.address)
     model = mlflow.pytorch.load_model(f"runs:/{whole.info.run_id}/model")
     for name, weights in run.module.state_dict().items():
@@ -207,6 +209,10 @@ def test_wandb_has_one_run_and_a_group_of_the_workers(run: Watched) -> None:
     logged = [(row["trainer/global_step"], row["train_loss"]) for row in whole.history if "train_loss" in row]
     assert same(logged, curve(run, "train_loss"))
     assert any("validation/val_confusion/path" in row for row in whole.history)
+    (files,) = (path for path in Path(run.folder, "wandb").glob("offline-run-*/files") if (path / "run.html").exists())
+    assert run.summary.page is not None
+    assert (files / "run.html").read_text() == run.summary.page.read_text()
+    assert (files / "profile" / "rank-0.1.pt.trace.json.gz").exists()
     assert {one.run.run_group for one in workers} == {whole.run.run_id}
     for one in workers:
         assert sum("train_loss" in row for row in one.history) == len(LOG_STEPS)

@@ -7,6 +7,8 @@ import logging
 import math
 import os
 import re
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -26,6 +28,7 @@ from itwinai.callbacks import ModelCheckpoint
 from itwinai.loggers import delivery, mlflow
 from itwinai.loggers.mlflow import LoggerError, MLFlowLogger, resend
 from itwinai.loggers.mlflow_server import AwayError, Point, send, write_unsent
+from itwinai.loggers.sinks.files import hand_over, within
 from tests.support.cases import Regression, loader, make_trainer
 from tests.support.mlflow_server import Server, free_port
 
@@ -280,6 +283,59 @@ def test_next_flush_takes_care_of_the_file_of_the_last(server: Server, tmp_path:
     logger.finalize()
 
 
+WAITING = """
+import sys
+from itwinai.loggers import mlflow
+from itwinai.loggers.mlflow import MLFlowLogger
+
+mlflow.SAFE_AFTER = 0.3
+logger = MLFlowLogger("waiting", tracking_uri=sys.argv[1], save_dir=sys.argv[2])
+logger.log_metrics({"before": 1.0})
+assert logger.flush()
+print("ready", flush=True)
+input()
+for step in range(7):
+    logger.log_metrics({"a": 1.0}, step)
+try:
+    logger.finalize("success")
+except KeyboardInterrupt:
+    logger.finalize("failed")  # as lightning does then
+"""
+
+
+def test_wait_for_a_server_is_said_and_ctrl_c_ends_it(server: Server, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WAITING, server.address, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
+    assert process.stdin is not None and process.stdout is not None
+    lines: list[str] = []
+    try:
+        while "ready" not in lines:
+            lines.append(process.stdout.readline().rstrip())
+            assert process.poll() is None, lines
+        server.freeze()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        while not lines[-1].startswith("Waiting up to "):
+            lines.append(process.stdout.readline().rstrip())
+            assert process.poll() is None, lines
+        interrupted = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=60)
+    finally:
+        server.thaw()
+        process.kill()
+    (file,) = tmp_path.glob("mlflow-unsent-*.jsonl")
+    assert process.returncode == 0, printed
+    assert time.monotonic() - interrupted < 8  # not the 10 s of a run that has failed
+    shown = f"for MLflow at {server.address} to take 7 metrics. To stop waiting, press Ctrl-C: they stay in {file}."
+    assert lines[-1].endswith(shown)
+    assert "7 metrics of run" in printed and "0 metrics" not in printed
+    assert file.read_text().count('"key"') == 7
+    assert resend(file) == 7
+
+
 def test_folder_that_cannot_be_written_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -327,6 +383,36 @@ def test_server_that_is_not_there_is_an_error_at_the_start() -> None:
     with pytest.raises(LoggerError, match=f"answers at http://me:.*@{address}: .*refused.*mlflow server") as caught:
         make_trainer("auto", 1, logger=logger, max_epochs=1).fit(Regression(), loader(8))
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.timeout(60)  # MLflow itself tries for minutes
+def test_files_are_not_waited_for_where_the_server_is_gone(server: Server, tmp_path: Path) -> None:
+    logger = MLFlowLogger("files", tracking_uri=server.address, save_dir=str(tmp_path))
+    files = [tmp_path / "run.html", tmp_path / "profile" / "steps.png"]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(file.name)
+    hand_over([logger], files, tmp_path)
+    artifacts = logger.experiment.list_artifacts(logger.run_id)
+    assert {artifact.path for artifact in artifacts} == {"run.html", "profile"}
+    began = time.monotonic()
+    server.freeze()
+    try:
+        with pytest.warns(UserWarning, match=f"has not got 2 files of {tmp_path}, .*: MLflow at .* does not answer"):
+            hand_over([logger], files, tmp_path)
+    finally:
+        server.thaw()
+    assert time.monotonic() - began < 20
+    logger.finalize()
+
+
+def test_files_that_take_too_long_do_not_hold_up_the_run(tmp_path: Path) -> None:
+    never = threading.Event()
+    with pytest.raises(LoggerError, match=r"the store has not taken it within 0\.1 s"):
+        within(0.1, lambda: never.wait() and None, "the store")
+    never.set()
+    with pytest.raises(ArithmeticError):
+        within(10, lambda: print(1 / 0), "the store")
 
 
 def test_run_that_was_deleted_is_an_error_of_the_fit(server: Server, tmp_path: Path) -> None:

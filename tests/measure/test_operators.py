@@ -69,6 +69,20 @@ def test_each_window_leaves_a_trace_and_sums(tmp_path: Path) -> None:
     assert profile.overhead > 0
 
 
+def test_lines_of_torchs_profiler_for_tracers_stay_off_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for warmup in (0, 1):
+        operators = OperatorProfile(tmp_path, 0, Windows(wait=1, warmup=warmup, active=1))
+        operators.start()
+        for _ in range(4):
+            torch.ones(3).sum()
+            operators.step()
+        operators.stop()
+        assert operators.traces
+    assert "USDT" not in capfd.readouterr().err
+
+
 def test_names_are_those_that_tensorboard_splits_into_worker_and_span(tmp_path: Path) -> None:
     profile = OperatorProfile(tmp_path, 12, Windows(0, 0, 1))
     profile.start()

@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 from itwinai.data.samplers import DealtBatchSampler
-from itwinai.measure.samples import trained_samples
+from itwinai.measure.samples import trained_samples, why_unknown
 
 DATA = TensorDataset(torch.zeros(103, 1))
 
@@ -74,3 +74,19 @@ def test_what_nobody_can_tell() -> None:
     assert trained_samples([DataLoader(DATA, batch_size=8)] * 2, 1, 13, 0, 13) is None
     assert trained_samples([], 1, 13, 0, 0) is None
     assert trained_samples([[1, 2, 3]], 1, 3, 0, 3) is None
+
+
+def test_why_the_number_is_not_known() -> None:
+    class Batches:
+        def __iter__(self) -> Iterator[list[int]]:
+            return iter([[1, 2]])
+
+    one = DataLoader(DATA, batch_size=8)
+    for loaders, reason in (
+        ([one, one], "a batch comes from 2 loaders"),
+        ([DataLoader(DATA, batch_size=None)], "the DataLoader has batch_size=None"),
+        ([DataLoader(DATA, batch_sampler=Batches())], "batch sampler, of class Batches, has no batch_size"),  # type: ignore[arg-type]
+        ([[1, 2]], "of class list, has no batch_size"),
+    ):
+        assert trained_samples(loaders, 1, 13, 0, 13) is None  # type: ignore[arg-type]
+        assert reason in why_unknown(loaders)  # type: ignore[arg-type]

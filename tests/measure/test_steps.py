@@ -84,6 +84,44 @@ def test_waiting_within_a_phase_is_taken_from_it(time: Time) -> None:
     assert split.overlap == pytest.approx(1 - 45 / 75)
 
 
+def test_what_is_broken_off_or_left_out_is_counted_once_or_not_at_all(time: Time) -> None:
+    clock = StepClock()
+    run_step(clock, time, FORWARD=30)
+    time.now += 5
+    clock.begin()
+    clock.discard()
+    time.now += 700
+    clock.end()
+    time.now += 5
+    run_step(clock, time, FORWARD=30)
+    clock.begin()  # and there is no batch left
+    time.now += 11
+    clock.pause()
+    time.now += 10_000  # between epochs
+    run_step(clock, time, FORWARD=30)
+    assert (clock.steps, clock.step_time, clock.left_out) == (3, 90, 700)
+    assert clock.between == clock.reading().between == 5 + 5 + 11
+
+
+def test_waits_for_the_first_batch_of_later_epochs_are_told_by_themselves(time: Time) -> None:
+    clock = StepClock(every=5)
+    for epoch in range(3):
+        began = time.now
+        run_step(clock, time, DATA=900 if epoch else 7000, FORWARD=30)  # workers of the loader start
+        assert clock.epoch_began == began
+        for _ in range(7):
+            run_step(clock, time, DATA=10, FORWARD=30)
+        clock.pause()
+        time.now += 10_000
+    assert (clock.later_epochs, clock.waited_at_start) == (2, 1800)
+    # Of 24 steps 0 to 4 are split, and 5, 8, 10, 15, 16, 20: 8 and 16 begin an epoch.
+    assert clock.split_steps == 11
+    assert clock.spent[Phase.DATA] == 7000 + 8 * 10
+    assert clock.spent[Phase.FORWARD] == 11 * 30
+    assert clock.split_time == sum(clock.spent)
+    assert clock.step_time == 7000 + 2 * 900 + 21 * 10 + 24 * 30
+
+
 def test_what_the_engine_has_waited_during_backward_is_taken_from_backward(time: Time) -> None:
     clock = StepClock()
     clock.covers_gradients = True

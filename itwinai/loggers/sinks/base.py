@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -41,6 +41,18 @@ class Sink:
 
     def file(self, path: Path) -> None:
         """Keep a file with the run."""
+
+    def hand_over(self, files: Sequence[Path], base: Path, patience: float) -> None:
+        """Keep files that the run has written, if the logger keeps files elsewhere than in the folder of the run.
+
+        Args:
+            files: the files.
+            base: the folder below which their places shall be the same in the logger.
+            patience: most seconds that it may take.
+
+        Raises:
+            LoggerError: it has taken longer.
+        """
 
     def figure(self, name: str, figure: Figure, step: int) -> None:
         """Log a figure of matplotlib.

@@ -5,14 +5,18 @@ from __future__ import annotations
 import inspect
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from itwinai.errors import LoggerError
 from itwinai.facts.secrets import without_secrets
 from itwinai.loggers.mlflow import MLFlowLogger
 from itwinai.loggers.mlflow_manners import quiet
+from itwinai.loggers.mlflow_server import AwayError, check_answers, is_server
 from itwinai.loggers.sinks.base import RankedSink
+from itwinai.loggers.sinks.files import within
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -51,6 +55,16 @@ class MLflowSink(RankedSink):
     def file(self, path: Path) -> None:
         self._client.log_artifact(self._run, str(path))
 
+    def hand_over(self, files: Sequence[Path], base: Path, patience: float) -> None:
+        server = f"MLflow at {without_secrets(self._address)}"
+        if is_server(self._address):
+            try:
+                check_answers(self._address, tries=1)
+            except AwayError:
+                raise LoggerError(f"{server} does not answer") from None
+        # If it goes away meanwhile, MLflow tries again for minutes.
+        within(patience, partial(_upload, self._client, self._run, files, base), server)
+
     def figure(self, name: str, figure: Figure, step: int) -> None:
         self._client.log_figure(self._run, figure, f"figures/{name}/step-{step}.png")
 
@@ -88,6 +102,12 @@ class MLflowSink(RankedSink):
             experiment = self.logger.experiment_id  # type: ignore[attr-defined]
             return f"{uri}/#/experiments/{experiment}/runs/{self._run}"
         return f"mlflow ui --backend-store-uri {uri}"
+
+
+def _upload(client: Any, run: str, files: Sequence[Path], base: Path) -> None:
+    for path in files:
+        place = path.parent.relative_to(base).as_posix()
+        client.log_artifact(run, str(path), None if place == "." else place)
 
 
 def _pickled() -> dict[str, str]:

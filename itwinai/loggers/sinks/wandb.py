@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -39,6 +39,10 @@ class WandbSink(Sink):
         artifact = wandb.Artifact(f"{path.stem}-{self._run.id}", type="config")
         artifact.add_file(str(path))
         self._run.log_artifact(artifact)
+
+    def hand_over(self, files: Sequence[Path], base: Path, patience: float) -> None:
+        for path in files:  # linked from the folder of W&B, which sends them in the background
+            self._run.save(str(path), base_path=str(base), policy="now")
 
     def figure(self, name: str, figure: Figure, step: int) -> None:
         import wandb

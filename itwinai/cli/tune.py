@@ -1,0 +1,98 @@
+"""`itwinai tune`: search for good hyperparameters of the run that a config describes."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from itwinai.cli.run import expand_short_flags
+from itwinai.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from itwinai.tune import SearchResult
+
+_EPILOG = """
+The config is one that `itwinai fit` takes, with one more section:
+
+  tune:
+    metric: val_loss                  # any logged metric; mode: max for one that is to be large
+    num_samples: 20
+    scheduler: asha                   # ends bad trials early; or pbt, hyperband, median
+    search: optuna                    # or random, grid...
+    space:
+      model.lr: {loguniform: [1.0e-5, 1.0e-1]}
+      data.batch_size: {choice: [16, 32, 64]}
+
+Every setting can be given as a flag too: --tune.num_samples=50. All other flags are those of `itwinai fit`, for all
+trials: --trainer.max_epochs=5.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: the arguments after ``tune``.
+
+    Raises:
+        ConfigurationError: the config or the settings make no sense.
+    """
+    parser = argparse.ArgumentParser(
+        prog="itwinai tune",
+        description="Search for good hyperparameters: many trials at once, each with one or several workers.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        required=True,
+        help="config file of `itwinai fit` with a section 'tune'; given several times, the later ones win",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with a search that was interrupted")
+    parser.add_argument("--retrain-best", action="store_true", help="train with the best config at the end")
+    parser.add_argument("--address", help="of a Ray cluster; by default RAY_ADDRESS, or Ray is started here")
+    given, others = parser.parse_known_args(argv)
+    settings, arguments = _settings(others)
+
+    from itwinai.tune import Tuner
+
+    result = Tuner(given.config, address=given.address, arguments=expand_short_flags(arguments), **settings).fit(
+        resume=given.resume
+    )
+    if result.interrupted:
+        return 130
+    return _retrain(result) if given.retrain_best else 0
+
+
+def _settings(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings among the arguments, ``--tune.NAME=VALUE``, and the other arguments."""
+    import yaml
+
+    settings: dict[str, Any] = {}
+    others: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        flag, equals, value = argument.partition("=")
+        if not flag.startswith("--tune."):
+            others.append(argument)
+            continue
+        if not equals and (value := next(waiting, "")) == "":
+            raise ConfigurationError(f"{flag} needs a value: {flag}=VALUE.")
+        settings[flag.removeprefix("--tune.")] = yaml.safe_load(value)
+    return settings, others
+
+
+def _retrain(result: SearchResult) -> int:
+    """Train with the best config, as a user would, and return the exit code."""
+    from itwinai.tune.tuner import BEST_CONFIG
+
+    config = result.folder / BEST_CONFIG
+    command = [sys.executable, "-m", "itwinai.cli.main", "fit", "-c", str(config)]
+    print(f"training with the best config: itwinai fit -c {config}", flush=True)
+    return subprocess.call([*command, f"--trainer.default_root_dir={result.folder / 'best'}"])

@@ -1,0 +1,116 @@
+"""A run from a config file: lightning's own command line, with `ItwinaiTrainer` in it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from itwinai import compat
+from itwinai.errors import ConfigurationError
+from itwinai.trainer import ItwinaiTrainer
+
+
+class ConfiguredCLI(LightningCLI):
+    """Lightning's command line, whose config may have a section for `itwinai tune`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let the section be there; a run leaves it aside."""
+        parser.add_argument("--tune", type=dict | None, default=None, help="what `itwinai tune` is to search for")
+
+
+class ParsedCLI(ConfiguredCLI):
+    """Lightning's command line that only parses: nothing is built, and nothing is seeded.
+
+    Attributes:
+        config: the whole config, without the seed.
+        seed: what the config says of ``seed_everything``.
+    """
+
+    seed: int | bool | None
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and take out the seed."""
+        super().parse_arguments(parser, args)
+        self.seed, self.config["seed_everything"] = self.config["seed_everything"], False
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def as_dict(self, *, without_defaults: bool = False) -> dict[str, Any]:
+        """Return the config as plain values, as a file would have it, without the ``tune`` section.
+
+        Args:
+            without_defaults: leave out what a run has anyway.
+        """
+        text = self.parser.dump(self.config, skip_default=without_defaults, skip_validation=True)
+        plain: dict[str, Any] = {**yaml.safe_load(text), "seed_everything": self.seed}
+        plain.pop("tune", None)
+        return plain
+
+    def check(self, config: Mapping[str, Any], what: str) -> None:
+        """Raise an error if a config is wrong.
+
+        Args:
+            config: plain values.
+            what: is wrong with it, to say so.
+
+        Raises:
+            ConfigurationError: it is wrong.
+        """
+        try:
+            self.parser.parse_object(copy.deepcopy(dict(config)))
+        except ArgumentError as error:
+            raise ConfigurationError(f"{what}, which does not fit there: {told_by_parser(error)}") from None
+
+
+def told_by_parser(error: Exception) -> str:
+    """Return what the parser says is wrong, without its list of all that would be right."""
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    telling = [line for line in lines if line.startswith(_TELLING)]
+    return "; ".join(dict.fromkeys(telling[-2:])) or lines[0]
+
+
+_TELLING = ("Expected a", "Got value", "Key ", "No action", "Problem with", "Unable to", "Parser key", "Group ")
+
+
+def command_line(arguments: Sequence[str] | Mapping[str, Any], **options: Any) -> LightningCLI:
+    """Return lightning's command line, having done what the arguments say.
+
+    Args:
+        arguments: the command line; or a config, whose values are plain.
+        **options: further arguments of LightningCLI; ``run=False`` builds trainer, model and data, and runs nothing.
+
+    Raises:
+        SystemExit: the arguments or the config are wrong; the message is on the standard error.
+    """
+    return _make(ConfiguredCLI, arguments, **options)
+
+
+def parsed(arguments: Sequence[str] | Mapping[str, Any], **options: Any) -> ParsedCLI:
+    """Return what `command_line` would build, only parsed.
+
+    Raises:
+        ConfigurationError: the arguments or the config are wrong.
+    """
+    options = {"parser_kwargs": {"exit_on_error": False}, **options}
+    try:
+        return _make(ParsedCLI, arguments, run=False, save_config_callback=None, **options)
+    except ArgumentError as error:
+        raise ConfigurationError(f"The config is wrong: {error}") from None
+
+
+CLI = TypeVar("CLI", bound=LightningCLI)
+
+
+def _make(kind: type[CLI], arguments: Sequence[str] | Mapping[str, Any], **options: Any) -> CLI:
+    compat.silence_known_warnings()
+    # It warns of a command line beside the arguments; here they are given whole.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    given: Any = dict(arguments) if isinstance(arguments, Mapping) else list(arguments)
+    return kind(trainer_class=ItwinaiTrainer, subclass_mode_model=True, subclass_mode_data=True, args=given, **options)

@@ -1,0 +1,95 @@
+"""What several objectives cost each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+from itwinai.report.pictures import svg_of
+from itwinai.report.search.names import shortened
+from itwinai.report.search.standing import Standing, sign_of
+from itwinai.report.search.style import (
+    BEST,
+    DRAWN_ONE_BY_ONE,
+    PLAIN,
+    beyond,
+    empty_picture,
+    lettering,
+    wide,
+)
+from itwinai.report.search.values import spread_of
+from itwinai.report.sections import Picture
+
+PAIRS = 6
+"""Most pictures: all pairs of four objectives."""
+
+APART = 0.05
+"""How far from each other trials of the front are whose numbers both have room, as part of an axis."""
+
+
+def pareto_pictures(standing: Standing) -> Iterator[Picture]:
+    """Yield a picture for each pair of objectives: the trials that no other dominates, and the others in grey.
+
+    Two objectives have a line along the front. Of more objectives only the points are drawn: a trial of the front may
+    be dominated in the two of a picture.
+    """
+    pairs = list(combinations(range(len(standing.record.objectives)), 2))
+    if standing.ranked:
+        for first, second in pairs[:PAIRS]:
+            yield _pair(standing, first, second, with_line=len(pairs) == 1)
+
+
+def _pair(standing: Standing, first: int, second: int, with_line: bool) -> Picture:
+    objectives = (standing.record.objectives[first], standing.record.objectives[second])
+    points = {number: (values[first], values[second]) for number, values in standing.values.items()}
+    spreads = [
+        spread_of([point[axis] for point in points.values()], objective) for axis, objective in enumerate(objectives)
+    ]
+    front = sorted((points[trial.number], trial.number) for trial in standing.front)
+    on_front = {number for _, number in front}
+    others = [point for number, point in points.items() if number not in on_front]
+    figure, axes = empty_picture(9.0, 4.2) if with_line else empty_picture(5.0, 3.4)
+    if others:
+        many = len(others) > DRAWN_ONE_BY_ONE
+        alpha = max(0.25, min(0.7, 12 / len(others) ** 0.6))
+        xs, ys = zip(*others, strict=True)
+        axes.scatter(xs, ys, s=16, color=PLAIN, alpha=alpha, linewidths=0, rasterized=many)
+    line = _stairs([point for point, _ in front], sign_of(objectives[0]))
+    if with_line:
+        axes.plot(*zip(*line, strict=True), color=BEST, linewidth=1.2, alpha=0.7)
+    xs, ys = zip(*(point for point, _ in front), strict=True)
+    axes.scatter(xs, ys, s=26, color=BEST, zorder=4)
+    for spread, vertical in zip(spreads, (False, True), strict=True):
+        spread.apply(axes, vertical)
+    named: list[tuple[float, float]] = []
+    for point, number in front:
+        x, y = (spread.place(value) for spread, value in zip(spreads, point, strict=True))
+        if all(abs(x - other_x) > APART or abs(y - other_y) > APART for other_x, other_y in named):
+            named.append((x, y))
+            axes.annotate(str(number), point, (5, 5), textcoords="offset points", fontsize="small")
+    names = [lettering(f"{objective.metric} ({objective.mode})", 50) for objective in objectives]
+    axes.set(xlabel=names[0], ylabel=names[1])
+    hidden = sum(
+        any(not spread.low <= value <= spread.high for spread, value in zip(spreads, point, strict=True))
+        for point in points.values()
+    )
+    metrics = " and ".join(shortened(objective.metric, 40) for objective in objectives)
+    title = f"{metrics}: {len(front)} trials that no other dominates, with their numbers"
+    svg = svg_of(figure)
+    return Picture(f"{title}{beyond(hidden, 'trials')}", wide(svg) if with_line else svg)
+
+
+def _stairs(points: Sequence[tuple[float, float]], sign: float) -> list[tuple[float, float]]:
+    """Return the line that parts what is dominated from what is not.
+
+    Args:
+        points: of the front, in order of their first value.
+        sign: 1 if the first value is to be small, -1 if large.
+    """
+    line: list[tuple[float, float]] = []
+    for point in points:
+        if line:
+            (x, y), (next_x, next_y) = line[-1], point
+            line.append((next_x, y) if sign > 0 else (x, next_y))
+        line.append(point)
+    return line

@@ -1,0 +1,117 @@
+"""The trial that a training run is part of, as the run sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from enum import Enum
+from typing import Any, Protocol
+
+from itwinai.trials.line import Address, Line, LineClosedError
+
+
+class Decision(str, Enum):
+    """What the search says to a report."""
+
+    GO_ON = "go on"
+    SAVE = "save"
+    """Save a checkpoint of this moment, say where it is, and ask again."""
+    STOP = "stop"
+
+
+class TrialSession(Protocol):
+    """What a run can say to the search. Only rank 0 talks."""
+
+    folder: str
+    """Where the trial's checkpoints go: a path or URL that all nodes of the search can reach."""
+
+    resume_path: str | None
+    """The checkpoint that the run has to go on from: the trial's own, or the one that PBT has copied."""
+
+    def report(
+        self, number: int, metrics: Mapping[str, float], checkpoint: str, best: str, again: bool = False
+    ) -> Decision:
+        """Report metrics, and wait for what the search says.
+
+        Args:
+            number: 1 for the first report of this trial, or of the one whose checkpoint it has copied.
+            metrics: the values.
+            checkpoint: path of a checkpoint of this moment; empty if there is none.
+            best: path of the trial's best checkpoint so far; empty if there is none.
+            again: whether this is what was reported last before the run was resumed.
+        """
+
+    def saved(self, checkpoint: str, best: str) -> Decision:
+        """Say where the checkpoint is that `Decision.SAVE` has asked for, and wait for what the search says."""
+
+
+class LineSession:
+    """A session whose other end is in another process.
+
+    Args:
+        address: of the process that the search talks to.
+        folder: see `TrialSession`.
+        resume_path: see `TrialSession`.
+    """
+
+    def __init__(self, address: Address, folder: str, resume_path: str | None = None) -> None:
+        self.address = address
+        self.folder = folder
+        self.resume_path = resume_path
+        self._line: Line | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_line": None}
+
+    def report(
+        self, number: int, metrics: Mapping[str, float], checkpoint: str, best: str, again: bool = False
+    ) -> Decision:
+        """Report metrics, and wait for what the search says."""
+        values = dict(metrics)
+        return self._ask({"number": number, "metrics": values, "checkpoint": checkpoint, "best": best, "again": again})
+
+    def saved(self, checkpoint: str, best: str) -> Decision:
+        """Say where the checkpoint is that was asked for."""
+        return self._ask({"saved": checkpoint, "best": best})
+
+    def _ask(self, message: dict[str, Any]) -> Decision:
+        if self._line is None:
+            self._line = Line.to(self.address)
+        try:
+            self._line.send(message)
+            answer = self._line.receive()
+        except LineClosedError:  # the search has ended, and this process will be ended too
+            return Decision.STOP
+        assert answer is not None
+        return Decision(answer["decision"])
+
+
+_session: ContextVar[TrialSession | None] = ContextVar("the trial that runs here", default=None)
+
+
+@contextmanager
+def in_trial(session: TrialSession) -> Iterator[None]:
+    """Let the callbacks that are made meanwhile find a session.
+
+    Args:
+        session: of the trial that runs here.
+    """
+    token = _session.set(session)
+    try:
+        yield
+    finally:
+        _session.reset(token)
+
+
+def find_session() -> TrialSession | None:
+    """Return the session of the trial that this code runs in: of `itwinai tune`, or of a function given to Ray Tune.
+
+    Returns:
+        The session; None outside of trials.
+    """
+    if (session := _session.get()) is not None:
+        return session
+    from itwinai.trials.ray_function import function_session
+
+    return function_session()

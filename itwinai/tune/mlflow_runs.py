@@ -1,0 +1,232 @@
+"""The runs of a search in MLflow: where they are, how they are opened, and how they are found again.
+
+MLflow's client is asked directly: its fluent functions have one active run per process, which belongs to the user.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from itwinai.errors import ConfigurationError, LoggerError, require
+from itwinai.facts.secrets import without_secrets
+from itwinai.loggers.mlflow_manners import VARIABLE, clean_output, quiet_database
+from itwinai.loggers.plain import plain
+from itwinai.report.search.names import told
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+    from itwinai.tune.logger_kinds import Entry
+
+PARENT, SEARCH_ID, TRIAL = "mlflow.parentRunId", "itwinai.search_id", "itwinai.trial"
+"""Names of tags; MLflow's pages look for the first one."""
+
+_SQLITE = "sqlite:///"
+_FORBIDDEN = re.compile(r"[^a-zA-Z0-9_/.: -]+")
+_LONGEST_KEY, _LONGEST_VALUE, _BATCH = 250, 500, 100  # what MLflow takes at least, whichever its version
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a logger's runs are.
+
+    Attributes:
+        address: of the server or the database.
+        experiment: its name.
+        artifacts: where the files of the experiment go, if it is made; None leaves it to the server.
+    """
+
+    address: str = field(repr=False)
+    experiment: str
+    artifacts: str | None = None
+
+
+def place_of(entry: Entry, search: str, folder: Path, address: str = "") -> Place:
+    """Return where the runs of an MLflow logger are.
+
+    That is where the user has said; otherwise the server that the variable ``MLFLOW_TRACKING_URI`` names, or else one
+    database in the folder of the search, which all trials share.
+
+    Args:
+        entry: the logger.
+        search: name of the search, and of the experiment if the user has named none.
+        folder: of the search.
+        address: what is taken in the place of the variable and the database.
+    """
+    given = entry.arguments
+    address = str(given.get("tracking_uri") or address or os.environ.get(VARIABLE) or "")
+    if not address and not entry.is_ours and "save_dir" in given:
+        address = f"file:{Path(given['save_dir']).absolute()}"  # as lightning has it
+    if not address:
+        address = f"{_SQLITE}{Path(given.get('save_dir') or folder, 'mlflow.db').absolute()}"
+    if address.startswith(_SQLITE) and ":memory:" not in address:
+        # Relative to the working folder, which is another one in a trial.
+        address = f"{_SQLITE}{Path(address.removeprefix(_SQLITE)).absolute()}"
+        beside = (Path(address.removeprefix(_SQLITE)).parent / "mlartifacts").as_uri()
+    else:
+        beside = None
+    return Place(address, given.get("experiment_name") or search, given.get("artifact_location") or beside)
+
+
+class Runs:
+    """The runs of an experiment, which is made if there is none.
+
+    Args:
+        place: where it is.
+
+    Raises:
+        MissingPackageError: MLflow is not installed.
+        LoggerError: no server answers at the address, or it does not do what is asked.
+        ConfigurationError: the experiment was deleted.
+    """
+
+    def __init__(self, place: Place) -> None:
+        from itwinai.loggers.mlflow_server import check_answers, is_server
+
+        require("mlflow", "Install it with `pip install 'itwinai[mlflow]'`.", "The MLflow logger")
+        self.place = place
+        if is_server(place.address):
+            check_answers(place.address)
+        elif place.address.startswith(_SQLITE):
+            require("sqlalchemy", "Install it with `pip install 'itwinai[mlflow]'`.", "MLflow without a server")
+            Path(place.address.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+        with self.asking():
+            from mlflow.tracking import MlflowClient
+
+            self.client: MlflowClient = MlflowClient(place.address)
+            self.experiment_id = self._experiment()
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Raise what MLflow raises as `LoggerError`, and keep the address's secrets out of what it prints."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with quiet_database(), clean_output(self.place.address):
+                yield
+        except MlflowException as error:
+            text = without_secrets(str(error))
+            shown = without_secrets(self.place.address)
+            raise LoggerError(
+                f"MLflow at {shown} does not do what the search asks of it: {text}. Check the address (tracking_uri, "
+                "or the variable MLFLOW_TRACKING_URI) and that you may write there (MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN)."
+            ) from None
+
+    def create(self, name: str, tags: Mapping[str, Any]) -> str:
+        """Make a run, and return its id.
+
+        Args:
+            name: of the run.
+            tags: in addition to those that tell of the user and the code, which MLflow finds by itself.
+        """
+        from mlflow.tracking.context.registry import resolve_tags
+
+        known = {key: str(value) for key, value in resolve_tags(dict(tags)).items()}
+        with self.asking():
+            run_id: str = self.client.create_run(self.experiment_id, tags=known, run_name=name).info.run_id
+        return run_id
+
+    def tag(self, run_id: str, tags: Mapping[str, Any]) -> None:
+        """Set tags of a run, also such as it has."""
+        from mlflow.entities import RunTag
+
+        entities = [RunTag(as_key(name), str(value)) for name, value in tags.items()]
+        with self.asking():
+            for first in range(0, len(entities), _BATCH):
+                self.client.log_batch(run_id, tags=entities[first : first + _BATCH])
+
+    def parameters(self, run_id: str, parameters: Mapping[str, str]) -> None:
+        """Log parameters, as `as_parameters` returns them."""
+        from mlflow.entities import Param
+
+        entities = [Param(name, value) for name, value in parameters.items()]
+        with self.asking():
+            for first in range(0, len(entities), _BATCH):
+                self.client.log_batch(run_id, params=entities[first : first + _BATCH])
+
+    def reopen(self, run: Any) -> str:
+        """Let one of MLflow's runs go on if it has ended, and return its id."""
+        if run.info.status != "RUNNING":
+            with self.asking():
+                self.client.update_run(run.info.run_id, status="RUNNING")
+        return str(run.info.run_id)
+
+    def find(self, tags: Mapping[str, str]) -> Iterator[Any]:
+        """Yield MLflow's runs that have some tags, the newest first.
+
+        Args:
+            tags: values without quotes.
+        """
+        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        token: str | None = None
+        while token != "":
+            with self.asking():
+                page = self.client.search_runs(
+                    [self.experiment_id], wanted, order_by=["attributes.start_time DESC"], page_token=token
+                )
+            yield from page
+            token = page.token or ""
+
+    def _experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        name = self.place.experiment
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self.client.create_experiment(name, self.place.artifacts))
+            except MlflowException:
+                # Another search may have made it in this moment.
+                if (found := self.client.get_experiment_by_name(name)) is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            raise ConfigurationError(
+                f"The experiment '{name}' was deleted at {without_secrets(self.place.address)}, and its name is not "
+                f"free. Restore it (`mlflow experiments restore --experiment-id {found.experiment_id}`), or give the "
+                "search another name."
+            )
+        return str(found.experiment_id)
+
+
+def trial_run(place: Place, name: str, tags: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+    """Return the id of the run that a trial logs to: the one that it has begun earlier, or a new one.
+
+    What a run was made with cannot be changed in MLflow. A trial that has got other parameters since, in population
+    based training, begins another run.
+
+    Args:
+        place: where it is.
+        name: of a new run.
+        tags: of a new run; by `SEARCH_ID` and `TRIAL` the earlier one is found.
+        parameters: of the trial, by path.
+    """
+    runs, wanted = Runs(place), as_parameters(parameters)
+    for run in runs.find({key: str(tags[key]) for key in (SEARCH_ID, TRIAL)}):
+        known = run.data.params
+        if all(known.get(key) == value for key, value in wanted.items()):
+            return runs.reopen(run)
+    run_id = runs.create(name, tags)
+    runs.parameters(run_id, wanted)
+    return run_id
+
+
+def as_parameters(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return values as MLflow takes parameters, without secrets."""
+    shown: dict[str, Any] = without_secrets(plain(values))
+    return {as_key(name): _text(value)[:_LONGEST_VALUE] for name, value in shown.items()}
+
+
+def as_key(name: str) -> str:
+    """Return a name as MLflow takes it."""
+    return _FORBIDDEN.sub("-", name)[:_LONGEST_KEY]
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, float) else told(value)

@@ -1,0 +1,30 @@
+"""The page that a search leaves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from itwinai.report.page import page
+from itwinai.report.search.sections import search_sections
+from itwinai.trials.records import SearchRecord
+from itwinai.tune.importance import importances
+
+
+def write_report(record: SearchRecord, path: str | os.PathLike[str], best_config: str = "") -> None:
+    """Write what a search has found as one HTML page that needs no network; a file of that name is replaced as a whole.
+
+    Args:
+        record: the search.
+        path: of the page; its folder is made if it does not exist.
+        best_config: the configuration of the best trial, as YAML without secrets.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+        OSError: it could not be written; the old page is still there.
+    """
+    from itwinai.loggers.folder import write_whole
+
+    found = [importances(record, objective) for objective in record.objectives]
+    sections = search_sections(record, found, best_config)
+    write_whole(Path(path), page(f"Search {record.name}", sections))

@@ -1,0 +1,250 @@
+"""A search from the plan of its resources to what it leaves in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import cloudpickle
+import yaml
+
+from itwinai.errors import MissingMetricError, TrialError
+from itwinai.facts.secrets import without_secrets
+from itwinai.loggers.folder import write_whole
+from itwinai.trials import records
+from itwinai.trials.records import SearchRecord
+from itwinai.tune.course import SearchCourse
+from itwinai.tune.distributions import Choice, Range
+from itwinai.tune.leaderboard import leaderboard_text, write_leaderboard
+from itwinai.tune.live import SearchView
+from itwinai.tune.order import SearchOrder
+from itwinai.tune.parent_run import ParentRun, open_parent_run, search_id
+from itwinai.tune.plan import ResourcePlan, make_plan
+from itwinai.tune.record_file import read_record, write_record
+from itwinai.tune.report import write_report
+from itwinai.tune.resources import cluster_nodes
+from itwinai.tune.search import Search
+from itwinai.tune.settings import Settings
+from itwinai.tune.space import SearchSpace
+from itwinai.tune.stopping import SearchStopper
+from itwinai.tune.trial_loggers import TrialRun, logger_entries
+from itwinai.tune.tuner import BEST_CONFIG, LEADERBOARD, RECORD, REPORT, SearchResult
+
+if TYPE_CHECKING:
+    from itwinai.tune.subjects import Subject
+
+
+@dataclass(frozen=True)
+class TrialLoggers:
+    """Gives the trials of a search their loggers.
+
+    Attributes:
+        given: what the config has at ``trainer.logger``.
+        search: name of the search.
+        search_id: see `itwinai.tune.parent_run.search_id`.
+        search_folder: of the search.
+        parent_run_id: run of the search in MLflow; None if it has none.
+        tracking_uri: address of MLflow.
+    """
+
+    given: Any
+    search: str
+    search_id: str
+    search_folder: str
+    parent_run_id: str | None = None
+    tracking_uri: str = ""
+
+    def __call__(self, parameters: Mapping[str, Any], name: str, folder: str) -> Any:
+        """Return what a trial has at ``trainer.logger``."""
+        run = TrialRun(
+            search=self.search,
+            search_id=self.search_id,
+            search_folder=Path(self.search_folder),
+            trial=name,
+            folder=Path(folder),
+            parameters=parameters,
+            parent_run_id=self.parent_run_id,
+            tracking_uri=self.tracking_uri,
+        )
+        return logger_entries(self.given, run)
+
+
+class Running:
+    """One start of a search.
+
+    Args:
+        settings: of the search.
+        subject: what it is over.
+        nursery: path of the nursery's socket, if there is one.
+        resume: go on with what an interrupted process has left.
+        quiet: print nothing.
+    """
+
+    def __init__(self, settings: Settings, subject: Subject, nursery: str | None, resume: bool, quiet: bool) -> None:
+        self.settings = settings
+        self.subject = subject
+        self.nursery = nursery
+        self.resume = resume
+        self.quiet = quiet
+        self.folder = Path(settings.folder)
+        self.search = Search.of(settings, subject.space, subject.start_with(), subject.max_reports())
+
+    def run(self) -> SearchResult:
+        """Run the trials, and leave what they have found.
+
+        Raises:
+            TrialError: all trials have failed.
+        """
+        plan = self._plan()
+        self._say(plan.text())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        course = SearchCourse(
+            self.settings.name,
+            self.settings.objectives,
+            self.subject.space.paths,
+            str(self.folder),
+            self.subject.space.active,
+            settings=self._told(),
+            ranges=_ranges(self.subject.space),
+            number_of=self.search.namer.number,
+        )
+        parent = open_parent_run(self.subject.logger, self.settings.name, self.folder, self._told())
+        view = SearchView(plan.num_trials, plan.at_once, self.settings.seconds)
+        stopper = SearchStopper(self.settings, lambda: _is_hopeless(course.record()))
+        if not self.quiet:
+            course.tell = view.show
+            with view:
+                self.search.run(self._order(parent), course, stopper, self.resume)
+        else:
+            self.search.run(self._order(parent), course, stopper, self.resume)
+        return self._conclude(course.record(), parent)
+
+    def _plan(self) -> ResourcePlan:
+        subject = self.subject
+        has_ray_workers = self._order(None).has_ray_workers({})
+        return make_plan(
+            self.search.resources(subject.strategy, has_ray_workers),
+            cluster_nodes(),
+            None if self.settings.num_samples == -1 else self.search.num_samples,
+            self.settings.max_concurrent,
+            self.settings.seconds,
+            self._seconds_per_trial(),
+        )
+
+    def _seconds_per_trial(self) -> float | None:
+        """Return how long a trial took when this search ran before."""
+        path = self.folder / RECORD
+        if not path.exists():
+            return None
+        ended = [trial.seconds for trial in read_record(path).trials if trial.status in ("finished", "stopped")]
+        return sum(ended) / len(ended) if ended else None
+
+    def _order(self, parent: ParentRun | None) -> SearchOrder:
+        loggers = TrialLoggers(
+            self.subject.logger,
+            self.settings.name,
+            search_id(self.folder) if parent else "",
+            str(self.folder),
+            parent.run_id if parent else None,
+            parent.tracking_uri if parent else "",
+        )
+        return SearchOrder(
+            cloudpickle.dumps(self.subject.trials(loggers)),
+            str(self.folder),
+            strategy=self.subject.strategy,
+            moment=self.settings.report_on,
+            nursery=self.nursery,
+        )
+
+    def _conclude(self, record: SearchRecord, parent: ParentRun | None) -> SearchResult:
+        interrupted = any(trial.status in ("waiting", "running", "paused") for trial in record.trials)
+        ranked = record.ranked()
+        config = self.subject.best_config(ranked[0].parameters) if ranked else None
+        text = "" if config is None else yaml.safe_dump(config, sort_keys=False)
+        if text:
+            write_whole(self.folder / BEST_CONFIG, text)
+        write_record(record, self.folder / RECORD)
+        write_leaderboard(record, self.folder / LEADERBOARD)
+        shown = "" if config is None else yaml.safe_dump(without_secrets(config), sort_keys=False)
+        write_report(record, self.folder / REPORT, shown)
+        if parent is not None:
+            ended: Literal["FINISHED", "FAILED"] = "FINISHED" if ranked else "FAILED"
+            parent.finish(record, "KILLED" if interrupted else ended, [self.folder / LEADERBOARD, self.folder / REPORT])
+        self._say(leaderboard_text(record))
+        self._say(self._places(record, bool(text), interrupted, parent))
+        if not ranked and not interrupted:
+            raise _all_failed(record)
+        return SearchResult(record, config, interrupted)
+
+    def _places(self, record: SearchRecord, has_config: bool, interrupted: bool, parent: ParentRun | None) -> str:
+        ranked = record.ranked()
+        places = {"report": self.folder / REPORT, "leaderboard": self.folder / LEADERBOARD}
+        if has_config:
+            places["best config"] = self.folder / BEST_CONFIG
+        if ranked and ranked[0].checkpoint:
+            places["checkpoint"] = Path(ranked[0].checkpoint)
+        lines = [f"{name:<12} {_shown(path)}" for name, path in places.items()]
+        if parent is not None:
+            lines.append(f"{'mlflow':<12} {parent.place_to_look()}")
+        if interrupted:
+            lines.append("The search was interrupted. Go on with the same command and --resume.")
+        return "\n".join(lines)
+
+    def _told(self) -> dict[str, str]:
+        """Return the settings for people."""
+        settings = self.settings
+        told: dict[str, Any] = {
+            "searcher": settings.search,
+            "scheduler": settings.scheduler or "none",
+            "trials": "as many as the time allows" if settings.num_samples == -1 else self.search.num_samples,
+            "seed": settings.seed,
+            "workers per trial": settings.workers_per_trial,
+            "strategy": self.subject.strategy,
+        }
+        if settings.time_budget is not None:
+            told["time budget"] = settings.time_budget
+        if settings.overrides:
+            told["for trials only"] = ", ".join(f"{path}={value}" for path, value in settings.overrides.items())
+        return {name: str(value) for name, value in told.items() if value is not None}
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            print(text, flush=True)
+
+
+def _ranges(space: SearchSpace) -> dict[str, records.Range]:
+    """Return what the parameters are drawn from, for the report."""
+    ranges: dict[str, records.Range] = {}
+    for parameter in space.parameters:
+        drawn = parameter.distribution
+        if isinstance(drawn, Choice):
+            ranges[parameter.path] = records.Range(choices=drawn.values)
+        elif isinstance(drawn, Range):
+            ranges[parameter.path] = records.Range(drawn.lower, drawn.upper, drawn.log)
+    return ranges
+
+
+def _is_hopeless(record: SearchRecord) -> bool:
+    """Tell whether a metric is wanted that no trial logs: the first error of this kind says it for all."""
+    nothing = not any(trial.reports for trial in record.trials)
+    return nothing and any(MissingMetricError.__name__ in trial.error for trial in record.trials)
+
+
+def _all_failed(record: SearchRecord) -> TrialError:
+    failed = [trial for trial in record.trials if trial.error]
+    if not failed:
+        return TrialError("no trial has reported anything", "", record.folder)
+    first = failed[0]
+    return TrialError(
+        f"no trial has succeeded; the first, {first.name}: {first.error}", "", f"{first.folder}/output.log"
+    )
+
+
+def _shown(path: Path) -> str:
+    """Return a path as short as it can be written here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,241 @@
+"""`Tuner`: search for good hyperparameters, from Python."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from itwinai.errors import ConfigurationError, require
+from itwinai.tune.settings import Settings
+
+if TYPE_CHECKING:
+    from itwinai.trials.records import SearchRecord, TrialRecord
+    from itwinai.tune.subjects import Subject
+
+_INSTALL = "Install it with `pip install 'itwinai[tune]'`."
+
+BEST_CONFIG, LEADERBOARD, REPORT, RECORD = "best_config.yaml", "leaderboard.csv", "report.html", "search.json"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search has found.
+
+    Attributes:
+        record: all its trials.
+        best_config: the config that `itwinai fit` takes as it is, with the best trial's parameters; None for a search
+            over a function, or without a trial that has reported.
+        interrupted: whether it was interrupted, and can be resumed.
+    """
+
+    record: SearchRecord
+    best_config: dict[str, Any] | None
+    interrupted: bool
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The best trial; with several objectives the first of the Pareto front."""
+        ranked = self.record.ranked()
+        return ranked[0] if ranked else None
+
+    @property
+    def best_parameters(self) -> dict[str, Any]:
+        """The parameters of the best trial, by path."""
+        return dict(self.best.parameters) if self.best else {}
+
+    @property
+    def best_value(self) -> float | None:
+        """What the best trial has reached in the first objective."""
+        values = self.record.values(self.best) if self.best else None
+        return values[0] if values else None
+
+    @property
+    def best_checkpoint(self) -> str | None:
+        """Path of the best trial's checkpoint."""
+        return (self.best.checkpoint or None) if self.best else None
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is."""
+        return Path(self.record.folder)
+
+
+ConfigPath = str | os.PathLike[str]
+
+
+class Tuner:
+    """Search for the hyperparameters with which a training run reaches the best value of a metric.
+
+    Trials run at the same time, as many as there is room for, on this machine or a Ray cluster, each with one or
+    several workers. Everything that a search leaves is in one folder: its trials with their checkpoints, the best
+    config, a leaderboard, and a page with pictures.
+
+    Args:
+        subject: what is searched over: the path of a config file that `itwinai fit` takes, or several, of which the
+            later ones win; such a config as a mapping; or a function that trains, which gets the parameters of a trial
+            as a dictionary by path, and reports through `itwinai.callbacks.TuneReportCallback`.
+        space: distributions by path in the config, as ``{"model.lr": {"loguniform": [1e-5, 1e-1]}}``; or of Ray, as
+            ``{"model.lr": tune.loguniform(1e-5, 1e-1)}``. By default that of the config's ``tune`` section.
+        metric: name of a logged metric, or several.
+        mode: ``"min"`` or ``"max"``, one for all or one for each metric.
+        address: of a Ray cluster; by default that of RAY_ADDRESS, and without one Ray is started on this machine.
+        arguments: further arguments of lightning's command line, as ``["--trainer.max_epochs=5"]``.
+        quiet: print nothing.
+        **settings: see `itwinai.tune.settings.Settings`; they win over the config's ``tune`` section.
+
+    Raises:
+        ConfigurationError: the space, the settings or the config make no sense.
+        MissingPackageError: Ray, or the package of a searcher, is not installed.
+    """
+
+    def __init__(
+        self,
+        subject: ConfigPath | Sequence[ConfigPath] | Mapping[str, Any] | Callable[[dict[str, Any]], Any],
+        space: Mapping[str, Any] | None = None,
+        *,
+        metric: Any = None,
+        mode: Any = None,
+        address: str | None = None,
+        arguments: list[str] | None = None,
+        quiet: bool = False,
+        **settings: Any,
+    ) -> None:
+        for package in ("ray", "optuna", "rich"):
+            require(package, _INSTALL, "A search")
+        given = {"space": space, "metric": metric, "mode": mode}
+        section, self._config = _split(subject)
+        merged = {**section, **settings, **{name: value for name, value in given.items() if value is not None}}
+        self.settings = Settings.from_mapping(merged)
+        self.address = address
+        self.arguments = arguments or []
+        self.quiet = quiet
+        self._function = subject if callable(subject) else None
+
+    def fit(self, *, resume: bool = False) -> SearchResult:
+        """Run the search.
+
+        Args:
+            resume: go on with a search that was interrupted: trials that have ended stay, those that were running go on
+                from their checkpoints.
+
+        Returns:
+            What it has found.
+
+        Raises:
+            ConfigurationError: something in the settings is wrong, or there is a search of this name already.
+            ResourceError: there is no room for a single trial.
+            TrialError: all trials have failed.
+        """
+        _check_folder(Path(self.settings.folder), resume)
+        with ExitStack() as contexts:
+            nursery = contexts.enter_context(_nursery())
+            contexts.enter_context(_importing_from(os.getcwd()))
+            connected = contexts.enter_context(_ray(self.address, self.settings))
+            subject = self._subject()
+            from itwinai.tune.running import Running
+
+            connected()
+            return Running(self.settings, subject, nursery, resume, self.quiet).run()
+
+    def _subject(self) -> Subject:
+        from itwinai.tune.subjects import ConfiguredSubject, FunctionSubject
+
+        if self._function is not None:
+            return FunctionSubject(self._function, self.settings)
+        return ConfiguredSubject.parsed(self._config, self.arguments, self.settings)
+
+
+def _split(subject: Any) -> tuple[dict[str, Any], Any]:
+    """Return the ``tune`` section of a config, and the config, or its paths."""
+    if callable(subject):
+        return {}, None
+    paths = [] if isinstance(subject, Mapping) else [subject] if isinstance(subject, (str, os.PathLike)) else subject
+    configs = [dict(subject)] if isinstance(subject, Mapping) else [_read(Path(path)) for path in paths]
+    section: dict[str, Any] = {}
+    for config in configs:
+        own = config.pop("tune", None) or {}
+        if not isinstance(own, Mapping):
+            raise ConfigurationError(f"The section 'tune' has to be a mapping of settings, and it is {own!r}.")
+        section |= own
+    return section, configs[0] if isinstance(subject, Mapping) else [os.fspath(path) for path in paths]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigurationError(f"There is no config file {path}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"The config file {path} is not valid YAML: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigurationError(f"The config file {path} has no sections such as 'model' and 'tune'.")
+    return config
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    has_state = folder.is_dir() and any(folder.glob("experiment_state-*.json"))
+    if resume and not has_state:
+        raise ConfigurationError(
+            f"There is no search to resume in {folder}. Start it without --resume (resume=False), or say with name and "
+            "storage where it is."
+        )
+    if not resume and has_state:
+        raise ConfigurationError(
+            f"There is a search in {folder} already. Go on with it by --resume (resume=True), give this one another "
+            "name, or delete the folder."
+        )
+
+
+@contextmanager
+def _nursery() -> Iterator[str | None]:
+    """Begin to import what trials need, in a process that they are forked off; yield the path of its socket."""
+    from itwinai.launchers.template import Nursery, can_fork
+    from itwinai.tune.order import MODULES
+
+    if not can_fork():
+        yield None
+        return
+    nursery = Nursery(MODULES)
+    try:
+        yield nursery.path
+    finally:
+        nursery.close()
+
+
+@contextmanager
+def _importing_from(folder: str) -> Iterator[None]:
+    """Find modules in a folder, as for a script: a config names classes in files of the current one."""
+    added = folder not in sys.path
+    if added:
+        sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if added and folder in sys.path:
+            sys.path.remove(folder)
+
+
+@contextmanager
+def _ray(address: str | None, settings: Settings) -> Iterator[Callable[[], None]]:
+    """Begin to start Ray, or to connect; yield what waits until it is there. End what was begun."""
+    import ray
+
+    from itwinai.launchers.ray_start import StartingRay
+
+    if ray.is_initialized():
+        yield lambda: None
+        return
+    # Workers may share cores, as local processes may, unless it is said how many each needs.
+    cpus = 1 if "CPU" in settings.resources_per_worker else settings.workers_per_trial
+    starting = StartingRay(cpus, address=address, log_to_driver=False)
+    try:
+        yield starting.wait
+    finally:
+        starting.end()
