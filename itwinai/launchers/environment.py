@@ -16,7 +16,7 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from itwinai.compat import SrunEnvironment
+from itwinai.compat import SrunEnvironment, tune_storage
 from itwinai.errors import ConfigurationError
 
 
@@ -161,6 +161,8 @@ def _inside_slurm_step() -> bool:
 def _ray_train_place() -> Place | None:
     # Inside a Ray Train worker ray is loaded already; if it is not, there is nothing to ask.
     if "ray.train" not in sys.modules or not sys.modules["ray"].is_initialized():
+        return None
+    if tune_storage() is not None:  # a function of Ray Tune, which has no ranks
         return None
     from ray.train import get_context
 

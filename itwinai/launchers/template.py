@@ -316,7 +316,10 @@ def serve(connection: socket.socket) -> None:
                     _tell(connection, "ended", number, os.waitstatus_to_exitcode(status))
         if connection.fileno() not in ready:
             continue
-        message, streams, _, _ = socket.recv_fds(connection, _MESSAGE_SIZE, 3)
+        try:
+            message, streams, _, _ = socket.recv_fds(connection, _MESSAGE_SIZE, 3)
+        except ConnectionResetError:  # the caller was killed
+            return
         if not message:
             return
         number, folder, rank = pickle.loads(message)

@@ -63,12 +63,13 @@ class Search:
             ConfigurationError: something in the settings does not fit together.
             MissingPackageError: the package of a searcher is not installed.
         """
-        endless = settings.num_samples == -1
+        is_grid = space.has_grid or settings.search == "grid"
+        wanted = settings.num_samples or (1 if is_grid else _TRIALS)
         algorithm, num_samples = make_searcher(
             settings.search,
             space,
             settings.objectives,
-            _ENDLESS if endless else settings.num_samples,
+            _ENDLESS if wanted == -1 else wanted,
             settings.seed,
             start_with=start_with,
             max_concurrent=settings.max_concurrent or 0,
@@ -136,6 +137,7 @@ class Search:
             )
 
 
+_TRIALS = 10
 _ENDLESS = 1_000_000
 
 

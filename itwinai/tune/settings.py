@@ -28,8 +28,8 @@ class Settings:
         metric: what is to be made small or large, the name of a logged metric; several for several objectives.
         mode: ``min`` or ``max``; one for each metric, or one for all.
         name: of the search, and of its folder.
-        num_samples: number of trials; with a grid, the number of times that it is gone through. -1 goes on until
-            ``time_budget`` is over.
+        num_samples: number of trials, by default 10; with a grid, the number of times that it is gone through, by
+            default once. -1 goes on until ``time_budget`` is over.
         time_budget: after this time no trial goes on: ``"30min"``, ``"2h"``, or seconds.
         search: who chooses the points: ``random``, ``grid``, ``optuna``..., or a mapping from the name to options.
         scheduler: who stops bad trials early: ``asha``, ``pbt``, ``hyperband``, ``median``, or a mapping from the name
@@ -56,7 +56,7 @@ class Settings:
     metric: str | Sequence[str]
     mode: str | Sequence[str] = "min"
     name: str = "search"
-    num_samples: int = 10
+    num_samples: int | None = None
     time_budget: str | float | None = None
     search: str | Mapping[str, Any] = "random"
     scheduler: str | Mapping[str, Any] | None = None
@@ -90,7 +90,9 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
                 raise ConfigurationError(f"tune.{name} is {value!r}; it has to be a whole number, 0 or more.")
-        if not isinstance(self.num_samples, int) or (self.num_samples < 1 and self.num_samples != -1):
+        if self.num_samples is not None and (
+            not isinstance(self.num_samples, int) or (self.num_samples < 1 and self.num_samples != -1)
+        ):
             raise ConfigurationError(f"tune.num_samples is {self.num_samples!r}; it has to be 1 or more, or -1.")
         if self.num_samples == -1 and self.time_budget is None:
             raise ConfigurationError("tune.num_samples is -1, which never ends: give a time_budget too, as '2h'.")

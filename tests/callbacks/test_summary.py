@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
+import wandb
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -152,6 +153,21 @@ def test_loggers_that_keep_files_elsewhere_get_page_and_profile(tmp_path: Path) 
     for name, path in files.items():
         assert path.read_bytes() == Path(csv.log_dir, name).read_bytes()
     assert len(list(tmp_path.rglob("*.pt.trace.json.gz"))) == 2
+
+
+def test_wandb_gets_copies_of_page_and_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    logger = WandbLogger(save_dir=tmp_path, project="files", offline=True)
+    summary, profiling = RunSummary(terminal=False), ProfilingCallback(operators=False)
+    options = {"callbacks": [profiling, summary], "logger": [CSVLogger(tmp_path), logger], "max_epochs": 1}
+    try:
+        make_trainer("auto", 1, **options).fit(Regression(), loader(8))
+    finally:
+        wandb.finish()
+    staged = {path.read_bytes() for path in (tmp_path / "data").rglob("staging/*")}
+    assert summary.page is not None and profiling.profile is not None
+    expected = [summary.page, *(profiling.profile.folder / name for name in ("steps.png", "workers.csv"))]
+    assert {path.read_bytes() for path in expected} <= staged
 
 
 def test_two_profilers_of_torch_are_an_error(tmp_path: Path) -> None:

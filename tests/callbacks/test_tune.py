@@ -155,8 +155,8 @@ def test_the_optimizer_uses_the_hyperparameters_of_this_trial_in_the_state_of_an
         callback = TuneReportCallback("lr", checkpoint_every=1)
         trainer = fit(callback, tmp_path, Regression(lr=0.08, momentum=0.9), max_epochs=4)
     group = trainer.optimizers[0].param_groups[0]
-    # Two of the four epochs were the other's; its schedule goes on, from twice its rate. What is logged at the end of an
-    # epoch is the rate of the next one.
+    # Two of the four epochs were the other's; its schedule goes on, from twice its rate. What is logged at the end of
+    # an epoch is the rate of the next one.
     assert [values["lr"] for values in answered.reports] == pytest.approx([0.08 * 0.5**3, 0.08 * 0.5**4])
     assert (group["initial_lr"], group["momentum"]) == (0.08, 0.9)
     assert math.isclose(group["lr"], 0.08 * 0.5**4)

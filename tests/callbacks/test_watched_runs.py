@@ -209,10 +209,6 @@ def test_wandb_has_one_run_and_a_group_of_the_workers(run: Watched) -> None:
     logged = [(row["trainer/global_step"], row["train_loss"]) for row in whole.history if "train_loss" in row]
     assert same(logged, curve(run, "train_loss"))
     assert any("validation/val_confusion/path" in row for row in whole.history)
-    (files,) = (path for path in Path(run.folder, "wandb").glob("offline-run-*/files") if (path / "run.html").exists())
-    assert run.summary.page is not None
-    assert (files / "run.html").read_text() == run.summary.page.read_text()
-    assert (files / "profile" / "rank-0.1.pt.trace.json.gz").exists()
     assert {one.run.run_group for one in workers} == {whole.run.run_id}
     for one in workers:
         assert sum("train_loss" in row for row in one.history) == len(LOG_STEPS)

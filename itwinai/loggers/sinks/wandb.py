@@ -34,15 +34,20 @@ class WandbSink(Sink):
         self._run.config.update({"facts": facts.flat()}, allow_val_change=True)
 
     def file(self, path: Path) -> None:
-        import wandb
-
-        artifact = wandb.Artifact(f"{path.stem}-{self._run.id}", type="config")
-        artifact.add_file(str(path))
-        self._run.log_artifact(artifact)
+        self._log_files(path.stem, "config", [path], path.parent)
 
     def hand_over(self, files: Sequence[Path], base: Path, patience: float) -> None:
-        for path in files:  # linked from the folder of W&B, which sends them in the background
-            self._run.save(str(path), base_path=str(base), policy="now")
+        # As an artifact, which is a copy: files that a worker process saves otherwise are lost when its run ends.
+        name = files[0].stem if len(files) == 1 else files[0].parent.name
+        self._log_files(name, "report", files, base)
+
+    def _log_files(self, name: str, kind: str, files: Sequence[Path], base: Path) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"{name}-{self._run.id}", type=kind)
+        for path in files:
+            artifact.add_file(str(path), name=path.relative_to(base).as_posix())
+        self._run.log_artifact(artifact)
 
     def figure(self, name: str, figure: Figure, step: int) -> None:
         import wandb
