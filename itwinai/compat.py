@@ -5,6 +5,7 @@ When a new lightning release moves something, it is mended here and nowhere else
 
 from __future__ import annotations
 
+import atexit
 import copy
 import functools
 import os
@@ -1229,3 +1230,8 @@ def may_stop_at_once(trainer: Trainer) -> None:
     """Let ``trainer.should_stop`` end a fit even before its ``min_epochs`` and ``min_steps``."""
     trainer.fit_loop.min_epochs = 0
     trainer.fit_loop.epoch_loop.min_steps = None
+
+
+def run_exit_functions() -> None:
+    """Run what has been registered with `atexit`, as Python does when it ends."""
+    atexit._run_exitfuncs()

@@ -7,6 +7,7 @@ context, which do not survive a fork.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import select
@@ -299,6 +300,7 @@ def serve(connection: socket.socket) -> None:
     """
     from itwinai.launchers import payload, worker  # noqa: F401 - for all workers
 
+    gc.freeze()  # collections in the workers leave these pages alone, which they share as long as nobody writes there
     children: dict[int, int] = {}
     awake, wake = os.pipe()
     for end in (awake, wake):
@@ -373,7 +375,7 @@ def _become_worker(streams: list[int], folder: Path, rank: int) -> NoReturn:
     from itwinai.launchers import worker
 
     worker.main(folder, rank)
-    raise SystemExit(0)
+    worker.exit_at_once()
 
 
 def worker_title(rank: int) -> str:

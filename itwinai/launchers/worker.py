@@ -12,10 +12,11 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import cloudpickle
 
@@ -106,6 +107,23 @@ def leave_group() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def exit_at_once() -> NoReturn:
+    """End this process as the interpreter would, but for tidying up its memory.
+
+    That takes seconds in a forked process, which by it gets a copy of each page that it has shared.
+    """
+    from itwinai import compat
+
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    compat.run_exit_functions()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

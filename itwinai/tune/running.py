@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,46 +27,11 @@ from itwinai.tune.search import Search
 from itwinai.tune.settings import Settings
 from itwinai.tune.space import SearchSpace
 from itwinai.tune.stopping import SearchStopper
-from itwinai.tune.trial_loggers import TrialRun, logger_entries
+from itwinai.tune.trial_loggers import TrialLoggers
 from itwinai.tune.tuner import BEST_CONFIG, LEADERBOARD, RECORD, REPORT, SearchResult
 
 if TYPE_CHECKING:
     from itwinai.tune.subjects import Subject
-
-
-@dataclass(frozen=True)
-class TrialLoggers:
-    """Gives the trials of a search their loggers.
-
-    Attributes:
-        given: what the config has at ``trainer.logger``.
-        search: name of the search.
-        search_id: see `itwinai.tune.parent_run.search_id`.
-        search_folder: of the search.
-        parent_run_id: run of the search in MLflow; None if it has none.
-        tracking_uri: address of MLflow.
-    """
-
-    given: Any
-    search: str
-    search_id: str
-    search_folder: str
-    parent_run_id: str | None = None
-    tracking_uri: str = ""
-
-    def __call__(self, parameters: Mapping[str, Any], name: str, folder: str) -> Any:
-        """Return what a trial has at ``trainer.logger``."""
-        run = TrialRun(
-            search=self.search,
-            search_id=self.search_id,
-            search_folder=Path(self.search_folder),
-            trial=name,
-            folder=Path(folder),
-            parameters=parameters,
-            parent_run_id=self.parent_run_id,
-            tracking_uri=self.tracking_uri,
-        )
-        return logger_entries(self.given, run)
 
 
 class Running:

@@ -73,6 +73,41 @@ def logger_entries(given: Any, run: TrialRun) -> Any:
     return filled if is_list or len(filled) != 1 else filled[0]
 
 
+@dataclass(frozen=True)
+class TrialLoggers:
+    """Gives the trials of a search their loggers.
+
+    Attributes:
+        given: what the config has at ``trainer.logger``.
+        search: name of the search.
+        search_id: see `itwinai.tune.parent_run.search_id`.
+        search_folder: of the search.
+        parent_run_id: run of the search in MLflow; None if it has none.
+        tracking_uri: address of MLflow.
+    """
+
+    given: Any
+    search: str
+    search_id: str
+    search_folder: str
+    parent_run_id: str | None = None
+    tracking_uri: str = ""
+
+    def __call__(self, parameters: Mapping[str, Any], name: str, folder: str) -> Any:
+        """Return what a trial has at ``trainer.logger``."""
+        run = TrialRun(
+            search=self.search,
+            search_id=self.search_id,
+            search_folder=Path(self.search_folder),
+            trial=name,
+            folder=Path(folder),
+            parameters=parameters,
+            parent_run_id=self.parent_run_id,
+            tracking_uri=self.tracking_uri,
+        )
+        return logger_entries(self.given, run)
+
+
 def _filled(entry: Entry, run: TrialRun) -> dict[str, Any]:
     fill = _FILLERS.get(entry.kind)
     return entry.as_config() if fill is None else entry.with_arguments(**fill(entry, run)).as_config()

@@ -6,7 +6,12 @@ import pickle
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import itwinai.configured  # noqa: F401 - so that it is imported in the template
+# So that they are imported in the template.
+import itwinai.callbacks.tune
+import itwinai.configured
+import itwinai.tune.bodies
+import itwinai.tune.space
+import itwinai.tune.trial_loggers  # noqa: F401
 from itwinai.checkpoints.find import newest_valid
 from itwinai.launchers.template import forked_template
 from itwinai.trials.session import in_trial
