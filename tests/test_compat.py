@@ -11,6 +11,7 @@ import os
 import pickle
 import random
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -1205,3 +1206,25 @@ def test_norm_of_all_is_that_of_torch(kind: str) -> None:
         tensors = tensors[:1]
     dense = torch.cat([t.to_dense().double().flatten() for t in tensors])
     torch.testing.assert_close(compat.total_norm(tensors).double(), dense.norm(), rtol=1e-5, atol=1e-6)
+
+
+def test_storage_of_a_function_of_ray_tune(local_ray: None, tmp_path: Path) -> None:
+    from ray import tune
+
+    from itwinai import compat
+
+    def trial(config: dict[str, Any]) -> None:
+        tune.report({"folder": compat.tune_storage()})
+
+    assert compat.tune_storage() is None
+    results = tune.Tuner(trial, run_config=tune.RunConfig(storage_path=str(tmp_path), name="a", verbose=0)).fit()
+    assert results[0].metrics["folder"] == results[0].path
+
+
+def test_exit_functions_run_once(tmp_path: Path) -> None:
+    script = (
+        "import atexit, sys; from itwinai import compat; atexit.register(print, 'ended'); "
+        "compat.run_exit_functions(); print('and then')"
+    )
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == ["ended", "and then"]

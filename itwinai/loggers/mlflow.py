@@ -244,8 +244,8 @@ class MLFlowLogger(LightningMLFlowLogger):
         pause = FIRST_PAUSE
         if (left := deadline - time.monotonic()) > 1:
             log.warning(
-                "Waiting up to %.0f s more for MLflow at %s to take %d metrics. To stop waiting, press Ctrl-C: they stay "
-                "in %s.",
+                "Waiting up to %.0f s more for MLflow at %s to take %d metrics. To stop waiting, press Ctrl-C: they "
+                "stay in %s.",
                 left,
                 without_secrets(self.address),
                 unsent_points(self._unsent),
