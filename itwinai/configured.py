@@ -71,12 +71,12 @@ class ParsedCLI(ConfiguredCLI):
 
 def told_by_parser(error: Exception) -> str:
     """Return what the parser says is wrong, without its list of all that would be right."""
-    lines = [line.strip(" -") for line in str(error).splitlines()]
-    telling = [line for line in lines if line.startswith(_TELLING)]
-    return "; ".join(dict.fromkeys(telling[-2:])) or lines[0]
-
-
-_TELLING = ("Expected a", "Got value", "Key ", "No action", "Problem with", "Unable to", "Parser key", "Group ")
+    lines = [line for line in str(error).splitlines() if line.strip() and "NoneType" not in line]
+    lines = [
+        line for line in lines if not line.strip().startswith(("Given value", "Subtypes:", "Errors:", "- Expected"))
+    ]
+    deepest = max(lines, key=lambda line: len(line) - len(line.lstrip(" -")), default=str(error))
+    return deepest.strip(" -").replace("<class '", "").replace("'>", "")
 
 
 def command_line(arguments: Sequence[str] | Mapping[str, Any], **options: Any) -> LightningCLI:

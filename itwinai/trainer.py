@@ -42,6 +42,7 @@ from itwinai.loops.training import LeanTrainingEpochLoop
 from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.ray import RayStrategy
 from itwinai.strategies.registry import make_strategy
+from itwinai.trials.session import find_session
 
 
 def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,6 +185,8 @@ class ItwinaiTrainer(Trainer):
         _check_gpus(accelerator, devices)
         if environment not in plugin_list and getattr(strategy, "cluster_environment", None) is None:
             plugin_list.append(environment)
+        if kwargs.get("default_root_dir") is None and (session := find_session()) is not None:
+            kwargs["default_root_dir"] = session.folder  # trials that run at the same time would write to one place
         loggers = _loggers(logger, kwargs.get("default_root_dir"))
         if not kwargs.get("barebones"):
             kwargs["callbacks"] = with_defaults(kwargs.get("callbacks"), kwargs, watch, loggers)

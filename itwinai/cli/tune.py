@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,17 @@ The config is one that `itwinai fit` takes, with one more section:
       model.lr: {loguniform: [1.0e-5, 1.0e-1]}
       data.batch_size: {choice: [16, 32, 64]}
 
-Every setting can be given as a flag too: --tune.num_samples=50. All other flags are those of `itwinai fit`, for all
-trials: --trainer.max_epochs=5.
+Every setting can be given as a flag too: --tune.num_samples=50, --tune.overrides.trainer.max_epochs=5. All other flags
+are those of `itwinai fit`, for the trials and the best config: --trainer.max_epochs=5.
+
+settings:
+  {settings}
+
+distributions: {distributions}
+searchers:     {searchers}
+schedulers:    {schedulers}
+
+docs/how-to/tune.md says what they mean.
 """
 
 
@@ -43,7 +53,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="itwinai tune",
         description="Search for good hyperparameters: many trials at once, each with one or several workers.",
-        epilog=_EPILOG,
+        epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -70,6 +80,28 @@ def main(argv: list[str]) -> int:
     return _retrain(result) if given.retrain_best else 0
 
 
+def _epilog() -> str:
+    """Return what is below the flags in the help."""
+    import dataclasses
+
+    from itwinai.tune.distributions import DISTRIBUTIONS
+    from itwinai.tune.schedulers import SCHEDULERS
+    from itwinai.tune.searchers import SEARCHERS
+    from itwinai.tune.settings import Settings
+
+    names = {
+        "settings": (field.name for field in dataclasses.fields(Settings)),
+        "distributions": DISTRIBUTIONS,
+        "searchers": SEARCHERS,
+        "schedulers": SCHEDULERS,
+    }
+    text = _EPILOG
+    for kind, listed in names.items():
+        lines = textwrap.wrap(", ".join(listed), 100, break_on_hyphens=False)
+        text = text.replace(f"{{{kind}}}", ("\n  " if kind == "settings" else f"\n{' ' * 15}").join(lines))
+    return text
+
+
 def _settings(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the settings among the arguments, ``--tune.NAME=VALUE``, and the other arguments."""
     import yaml
@@ -84,7 +116,11 @@ def _settings(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             continue
         if not equals and (value := next(waiting, "")) == "":
             raise ConfigurationError(f"{flag} needs a value: {flag}=VALUE.")
-        settings[flag.removeprefix("--tune.")] = yaml.safe_load(value)
+        name, dot, path = flag.removeprefix("--tune.").partition(".")
+        if dot:
+            settings.setdefault(name, {})[path] = yaml.safe_load(value)
+        else:
+            settings[name] = yaml.safe_load(value)
     return settings, others
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from itwinai.errors import ConfigurationError
 from itwinai.trials.session import TrialSession
 from itwinai.tune.trial_config import BaseConfig
 
@@ -27,10 +28,16 @@ class ConfiguredBody:
 
     def __call__(self, session: TrialSession) -> None:
         """Build trainer, model and data, and train."""
-        from itwinai.configured import command_line
+        from jsonargparse import ArgumentError
+
+        from itwinai.configured import command_line, told_by_parser
 
         Path(self.folder, "config.yaml").write_text(yaml.safe_dump(dict(self.config), sort_keys=False))
-        cli = command_line(self.config, run=False, save_config_callback=None, parser_kwargs={"exit_on_error": False})
+        try:
+            options = {"save_config_callback": None, "parser_kwargs": {"exit_on_error": False}}
+            cli = command_line(self.config, run=False, **options)
+        except ArgumentError as error:
+            raise ConfigurationError(f"the config of this trial can not be built: {told_by_parser(error)}") from error
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=session.resume_path)
 
 

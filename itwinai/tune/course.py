@@ -247,6 +247,9 @@ class SearchCourse(Callback):
     def _ended(self, trial: Trial, before: Status) -> Status:
         if before in ("finished", "stopped"):
             return before
+        known = self._known(trial.trial_id)
+        if known.error and not known.reports:  # what ended the search, maybe: no trial logs what is searched for
+            return "failed"
         return "finished" if self._ends.get(trial.trial_id, _End()).by_itself else "stopped"
 
 

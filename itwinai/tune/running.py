@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ from itwinai.facts.secrets import without_secrets
 from itwinai.loggers.folder import write_whole
 from itwinai.trials import records
 from itwinai.trials.records import SearchRecord
+from itwinai.tune.asked import SearchAsked
 from itwinai.tune.course import SearchCourse
 from itwinai.tune.distributions import Choice, Range
 from itwinai.tune.leaderboard import leaderboard_text, write_leaderboard
@@ -61,8 +63,13 @@ class Running:
             TrialError: all trials have failed.
         """
         plan = self._plan()
+        said = SearchAsked.of(self.settings, self.subject.best_config({}))
+        if self.resume:
+            said.check(self.folder)
         self._say(plan.text())
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if (cores := os.cpu_count() or 1) < self._cpus_per_trial() and len(plan.nodes) == 1:
+            self._say(f"{'':<12}the workers of a trial share {cores} cores of this machine: expect no speed-up")
+        said.write(self.folder)
         course = SearchCourse(
             self.settings.name,
             self.settings.objectives,
@@ -83,6 +90,10 @@ class Running:
         else:
             self.search.run(self._order(parent), course, stopper, self.resume)
         return self._conclude(course.record(), parent)
+
+    def _cpus_per_trial(self) -> float:
+        settings = self.settings
+        return settings.workers_per_trial * settings.resources_per_worker.get("CPU", 1)
 
     def _plan(self) -> ResourcePlan:
         subject = self.subject
@@ -159,6 +170,7 @@ class Running:
         """Return the settings for people."""
         settings = self.settings
         told: dict[str, Any] = {
+            "searched for": ", ".join(f"{one.mode} {one.metric}" for one in settings.objectives),
             "searcher": settings.search,
             "scheduler": settings.scheduler or "none",
             "trials": "as many as the time allows" if settings.num_samples == -1 else self.search.num_samples,

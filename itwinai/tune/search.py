@@ -85,6 +85,13 @@ class Search:
 
         return Namer(self.space, 0 if isinstance(self.algorithm, BasicVariantGenerator) else 1)
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether trials may go on from any checkpoint of another one."""
+        from ray.tune.schedulers import PopulationBasedTraining
+
+        return isinstance(self.scheduler, PopulationBasedTraining)
+
     def resources(self, strategy: Any, has_ray_workers: bool) -> TrialResources:
         """Return what a trial needs.
 
@@ -127,6 +134,8 @@ class Search:
                 time_budget_s=settings.seconds,
                 stop=stopper,
                 max_failures=settings.max_failures,
+                # Notes of where checkpoints are; under PBT other trials may take one that is not the newest.
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=None if self.keeps_all else _NOTES),
                 reuse_actors=True,
                 callbacks=[course],
                 trial_name_creator=self.namer,
@@ -138,6 +147,7 @@ class Search:
 
 
 _TRIALS = 10
+_NOTES = 2
 _ENDLESS = 1_000_000
 
 

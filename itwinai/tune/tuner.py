@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itwinai.errors import ConfigurationError, require
+from itwinai.tune.early import check_names
 from itwinai.tune.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _INSTALL = "Install it with `pip install 'itwinai[tune]'`."
 BEST_CONFIG, LEADERBOARD, REPORT, RECORD = "best_config.yaml", "leaderboard.csv", "report.html", "search.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchResult:
     """What a search has found.
 
@@ -36,6 +37,10 @@ class SearchResult:
     record: SearchRecord
     best_config: dict[str, Any] | None
     interrupted: bool
+
+    def __repr__(self) -> str:
+        found = f"best_value={self.best_value}, best_parameters={self.best_parameters}"
+        return f"SearchResult({found}, trials={len(self.record.trials)}, folder={str(self.folder)!r})"
 
     @property
     def best(self) -> TrialRecord | None:
@@ -109,8 +114,9 @@ class Tuner:
             require(package, _INSTALL, "A search")
         given = {"space": space, "metric": metric, "mode": mode}
         section, self._config = _split(subject)
-        merged = {**section, **settings, **{name: value for name, value in given.items() if value is not None}}
-        self.settings = Settings.from_mapping(merged)
+        settings |= {name: value for name, value in given.items() if value is not None}
+        self.settings = Settings.from_mapping(_merged(section, settings))
+        check_names(self.settings)
         self.address = address
         self.arguments = arguments or []
         self.quiet = quiet
@@ -132,6 +138,8 @@ class Tuner:
             TrialError: all trials have failed.
         """
         _check_folder(Path(self.settings.folder), resume)
+        if not self.quiet:
+            print("reading the config, and starting Ray ...", flush=True)
         with ExitStack() as contexts:
             nursery = contexts.enter_context(_nursery())
             contexts.enter_context(_importing_from(os.getcwd()))
@@ -165,6 +173,16 @@ def _split(subject: Any) -> tuple[dict[str, Any], Any]:
     return section, configs[0] if isinstance(subject, Mapping) else [os.fspath(path) for path in paths]
 
 
+def _merged(section: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a config with others over them; of mappings by path, entry by entry."""
+    merged = {**section, **settings}
+    for name in ("space", "overrides", "resources_per_worker"):
+        both = section.get(name), settings.get(name)
+        if all(isinstance(one, Mapping) for one in both):
+            merged[name] = {**section[name], **settings[name]}
+    return merged
+
+
 def _read(path: Path) -> dict[str, Any]:
     import yaml
 
@@ -183,13 +201,13 @@ def _check_folder(folder: Path, resume: bool) -> None:
     has_state = folder.is_dir() and any(folder.glob("experiment_state-*.json"))
     if resume and not has_state:
         raise ConfigurationError(
-            f"There is no search to resume in {folder}. Start it without --resume (resume=False), or say with name and "
-            "storage where it is."
+            f"There is no search to resume in {folder}. Start it without --resume (in Python by .fit()), or say with "
+            "name and storage where it is."
         )
     if not resume and has_state:
         raise ConfigurationError(
-            f"There is a search in {folder} already. Go on with it by --resume (resume=True), give this one another "
-            "name, or delete the folder."
+            f"There is a search in {folder} already. Go on with it by --resume (in Python .fit(resume=True)), give "
+            "this one another name (tune.name), or delete the folder."
         )
 
 

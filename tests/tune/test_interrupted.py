@@ -79,6 +79,11 @@ def test_a_search_that_was_interrupted_and_killed_goes_on_to_the_same_result(tmp
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.05)
 
+    # Not as something else than it was.
+    process, output = search("other", "--resume", "--tune.scheduler=asha", "--trainer.max_epochs=9")
+    assert process.wait(120) == 1
+    assert "tune.scheduler was None, and is 'asha'; trainer.max_epochs was 4, and is 9" in output.read_text()
+
     # To the end.
     going.touch()
     process, output = search("third", "--resume")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from itwinai.configured import command_line
 from itwinai.errors import ConfigurationError, MissingPackageError, ResourceError, TrialError
 from itwinai.trials.records import TrialRecord
 from itwinai.tune import SearchResult, Tuner
+from itwinai.tune.course_file import read_search
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -186,8 +186,10 @@ def test_a_search_in_which_all_fails_says_why(tmp_path: Path) -> None:
 def test_a_metric_that_is_never_logged_ends_the_search(tmp_path: Path) -> None:
     with pytest.raises(TrialError, match=r"'valloss' is to be reported.*Did you mean 'val_loss'"):
         search(tmp_path, metric="valloss", space={LR: {"uniform": [0.1, 0.2]}}, num_samples=40)
-    tried = {json.loads(line)["trial"] for line in (tmp_path / "search" / "reports.jsonl").open() if '"trial"' in line}
-    assert len(tried) < 20
+    record = read_search(tmp_path / "search")
+    assert len(record.trials) < 20
+    assert "failed" in {one.status for one in record.trials} <= {"failed", "stopped"}
+    assert "'valloss' is to be reported" in (tmp_path / "search" / "leaderboard.csv").read_text()
 
 
 def test_two_objectives(tmp_path: Path) -> None:
@@ -258,6 +260,7 @@ def test_a_function_is_searched_over(tmp_path: Path) -> None:
         ({"workers_per_trial": 0}, "1 or more"),
         ({"num_samples": -1}, "give a time_budget"),
         ({"time_budget": "soon"}, "write '90s'"),
+        ({"space": {"model.lr": {"quniform": [8, 32, 8]}, "model.width": {"uniform": [8, 32]}}}, "Expected a int"),
         ({"scheduler": "ahsa"}, "asha"),
         ({"search": "optna"}, "optuna"),
         ({"start_with": True, "space": {"model.lr": {"uniform": [1, 2]}}}, "lr"),
