@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itwinai.errors import ConfigurationError, require
+from itwinai.launchers.ray_slurm import agree_on_token, allocated_nodes, ray_over
 from itwinai.tune.early import check_names
 from itwinai.tune.settings import Settings
 
@@ -88,7 +89,8 @@ class Tuner:
             ``{"model.lr": tune.loguniform(1e-5, 1e-1)}``. By default that of the config's ``tune`` section.
         metric: name of a logged metric, or several.
         mode: ``"min"`` or ``"max"``, one for all or one for each metric.
-        address: of a Ray cluster; by default that of RAY_ADDRESS, and without one Ray is started on this machine.
+        address: of a Ray cluster; by default that of RAY_ADDRESS, and without one Ray is started: on all nodes in the
+            batch script of a SLURM job with several, and else on this machine.
         arguments: further arguments of lightning's command line, as ``["--trainer.max_epochs=5"]``.
         quiet: print nothing.
         **settings: see `itwinai.tune.settings.Settings`; they win over the config's ``tune`` section.
@@ -110,6 +112,7 @@ class Tuner:
         quiet: bool = False,
         **settings: Any,
     ) -> None:
+        agree_on_token()
         for package in ("ray", "optuna", "rich"):
             require(package, _INSTALL, "A search")
         given = {"space": space, "metric": metric, "mode": mode}
@@ -245,11 +248,21 @@ def _ray(address: str | None, settings: Settings) -> Iterator[Callable[[], None]
     """Begin to start Ray, or to connect; yield what waits until it is there. End what was begun."""
     import ray
 
-    from itwinai.launchers.ray_start import StartingRay
-
     if ray.is_initialized():
         yield lambda: None
         return
+    with ExitStack() as contexts:
+        address = address or os.environ.get("RAY_ADDRESS")
+        if address is None and len(nodes := allocated_nodes()) > 1:
+            address = contexts.enter_context(ray_over(nodes))
+        yield contexts.enter_context(_connected(address, settings))
+
+
+@contextmanager
+def _connected(address: str | None, settings: Settings) -> Iterator[Callable[[], None]]:
+    """Begin to connect to a cluster, or to start Ray here; yield what waits until it is there."""
+    from itwinai.launchers.ray_start import StartingRay
+
     # Workers may share cores, as local processes may, unless it is said how many each needs.
     cpus = 1 if "CPU" in settings.resources_per_worker else settings.workers_per_trial
     starting = StartingRay(cpus, address=address, log_to_driver=False)
