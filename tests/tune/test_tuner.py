@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def fit_with(given: dict[str, Any], folder: Path) -> float:
 
 def test_a_search_and_what_it_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     space = {"model.lr": {"loguniform": [1e-3, 0.5]}, "model.width": {"choice": [2, 4]}}
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)]
     result = Tuner(config(), space, metric="val_loss", num_samples=5, storage=str(tmp_path), name="first").fit()
     trials = result.record.trials
     assert [one.number for one in trials] == list(range(5))
@@ -63,6 +65,7 @@ def test_a_search_and_what_it_leaves(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [len(one.reports) for one in trials] == [3] * 5
     assert len({one.parameters[LR] for one in trials}) == 5
     assert result.best_value == min(report.metrics["val_loss"] for one in trials for report in one.reports)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)] == handlers
     # The best config gives the very same number, and the checkpoint is the one of that report.
     folder = tmp_path / "first"
     best = yaml.safe_load((folder / "best_config.yaml").read_text())
