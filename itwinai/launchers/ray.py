@@ -332,7 +332,7 @@ class RayLauncher(PayloadLauncher):
 
         They are set in the worker, not by Ray, which would have to start other processes than it keeps ready.
         """
-        forwarded = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+        forwarded = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
         return {**forwarded, **self.variables, **self.placement.runtime_env.get("env_vars", {})}
 
     def _places(self, actors: list[Any], nodes: list[str]) -> list[Place]:
@@ -402,8 +402,17 @@ def _ordered(group: Any, bundles: Iterable[int]) -> list[Bundle]:
     return sorted(((bundle, nodes[bundle]) for bundle in bundles), key=lambda one: (order.index(one[1]), one[0]))
 
 
-# Environment variables of the driver that decide what workers compute, or with how many threads.
-_FORWARDED = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG")
+# Beginnings of the names of environment variables of the driver that decide what workers compute, with how many
+# threads, and where they log to: Ray's own processes may have been started before these were set.
+_FORWARDED = (
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "WANDB_",
+    "MLFLOW_",
+)
 
 
 def _describe(resources: Mapping[str, float]) -> str:

@@ -21,7 +21,10 @@ _FORWARDED = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG", "M
 
 def forwarded_variables() -> dict[str, str]:
     """Return the environment variables of this process that trials are to have on every node."""
-    return {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
+    # W&B's service is that of the driver, and each trial has its own.
+    return {
+        name: value for name, value in os.environ.items() if name.startswith(_FORWARDED) and name != "WANDB_SERVICE"
+    }
 
 
 def is_ray(strategy: Any) -> bool:
