@@ -1226,12 +1226,6 @@ def tune_storage() -> str | None:
     return path if kind == "local" else f"{'gs' if kind == 'gcs' else kind}://{path}"
 
 
-def may_stop_at_once(trainer: Trainer) -> None:
-    """Let ``trainer.should_stop`` end a fit even before its ``min_epochs`` and ``min_steps``."""
-    trainer.fit_loop.min_epochs = 0
-    trainer.fit_loop.epoch_loop.min_steps = None
-
-
 def run_exit_functions() -> None:
     """Run what has been registered with `atexit`, as Python does when it ends."""
     atexit._run_exitfuncs()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,14 +13,13 @@ from torch import Tensor
 from itwinai import compat
 from itwinai.callbacks.mutation import Hyperparameters, hyperparameters_of, mutate
 from itwinai.errors import ConfigurationError, MissingMetricError
+from itwinai.trials.moments import parse_moment
 from itwinai.trials.ray_function import FunctionSession
 from itwinai.trials.records import Mode, Objective
 from itwinai.trials.session import Decision, TrialSession, find_session
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-
-_STEPS = re.compile(r"\s*(\d+)\s*steps?\s*")
 
 
 class TuneReportCallback(Checkpoint):
@@ -63,7 +60,7 @@ class TuneReportCallback(Checkpoint):
     ) -> None:
         super().__init__()
         self.metrics = _named(metrics)
-        self.on, self.every_n_steps = _moment(on)
+        self.on, self.every_n_steps = parse_moment(on)
         if mode not in ("min", "max"):
             raise ConfigurationError(f"mode={mode!r} is unknown; choose 'min' or 'max'.")
         if checkpoint_every < 0 or (keep is not None and keep < 1):
@@ -203,7 +200,8 @@ class TuneReportCallback(Checkpoint):
         self._remove_old(trainer)
         if decision == Decision.STOP:
             self._stopped = trainer.should_stop = True
-            compat.may_stop_at_once(trainer)
+            # Even before min_epochs and min_steps.
+            trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps = 0, None
 
     def _ask(self, trainer: Trainer, say: Callable[[TrialSession], Decision]) -> Decision:
         """Let rank 0 talk to the search, and all ranks know the answer."""
@@ -268,14 +266,3 @@ def _named(metrics: str | Sequence[str] | Mapping[str, str] | None) -> dict[str,
     if isinstance(metrics, str):
         return {metrics: metrics}
     return dict(metrics) if isinstance(metrics, Mapping) else {name: name for name in metrics}
-
-
-def _moment(on: str) -> tuple[str, int | None]:
-    """Return when to report, and after how many steps if that is counted in steps."""
-    if on in ("validation", "epoch"):
-        return on, None
-    if (found := _STEPS.fullmatch(on)) is not None and int(found[1]) > 0:
-        return "steps", int(found[1])
-    nearest = difflib.get_close_matches(on, ("validation", "epoch"), n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise ConfigurationError(f"on={on!r} is no moment to report at; write 'validation', 'epoch' or '500steps'.{hint}")

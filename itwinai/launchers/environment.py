@@ -121,7 +121,7 @@ def find_outer_environment() -> ClusterEnvironment | None:
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     # Without a step there is no srun: an sbatch script or an salloc shell that runs Python itself is one process.
-    if _inside_slurm_step() and SLURMEnvironment.detect():
+    if inside_slurm_step() and SLURMEnvironment.detect():
         return SrunEnvironment()
     if LSFEnvironment.detect():
         return LSFEnvironment()
@@ -151,10 +151,11 @@ def requeue_job() -> None:
 
 def is_requeued_job() -> bool:
     """Tell whether SLURM runs this job not for the first time."""
-    return _inside_slurm_step() and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return inside_slurm_step() and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
-def _inside_slurm_step() -> bool:
+def inside_slurm_step() -> bool:
+    """Tell whether srun has started this process, as a task of a step."""
     return os.environ.get("SLURM_STEP_ID", os.environ.get("SLURM_STEPID", "")).isdigit()
 
 
@@ -232,7 +233,7 @@ def _mpirun_place() -> Place | None:
     for names in _MPI_VARIABLES:
         if not all(names[key] in os.environ for key in ("rank", "size", "local_rank", "local_size")):
             continue
-        if names["rank"] == "PMI_RANK" and _inside_slurm_step():
+        if names["rank"] == "PMI_RANK" and inside_slurm_step():
             continue
         rank, size, local_rank, local_size = (
             int(os.environ[names[key]]) for key in ("rank", "size", "local_rank", "local_size")

@@ -27,7 +27,11 @@ def allocated_nodes() -> list[str]:
         salloc that is on none of the nodes.
     """
     names = os.environ.get("SLURM_JOB_NODELIST")
-    if not names or "SLURMD_NODENAME" not in os.environ or os.environ.get("SLURM_STEP_ID", "").isdigit():
+    if not names or "SLURMD_NODENAME" not in os.environ:
+        return []
+    from itwinai.launchers.environment import inside_slurm_step  # which imports lightning
+
+    if inside_slurm_step():
         return []
     listed = subprocess.run(["scontrol", "show", "hostnames", names], capture_output=True, text=True, check=True)
     return listed.stdout.split()

@@ -5,10 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from itwinai.facts.plain import plain, plain_hyperparameters
-
-__all__ = ["NOT_FINITE", "finite", "plain", "plain_hyperparameters"]
-
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """JSON has no such numbers: they are written as these texts, which ``float()`` understands."""
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune import Callback
 from ray.tune.result import AUTO_RESULT_KEYS, DEBUG_METRICS, TRAINING_ITERATION
 
-from itwinai.loggers.plain import plain
+from itwinai.facts.plain import plain
 from itwinai.trials.records import Objective, Range, Report, SearchRecord, Status, TrialRecord
 from itwinai.tune.course_file import CourseFile, record_of
 

@@ -103,7 +103,8 @@ class CourseFile:
         self._write({"at": at})
 
     def _write(self, line: dict[str, Any]) -> None:
-        from itwinai.loggers.plain import finite, plain
+        from itwinai.facts.plain import plain
+        from itwinai.loggers.plain import finite
 
         written = finite(plain(line))
         self._file.append(written)

@@ -95,8 +95,24 @@ class Distribution(ABC):
         return value
 
 
+class Numbers(Distribution):
+    """Base of the distributions of numbers, which may lie on the multiples of a step."""
+
+    def read(self, value: Any) -> Any:
+        """Return a number that may have been read as text."""
+        return _read_number(value)
+
+    def encode(self, value: Any) -> Any:
+        """Return a number as it would be drawn."""
+        return self.nearest(value)
+
+    def decode(self, value: Any) -> Any:
+        """Return the number of Python that is meant: 0.3 for 0.30000000000000004, which Ray draws."""
+        return self.nearest(value)
+
+
 @dataclass(frozen=True)
-class Range(Distribution):
+class Range(Numbers):
     """Numbers between two bounds.
 
     Attributes:
@@ -168,21 +184,9 @@ class Range(Distribution):
             within = _multiple(within, self.step)
         return int(round(within)) if self.integer else float(within)
 
-    def read(self, value: Any) -> Any:
-        """Return a number that may have been read as text."""
-        return _read_number(value)
-
-    def encode(self, value: Any) -> Any:
-        """Return a number as it would be drawn."""
-        return self.nearest(value)
-
-    def decode(self, value: Any) -> Any:
-        """Return the number of Python that is meant: 0.3 for 0.30000000000000004, which Ray draws."""
-        return self.nearest(value)
-
 
 @dataclass(frozen=True)
-class Normal(Distribution):
+class Normal(Numbers):
     """Numbers around a mean.
 
     Attributes:
@@ -234,18 +238,6 @@ class Normal(Distribution):
         """Return the number nearest to another that can be drawn."""
         number = value if self.step is None else _multiple(value, self.step)
         return int(round(number)) if self.integer else float(number)
-
-    def read(self, value: Any) -> Any:
-        """Return a number that may have been read as text."""
-        return _read_number(value)
-
-    def encode(self, value: Any) -> Any:
-        """Return a number as it would be drawn."""
-        return self.nearest(value)
-
-    def decode(self, value: Any) -> Any:
-        """Return the number without the noise that Ray's steps leave."""
-        return self.nearest(value)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itwinai.errors import ConfigurationError, LoggerError, require
+from itwinai.facts.plain import plain
 from itwinai.facts.secrets import without_secrets
 from itwinai.loggers.mlflow_manners import VARIABLE, clean_output, quiet_database
-from itwinai.loggers.plain import plain
 from itwinai.report.search.names import told
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from itwinai.errors import ResourceError
+from itwinai.report.search.names import joined
 from itwinai.tune.resources import UNIT, Amounts, NodeResources, TrialResources
-from itwinai.tune.words import amounts_text, count_text, joined, resource_name, span_text
+from itwinai.tune.words import amounts_text, count_text, resource_name, span_text
 
 _WIDTH = 100
 _LABELS = 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +20,7 @@ from itwinai.tune.course import SearchCourse
 from itwinai.tune.distributions import Choice, Range
 from itwinai.tune.leaderboard import leaderboard_text, write_leaderboard
 from itwinai.tune.live import SearchView
-from itwinai.tune.order import SearchOrder
+from itwinai.tune.order import SearchOrder, is_ray
 from itwinai.tune.parent_run import ParentRun, open_parent_run, search_id
 from itwinai.tune.plan import ResourcePlan, make_plan
 from itwinai.tune.record_file import read_record, write_record
@@ -67,7 +68,7 @@ class Running:
         if self.resume:
             said.check(self.folder)
         self._say(plan.text())
-        if (cores := os.cpu_count() or 1) < self._cpus_per_trial() and len(plan.nodes) == 1:
+        if (cores := os.cpu_count() or 1) < plan.resources.total.get("CPU", 0) and len(plan.nodes) == 1:
             self._say(f"{'':<12}the workers of a trial share {cores} cores of this machine: expect no speed-up")
         said.write(self.folder)
         course = SearchCourse(
@@ -83,23 +84,15 @@ class Running:
         parent = open_parent_run(self.subject.logger, self.settings.name, self.folder, self._told())
         view = SearchView(plan.num_trials, plan.at_once, self.settings.seconds)
         stopper = SearchStopper(self.settings, lambda: _is_hopeless(course.record()))
-        if not self.quiet:
-            course.tell = view.show
-            with view:
-                self.search.run(self._order(parent), course, stopper, self.resume)
-        else:
+        course.tell = None if self.quiet else view.show
+        with nullcontext() if self.quiet else view:
             self.search.run(self._order(parent), course, stopper, self.resume)
         return self._conclude(course.record(), parent)
 
-    def _cpus_per_trial(self) -> float:
-        settings = self.settings
-        return settings.workers_per_trial * settings.resources_per_worker.get("CPU", 1)
-
     def _plan(self) -> ResourcePlan:
         subject = self.subject
-        has_ray_workers = self._order(None).has_ray_workers({})
         return make_plan(
-            self.search.resources(subject.strategy, has_ray_workers),
+            self.search.resources(subject.strategy, is_ray(subject.strategy)),
             cluster_nodes(),
             None if self.settings.num_samples == -1 else self.search.num_samples,
             self.settings.max_concurrent,

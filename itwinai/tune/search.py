@@ -65,7 +65,7 @@ class Search:
             ConfigurationError: something in the settings does not fit together.
             MissingPackageError: the package of a searcher is not installed.
         """
-        is_grid = space.has_grid or settings.search == "grid"
+        is_grid = space.has_grid or settings.enumerates
         wanted = settings.num_samples or (1 if is_grid else _TRIALS)
         algorithm, num_samples = make_searcher(
             settings.search,
@@ -86,13 +86,6 @@ class Search:
         from ray.tune.search import BasicVariantGenerator
 
         return Namer(self.space, 0 if isinstance(self.algorithm, BasicVariantGenerator) else 1)
-
-    @property
-    def keeps_all(self) -> bool:
-        """Whether trials may go on from any checkpoint of another one."""
-        from ray.tune.schedulers import PopulationBasedTraining
-
-        return isinstance(self.scheduler, PopulationBasedTraining)
 
     def resources(self, strategy: Any, has_ray_workers: bool) -> TrialResources:
         """Return what a trial needs.
@@ -137,7 +130,7 @@ class Search:
                 stop=stopper,
                 max_failures=settings.max_failures,
                 # Notes of where checkpoints are; under PBT other trials may take one that is not the newest.
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=None if self.keeps_all else _NOTES),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=None if settings.copies_checkpoints else _NOTES),
                 reuse_actors=True,
                 callbacks=[course],
                 trial_name_creator=self.namer,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from itwinai.errors import ConfigurationError
 from itwinai.trials.records import Objective
+from itwinai.tune.distributions import did_you_mean
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|seconds?|min|minutes?|h|hours?|d|days?)\s*")
@@ -110,10 +110,9 @@ class Settings:
         names = [one.name for one in dataclasses.fields(cls)]
         for name in mapping:
             if name not in names:
-                nearest = difflib.get_close_matches(str(name), names, n=1)
-                hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
                 raise ConfigurationError(
-                    f"The section 'tune' has an entry '{name}', which is unknown.{hint} Known are {', '.join(names)}."
+                    f"The section 'tune' has an entry '{name}', which is unknown.{did_you_mean(name, names)} Known are "
+                    f"{', '.join(names)}."
                 )
         for name in ("space", "metric"):
             if not mapping.get(name):
@@ -149,9 +148,23 @@ class Settings:
         return float(found[1]) * _SECONDS[found[2][0]]
 
     @property
+    def enumerates(self) -> bool:
+        """Whether the searcher goes through all combinations."""
+        return _name_of(self.search) == "grid"
+
+    @property
+    def copies_checkpoints(self) -> bool:
+        """Whether trials may go on from any checkpoint of another one, as the scheduler says."""
+        return _name_of(self.scheduler) in ("pbt", "pb2")
+
+    @property
     def folder(self) -> str:
         """The search's folder."""
         return str(Path(self.storage).absolute() / self.name)
+
+
+def _name_of(spec: Any) -> str:
+    return str(next(iter(spec))) if isinstance(spec, Mapping) and spec else str(spec)
 
 
 _WHAT = {

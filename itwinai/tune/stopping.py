@@ -17,7 +17,7 @@ class SearchStopper(Stopper):
 
     Args:
         settings: ``early_stopping``, ``max_reports`` and ``target`` count.
-        is_hopeless: tells whether the search can have no result.
+        is_hopeless: tells whether the search can have no result; not asked any more when a trial has reported.
     """
 
     def __init__(self, settings: Settings, is_hopeless: Callable[[], bool]) -> None:
@@ -25,9 +25,11 @@ class SearchStopper(Stopper):
         self.is_hopeless = is_hopeless
         self._best: dict[str, tuple[float, int]] = {}
         self._reached = False
+        self._has_reports = False
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Tell whether a trial has to end after a report."""
+        self._has_reports = True
         number: int = result[TRAINING_ITERATION]
         if self.settings.max_reports is not None and number >= self.settings.max_reports:
             return True
@@ -46,4 +48,4 @@ class SearchStopper(Stopper):
 
     def stop_all(self) -> bool:
         """Tell whether the search has to end."""
-        return self._reached or self.is_hopeless()
+        return self._reached or (not self._has_reports and self.is_hopeless())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from itwinai.errors import ConfigurationError
+from itwinai.trials.moments import parse_moment
 from itwinai.tune.bodies import ConfiguredTrials, FunctionTrials
 from itwinai.tune.distributions import Choice, Range
 from itwinai.tune.paths import spelled_out, value_at, with_values
@@ -212,8 +213,8 @@ def _examples(parameter: Parameter) -> list[Any]:
 def _reports(trainer: Mapping[str, Any], moment: str) -> int | None:
     """Return how often a run reports that trains for as long as a trainer's flags say."""
     epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps", -1)
-    if moment not in ("validation", "epoch"):
-        every = int(moment.split("step")[0])
+    moment, every = parse_moment(moment)
+    if every is not None:
         return steps // every if steps and steps > 0 else None
     if epochs is None:
         epochs = 1000 if not steps or steps < 0 else -1  # lightning's own default

@@ -54,7 +54,7 @@ class Trial(tune.Trainable):
             raise
         if message is not None:
             self.latest = message
-            return self._result(message)
+            return self._result(finished=False)
         self.run.close()
         output, self.run = self.run.output, None
         if not self.latest:
@@ -64,7 +64,7 @@ class Trial(tune.Trainable):
                 "",
                 output,
             )
-        return {**self._result(self.latest), DONE: True, RESULT_DUPLICATE: True, OWN: self._own(finished=True)}
+        return {**self._result(finished=True), DONE: True, RESULT_DUPLICATE: True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Let Ray keep a note of where the checkpoint of the latest report is; have one saved if there is none."""
@@ -107,16 +107,15 @@ class Trial(tune.Trainable):
             self.run.stop()
             self.run = None
 
-    def _result(self, message: Message) -> dict[str, Any]:
+    def _result(self, finished: bool) -> dict[str, Any]:
+        """Return the latest report as Ray wants it."""
+        own = {name: self.latest[name] for name in ("checkpoint", "best", "again")}
         return {
-            **message["metrics"],
-            TRAINING_ITERATION: message["number"],
-            SHOULD_CHECKPOINT: bool(message["checkpoint"]),
-            OWN: self._own(finished=False),
+            **self.latest["metrics"],
+            TRAINING_ITERATION: self.latest["number"],
+            SHOULD_CHECKPOINT: bool(self.latest["checkpoint"]),
+            OWN: {**own, "finished": finished},
         }
-
-    def _own(self, finished: bool) -> dict[str, Any]:
-        return {**{name: self.latest[name] for name in ("checkpoint", "best", "again")}, "finished": finished}
 
 
 def _template(nursery: str | None) -> WorkerTemplate:

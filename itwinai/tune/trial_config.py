@@ -80,7 +80,6 @@ class BaseConfig:
     def _reporting(self) -> dict[str, Any]:
         settings = self.settings
         first, *_ = settings.objectives
-        keeps_all = _name_of(settings.scheduler) in ("pbt", "pb2")
         return {
             "class_path": _CALLBACK,
             "init_args": {
@@ -89,10 +88,6 @@ class BaseConfig:
                 "on": settings.report_on,
                 "everything": True,
                 "checkpoint_every": settings.checkpoint_every,
-                "keep": None if keeps_all else settings.keep_checkpoints,
+                "keep": None if settings.copies_checkpoints else settings.keep_checkpoints,
             },
         }
-
-
-def _name_of(spec: Any) -> str:
-    return str(next(iter(spec))) if isinstance(spec, Mapping) and spec else str(spec)

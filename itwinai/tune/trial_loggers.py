@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from itwinai.errors import ConfigurationError, require
+from itwinai.facts.plain import plain
 from itwinai.facts.secrets import without_secrets
-from itwinai.loggers.plain import plain
 from itwinai.tune.logger_kinds import Entry, entries_of
 from itwinai.tune.mlflow_runs import PARENT, SEARCH_ID, TRIAL, place_of, trial_run
 

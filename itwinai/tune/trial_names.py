@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from itwinai.facts.plain import plain
 from itwinai.facts.secrets import HIDDEN, without_secrets
-from itwinai.loggers.plain import plain
 from itwinai.report.search.names import short_names
 
 LONGEST = 80

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+
+from itwinai.report.search.names import joined
 
 _GIB = 2**30
 
@@ -35,11 +37,6 @@ def resource_name(name: str) -> str:
     if name in ("CPU", "GPU"):
         return f"the {name}s"
     return "the memory" if name == "memory" else f"the resource '{name}'"
-
-
-def joined(words: Sequence[str], last: str = " and ") -> str:
-    """Return words with commas between, and something else before the last."""
-    return last.join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def count_text(number: int, noun: str) -> str:

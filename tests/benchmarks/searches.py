@@ -21,6 +21,13 @@ from typing import Any
 TRIALS, AT_ONCE = 32, 2
 EPOCHS, BATCHES = 5, 200
 REPORTS = 100
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def run_trials_of_ray(folder: str) -> None:
@@ -43,16 +50,8 @@ def _train_with_lightning(parameters: dict[str, Any]) -> None:
 
     from tests.benchmarks.searched import Batches, Regression
 
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=EPOCHS,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[TuneReportCheckpointCallback(["val_loss"], on="validation_end")],
-    )
+    report = TuneReportCheckpointCallback(["val_loss"], on="validation_end")
+    trainer = L.Trainer(**QUIET, max_epochs=EPOCHS, enable_checkpointing=False, callbacks=[report])
     trainer.fit(Regression(lr=parameters["lr"]), Batches(BATCHES))
 
 
@@ -120,16 +119,7 @@ def _time(trainer_class: Any, callbacks: list[Any], **flags: Any) -> float:
     """Return the seconds of a fit that reports so often, and does little else."""
     from tests.benchmarks.searched import Batches, Regression
 
-    trainer = trainer_class(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=REPORTS,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=callbacks,
-        **flags,
-    )
+    trainer = trainer_class(**QUIET, max_epochs=REPORTS, callbacks=callbacks, **flags)
     began = time.perf_counter()
     trainer.fit(Regression(), Batches(1))
     return time.perf_counter() - began

@@ -7,7 +7,6 @@ import gzip
 import json
 import math
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,6 @@ LOG_STEPS = list(range(1, STEPS * EPOCHS, 2))
 RECORDED = (3, 5)  # by torch's profiler, which makes them longer: their speed is nobody's
 
 Curve = list[tuple[int, float]]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture(scope="module", params=STRATEGIES)

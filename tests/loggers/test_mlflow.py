@@ -32,24 +32,11 @@ from itwinai.loggers.sinks.files import hand_over, within
 from tests.support.cases import Regression, loader, make_trainer
 from tests.support.mlflow_server import Server, free_port
 
+pytestmark = pytest.mark.usefixtures("no_mlflow_address")
+
 PASSWORD = "very-secret"
 
 Points = dict[str, list[tuple[int, float]]]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture(autouse=True)
-def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """lightning's logger sets the variable for the whole process; each test begins without it."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
 def points(logger: LightningMLFlowLogger) -> Points:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,27 +22,14 @@ from itwinai.tune.trial_names import trial_name
 from tests.conftest import RunCommand
 from tests.support.mlflow_server import Server, free_port
 
+pytestmark = pytest.mark.usefixtures("no_mlflow_address")
+
 PASSWORD = "very-secret"
 PLAIN = "lightning.pytorch.loggers.MLFlowLogger"
 
 
 class OwnMLFlowLogger(LightningMLFlowLogger):
     """A logger of a user's own."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture(autouse=True)
-def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """lightning's logger sets the variable for the whole process; each test begins without it."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
 def a_trial(folder: Path, parent: ParentRun, number: int, lr: float) -> TrialRun:

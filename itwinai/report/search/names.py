@@ -75,9 +75,14 @@ def shortened(text: str, most: int) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def joined(words: Sequence[str]) -> str:
-    """Return words as a sentence lists them: ``a, b and c``."""
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+def joined(words: Sequence[str], last: str = " and ") -> str:
+    """Return words as a sentence lists them: ``a, b and c``.
+
+    Args:
+        words: the words.
+        last: what stands before the last of several.
+    """
+    return last.join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
 def listed(words: Iterable[object], most: int = 10) -> str:

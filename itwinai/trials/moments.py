@@ -1,0 +1,28 @@
+"""When a trial reports: at the end of validations, of epochs, or after so many steps."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from itwinai.errors import ConfigurationError
+
+_STEPS = re.compile(r"\s*(\d+)\s*steps?\s*")
+
+
+def parse_moment(on: str) -> tuple[str, int | None]:
+    """Return when to report, and after how many steps if that is counted in steps.
+
+    Args:
+        on: ``validation``, ``epoch``, or ``500steps``.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    if on in ("validation", "epoch"):
+        return on, None
+    if (found := _STEPS.fullmatch(on)) is not None and int(found[1]) > 0:
+        return "steps", int(found[1])
+    nearest = difflib.get_close_matches(on, ("validation", "epoch"), n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise ConfigurationError(f"on={on!r} is no moment to report at; write 'validation', 'epoch' or '500steps'.{hint}")
