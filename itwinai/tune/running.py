@@ -136,11 +136,11 @@ class Running:
         write_leaderboard(record, self.folder / LEADERBOARD)
         shown = "" if config is None else yaml.safe_dump(without_secrets(config), sort_keys=False)
         write_report(record, self.folder / REPORT, shown)
-        if parent is not None:
-            ended: Literal["FINISHED", "FAILED"] = "FINISHED" if ranked else "FAILED"
-            parent.finish(record, "KILLED" if interrupted else ended, [self.folder / LEADERBOARD, self.folder / REPORT])
         self._say(leaderboard_text(record))
         self._say(self._places(record, bool(text), interrupted, parent))
+        if parent is not None:  # at last, as its server may be away
+            ended: Literal["FINISHED", "FAILED"] = "FINISHED" if ranked else "FAILED"
+            parent.finish(record, "KILLED" if interrupted else ended, [self.folder / LEADERBOARD, self.folder / REPORT])
         if not ranked and not interrupted:
             raise _all_failed(record)
         return SearchResult(record, config, interrupted)
