@@ -10,14 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0", TUNE_PRINT_ALL_TRIAL_ERRORS="0")
-
 from ray import tune
 from ray.tune.result import RESULT_DUPLICATE
 from ray.tune.stopper import Stopper
 
 from itwinai.trials.records import Objective
 from itwinai.tune.course import SearchCourse
+
+# No files of Ray's loggers and no output of its own. Set by who runs these trials, not by who imports this file.
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
 
 REPORTS = 4
 LOSS = Objective("loss", "min")
@@ -124,7 +129,7 @@ if __name__ == "__main__":
     from tests.support.searched import Steps as Trainable  # under this name the workers find it
 
     folder = Path(sys.argv[1])
-    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "0"
+    os.environ |= QUIET | {"TUNE_GLOBAL_CHECKPOINT_S": "0"}
     ray.init(sys.argv[2], logging_level="ERROR", runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}})
     tuner = tune.Tuner(
         Trainable,

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from itwinai.trials.records import Range, Report, SearchRecord, TrialRecord
 from itwinai.tune.course import SearchCourse
 from itwinai.tune.course_file import REPORTS, CourseFile, read_search
 from tests.conftest import start_script, wait_for_files
-from tests.support.searched import LOSS, Steps, StopsAll, course_of, run_config, space
+from tests.support.searched import LOSS, QUIET, Steps, StopsAll, course_of, run_config, space
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet_tune() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET.items():
+            patch.setenv(name, value)
+        yield
 
 
 def search(
