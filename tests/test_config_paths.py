@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from itwinai.errors import ConfigurationError
-from itwinai.tune.paths import spelled_out, value_at, with_values
+from itwinai.config_paths import spelled_out, value_at, with_values
 
 CONFIG = {
     "trainer": {

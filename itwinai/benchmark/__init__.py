@@ -1,0 +1,1 @@
+"""Benchmarks: which strategy a model should train under, and how far it scales."""

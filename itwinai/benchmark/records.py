@@ -1,0 +1,140 @@
+"""What is known of a benchmark: its cells, and what was measured of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Scaling = Literal["strong", "weak"]
+"""``strong``: the global batch stays, and the workers divide it. ``weak``: the batch of each worker stays."""
+
+Status = Literal["measured", "failed", "timed out"]
+
+SINGLE = "single"
+"""Name of the strategy of the baseline: one process, as the trainer runs it when nothing is said."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of what a benchmark varies.
+
+    Attributes:
+        strategy: as the trainer takes it; or `SINGLE`.
+        workers: their number, over all nodes.
+        scaling: how the batch goes with the number of workers. With one worker both are the same, and only the first
+            that is asked for is measured.
+        axes: path in the config and value, as YAML has it, of all else that is varied: ``("trainer.precision",
+            "bf16-mixed")``.
+    """
+
+    strategy: str
+    workers: int
+    scaling: Scaling = "strong"
+    axes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Where the time of a step goes, in seconds, as a mean over the workers.
+
+    Attributes:
+        data: waiting for the next batch.
+        compute: batch to the device, forward, backward, optimizer.
+        communication: waiting for other workers; what is hidden behind backward is not counted.
+        other: hooks, loggers, the loop itself.
+        hidden: communication that takes place while backward computes; None where that is not known.
+    """
+
+    data: float
+    compute: float
+    communication: float
+    other: float
+    hidden: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured in one run of a cell, without its first steps.
+
+    Attributes:
+        steps: number of steps: batches of each worker.
+        seconds: that they took on the slowest worker, with what lies between them.
+        samples: that all workers together trained with; None where the loader does not tell.
+        step_p50: median duration of a step, in seconds, as a mean over the workers.
+        step_p95: 95 of 100 steps are shorter.
+        breakdown: where the time of a step goes; None with a loop that does not tell.
+        busy: by rank, seconds per step in which the worker does not wait for others.
+        peak_memory: by rank, in bytes: of tensors on a GPU, or of the process; None where the system does not tell.
+        launch: seconds from the start of the command to the first step.
+        loss: of the last step, as a mean over the workers; None where the step returns none.
+        joules: that all nodes used meanwhile; None where nothing can be measured.
+        no_joules: why ``joules`` is None.
+        parameters: number of trainable parameters.
+        gradient_bytes: size of the gradients of one worker.
+        device: what the workers compute on, as people name it.
+        nodes: number of nodes.
+    """
+
+    steps: int
+    seconds: float
+    samples: int | None
+    step_p50: float
+    step_p95: float
+    breakdown: Breakdown | None
+    busy: tuple[float, ...]
+    peak_memory: tuple[int | None, ...]
+    launch: float
+    loss: float | None
+    joules: float | None
+    no_joules: str
+    parameters: int
+    gradient_bytes: int
+    device: str
+    nodes: int = 1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run of a cell.
+
+    Attributes:
+        cell: what was run.
+        repeat: 0 for the first.
+        status: how it ended.
+        began: when, in seconds since 1970.
+        seconds: that the whole run took.
+        measured: None unless the run has ended well.
+        error: what went wrong, in a line or a few.
+        output: file with all that the run has printed, below the folder of the benchmark.
+    """
+
+    cell: Cell
+    repeat: int
+    status: Status
+    began: float
+    seconds: float
+    measured: Measured | None = None
+    error: str = ""
+    output: str = ""
+
+
+@dataclass(frozen=True)
+class BenchmarkRecord:
+    """A benchmark.
+
+    Attributes:
+        name: of the benchmark.
+        settings: what was asked for, as people shall read it.
+        facts: about the machine and the code, as people shall read it.
+        measurements: in the order in which they were made.
+        baseline: strategy of the cells that all others are compared with: those with the fewest workers.
+        extrapolate: numbers of workers to extrapolate to.
+    """
+
+    name: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    measurements: Sequence[Measurement] = ()
+    baseline: str = SINGLE
+    extrapolate: Sequence[int] = ()
