@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from itwinai.errors import ConfigurationError
 from itwinai.config_paths import spelled_out, value_at, with_values
+from itwinai.errors import ConfigurationError
 
 CONFIG = {
     "trainer": {

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from itwinai.config_paths import spelled_out, value_at, with_values
 from itwinai.errors import ConfigurationError
 from itwinai.trials.moments import parse_moment
 from itwinai.tune.bodies import ConfiguredTrials, FunctionTrials
 from itwinai.tune.distributions import Choice, Range
-from itwinai.config_paths import spelled_out, value_at, with_values
 from itwinai.tune.settings import Settings
 from itwinai.tune.space import Parameter, SearchSpace
 from itwinai.tune.trial_config import BaseConfig
