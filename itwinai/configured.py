@@ -48,7 +48,8 @@ class ParsedCLI(ConfiguredCLI):
         Args:
             without_defaults: leave out what a run has anyway.
         """
-        text = self.parser.dump(self.config, skip_default=without_defaults, skip_validation=True)
+        # None is a value too: one that has it may be varied, and one that was set to it differs from its default.
+        text = self.parser.dump(self.config, skip_unset=False, skip_default=without_defaults, skip_validation=True)
         plain: dict[str, Any] = {**yaml.safe_load(text), "seed_everything": self.seed}
         plain.pop("tune", None)
         return plain

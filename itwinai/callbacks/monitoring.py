@@ -9,10 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 
 from itwinai import compat
-from itwinai.checkpoints.plugin import gather_of
+from itwinai.checkpoints.plugin import gather
 from itwinai.errors import ConfigurationError, MissingPackageError, require
 from itwinai.loggers.reporting import ReportingCallback
 from itwinai.measure.cpu_energy import rapl_instruments
@@ -101,7 +100,7 @@ class SystemMonitor(ReportingCallback):
         self._forget()
         self.summary = None
         rank = trainer.global_rank
-        places = _gather(trainer, this_place(trainer.node_rank, _gpu_of(trainer.strategy.root_device)))
+        places = gather(trainer, this_place(trainer.node_rank, gpu_of(trainer.strategy.root_device)))
         if len(places) < trainer.world_size:
             name = type(trainer.strategy).__name__
             self._unknown = [f"{name} cannot say where its workers are: only the process of rank 0 is measured"]
@@ -145,7 +144,7 @@ class SystemMonitor(ReportingCallback):
 
     def _log_other_nodes(self, trainer: Trainer, step: int) -> None:
         means = None if self._sampler is None else self._sampler.recorder.take_means()
-        gathered = _gather(trainer, means)
+        gathered = gather(trainer, means)
         for node in self._nodes:
             if node.leader != 0 and trainer.is_global_zero:
                 self._log(trainer, step, gathered[node.leader], f"{node.name}/")
@@ -164,7 +163,7 @@ class SystemMonitor(ReportingCallback):
         step = _last_step(trainer)
         if self._logged is not None and self._logged.fresh and step != self._logged_step:
             self._log(trainer, step, self._logged.take_means())
-        gathered = _gather(trainer, self._own_summary())
+        gathered = gather(trainer, self._own_summary())
         if trainer.is_global_zero:
             self.summary = self._summarize(trainer, [node for node in gathered if node is not None])
 
@@ -232,17 +231,7 @@ def _last_step(trainer: Trainer) -> int:
     return max(compat.stepped_batches(trainer.fit_loop.epoch_loop) - 1, 0)
 
 
-def _gather(trainer: Trainer, value: Any) -> list[Any]:
-    """Return the objects of all workers, by rank; all workers have to call it."""
-    gathered = gather_of(trainer.strategy)(value)
-    if len(gathered) < trainer.world_size and dist.is_initialized() and dist.get_world_size() == trainer.world_size:
-        # One of lightning's own strategies for several workers.
-        gathered = [None] * trainer.world_size
-        dist.all_gather_object(gathered, value)
-    return gathered
-
-
-def _gpu_of(device: torch.device) -> str | None:
+def gpu_of(device: torch.device) -> str | None:
     """Return the id of an NVIDIA GPU, as NVML writes it; None for other devices."""
     if device.type != "cuda" or torch.version.hip is not None:
         return None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import fsspec
+import torch.distributed as dist
 from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -334,6 +335,18 @@ def _shortened(names: list[str]) -> str:
 def gather_of(strategy: Any) -> Callable[[Any], list[Any]]:
     """Return what gathers the objects of all workers of a strategy, by rank; a single worker has its own alone."""
     return strategy.gather_objects if isinstance(strategy, Gathering) else _alone
+
+
+def gather(trainer: Trainer, value: Any) -> list[Any]:
+    """Return the objects of all workers, by rank, also under lightning's own strategies; all workers have to call it.
+
+    Fewer come back where a strategy has no way to gather them.
+    """
+    gathered = gather_of(trainer.strategy)(value)
+    if len(gathered) < trainer.world_size and dist.is_initialized() and dist.get_world_size() == trainer.world_size:
+        gathered = [None] * trainer.world_size
+        dist.all_gather_object(gathered, value)
+    return gathered
 
 
 def _alone(value: Any) -> list[Any]:

@@ -14,6 +14,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("itwinai.cli.run", "evaluate on the test data"),
     "predict": ("itwinai.cli.run", "predict"),
     "tune": ("itwinai.cli.tune", "search for good hyperparameters of a run from a config file"),
+    "benchmark": ("itwinai.cli.benchmark", "compare strategies and numbers of workers; see how far a model scales"),
     "checkpoint": ("itwinai.cli.checkpoint", "inspect, verify, convert and export checkpoints"),
     "doctor": ("itwinai.cli.doctor", "show what is installed and usable here; try every strategy"),
     "install": ("itwinai.cli.install", "build and install what has no ready-made package: horovod"),
@@ -30,6 +31,7 @@ def usage() -> str:
         "examples:\n"
         "  itwinai fit -c config.yaml --strategy horovod --devices 2\n"
         "  itwinai tune -c config.yaml\n"
+        "  itwinai benchmark -c config.yaml --strategies ddp,horovod --workers 1,2,4\n"
         "  itwinai doctor\n\n"
         "`itwinai COMMAND --help` says more.\n"
     )

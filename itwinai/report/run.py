@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from itwinai.report.sections import Section, Table
+from itwinai.report.words import count_text, span_text
 
 if TYPE_CHECKING:
     from itwinai.facts.run import RunFacts
@@ -91,11 +92,12 @@ def run_section(course: Course, facts: RunFacts, places: Sequence[str]) -> Secti
         places: where its loggers wrote to.
     """
     launch = facts.launch
-    workers = _number(launch.world_size, "worker")
+    workers = count_text(launch.world_size, "worker")
     nodes = f" on {launch.nodes} nodes" if launch.nodes > 1 else ""
     told = {
         "run": f"{course.module} with {launch.strategy}, {workers}{nodes} ({launch.device}), {course.end}",
-        "trained": f"{_number(course.epochs, 'epoch')}, {_number(course.steps, 'step')} in {duration(course.seconds)}",
+        "trained": f"{count_text(course.epochs, 'epoch')}, {count_text(course.steps, 'step')} in "
+        f"{span_text(course.seconds)}",
     }
     missing = []
     told |= _speed(course)
@@ -132,16 +134,3 @@ def environment_section(facts: RunFacts, config: str) -> Section:
     if config:
         tables.append(Table(("configuration",), [(config,)], "Configuration"))
     return Section("Environment", tables=tables)
-
-
-def _number(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

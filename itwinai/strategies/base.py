@@ -203,6 +203,10 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
         """Return the norm of all gradients of the last step, if the engine has computed it."""
         return None
 
+    def full_size(self, parameter: Tensor) -> int:
+        """Return the number of elements of a parameter, all parts of it where workers share it."""
+        return parameter.numel()
+
     def coordination_store(self) -> dist.Store | None:
         """Return the store by which the workers have found each other, or None if they have none."""
         return compat.default_store() if dist.is_initialized() else None

@@ -200,6 +200,9 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         """None: until the step they are shards, or not averaged yet."""
         return None
 
+    def full_size(self, parameter: Tensor) -> int:
+        return int(getattr(parameter, "ds_numel", parameter.numel()))
+
     def last_gradient_norm(self) -> float | None:
         """Return the norm of all gradients of the last step; stage 0 does not compute it."""
         engine: Any = self.model

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itwinai.report.curves import number
 from itwinai.report.search.names import short_names, told
 from itwinai.report.search.standing import paths_of
+from itwinai.report.words import count_text, span_text
 from itwinai.trials.records import Report, SearchRecord, Status, TrialRecord
-from itwinai.tune.words import count_text, span_text
 
 _ENDED = ("finished", "stopped", "failed")
 

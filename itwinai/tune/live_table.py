@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from itwinai.report.curves import number
 from itwinai.report.search.names import shortened, told
+from itwinai.report.words import span_text
 from itwinai.trials.records import TrialRecord
 from itwinai.tune.live_events import Progress, View, cleaned, last_report
-from itwinai.tune.words import span_text
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod, RenderableType

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 from itwinai.errors import ResourceError
 from itwinai.report.search.names import joined
+from itwinai.report.words import count_text, span_text
 from itwinai.tune.resources import UNIT, Amounts, NodeResources, TrialResources
-from itwinai.tune.words import amounts_text, count_text, resource_name, span_text
+from itwinai.tune.words import amounts_text, resource_name
 
 _WIDTH = 100
 _LABELS = 12

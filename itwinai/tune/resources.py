@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from itwinai.errors import ConfigurationError
-from itwinai.tune.words import amount_text, amounts_text, count_text
+from itwinai.report.words import count_text
+from itwinai.tune.words import amount_text, amounts_text
 
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory

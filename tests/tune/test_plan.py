@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from itwinai.errors import ConfigurationError, ResourceError
+from itwinai.report.words import span_text
 from itwinai.tune.plan import ResourcePlan, make_plan
 from itwinai.tune.resources import Amounts, NodeResources, TrialResources
-from itwinai.tune.words import span_text
 from tests.conftest import RunCommand, python
 
 GPU_NODE = {"CPU": 8.0, "GPU": 4.0}

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from itwinai.report.pictures import svg_of
-from itwinai.report.run import duration
 from itwinai.report.search.names import shortened
 from itwinai.report.search.standing import Standing
 from itwinai.report.search.style import (
@@ -22,6 +21,7 @@ from itwinai.report.search.style import (
 )
 from itwinai.report.search.values import spread_of
 from itwinai.report.sections import Picture
+from itwinai.report.words import span_text
 from itwinai.trials.records import TrialRecord
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def progress_picture(standing: Standing, index: int) -> Picture | None:
     if not timed:
         whole_numbers(axes)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
-    when = duration(best[-1][0]) if timed else f"trial {best[-1][0]:.0f}"
+    when = span_text(best[-1][0]) if timed else f"trial {best[-1][0]:.0f}"
     title = f"Best {shortened(objective.metric, 60)} so far, last bettered {'after' if timed else 'by'} {when}"
     return Picture(f"{title}{beyond(spread.hidden, 'trials')}", svg_of(figure))
 

@@ -6,11 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from itwinai.report.run import duration
 from itwinai.report.search.leaderboard import unbroken
 from itwinai.report.search.names import parameters_told, shortened
 from itwinai.report.search.standing import Standing
 from itwinai.report.sections import Section, Table
+from itwinai.report.words import span_text
 from itwinai.trials.records import TrialRecord
 
 SHOWN = 50
@@ -30,7 +30,7 @@ def failures_section(standing: Standing) -> Section | None:
             shortened(trial.error, 300),
             parameters_told(trial.parameters, standing.names),
             str(len(trial.reports)),
-            duration(trial.seconds),
+            span_text(trial.seconds),
             trial.folder,
         )
         for trial in failed[:SHOWN]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from itwinai.report.run import duration
 from itwinai.report.search.names import digits, shortened, told
 from itwinai.report.search.standing import Standing, standing_of
 from itwinai.report.sections import Table
+from itwinai.report.words import span_text
 from itwinai.trials.records import SearchRecord, TrialRecord
 
 CELL = 40
@@ -66,5 +66,5 @@ def _row(standing: Standing, trial: TrialRecord, place: int) -> Sequence[str]:
         *(shortened(told(trial.parameters[path]), CELL) if path in trial.parameters else "" for path in standing.names),
         trial.status,
         str(len(trial.reports)),
-        duration(trial.seconds),
+        span_text(trial.seconds),
     ]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
-from itwinai.report.run import duration
 from itwinai.report.search.advice import advice
 from itwinai.report.search.importance import Importances
 from itwinai.report.search.names import digits, listed, parameters_told
 from itwinai.report.search.scales import Scale
 from itwinai.report.search.standing import Standing, counts
 from itwinai.report.sections import Section
+from itwinai.report.words import span_text
 from itwinai.trials.records import Objective, TrialRecord
 
 DEFAULT = "default"
@@ -47,7 +47,7 @@ def summary_section(standing: Standing, importances: Sequence[Importances], scal
 
 def _time(standing: Standing) -> str:
     ran = sum(trial.seconds for trial in standing.record.trials)
-    return f"{duration(standing.record.seconds)}, in which the trials ran {duration(ran)} in all"
+    return f"{span_text(standing.record.seconds)}, in which the trials ran {span_text(ran)} in all"
 
 
 def _best(standing: Standing) -> dict[str, str]:

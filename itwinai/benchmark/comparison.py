@@ -1,0 +1,155 @@
+"""Compare two benchmarks: what has become faster, and whether that is more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from itwinai.benchmark.cell_summary import CellSummary
+from itwinai.benchmark.contest import SIGNIFICANT
+from itwinai.benchmark.groups import Speed
+from itwinai.benchmark.records import BenchmarkRecord, Cell, Measured
+from itwinai.benchmark.statistics import Estimate, difference, holm, ratio_of
+from itwinai.benchmark.summary import LOSS_TOLERANCE, summarize
+
+Verdict = Literal["faster", "slower", "=", "?"]
+"""``=``: no difference could be shown. ``?``: nothing can be, with a single run of one of both."""
+
+
+@dataclass(frozen=True)
+class ComparedCell:
+    """A cell that both benchmarks have measured.
+
+    Attributes:
+        cell: the cell.
+        a: what the first benchmark has measured of it.
+        b: what the second one has.
+        throughput: speed of B by that of A.
+        p: how likely so large a difference is by chance, corrected for the number of cells (Holm); None if one of both
+            has a single run.
+        launch: time until the first step of B by that of A; None if one of both is not known.
+        memory: memory of B by that of A.
+    """
+
+    cell: Cell
+    a: CellSummary
+    b: CellSummary
+    throughput: Estimate
+    p: float | None
+    launch: Estimate | None
+    memory: Estimate | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What has become of the speed, at a level of 5 %."""
+        if self.p is None:
+            return "?"
+        if self.p >= SIGNIFICANT:
+            return "="
+        return "faster" if self.throughput.mean > 1 else "slower"
+
+    @property
+    def same_loss(self) -> bool | None:
+        """Whether both end with the same loss; None if one of both is not known."""
+        if self.a.loss is None or self.b.loss is None:
+            return None
+        a, b = self.a.loss.mean, self.b.loss.mean
+        # Two that are not a number are the same; one of them alone compares as false.
+        return (a != a and b != b) or a == b or abs(b - a) <= LOSS_TOLERANCE * abs(a)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two benchmarks beside each other.
+
+    Attributes:
+        a: the first one.
+        b: the second one, which is compared with the first.
+        speed: what speeds are told in.
+        cells: what both have measured, in the order of A.
+        without: cells that both have run, but not both with a result.
+        only_a: cells that only A has run.
+        only_b: cells that only B has run.
+        settings: values in A and in B of what was asked for, where they differ; empty where one has none.
+        facts: the same of machine and code.
+    """
+
+    a: BenchmarkRecord
+    b: BenchmarkRecord
+    speed: Speed
+    cells: tuple[ComparedCell, ...]
+    without: tuple[Cell, ...]
+    only_a: tuple[Cell, ...]
+    only_b: tuple[Cell, ...]
+    settings: Mapping[str, tuple[str, str]]
+    facts: Mapping[str, tuple[str, str]]
+
+    def count(self, verdict: Verdict) -> int:
+        """Return how many cells have become so."""
+        return sum(one.verdict == verdict for one in self.cells)
+
+
+def compare(a: BenchmarkRecord, b: BenchmarkRecord) -> Comparison:
+    """Compare two benchmarks cell by cell.
+
+    Cells are the same if strategy, number of workers, scaling and axes are; with one worker there is no scaling. The
+    speeds are samples per second if both tell them, and else batches per second, which are the same only if the batches
+    are equally large.
+
+    Args:
+        a: what is compared with.
+        b: what is compared.
+    """
+    first, second = _by_cell(a), _by_cell(b)
+    both = [cell for cell in first if cell in second]
+    with_result = [cell for cell in both if first[cell].runs and second[cell].runs]
+    pairs = [(first[cell], second[cell]) for cell in with_result]
+    speed = Speed(all(one.throughput is not None for pair in pairs for one in pair))
+    p_values = [difference(speed.runs(one), speed.runs(other)) for one, other in pairs]
+    adjusted = iter(holm([p for p in p_values if p is not None]))
+    cells = tuple(
+        ComparedCell(
+            cell=one.cell,
+            a=one,
+            b=other,
+            throughput=ratio_of(speed.runs(other), speed.runs(one)),
+            p=None if p is None else next(adjusted),
+            launch=_ratio(other, one, lambda measured: measured.launch),
+            memory=_ratio(other, one, _memory),
+        )
+        for (one, other), p in zip(pairs, p_values, strict=True)
+    )
+    return Comparison(
+        a,
+        b,
+        speed,
+        cells,
+        without=tuple(first[cell].cell for cell in both if cell not in with_result),
+        only_a=tuple(one.cell for cell, one in first.items() if cell not in second),
+        only_b=tuple(one.cell for cell, one in second.items() if cell not in first),
+        settings=_differing(a.settings, b.settings),
+        facts=_differing(a.facts, b.facts),
+    )
+
+
+def _by_cell(record: BenchmarkRecord) -> dict[Cell, CellSummary]:
+    found = {}
+    for one in summarize(record).cells:
+        cell = one.cell
+        found[Cell(cell.strategy, 1, "strong", cell.axes) if cell.workers == 1 else cell] = one
+    return found
+
+
+def _ratio(above: CellSummary, below: CellSummary, quantity: Callable[[Measured], float | None]) -> Estimate | None:
+    values = [[value for one in cell.measured if (value := quantity(one))] for cell in (above, below)]
+    return ratio_of(*values) if all(values) else None
+
+
+def _memory(measured: Measured) -> float | None:
+    return max((peak for peak in measured.peak_memory if peak is not None), default=None)
+
+
+def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    names: Sequence[str] = list(dict.fromkeys([*a, *b]))
+    return {name: (a.get(name, ""), b.get(name, "")) for name in names if a.get(name, "") != b.get(name, "")}

@@ -1,0 +1,103 @@
+"""What a benchmark says before and while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from itwinai.benchmark.records import SINGLE, Cell, Measurement
+from itwinai.benchmark.settings import Settings
+from itwinai.report.words import count_text, span_text
+
+
+def plan_text(
+    settings: Settings, config: Mapping[str, Any], runs: int, missing: int, folder: Path, on_slurm: bool
+) -> str:
+    """Return what will be run, before it is.
+
+    Args:
+        settings: what is asked for.
+        config: the user's.
+        runs: number of runs.
+        missing: how many of them there are left to make.
+        folder: of the benchmark.
+        on_slurm: whether they are SLURM jobs.
+    """
+    done = f", {runs - missing} of them done before" if missing < runs else ""
+    lines = {
+        "benchmark": f"{count_text(runs, 'run')}{done}: {settings.repeats} of each cell, interleaved, each in fresh "
+        "processes",
+        "strategies": ", ".join(settings.strategies)
+        + ("; compared with one process" if settings.baseline == SINGLE else f"; compared with {settings.baseline}"),
+        "workers": ", ".join(map(str, settings.workers)) + ("" if on_slurm else _shared_cores(max(settings.workers))),
+        "scaling": _scaling(settings),
+        **{path: ", ".join(map(str, values)) for path, values in settings.axes.items()},
+        "each run": f"{settings.warmup} steps to warm up, then {settings.steps} or more for {settings.seconds:g} s; "
+        f"at most {span_text(settings.limit)} in all",
+        "left out": "validation, loggers, checkpoints, early stopping, progress bar",
+        "folder": str(folder),
+    }
+    return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
+
+
+class Progress:
+    """Says of each run how it has ended, and how long the others may take.
+
+    Args:
+        runs: number of runs that are to be made.
+        say: prints a line.
+    """
+
+    def __init__(self, runs: int, say: Callable[[str], None]) -> None:
+        self._runs = runs
+        self._say = say
+        self._done = 0
+        self._began = time.monotonic()
+
+    def ended(self, measurement: Measurement) -> None:
+        """Say how a run has ended."""
+        self._done += 1
+        left = (time.monotonic() - self._began) / self._done * (self._runs - self._done)
+        told = f"; about {span_text(left)} left" if self._done < self._runs else ""
+        number = f"[{self._done:>{len(str(self._runs))}}/{self._runs}]"
+        self._say(
+            f"{number} {cell_text(measurement.cell)}, repeat {measurement.repeat + 1}: {_ended(measurement)}{told}"
+        )
+
+
+def cell_text(cell: Cell) -> str:
+    """Return a cell for people."""
+    scaling = f", {cell.scaling}" if cell.workers > 1 else ""
+    axes = "".join(f", {path.rpartition('.')[2]}={value}" for path, value in cell.axes)
+    return f"{cell.strategy}, {count_text(cell.workers, 'worker')}{scaling}{axes}"
+
+
+def _ended(measurement: Measurement) -> str:
+    measured = measurement.measured
+    if measured is None:
+        return f"{measurement.status}: {_shortened(measurement.error)}"
+    step = f"{measured.step_p50 * 1000:.4g} ms per step"
+    speed = "" if measured.samples is None else f"{measured.samples / measured.seconds:,.0f} samples/s, "
+    return f"{speed}{step}, {span_text(measurement.seconds)}"
+
+
+def _shortened(error: str) -> str:
+    first = error.strip().partition("\n")[0]
+    return first if len(first) <= 160 else f"{first[:157]}..."
+
+
+def _scaling(settings: Settings) -> str:
+    told = {
+        "strong": "strong (the workers divide the batch of the config)",
+        "weak": "weak (each worker has a batch of the config's size)",
+    }
+    return " and ".join(told[scaling] for scaling in settings.scalings)
+
+
+def _shared_cores(workers: int) -> str:
+    import psutil
+
+    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
+    return f" (this machine has {cores} cores: more workers than that share them)" if cores and cores < workers else ""

@@ -1,0 +1,159 @@
+"""The record of a benchmark as files: one line for each measurement, written as soon as it has ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from itwinai.benchmark.records import BenchmarkRecord, Breakdown, Cell, Measured, Measurement
+from itwinai.errors import ConfigurationError
+from itwinai.loggers.folder import write_whole
+
+VERSION = 1
+"""Of the format; it counts up where older readers would misread a file."""
+
+HEAD = "benchmark.json"
+RECORDS = "records.jsonl"
+
+
+def write_head(record: BenchmarkRecord, folder: Path) -> None:
+    """Write all of a record but its measurements.
+
+    Raises:
+        OSError: it could not be written; an old file is still there.
+    """
+    head = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    del head["measurements"]
+    write_whole(folder / HEAD, json.dumps({"version": VERSION, **head}, indent=1, ensure_ascii=False) + "\n")
+
+
+def append_measurement(measurement: Measurement, path: Path) -> None:
+    """Add a measurement to a file of records, as a whole line that is on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(to_plain(measurement), ensure_ascii=False, allow_nan=False) + "\n"
+    with path.open("a+b") as file:
+        # A line that a kill has cut off stays by itself, and readers leave it out.
+        if file.tell() and _last_byte(path) != b"\n":
+            line = "\n" + line
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_record(folder: str | os.PathLike[str]) -> BenchmarkRecord:
+    """Return the record of a benchmark.
+
+    Args:
+        folder: of the benchmark.
+
+    Raises:
+        ConfigurationError: there is no benchmark in the folder, or one of a later version.
+    """
+    path = Path(folder) / HEAD
+    try:
+        head = json.loads(path.read_text(encoding="utf-8"))
+        version = head.pop("version")
+        if version != VERSION:
+            raise ConfigurationError(
+                f"{path} is of version {version} of the format, and this itwinai reads version {VERSION}. Read it with "
+                "the itwinai that has written it, or a later one."
+            )
+        record = BenchmarkRecord(**{**head, "extrapolate": tuple(head["extrapolate"])})
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"There is no benchmark in {os.fspath(folder)}: it has no {HEAD}. Give the folder that `itwinai benchmark` "
+            "has written to, which it names at its end."
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(
+            f"{path} is not what `itwinai benchmark` writes ({type(error).__name__}: {error})."
+        ) from error
+    return dataclasses.replace(record, measurements=read_measurements(Path(folder) / RECORDS))
+
+
+def read_measurements(path: Path) -> tuple[Measurement, ...]:
+    """Return the measurements of a file, in its order; none if there is no file.
+
+    A line that was not written to its end is left out.
+
+    Raises:
+        ConfigurationError: a line is none of a benchmark.
+    """
+    if not path.exists():
+        return ()
+    measurements = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            plain = json.loads(line)
+        except ValueError:  # cut off
+            continue
+        try:
+            measurements.append(from_plain(plain))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigurationError(
+                f"Line {number} of {path} is no measurement of a benchmark ({type(error).__name__}: {error}). Remove "
+                "it, or take the folder of another benchmark."
+            ) from error
+    return tuple(measurements)
+
+
+def to_plain(measurement: Measurement) -> dict[str, Any]:
+    """Return a measurement in words of JSON, which has none for numbers that are not finite: they are texts."""
+    return _finite(dataclasses.asdict(measurement))
+
+
+def from_plain(plain: Mapping[str, Any]) -> Measurement:
+    """Return the measurement that `to_plain` was given."""
+    cell, measured = plain["cell"], plain["measured"]
+    axes = tuple((str(path), str(value)) for path, value in cell["axes"])
+    return Measurement(
+        **{**plain, "cell": Cell(**{**cell, "axes": axes}), "measured": measured and measured_from_plain(measured)}
+    )
+
+
+def measured_to_plain(measured: Measured) -> dict[str, Any]:
+    """Return what was measured in words of JSON."""
+    plain: dict[str, Any] = _finite(dataclasses.asdict(measured))
+    return plain
+
+
+def measured_from_plain(plain: Mapping[str, Any]) -> Measured:
+    """Return what was measured, from words of JSON."""
+    numbers = {field.name for field in dataclasses.fields(Measured) if "float" in str(field.type)}
+    values = {name: _number(value) if name in numbers else value for name, value in plain.items()}
+    breakdown = values["breakdown"]
+    return Measured(
+        **{
+            **values,
+            "breakdown": breakdown and Breakdown(**{name: _number(value) for name, value in breakdown.items()}),
+            "busy": tuple(_number(one) for one in plain["busy"]),
+            "peak_memory": tuple(plain["peak_memory"]),
+        }
+    )
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) else value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return value
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)

@@ -1,0 +1,108 @@
+"""The tables of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from itwinai.benchmark.amounts import UNKNOWN, energy_text, estimate_text, memory_text, percent_text, time_text
+from itwinai.benchmark.cell_summary import CellSummary
+from itwinai.benchmark.groups import Speed
+from itwinai.benchmark.records import Cell
+from itwinai.benchmark.summary import Summary
+from itwinai.benchmark.table import status_of
+from itwinai.report.search.leaderboard import unbroken
+from itwinai.report.search.names import short_names, shortened
+from itwinai.report.sections import Table
+from itwinai.report.words import span_text
+
+WIDEST = 24
+"""Characters of a figure that stay in one line."""
+
+ERROR = 600
+"""Most characters of an error."""
+
+
+def setting_columns(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """Return the columns that say which cell a row is about, by heading.
+
+    Args:
+        cells: one for each row.
+    """
+    names = short_names(list(dict.fromkeys(path for cell in cells for path, _ in cell.axes)))
+    columns = {"strategy": [cell.strategy for cell in cells], "workers": [f"{cell.workers:,}" for cell in cells]}
+    if len({cell.scaling for cell in cells if cell.workers > 1}) > 1:
+        columns["scaling"] = [cell.scaling if cell.workers > 1 else UNKNOWN for cell in cells]
+    for path, name in names.items():
+        heading = name if name not in columns else path
+        columns[heading] = [dict(cell.axes).get(path, UNKNOWN) for cell in cells]
+    return columns
+
+
+def of_figures(table: Table) -> Table:
+    """Return a table whose figures stay in one line each: it may become wider than the page, which scrolls.
+
+    The page breaks a cell anywhere, but a heading between words only. A heading of spaces that do not break is at least
+    as wide as the cells below it.
+    """
+    widths = [max((len(row[place]) for row in table.rows), default=0) for place in range(len(table.columns))]
+    columns = [
+        name.ljust(min(width, WIDEST), "\u2007").replace(" ", "\u00a0").replace("-", "\u2011")
+        for name, width in zip(table.columns, widths, strict=True)
+    ]
+    return Table(columns, table.rows, table.title)
+
+
+def cells_table(summary: Summary, speed: Speed) -> Table:
+    """Return all cells with all figures.
+
+    Args:
+        summary: the benchmark.
+        speed: what speeds are told in.
+    """
+    figures: Mapping[str, Callable[[CellSummary], str]] = {
+        speed.unit: lambda cell: estimate_text(speed.of(cell)),
+        "step p50": lambda cell: time_text(cell.step_p50),
+        "step p95": lambda cell: time_text(cell.step_p95),
+        "speed-up": lambda cell: estimate_text(cell.speedup),
+        "efficiency": lambda cell: percent_text(cell.efficiency),
+        "memory": lambda cell: memory_text(cell.peak_memory),
+        "imbalance": lambda cell: percent_text(cell.imbalance),
+        "energy/sample": lambda cell: energy_text(cell.joules_per_sample),
+        "launch": lambda cell: time_text(cell.launch),
+        "loss": lambda cell: UNKNOWN if cell.loss is None else f"{cell.loss.mean:.6g}",
+        "runs": lambda cell: _runs(cell),
+    }
+    settings = setting_columns([one.cell for one in summary.cells])
+    rows = [
+        [*(column[index] for column in settings.values()), *(of(one) for of in figures.values())]
+        for index, one in enumerate(summary.cells)
+    ]
+    return of_figures(Table([*settings, *figures], rows, "All cells, means with 95 % intervals"))
+
+
+def failed_table(summary: Summary) -> Table | None:
+    """Return the runs that have not ended well, with their errors and what they have printed; None if all have."""
+    failed = [run for one in summary.cells for run in one.failed]
+    if not failed:
+        return None
+    settings = setting_columns([run.cell for run in failed])
+    rows = [
+        [
+            *(column[index] for column in settings.values()),
+            f"{run.repeat + 1}",
+            run.status,
+            span_text(run.seconds),
+            shortened(run.error, ERROR) or "no error is known",
+            run.output or UNKNOWN,
+        ]
+        for index, run in enumerate(failed)
+    ]
+    columns = [*settings, "repeat", "end", "after", "error", "what it printed"]
+    return unbroken(Table(columns, rows, "Runs that have not ended well"))
+
+
+def _runs(cell: CellSummary) -> str:
+    status = status_of(cell)
+    if status == "measured":
+        return f"{len(cell.runs)}"
+    return f"{len(cell.runs)} of {len(cell.runs) + len(cell.failed)} ({status})" if cell.runs else status

@@ -1,0 +1,251 @@
+"""A benchmark from what is asked for to what it leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from itwinai.benchmark.cell_process import Order
+from itwinai.benchmark.facts import machine_facts
+from itwinai.benchmark.order import interleaved
+from itwinai.benchmark.progress import Progress, plan_text
+from itwinai.benchmark.record_file import HEAD, RECORDS, append_measurement, read_measurements, read_record, write_head
+from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Measurement
+from itwinai.benchmark.run_config import RunConfigs
+from itwinai.benchmark.settings import Settings, cells_of
+from itwinai.benchmark.slurm import Job, SlurmJobs
+from itwinai.benchmark.work import Work, folder_of_run, run_all
+from itwinai.errors import ConfigurationError, MissingPackageError
+from itwinai.facts.secrets import without_secrets
+from itwinai.loggers.folder import write_whole
+from itwinai.report.words import count_text
+
+ASKED = "asked.json"
+TABLE = "table.csv"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark of the run that a config describes.
+
+    Attributes:
+        settings: what is asked for.
+        config: the user's, with all defaults, as plain values.
+        folder: for everything.
+        name: of the benchmark.
+        slurm: options for sbatch; None runs on this machine, and Ray's workers on the cluster of ``RAY_ADDRESS``.
+        workers_per_node: most workers of a node; None for all on one.
+        check: raises an error if a config is wrong; called with each config before anything runs.
+    """
+
+    settings: Settings
+    config: Mapping[str, Any]
+    folder: Path
+    name: str
+    slurm: Mapping[str, str] | None = None
+    workers_per_node: int | None = None
+    check: Any = field(default=None, compare=False)
+
+    def run(self, *, resume: bool = False, retry_failed: bool = False) -> BenchmarkRecord:
+        """Run what is missing, and write records, table and report; return all that is known.
+
+        Args:
+            resume: go on with the benchmark in the folder, which may be asked for more strategies, workers or repeats
+                than before.
+            retry_failed: run cells again that have failed.
+
+        Raises:
+            ConfigurationError: what is asked for makes no sense, there is a benchmark in the folder already, or the
+                one to resume was asked for something else.
+        """
+        works = self._works()
+        before = self._measured_before(resume)
+        done = {(one.cell, one.repeat) for one in before if one.status == "measured" or not retry_failed}
+        missing = [work for work in works if (work.cell, work.repeat) not in done]
+        hopeless = () if retry_failed else before
+        record = self._record(before)
+        self._say(plan_text(self.settings, self.config, len(works), len(missing), self.folder, self.slurm is not None))
+        progress = Progress(len(missing), self._say)
+        try:
+            for measurement in self._measure(missing, hopeless):
+                progress.ended(measurement)
+                record = replace(record, measurements=(*record.measurements, measurement))
+        finally:
+            if record.measurements:
+                conclude(record, self.folder)
+        return record
+
+    def _measure(self, works: Sequence[Work], before: Sequence[Measurement]) -> Iterator[Measurement]:
+        path = self.folder / RECORDS
+        if self.slurm is None:
+            for measurement in run_all(works, self.folder, self.settings.limit, before):
+                append_measurement(measurement, path)
+                yield measurement
+            return
+        slurm = self._slurm_jobs()
+        jobs = [job for job in slurm.left_behind() if not job.is_over()]
+        waiting = {(work.cell, work.repeat) for job in jobs for work in job.works}
+        jobs += slurm.submit([work for work in works if (work.cell, work.repeat) not in waiting])
+        self._say(_submitted(jobs))
+        try:
+            for measurement in slurm.collect(jobs):
+                if _is_new(measurement, path):
+                    append_measurement(measurement, path)
+                    yield measurement
+        except KeyboardInterrupt:
+            numbers = " ".join(job.number for job in jobs if not job.is_over())
+            self._say(
+                f"The jobs {numbers} go on. The same command with --resume collects what they measure; "
+                f"`scancel {numbers}` ends them."
+            )
+            raise
+
+    def _slurm_jobs(self) -> SlurmJobs:
+        slurm = SlurmJobs(self.folder, self.slurm or {}, self.settings.limit, self.workers_per_node)
+        slurm.check()
+        return slurm
+
+    def _works(self) -> list[Work]:
+        """Return all runs, having seen that their configs are right."""
+        if self.slurm is not None:
+            self._slurm_jobs()
+        _check_names(self.settings.strategies)
+        cells = cells_of(self.settings)
+        configs = RunConfigs(self.config, self.workers_per_node, self.settings.seed)
+        for cell in cells:
+            config = configs.of(cell, str(self.folder))
+            if self.check is not None:
+                told = ", ".join(f"{path}={value}" for path, value in cell.axes) or cell.strategy
+                self.check(config, f"{told} is no value for a run")
+        works = []
+        for cell, repeat in interleaved(cells, self.settings.repeats, self.settings.seed):
+            folder = str(self.folder / folder_of_run(cell, repeat))
+            settings = self.settings
+            order = Order(configs.of(cell, folder), folder, settings.steps, settings.warmup, settings.seconds)
+            works.append(Work(cell, repeat, order))
+        return works
+
+    def _measured_before(self, resume: bool) -> tuple[Measurement, ...]:
+        """Return what was measured before, having seen that it may be gone on with."""
+        if not (self.folder / HEAD).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        elif not resume:
+            raise ConfigurationError(
+                f"There is a benchmark in {self.folder} already. Go on with it with --resume, or give another --folder."
+            )
+        else:
+            self._check_same()
+        write_whole(self.folder / ASKED, json.dumps(self._asked(), indent=1) + "\n")
+        path = self.folder / RECORDS
+        for job in SlurmJobs(self.folder).left_behind():  # what they have measured while nobody waited
+            for measurement in read_measurements(job.folder / "records.jsonl"):
+                if _is_new(measurement, path):
+                    append_measurement(measurement, path)
+        return read_measurements(path)
+
+    def _asked(self) -> dict[str, Any]:
+        """Return what has to be the same for figures to be comparable."""
+        settings = self.settings
+        same = {"steps": settings.steps, "warmup": settings.warmup, "seconds": settings.seconds, "seed": settings.seed}
+        plain: dict[str, Any] = json.loads(json.dumps({**same, "config": without_secrets(dict(self.config))}))
+        return plain
+
+    def _check_same(self) -> None:
+        path = self.folder / ASKED
+        before = json.loads(path.read_text()) if path.exists() else {}
+        now = self._asked()
+        if differing := sorted(_differing(before, now)):
+            shown = ", ".join(differing[:6]) + (" ..." if len(differing) > 6 else "")
+            raise ConfigurationError(
+                f"The benchmark in {self.folder} was measured with other settings: {shown}. Figures of both cannot be "
+                "compared. Ask for the same with --resume, or give another --folder."
+            )
+
+    def _record(self, measurements: tuple[Measurement, ...]) -> BenchmarkRecord:
+        settings = self.settings
+        earlier = read_record(self.folder) if (self.folder / HEAD).exists() else BenchmarkRecord(self.name)
+        record = BenchmarkRecord(
+            name=self.name,
+            settings=_told(settings, self.config),
+            facts=earlier.facts or machine_facts(),
+            measurements=measurements,
+            baseline=settings.baseline,
+            extrapolate=settings.extrapolated_workers,
+        )
+        write_head(record, self.folder)
+        return record
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(text, flush=True)
+
+
+def conclude(record: BenchmarkRecord, folder: Path) -> None:
+    """Write table and report of a benchmark, and print what it comes to."""
+    from itwinai.benchmark.report import write_report
+    from itwinai.benchmark.summary import summarize
+    from itwinai.benchmark.table import write_table
+    from itwinai.benchmark.terminal_table import table_text
+
+    summary = summarize(record)
+    write_table(summary, folder / TABLE)
+    report = write_report(record, folder)
+    print(table_text(summary))
+    places = {"report": report, "pictures": folder / "pictures", "table": folder / TABLE, "records": folder / RECORDS}
+    print("\n".join(f"{name:<12}{_shown(path)}" for name, path in places.items()), flush=True)
+
+
+def _check_names(strategies: Sequence[str]) -> None:
+    """Raise an error for a name that no strategy has; what is not installed is for the report."""
+    from itwinai.strategies.registry import STRATEGY_NAMES, make_strategy
+
+    for name in strategies:
+        if name != SINGLE and name not in STRATEGY_NAMES:
+            with suppress(MissingPackageError):
+                make_strategy(name)
+
+
+def _told(settings: Settings, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return what was asked for, for people."""
+    told: dict[str, Any] = {
+        "model": config["model"].get("class_path", "") if isinstance(config.get("model"), Mapping) else "",
+        "strategies": ", ".join(settings.strategies),
+        "workers": ", ".join(map(str, settings.workers)),
+        "scaling": ", ".join(settings.scalings),
+        **{path: ", ".join(map(str, values)) for path, values in settings.axes.items()},
+        "repeats": settings.repeats,
+        "warm-up": f"{settings.warmup} steps",
+        "measured": f"{settings.steps} steps or more, {settings.seconds:g} s at least",
+        "baseline": settings.baseline,
+    }
+    return {name: str(value) for name, value in told.items() if value != ""}
+
+
+def _submitted(jobs: Sequence[Job]) -> str:
+    told = ", ".join(f"{job.number} ({count_text(job.workers, 'worker')})" for job in jobs)
+    return f"waiting for the job{'s' * (len(jobs) > 1)} {told}" if jobs else "there is nothing to wait for"
+
+
+def _is_new(measurement: Measurement, path: Path) -> bool:
+    return all(asdict(one) != asdict(measurement) for one in read_measurements(path))
+
+
+def _differing(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in {*before, *now}:
+            yield from _differing(before.get(name), now.get(name), f"{path}.{name}".lstrip("."))
+    elif before != now:
+        yield path.removeprefix("config.")
+
+
+def _shown(path: Path) -> str:
+    """Return a path as short as it can be written here."""
+    try:
+        return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)
+    except ValueError:
+        return str(path)

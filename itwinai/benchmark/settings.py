@@ -1,0 +1,121 @@
+"""What a benchmark is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from itwinai.benchmark.records import SINGLE, Cell, Scaling
+from itwinai.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a benchmark is asked for.
+
+    Attributes:
+        strategies: as the trainer takes them.
+        workers: numbers of workers, over all nodes.
+        repeats: how often each cell is run. With less than 3 there is no telling chance from difference.
+        scalings: how the batch goes with the number of workers: ``strong``, ``weak``, or both.
+        axes: values by path in the config, of all else that is to be varied.
+        steps: number of steps that are measured: batches of each worker.
+        seconds: measure more steps if these take less time, which makes chance smaller.
+        warmup: number of steps before them, which are not: caches fill, algorithms are chosen, code is compiled.
+        limit: seconds after which a run is ended, and counts as one that hangs.
+        baseline: strategy that all others are compared with, at its smallest number of workers. ``single`` is one
+            process, which is run beside the strategies that are asked for.
+        extrapolate: numbers of workers to extrapolate to; by default up to eight times the largest measured.
+        seed: of the order in which the cells are run, and of the runs if the config has none.
+    """
+
+    strategies: tuple[str, ...]
+    workers: tuple[int, ...]
+    repeats: int = 3
+    scalings: tuple[Scaling, ...] = ("strong",)
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    steps: int = 50
+    seconds: float = 3.0
+    warmup: int = 10
+    limit: float = 600.0
+    baseline: str = SINGLE
+    extrapolate: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_listed("--strategies", self.strategies)
+        _check_listed("--workers", self.workers)
+        _check_listed("--scaling", self.scalings)
+        for scaling in self.scalings:
+            if scaling not in get_args(Scaling):
+                raise ConfigurationError(
+                    f"--scaling={scaling} is unknown. 'strong' divides one global batch among the workers, 'weak' "
+                    "gives each worker a batch of its own; 'strong,weak' does both."
+                )
+        counts = {"--workers": min(self.workers), "--repeats": self.repeats, "--steps": self.steps}
+        for flag, number in counts.items():
+            if number < 1:
+                raise ConfigurationError(f"{flag}={number}: it is 1 or more.")
+        if self.warmup < 1:
+            raise ConfigurationError(
+                f"--warmup={self.warmup}: at least the first step has to be left out, which takes far longer than the "
+                "others."
+            )
+        if self.seconds < 0:
+            raise ConfigurationError(f"--seconds={self.seconds}: it is 0 or more.")
+        if self.limit <= 0:
+            raise ConfigurationError(f"--limit={self.limit}: a run needs some seconds.")
+        if any(number < 1 for number in self.extrapolate):
+            raise ConfigurationError(f"--extrapolate={self.extrapolate}: numbers of workers are 1 or more.")
+        if self.baseline != SINGLE and self.baseline not in self.strategies:
+            raise ConfigurationError(
+                f"--baseline={self.baseline} is none of the strategies that are run: {', '.join(self.strategies)}, or "
+                f"'{SINGLE}' for one process without any."
+            )
+        for path, values in self.axes.items():
+            _check_listed(f"--axis {path}", [yaml_text(value) for value in values])
+
+    @property
+    def extrapolated_workers(self) -> tuple[int, ...]:
+        """The numbers of workers to extrapolate to."""
+        largest = max(self.workers)
+        return tuple(sorted(set(self.extrapolate))) or (2 * largest, 4 * largest, 8 * largest)
+
+
+def cells_of(settings: Settings) -> list[Cell]:
+    """Return the cells of a benchmark, the baseline first, without those that would be measured twice."""
+    found: dict[Cell, None] = {}
+    for axes in _combinations(settings.axes):
+        if settings.baseline == SINGLE:
+            found[Cell(SINGLE, 1, settings.scalings[0], axes)] = None
+        for scaling in settings.scalings:
+            for workers in sorted(settings.workers):
+                for strategy in settings.strategies:
+                    if strategy == SINGLE and workers > 1:
+                        continue
+                    found[Cell(strategy, workers, scaling if workers > 1 else settings.scalings[0], axes)] = None
+    return list(found)
+
+
+def yaml_text(value: Any) -> str:
+    """Return a value as one would write it in a config, in one line."""
+    import yaml
+
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _combinations(axes: Mapping[str, Sequence[Any]]) -> list[tuple[tuple[str, str], ...]]:
+    combinations: list[tuple[tuple[str, str], ...]] = [()]
+    for path, values in axes.items():
+        combinations = [(*before, (path, yaml_text(value))) for before in combinations for value in values]
+    return combinations
+
+
+def _check_listed(flag: str, values: Sequence[Any]) -> None:
+    if not values:
+        raise ConfigurationError(f"{flag} needs at least one value.")
+    twice = {str(value) for value in values if list(values).count(value) > 1}
+    if twice:
+        raise ConfigurationError(f"{flag} has {', '.join(sorted(twice))} twice.")

@@ -1,0 +1,93 @@
+"""Predictions as a picture: efficiency by the number of workers, and where the time of a step goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from itwinai.benchmark.simulate.prediction import Prediction
+from itwinai.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_PARTS = {
+    "compute": "compute",
+    "other": "other",
+    "optimizer": "optimizer",
+    "exposed": "exposed communication",
+    "waiting": "waiting for the slowest",
+}
+
+
+def write_picture(predictions: Sequence[Prediction], path: str | os.PathLike[str]) -> None:
+    """Draw predictions.
+
+    The left half shows the efficiency of every strategy; the right one the parts of a step under the strategy that is
+    fastest with the most workers.
+
+    Args:
+        predictions: of all strategies.
+        path: of the file, which ends in .svg or .png.
+
+    Raises:
+        ConfigurationError: it ends in something else.
+        MissingPackageError: matplotlib is not installed.
+    """
+    from itwinai.report.pictures import COLOURS, new_figure, svg_of
+
+    target = check_picture(path)
+    figure = new_figure(11.0, 3.6)
+    left, right = figure.subplots(1, 2)
+    lines: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        lines.setdefault(prediction.exchange.name, []).append(prediction)
+    for index, (name, line) in enumerate(lines.items()):
+        workers, efficiencies = [one.workers for one in line], [100 * one.efficiency for one in line]
+        # Strategies that differ little lie upon each other: later ones are thinner.
+        width = 1.4 + 0.9 * (len(lines) - 1 - index)
+        left.plot(workers, efficiencies, label=name, color=COLOURS[index % len(COLOURS)], marker=".", linewidth=width)
+    left.axhline(70, color="#999999", linewidth=0.8, linestyle=":")
+    left.set(xlabel="workers", ylabel="efficiency in %", ylim=(0, None))
+    left.set_title(f"simulated, {predictions[0].scaling} scaling", fontsize="medium")
+    _count_in_powers_of_two(left, sorted({prediction.workers for prediction in predictions}))
+    left.legend(frameon=False, fontsize="small")
+
+    best = min(lines.values(), key=lambda line: line[-1].step)
+    places, bottom = range(len(best)), [0.0] * len(best)
+    for index, (part, label) in enumerate(_PARTS.items()):
+        heights = [100 * getattr(one, part) / one.step for one in best]
+        if any(heights):
+            right.bar(places, heights, bottom=bottom, label=label, color=COLOURS[index], width=0.75)
+            bottom = [sum(pair) for pair in zip(bottom, heights, strict=True)]
+    right.set_xticks(places, [str(one.workers) for one in best], rotation=45 if len(best) > 8 else 0)
+    right.set(xlabel="workers", ylabel="% of the step", ylim=(0, 100))
+    right.set_title(f"where a step of {best[0].exchange.name} goes", fontsize="medium")
+    right.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == ".svg":
+        target.write_text(svg_of(figure), encoding="utf-8")
+    else:
+        figure.savefig(target, dpi=150)
+
+
+def check_picture(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a picture whose kind is known.
+
+    Raises:
+        ConfigurationError: it ends in neither .svg nor .png.
+    """
+    target = Path(path)
+    if target.suffix not in (".svg", ".png"):
+        raise ConfigurationError(f"A picture ends in .svg or .png, and {target} in neither.")
+    return target
+
+
+def _count_in_powers_of_two(axes: Axes, workers: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(workers, [str(number) for number in workers], rotation=45 if len(workers) > 8 else 0)
+    axes.set_xticks([], minor=True)

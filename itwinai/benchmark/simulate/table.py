@@ -1,0 +1,140 @@
+"""Predictions as tables: for a terminal, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from itwinai.benchmark.simulate.fit import FittedLink
+from itwinai.benchmark.simulate.from_record import Comparison
+from itwinai.benchmark.simulate.prediction import Prediction
+from itwinai.benchmark.simulate.units import told_bytes, told_seconds
+
+_HEAD = ("workers", "step", "compute", "exposed", "hidden", "waiting", "optimizer")
+_NEXT = ("speed-up", "effic.", "samples/s", "memory")
+
+
+def prediction_table(predictions: Sequence[Prediction]) -> str:
+    """Return the predictions of each strategy as aligned lines of at most 100 characters."""
+    longest = max(prediction.step for prediction in predictions)
+    factor, unit = (1.0, "s") if longest >= 10 else (1e3, "ms") if longest >= 10e-3 else (1e6, "us")
+    strategies: dict[str, list[list[str]]] = {}
+    for one in predictions:
+        times = (one.step, one.compute + one.other, one.exposed, one.hidden, one.waiting, one.optimizer)
+        strategies.setdefault(one.exchange.name, []).append(
+            [
+                f"{one.workers:,}",
+                *(_digits(seconds * factor) for seconds in times),
+                _digits(one.speedup),
+                f"{one.efficiency:.0%}" if one.efficiency >= 0.1 else f"{one.efficiency:.1%}",
+                "-" if one.throughput is None else _digits(one.throughput),
+                "-" if one.memory is None else told_bytes(one.memory.total),
+            ]
+        )
+    tables = [
+        f"{name}, times in {unit}\n{aligned([[*_HEAD, *_NEXT], *rows], left=0)}" for name, rows in strategies.items()
+    ]
+    return "\n\n".join(tables)
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> str:
+    """Return predictions beside what was measured, with the error of each and the reason for what is missing."""
+    rows = [["strategy", "workers", "scaling", "settings", "measured", "predicted", "error"]]
+    notes = []
+    for one in comparisons:
+        settings = ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in one.cell.axes) or "-"
+        if one.error is None or one.predicted is None:
+            notes.append(f"- {one.cell.strategy} with {one.cell.workers}: {one.reason}")
+        rows.append(
+            [
+                one.cell.strategy,
+                str(one.cell.workers),
+                one.cell.scaling,
+                settings,
+                told_seconds(one.measured),
+                "-" if one.predicted is None else told_seconds(one.predicted),
+                "-" if one.error is None else f"{one.error:+.0%}",
+            ]
+        )
+    return "\n".join([aligned(rows), *notes])
+
+
+def link_table(fitted: FittedLink) -> str:
+    """Return the timings of a link beside those of its fit."""
+    rows = [["bytes", "measured", "fitted", "error", "bandwidth"]]
+    for timing, error in zip(fitted.timings, fitted.errors, strict=True):
+        sent = 2 * (fitted.workers - 1) / fitted.workers * timing.size
+        rows.append(
+            [
+                f"{timing.size:,}",
+                told_seconds(timing.seconds),
+                told_seconds(fitted.predicted(timing)),
+                f"{error:+.0%}",
+                f"{told_bytes(sent / timing.seconds)}/s",
+            ]
+        )
+    return aligned(rows, left=0)
+
+
+def write_predictions(predictions: Sequence[Prediction], path: str | os.PathLike[str]) -> None:
+    """Write predictions as CSV, with all digits: times in seconds, memory in bytes; what is not known is empty.
+
+    A column ``lost_to_CAUSE`` holds the seconds by which a step is longer than with ideal scaling because of a cause.
+
+    Raises:
+        OSError: it could not be written; an old file is still there.
+    """
+    from itwinai.loggers.folder import write_whole
+
+    causes = list(predictions[0].losses)
+    times = ("step", "compute", "other", "optimizer", "exposed", "hidden", "waiting")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ["strategy", "stage", "workers", "scaling", *times, "speedup", "efficiency", "samples_per_second"]
+    writer.writerow([*head, "memory", *(f"lost_to_{cause.replace(' ', '_')}" for cause in causes)])
+    for one in predictions:
+        writer.writerow(
+            [
+                one.exchange.name,
+                one.exchange.stage,
+                one.workers,
+                one.scaling,
+                *(getattr(one, name) for name in times),
+                one.speedup,
+                one.efficiency,
+                one.throughput,
+                None if one.memory is None else one.memory.total,
+                *(one.losses[cause] for cause in causes),
+            ]
+        )
+    write_whole(Path(path), text.getvalue())
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Return rows as lines: a head, a rule, and the others.
+
+    Args:
+        rows: the head is the first of them.
+        left: how many columns are aligned to the left.
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _digits(value: float) -> str:
+    """Return a number with three digits, and no power of ten."""
+    if value == 0:
+        return "0"
+    if value >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

@@ -1,0 +1,187 @@
+"""The runs of a benchmark as SLURM jobs: submitted, waited for, collected."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from itwinai.benchmark.job import JobWorks
+from itwinai.benchmark.record_file import read_measurements
+from itwinai.benchmark.records import Measurement
+from itwinai.benchmark.run_config import nodes_of
+from itwinai.benchmark.work import Work
+from itwinai.errors import ConfigurationError, ItwinaiError
+
+EVERY = 5.0
+"""Seconds between two looks at the jobs: schedulers dislike to be asked more often."""
+
+WORKS = "works.json"
+RECORDS = "records.jsonl"
+JOB = "job.json"
+
+# What sbatch is told by itself.
+_OWN = ("nodes", "N", "ntasks", "n", "ntasks-per-node", "output", "o", "error", "e", "chdir", "D", "parsable", "wait")
+
+_OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "")
+
+
+class SlurmError(ItwinaiError, RuntimeError):
+    """SLURM has refused a job, or does not answer."""
+
+
+@dataclass(frozen=True)
+class SlurmJobs:
+    """Runs works as jobs: one for each number of workers, whose runs share its nodes and follow each other.
+
+    Attributes:
+        folder: of the benchmark.
+        options: for sbatch, by name, such as ``partition`` or ``time``.
+        limit: seconds after which a run is ended.
+        workers_per_node: most workers of a node; None for all on one.
+        every: seconds between two looks at the jobs.
+    """
+
+    folder: Path
+    options: Mapping[str, str] = field(default_factory=dict)
+    limit: float = 600.0
+    workers_per_node: int | None = None
+    every: float = EVERY
+
+    def check(self) -> None:
+        """Raise an error if there is no SLURM, or an option is not for the user to set.
+
+        Raises:
+            ConfigurationError: as above.
+        """
+        if missing := [name for name in ("sbatch", "squeue", "scontrol") if shutil.which(name) is None]:
+            raise ConfigurationError(
+                f"--slurm needs {', '.join(missing)}, which this machine lacks. Run the command where you submit jobs."
+            )
+        for name in self.options:
+            if name.lstrip("-") in _OWN:
+                raise ConfigurationError(
+                    f"--slurm {name}=... is set for each job from --workers and --workers-per-node. Leave it out."
+                )
+
+    def left_behind(self) -> list[Job]:
+        """Return the jobs that an earlier command has submitted."""
+        return [Job.read(path.parent) for path in sorted(self.folder.glob(f"jobs/*/{JOB}"))]
+
+    def submit(self, works: Sequence[Work]) -> list[Job]:
+        """Submit the jobs for some works.
+
+        Raises:
+            SlurmError: SLURM refuses one; those that were submitted before are cancelled.
+        """
+        jobs: list[Job] = []
+        try:
+            for workers in sorted({work.cell.workers for work in works}):
+                jobs.append(self._submit(workers, [work for work in works if work.cell.workers == workers]))
+        except BaseException:
+            for job in jobs:
+                job.cancel()
+            raise
+        return jobs
+
+    def collect(self, jobs: Sequence[Job]) -> Iterator[Measurement]:
+        """Wait for jobs, and yield what they have measured, as it comes."""
+        taken = dict.fromkeys(jobs, 0)
+        while True:
+            over = [job for job in jobs if job.is_over()]
+            for job in jobs:
+                measurements = read_measurements(job.folder / RECORDS)
+                yield from measurements[taken[job] :]
+                taken[job] = len(measurements)
+            for job in over:
+                (job.folder / WORKS).unlink(missing_ok=True)  # a config may hold secrets
+            if len(over) == len(jobs):
+                return
+            time.sleep(self.every)
+
+    def _submit(self, workers: int, works: Sequence[Work]) -> Job:
+        jobs = self.folder / "jobs"
+        number = len(list(jobs.glob("*"))) + 1
+        own = jobs / f"{number:02d}-{workers}-workers"
+        own.mkdir(parents=True)
+        JobWorks(str(self.folder), str(own / RECORDS), self.limit, self.workers_per_node, works).write(own / WORKS)
+        nodes, on_each = nodes_of(workers, self.workers_per_node)
+        options = {
+            "job-name": f"itwinai-benchmark-{workers}",
+            **self.options,
+            "nodes": str(nodes),
+            "ntasks-per-node": str(on_each),
+            "chdir": os.getcwd(),
+            "output": str(own / "output.txt"),
+        }
+        script = own / "job.sh"
+        command = [sys.executable, "-m", "itwinai.benchmark.job", str(own / WORKS)]
+        script.write_text(f"#!/bin/bash\nexec {shlex.join(command)}\n")
+        flags = [_flag(name, value) for name, value in options.items()]
+        asked = subprocess.run(["sbatch", "--parsable", *flags, str(script)], capture_output=True, text=True)
+        if asked.returncode:
+            raise SlurmError(
+                f"SLURM does not take the job for {workers} workers ({nodes} nodes with {on_each} each): "
+                f"{asked.stderr.strip()}. Options for it are given as --slurm partition=...,account=...,time=..."
+            )
+        job = Job(asked.stdout.strip().partition(";")[0], workers, own)
+        (own / JOB).write_text(json.dumps({"number": job.number, "workers": workers}))
+        return job
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a benchmark.
+
+    Attributes:
+        number: by which SLURM knows it.
+        workers: of its runs.
+        folder: where its files are.
+    """
+
+    number: str
+    workers: int
+    folder: Path
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        """Return the job whose files are in a folder."""
+        plain = json.loads((folder / JOB).read_text())
+        return cls(plain["number"], plain["workers"], folder)
+
+    @property
+    def works(self) -> Sequence[Work]:
+        """What it is to do."""
+        return JobWorks.read(self.folder / WORKS).works
+
+    def state(self) -> str:
+        """Return its state as SLURM names it, or nothing if SLURM has forgotten it."""
+        asked = subprocess.run(["squeue", "-h", "-j", self.number, "-o", "%T"], capture_output=True, text=True)
+        if asked.returncode == 0 and asked.stdout.strip():
+            return asked.stdout.split()[0]
+        if asked.returncode and "Invalid job id" not in asked.stderr:
+            return "UNKNOWN"  # SLURM does not answer: it may again
+        told = subprocess.run(["scontrol", "show", "job", self.number], capture_output=True, text=True).stdout
+        return next((word.partition("=")[2] for word in told.split() if word.startswith("JobState=")), "")
+
+    def is_over(self) -> bool:
+        """Tell whether it has ended."""
+        return self.state() in _OVER
+
+    def cancel(self) -> None:
+        """Take it out of the queue, or end it."""
+        subprocess.run(["scancel", self.number], capture_output=True)
+
+
+def _flag(name: str, value: str) -> str:
+    name = name.lstrip("-")
+    if len(name) == 1:
+        return f"-{name}{value}"
+    return f"--{name}={value}" if value else f"--{name}"

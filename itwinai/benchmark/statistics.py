@@ -1,0 +1,163 @@
+"""What a few repeats say: means, ratios and differences, with how sure they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, variance
+from types import ModuleType
+
+from itwinai.errors import ConfigurationError, require
+
+CONFIDENCE = 0.95
+"""Share of the experiments whose interval contains the true value."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % confidence interval.
+
+    Attributes:
+        mean: what is most likely.
+        low: lower end of the interval; None where nothing is known of the spread.
+        high: upper end of the interval; None with ``low``.
+        n: number of values that it is made of; of the smaller side of a ratio.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def times(self, factor: float) -> Estimate:
+        """Return the same in another unit.
+
+        Args:
+            factor: that everything is multiplied with; positive.
+        """
+        low, high = (None if end is None else end * factor for end in (self.low, self.high))
+        return Estimate(self.mean * factor, low, high, self.n)
+
+
+def mean_of(values: Sequence[float]) -> Estimate:
+    """Return the mean with Student's interval (Student, "The Probable Error of a Mean", Biometrika 1908).
+
+    Args:
+        values: one of each repeat.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    if not values:
+        raise ConfigurationError("There is no mean of no values. Ask only for what was measured at least once.")
+    middle = float(mean(values))
+    if len(values) < 2:
+        return Estimate(middle, None, None, len(values))
+    if not all(map(math.isfinite, values)):
+        return Estimate(middle, math.nan, math.nan, len(values))
+    half = t_quantile(len(values) - 1) * math.sqrt(variance(values) / len(values))
+    return Estimate(middle, middle - half, middle + half, len(values))
+
+
+def ratio_of(above: Sequence[float], below: Sequence[float]) -> Estimate:
+    """Return the ratio of two geometric means, with Welch's interval of the difference of the logarithms.
+
+    Logarithms, because the noise of timings is relative, and because the ratio of A to B is then exactly the inverse of
+    that of B to A. Welch, because two cells need not be equally noisy (Welch, "The generalization of 'Student's'
+    problem when several different population variances are involved", Biometrika 1947).
+
+    Args:
+        above: values of the numerator, positive; one of each repeat.
+        below: values of the denominator.
+
+    Returns:
+        The ratio; without an interval if one of both has a single value.
+
+    Raises:
+        ConfigurationError: one of both has no values, or values that are not positive.
+    """
+    first, second = _logarithms(above), _logarithms(below)
+    shift, n = mean(first) - mean(second), min(len(first), len(second))
+    if n < 2:
+        return Estimate(math.exp(shift), None, None, n)
+    error, freedom = _welch(first, second)
+    half = t_quantile(freedom) * error if error else 0.0
+    return Estimate(math.exp(shift), math.exp(shift - half), math.exp(shift + half), n)
+
+
+def difference(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Return how likely a difference as large as this one is if both are the same in truth: Welch's test on logarithms.
+
+    Args:
+        a: values of one side, positive; one of each repeat.
+        b: values of the other side.
+
+    Returns:
+        The two-sided p value; None if one of both has fewer than two values.
+
+    Raises:
+        ConfigurationError: one of both has no values, or values that are not positive.
+    """
+    first, second = _logarithms(a), _logarithms(b)
+    if min(len(first), len(second)) < 2:
+        return None
+    shift = abs(mean(first) - mean(second))
+    error, freedom = _welch(first, second)
+    if not error:
+        return 0.0 if shift else 1.0
+    return float(2 * _distributions().stdtr(freedom, -shift / error))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values that stay honest though several differences are looked at.
+
+    The smallest of m is multiplied with m, the next one with m - 1, and so on, and none becomes smaller than one before
+    it (Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 1979).
+
+    Args:
+        p_values: of all differences that are looked at.
+
+    Returns:
+        The adjusted ones, in the same order.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def t_quantile(freedom: float) -> float:
+    """Return how many standard errors an interval reaches to either side.
+
+    Args:
+        freedom: degrees of freedom that the standard error has.
+    """
+    return float(_distributions().stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+def _distributions() -> ModuleType:
+    require("scipy", "Install it with `pip install 'itwinai[benchmark]'`.", "The report of a benchmark")
+    import scipy.special  # scipy.stats calls the same functions, and takes a second to import
+
+    return scipy.special
+
+
+def _logarithms(values: Sequence[float]) -> list[float]:
+    if not values or not all(0 < value < math.inf for value in values):
+        raise ConfigurationError(
+            f"Only positive values can be compared by their ratio, at least one of them, and not {list(values)}. "
+            "Leave out the runs in which nothing was measured."
+        )
+    return [math.log(value) for value in values]
+
+
+def _welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Return the standard error of the difference of two means, and its degrees of freedom (Satterthwaite, 1946)."""
+    parts = [(variance(values) / len(values), len(values) - 1) for values in (first, second)]
+    square = sum(part for part, _ in parts)
+    if not square:
+        return 0.0, math.inf
+    # By shares of the whole: squares of tiny variances would underflow.
+    return math.sqrt(square), 1 / sum((part / square) ** 2 / freedom for part, freedom in parts)

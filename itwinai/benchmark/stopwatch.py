@@ -1,0 +1,320 @@
+"""The callback that measures a run of a benchmark, on every worker, and ends it after so many steps."""
+
+from __future__ import annotations
+
+import functools
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from itwinai import compat
+from itwinai.benchmark.records import Breakdown, Measured
+from itwinai.callbacks.monitoring import gpu_of
+from itwinai.checkpoints.plugin import gather
+from itwinai.measure.cpu_energy import rapl_instruments
+from itwinai.measure.gpus import gpu_instruments
+from itwinai.measure.nodes import nodes_of, this_place
+from itwinai.measure.operators import peak_memory
+from itwinai.measure.sampler import Sampler
+from itwinai.measure.samples import trained_samples
+from itwinai.measure.steps import Phase, Reading, StepClock, StepSplit, percentile, split_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from itwinai.measure.gauges import Instruments
+
+MOST_STEPS = 20_000
+"""Of a run, unless more are asked for."""
+
+COMPUTING = (Phase.TRANSFER, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.MANUAL)
+
+ENERGY_EVERY = 0.1
+"""Seconds between two readings of energy. Only these are sampled, which takes far less than a thousandth of a core."""
+
+
+class TooFewStepsError(RuntimeError):
+    """A run has ended before all steps were measured."""
+
+
+@dataclass(frozen=True)
+class WorkerTimes:
+    """What one worker has measured.
+
+    Attributes:
+        seconds: that the measured steps took.
+        durations: of each of them, in nanoseconds, from the end of the step before.
+        split: where their time went; None if the loop does not tell.
+        peak_memory: in bytes; None where the system does not tell.
+        first_step: when the first step of the run began, in seconds since 1970.
+        loss: of the last step; None if it returned none.
+        watts: by source, what a node has used meanwhile; None for workers that do not measure their node.
+        missing: what of the energy could not be measured, and why.
+    """
+
+    seconds: float
+    durations: array[int]
+    split: StepSplit | None
+    peak_memory: int | None
+    first_step: float
+    loss: float | None
+    watts: dict[str, float] | None
+    missing: tuple[str, ...]
+
+
+class Stopwatch(Callback):
+    """Measure some steps of a fit, and end it after them.
+
+    Args:
+        steps: least number of steps that are measured.
+        warmup: number of steps before them.
+        seconds: measure more steps if these take less time: short runs say more about chance than about speed.
+        began: when the command was started, in seconds since 1970.
+
+    Attributes:
+        measured: on rank 0 after the fit; None before.
+        step_clock: left here by the loop.
+    """
+
+    def __init__(self, steps: int, warmup: int, seconds: float, began: float) -> None:
+        self.steps = steps
+        self.warmup = warmup
+        self.seconds = seconds
+        self.began = began
+        self.measured: Measured | None = None
+        self.step_clock: StepClock | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what belongs to one fit."""
+        self._done = 0
+        self._last = 0  # number of the last step that is measured, known when the warm-up ends
+        self._first_step = 0.0
+        self._warm_up_began = 0  # nanoseconds, as below
+        self._ends = array("q")  # when each measured step has ended, and the last one before them; nanoseconds
+        self._warm: Reading | None = None
+        self._loss: Any = None
+        self._energy: Energy | None = None
+        self._nodes = 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "step_clock": None, "_energy": None}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the fit go on until this callback ends it, and begin to read energy, once per node."""
+        self._forget()
+        trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
+        places = gather(trainer, this_place(trainer.node_rank, gpu_of(trainer.strategy.root_device)))
+        nodes = nodes_of(places)
+        self._nodes = len(nodes)
+        node = next((node for node in nodes if node.leader == trainer.global_rank), None)
+        if node is not None:
+            gpus = [worker.gpu for worker in node.workers if worker.gpu is not None]
+            openers: dict[str, Callable[[], Instruments]] = {
+                "energy of the processors": rapl_instruments,
+                "GPUs": functools.partial(gpu_instruments, [worker.gpus for worker in node.workers], gpus),
+            }
+            self._energy = Energy(openers, node.name)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note when the first step begins, and where the clock stands before the first one that is measured."""
+        if not self._first_step:
+            self._first_step = time.time()
+        if self._done == self.warmup and self._warm is None and self.step_clock is not None:
+            self._warm = self.step_clock.reading()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note when a step ends."""
+        self._done += 1
+        if self._done < self.warmup:
+            # The first of several is the least typical one.
+            self._warm_up_began = self._warm_up_began or time.perf_counter_ns()
+            return
+        if self._done == self.warmup:
+            _synchronize(trainer.strategy.root_device)
+            self._last = self.warmup + self._steps_to_measure(trainer)
+            if self._energy is not None:
+                self._energy.begin()
+        elif self._done == self._last:
+            _synchronize(trainer.strategy.root_device)
+            trainer.should_stop = True
+        self._ends.append(time.perf_counter_ns())
+        if self._done == self.warmup + self.steps:  # the same step in all runs, however many others follow
+            self._loss = outputs
+        if self._done == self._last and self._energy is not None:
+            self._energy.end()
+
+    def _steps_to_measure(self, trainer: Trainer) -> int:
+        """Return how many steps all workers are to measure."""
+        steps = self.steps
+        if self.seconds and self.warmup > 1:
+            step = (time.perf_counter_ns() - self._warm_up_began) / 1e9 / (self.warmup - 1)
+            steps = max(steps, min(round(self.seconds / step), MOST_STEPS))
+        for scheduler in trainer.lr_scheduler_configs:
+            # The only one of torch's that refuses to go on after its end.
+            if (end := getattr(scheduler.scheduler, "total_steps", None)) is not None:
+                steps = min(steps, max(end * trainer.accumulate_grad_batches - self.warmup, self.steps))
+        return int(trainer.strategy.broadcast(steps))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring together what the workers have measured."""
+        if self._energy is not None:
+            self._energy.stop()
+        if not self._last or self._done < self._last:
+            raise TooFewStepsError(
+                f"The run has ended after {self._done} steps, and {self.warmup} + {self.steps} are to be measured. Is "
+                "there a callback, or a limit in the config, that ends it? Or choose fewer with --steps and --warmup."
+            )
+        workers = gather(trainer, self._times(trainer))
+        if trainer.is_global_zero:
+            self.measured = _bring_together(workers, self._counted(trainer), self.began, self._facts(trainer))
+        self._energy = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """End sampling, if the fit has failed."""
+        if self._energy is not None:
+            self._energy.stop()
+
+    def _times(self, trainer: Trainer) -> WorkerTimes:
+        ends, clock = self._ends, self.step_clock
+        engine = getattr(trainer.strategy, "exchange_time", None)
+        loss = self._loss.get("loss") if isinstance(self._loss, dict) else self._loss
+        return WorkerTimes(
+            seconds=(ends[-1] - ends[0]) / 1e9,
+            durations=array("q", (after - before for before, after in zip(ends, ends[1:], strict=False))),
+            split=None if clock is None else split_of(clock, self._warm, engine and engine()),
+            peak_memory=peak_memory(),
+            first_step=self._first_step,
+            loss=None if loss is None else float(loss) * trainer.accumulate_grad_batches,
+            watts=None if self._energy is None else self._energy.watts(),
+            missing=() if self._energy is None else self._energy.missing(),
+        )
+
+    def _counted(self, trainer: Trainer) -> int | None:
+        """Return the number of samples of all workers in the measured steps."""
+        loaders = compat.training_loaders(trainer)
+        batches = trainer.num_training_batches
+        return trained_samples(loaders, trainer.world_size, batches, self.warmup, self._last - self.warmup)
+
+    def _facts(self, trainer: Trainer) -> dict[str, Any]:
+        trained = [parameter for parameter in trainer.lightning_module.parameters() if parameter.requires_grad]
+        device = trainer.strategy.root_device
+        size: Callable[[Tensor], int] = getattr(trainer.strategy, "full_size", Tensor.numel)
+        return {
+            "parameters": sum(size(parameter) for parameter in trained),
+            "gradient_bytes": sum(size(parameter) * parameter.element_size() for parameter in trained),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
+            "nodes": self._nodes,
+        }
+
+
+class Energy:
+    """The energy that a node uses between two moments.
+
+    Args:
+        openers: see `itwinai.measure.sampler.Sampler`.
+        where: name of the node, for the log.
+    """
+
+    def __init__(self, openers: dict[str, Callable[[], Instruments]], where: str) -> None:
+        self._sampler = Sampler(openers, ENERGY_EVERY, where)
+        self._sampler.start()
+        self._before: dict[str, tuple[float, float]] = {}
+        self._after: dict[str, tuple[float, float]] = {}
+
+    def begin(self) -> None:
+        """Note where the meters stand at the first moment."""
+        self._before = self._read()
+
+    def end(self) -> None:
+        """Note where they stand at the second."""
+        self._after = self._read()
+
+    def stop(self) -> None:
+        """End sampling."""
+        self._sampler.stop()
+
+    def watts(self) -> dict[str, float]:
+        """Return the mean power by source between the two moments, of those that could be read in between."""
+        watts = {}
+        for name, (joules, seconds) in (self._after or self._read()).items():
+            joules_before, seconds_before = self._before.get(name, (0.0, 0.0))
+            if seconds > seconds_before:
+                watts[name] = (joules - joules_before) / (seconds - seconds_before)
+        return watts
+
+    def missing(self) -> tuple[str, ...]:
+        """Return what could not be measured, and why."""
+        return tuple(f"{what}: {reason}" for what, reason in self._sampler.sampled().missing.items())
+
+    def _read(self) -> dict[str, tuple[float, float]]:
+        return {use.source: (use.joules, use.seconds) for use in self._sampler.sampled().energy}
+
+
+def _bring_together(workers: list[WorkerTimes], samples: int | None, began: float, facts: dict[str, Any]) -> Measured:
+    """Return what all workers have measured together."""
+    seconds = max(worker.seconds for worker in workers)
+    durations = [sorted(worker.durations) for worker in workers]
+    splits = [worker.split for worker in workers if worker.split is not None]
+    losses = [worker.loss for worker in workers if worker.loss is not None]
+    watts = [worker.watts for worker in workers if worker.watts is not None]
+    joules = sum(power for node in watts for power in node.values()) * seconds if all(watts) and watts else None
+    missing = sorted({reason for worker in workers for reason in worker.missing})
+    steps = len(workers[0].durations)
+    return Measured(
+        steps=steps,
+        seconds=seconds,
+        samples=samples,
+        step_p50=_mean([percentile(one, 50) / 1e9 for one in durations]),
+        step_p95=_mean([percentile(one, 95) / 1e9 for one in durations]),
+        breakdown=_breakdown(splits, seconds / steps) if len(splits) == len(workers) else None,
+        busy=tuple(_busy(split) for split in splits),
+        peak_memory=tuple(worker.peak_memory for worker in workers),
+        launch=max(worker.first_step for worker in workers) - began,
+        loss=_mean(losses) if losses else None,
+        joules=joules,
+        no_joules="" if joules is not None else "; ".join(missing) or "the steps were over before a meter had moved",
+        **facts,
+    )
+
+
+def _breakdown(splits: list[StepSplit], step: float) -> Breakdown:
+    """Return where the time of a step goes, so that its parts add up to the step, with what lies between two steps."""
+    data = _mean([_seconds(split, Phase.DATA) for split in splits])
+    communication = _mean([_seconds(split, Phase.COMMUNICATION) for split in splits])
+    compute = _mean([_seconds(split, *COMPUTING) for split in splits])
+    hidden = [split.communication * split.overlap for split in splits if split.communication and split.overlap]
+    known = any(split.communication is not None for split in splits)
+    return Breakdown(
+        data=data,
+        compute=compute,
+        communication=communication,
+        other=max(0.0, step - data - compute - communication),
+        hidden=sum(hidden) / len(splits) if known else None,
+    )
+
+
+def _seconds(split: StepSplit, *phases: Phase) -> float:
+    """Return how long some phases take in a mean step; only some steps were split, which may have been longer."""
+    return split.step * sum(split.share(phase) for phase in phases)
+
+
+def _busy(split: StepSplit) -> float:
+    return split.step - _seconds(split, Phase.COMMUNICATION)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

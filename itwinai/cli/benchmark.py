@@ -1,0 +1,232 @@
+"""`itwinai benchmark`: which strategy a model should train under, and how far it scales."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from itwinai.cli.run import expand_short_flags
+from itwinai.errors import ConfigurationError
+
+_EPILOG = """
+other commands:
+  itwinai benchmark report FOLDER          make table, report and pictures again from the records
+  itwinai benchmark compare A B            two benchmarks side by side, significant differences marked
+  itwinai benchmark links                  measure latency and bandwidth between workers
+  itwinai benchmark simulate               predict the time of a step on up to thousands of workers
+
+examples:
+  itwinai benchmark -c config.yaml --strategies ddp,deepspeed_stage_2,horovod,ray --workers 1,2,4
+  itwinai benchmark -c config.yaml --strategies ddp --workers 1,2,4 --scaling strong,weak \\
+      --axis trainer.precision=32-true,bf16-mixed --axis data.batch_size=32,128
+  itwinai benchmark -c config.yaml --strategies ddp,horovod --workers 4,8,16 --workers-per-node 4 \\
+      --slurm partition=gpu,account=me,gpus-per-node=4,time=01:00:00
+
+Ray's workers run on the cluster of --address or RAY_ADDRESS, if there is one. All other flags are those of
+`itwinai fit`, for all runs: --trainer.accelerator=gpu. docs/how-to/benchmark.md says more.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: the arguments after ``benchmark``.
+
+    Raises:
+        ConfigurationError: what is asked for makes no sense.
+    """
+    others: dict[str, tuple[str, str]] = {
+        "report": (__name__, "_report"),
+        "compare": (__name__, "_compare"),
+        "simulate": ("itwinai.cli.benchmark_simulate", "simulate"),
+        "links": ("itwinai.cli.benchmark_simulate", "links"),
+    }
+    if argv and argv[0] in others:
+        module, name = others[argv[0]]
+        command: Callable[[list[str]], int] = getattr(import_module(module), name)
+        return command(argv[1:])
+    return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
+    parser = _parser()
+    given, arguments = parser.parse_known_args(argv)
+    if unknown := [one for one in arguments if not one.startswith("-") and arguments.index(one) == 0]:
+        parser.error(f"there is no command '{unknown[0]}': run, report, compare, simulate or links")
+    _need_packages()
+    settings = _settings(given)
+    if given.address:
+        os.environ["RAY_ADDRESS"] = given.address
+    # As for a script: the config names classes in files of the current folder.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+    from itwinai.benchmark.running import Benchmark
+    from itwinai.cli.signals import stop_on_signals
+    from itwinai.configured import parsed
+
+    configs = [part for config in given.config for part in ("-c", config)]
+    command_line = parsed([*configs, *expand_short_flags(arguments)])
+    config = command_line.as_dict()
+    name = _name(config)
+    benchmark = Benchmark(
+        settings=settings,
+        config=config,
+        folder=Path(given.folder or Path("benchmarks", name)).absolute(),
+        name=name,
+        slurm=None if given.slurm is None else dict(_pairs("--slurm", given.slurm)),
+        workers_per_node=given.workers_per_node,
+        check=command_line.check,
+    )
+    with stop_on_signals():
+        record = benchmark.run(resume=given.resume or given.retry_failed, retry_failed=given.retry_failed)
+    return 0 if any(measurement.status == "measured" for measurement in record.measurements) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="itwinai benchmark",
+        description="Run a model under several strategies with several numbers of workers, and compare them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("-c", "--config", action="append", required=True, help="config file of `itwinai fit`; the later ones win")
+    add("--strategies", required=True, help="names, with commas between")
+    add("--workers", required=True, help="numbers of workers, over all nodes, with commas between")
+    add("--repeats", type=int, default=3, help="runs of each cell (3); fewer leave no room for statistics")
+    add("--scaling", default="strong", help="strong (the workers divide one batch), weak, or strong,weak")
+    add(
+        "--axis",
+        action="append",
+        default=[],
+        metavar="PATH=VALUES",
+        help="vary anything else too: trainer.precision=32-true,bf16-mixed; given several times, all combinations",
+    )
+    add("--steps", type=int, default=50, help="steps that are measured at least (50)")
+    add("--seconds", type=float, default=3.0, help="time that is measured at least (3)")
+    add("--warmup", type=int, default=10, help="steps before them, which are not measured (10)")
+    add("--limit", type=float, default=600.0, help="seconds after which a run is ended as one that hangs (600)")
+    add("--baseline", default="single", help="what speed-ups are relative to: single, one process, or a strategy")
+    add("--extrapolate", help="numbers of workers to extrapolate to; by default up to eight times the largest")
+    add("--folder", help="for records, table and report; by default benchmarks/NAME_OF_THE_MODEL")
+    add("--resume", action="store_true", help="run what is missing in the folder; more may be asked for than before")
+    add("--retry-failed", action="store_true", help="the same, and run again what has failed")
+    add("--workers-per-node", type=int, help="most workers of a node; by default all are on one")
+    add("--address", help="of a Ray cluster, for the strategies of Ray; by default RAY_ADDRESS")
+    add("--slurm", nargs="?", const="", metavar="OPTIONS", help="run as SLURM jobs, with these options of sbatch")
+    return parser
+
+
+def _settings(given: argparse.Namespace) -> Any:
+    from itwinai.benchmark.settings import Settings
+
+    if given.workers_per_node is not None and given.workers_per_node < 1:
+        raise ConfigurationError(f"--workers-per-node={given.workers_per_node}: it is 1 or more.")
+    return Settings(
+        strategies=tuple(_names(given.strategies)),
+        workers=_numbers("--workers", given.workers),
+        repeats=given.repeats,
+        scalings=tuple(_names(given.scaling)),  # type: ignore[arg-type]
+        axes=dict(_axis(one) for one in given.axis),
+        steps=given.steps,
+        seconds=given.seconds,
+        warmup=given.warmup,
+        limit=given.limit,
+        baseline=given.baseline,
+        extrapolate=_numbers("--extrapolate", given.extrapolate) if given.extrapolate else (),
+    )
+
+
+def _axis(text: str) -> tuple[str, list[Any]]:
+    """Return path and values of an axis."""
+    import yaml
+
+    path, equals, values = text.partition("=")
+    if not equals or not values:
+        raise ConfigurationError(f"--axis {text}: write a path in the config and its values, PATH=VALUE,VALUE.")
+    try:
+        return path, list(yaml.safe_load(f"[{values}]"))
+    except yaml.YAMLError:
+        raise ConfigurationError(f"--axis {text}: the values are no YAML: {values}") from None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    names = _names(text)
+    if not names or not all(name.isdecimal() for name in names):
+        raise ConfigurationError(f"{flag}={text}: write whole numbers with commas between, as in 1,2,4.")
+    return tuple(int(name) for name in names)
+
+
+def _pairs(flag: str, text: str) -> Sequence[tuple[str, str]]:
+    """Return the options of ``name=value,name=value``; a name alone is a flag."""
+    found = []
+    for one in _names(text):
+        name, _, value = one.partition("=")
+        if not name:
+            raise ConfigurationError(f"{flag} {text}: write NAME=VALUE with commas between, as in partition=gpu.")
+        found.append((name, value))
+    return found
+
+
+def _name(config: dict[str, Any]) -> str:
+    """Return the name of a benchmark: that of the model's class."""
+    model = config.get("model")
+    path = str(model.get("class_path", "")) if isinstance(model, dict) else ""
+    return path.rpartition(".")[2] or "benchmark"
+
+
+def _need_packages() -> None:
+    from itwinai.errors import require
+
+    for package in ("scipy", "matplotlib", "jinja2", "psutil"):
+        require(package, "Install it with `pip install 'itwinai[benchmark]'`.", "itwinai benchmark")
+
+
+def _report(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="itwinai benchmark report",
+        description="Make table, report and pictures of a benchmark again from its records.",
+    )
+    parser.add_argument("folder", type=Path, help="of the benchmark")
+    given = parser.parse_args(argv)
+    _need_packages()
+
+    from itwinai.benchmark.record_file import read_record
+    from itwinai.benchmark.running import conclude
+
+    conclude(read_record(given.folder), given.folder)
+    return 0
+
+
+def _compare(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="itwinai benchmark compare",
+        description="Show two benchmarks side by side, cell by cell, with significant differences marked.",
+    )
+    parser.add_argument("a", type=Path, help="folder of the one that is compared with")
+    parser.add_argument("b", type=Path, help="folder of the other")
+    parser.add_argument("-o", "--output", type=Path, help="write a page, too")
+    given = parser.parse_args(argv)
+    _need_packages()
+
+    from itwinai.benchmark.compare import compare, comparison_text, write_comparison
+    from itwinai.benchmark.record_file import read_record
+
+    comparison = compare(read_record(given.a), read_record(given.b))
+    print(comparison_text(comparison))
+    if given.output is not None:
+        write_comparison(comparison, given.output)
+        print(f"page        {given.output}")
+    return 0

@@ -1,0 +1,331 @@
+"""A benchmark in words: what the figures support, and nothing else."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+from itwinai.benchmark.amounts import Unit, estimate_text, memory_text, number_text, p_text, share_text, time_text
+from itwinai.benchmark.records import BenchmarkRecord, Breakdown, Cell, Measurement
+from itwinai.benchmark.scaling_law import fit
+from itwinai.benchmark.statistics import Estimate
+from itwinai.benchmark.summary import summarize
+from itwinai.benchmark.terminal_table import table_text
+from itwinai.benchmark.words import in_words
+from tests.benchmark.examples import PRECISION, changed, failing, rich, split, told, two_precisions
+from tests.benchmark.synthetic import Line, amdahl, communication, made_up, synthetic_record
+
+SINGLE = Line("single", amdahl(), workers=(1,))
+
+
+def two(factor: float, noise: float = 0.01, repeats: int = 4) -> BenchmarkRecord:
+    """Return two strategies, the second of which takes ``factor`` times as long."""
+    return synthetic_record(
+        SINGLE,
+        Line("ddp", amdahl(0.1), workers=(1, 2, 4)),
+        Line("ray", amdahl(0.1 * factor), workers=(1, 2, 4)),
+        noise=noise,
+        repeats=repeats,
+        seed=3,
+    )
+
+
+def finding(record: BenchmarkRecord, about: str, group: str = "") -> str:
+    return next(one for one in told(record).findings if one.name == group).told[about]
+
+
+# ------------------------------------------------------------------------------------------------------ figures
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (Estimate(12345.6, 12225.6, 12465.6, 3), "12,346 ± 120"),
+        (Estimate(4.821, 4.751, 4.891, 3), "4.82 ± 0.07"),
+        (Estimate(4.821, 4.819, 4.823, 3), "4.821 ± 0.002"),
+        (Estimate(3.4, 2.2, 4.6, 3), "3.4 ± 1.2"),
+        (Estimate(3.8, 3.1, 4.7, 3), "3.80 (3.10 to 4.70)"),
+        (Estimate(0.0213, None, None, 1), "0.0213"),
+        (Estimate(2.0, 2.0, 2.0, 3), "2.00"),
+        (Estimate(math.nan, math.nan, math.nan, 3), "nan"),
+        (None, "-"),
+    ],
+)
+def test_estimates_have_as_many_digits_as_are_known(estimate: Estimate | None, text: str) -> None:
+    assert estimate_text(estimate) == text
+
+
+def test_units_are_handy() -> None:
+    assert estimate_text(Estimate(0.0123, 0.0119, 0.0127, 3), Unit("ms", 1e-3)) == "12.3 ± 0.4 ms"
+    assert time_text(Estimate(0.9999, None, None, 1)) == "1.00 s"
+    assert time_text(Estimate(2.5e-5, None, None, 1)) == "25.0 µs" and time_text(Estimate(0.0, None, None, 1)) == "0 s"
+    assert memory_text(Estimate(1.5 * 2**30, None, None, 1)) == "1.50 GiB" and memory_text(None) == "-"
+    assert [number_text(value) for value in (1234.4, 12.34, 0.5, 3e-7)] == ["1,234", "12.3", "0.500", "3.00e-07"]
+    assert [share_text(value) for value in (0.314, 0.0314, 0.0)] == ["31 %", "3.1 %", "0 %"]
+    assert [p_text(value) for value in (0.0004, 0.0312)] == ["p < 0.001", "p = 0.031"]
+
+
+# ------------------------------------------------------------------------------------------------------ who is fastest
+
+
+def test_fastest_with_a_difference_that_is_more_than_chance() -> None:
+    text = finding(two(1.3), "fastest")
+    pattern = (
+        r"ddp with 4 workers, 2,2\d\d ± \d+ samples/s: (1\.\d+) ± 0.0\d times as fast as ray, the next \(p < 0.001\)"
+    )
+    found = re.fullmatch(pattern, text)
+    assert found is not None and float(found[1]) == pytest.approx(1.3, abs=0.03)
+
+
+def test_fastest_without_a_difference_says_so() -> None:
+    text = finding(two(1.001, noise=0.05), "fastest")
+    assert "could be shown with 4 repeats (p = 0." in text and ("no difference to ray" in text or "to ddp" in text)
+    assert "times as fast" not in text
+
+
+def test_fastest_of_single_runs_is_not_sure() -> None:
+    record = two(1.3, repeats=1)
+    assert finding(record, "fastest").endswith("With a single run nobody knows whether that is more than chance")
+    assert "each cell has one run only. Take --repeats 3 or more" in told(record).missing[0]
+    assert "±" not in finding(record, "fastest")
+
+
+def test_every_rival_is_counted_in_the_p_values() -> None:
+    def record(*names: str) -> BenchmarkRecord:
+        """Return strategies with 2 workers, all but the first of which take 3 % longer: p = 0.022 for one of them."""
+        return BenchmarkRecord(
+            "s",
+            measurements=[
+                Measurement(Cell(name, 2), repeat, "measured", 0, 0, made_up(seconds * (1 if name == "a" else 1.03), 2))
+                for name in names
+                for repeat, seconds in enumerate((0.1, 0.101, 0.099))
+            ],
+        )
+
+    assert "1.03 ± 0.02 times as fast as b, the next (p = 0.022)" in finding(record("a", "b"), "fastest")
+    assert finding(record("a", "b", "c", "d"), "fastest").endswith(
+        "But no difference to b, c and d could be shown with 3 repeats (p = 0.067 or more)"
+    )
+
+
+def test_fewer_workers_that_are_faster() -> None:
+    record = synthetic_record(
+        SINGLE, Line("ddp", lambda workers: 0.1 * workers, workers=(2, 4)), noise=0.01, extrapolate=()
+    )
+    text = finding(record, "fewer workers")
+    assert text == (
+        "single with 1 worker is 3.98 ± 0.06 times as fast as ddp with 4 workers (p < 0.001): more workers do not pay "
+        "here"
+    )
+    assert "fewer workers" not in told(two(1.3)).findings[0].told
+    for seed in range(4):  # in two of them fewer workers are faster by chance
+        same = synthetic_record(Line("ddp", lambda _: 0.1, workers=(2, 4)), noise=0.05, seed=seed)
+        assert "fewer workers" not in told(same).findings[0].told
+
+
+def test_scaling_and_knee() -> None:
+    record = synthetic_record(
+        SINGLE, Line("ddp", amdahl(serial_share=0.1), workers=(1, 2, 4, 8)), noise=1e-3, extrapolate=(64,)
+    )
+    text = finding(record, "scaling")
+    assert text.startswith("ddp with 8 workers has a speed-up of 4.") and "over single with 1 worker" in text
+    assert text.endswith("at least 80 % up to 2 workers")  # 91 % with 2 workers, 77 % with 4
+    # S^2 / N is largest at (1 - s) / s workers by Amdahl's law, with the serial share s of `amdahl`: 5 % of 0.1 s.
+    assert finding(record, "knee").startswith("at about 9 workers, which is extrapolated: ")
+    within = synthetic_record(SINGLE, Line("ddp", amdahl(serial_share=0.2), workers=(1, 2, 4, 8)), noise=1e-3)
+    assert finding(within, "knee").startswith("at about 4 workers: ")
+    beyond = synthetic_record(SINGLE, Line("ddp", amdahl(serial_share=1e-4), workers=(1, 2, 4, 8)), noise=1e-5)
+    assert finding(beyond, "knee").startswith("none up to 64 workers")
+
+
+def test_settings_are_compared() -> None:
+    words = told(two_precisions())
+    (text,) = (one.told["fastest"] for one in words.findings if one.name == "settings")
+    assert text.startswith("precision=bf16-mixed is fastest: ddp with 2 workers is 1.59 ± 0.0")
+    assert "with precision=32-true (p < 0.001)" in text
+    assert [one.name for one in words.findings[1:]] == ["precision=32-true", "precision=bf16-mixed"]
+
+
+# ------------------------------------------------------------------------------------------------------ losses
+
+
+def test_wrong_losses_come_first_and_do_not_win() -> None:
+    record = synthetic_record(
+        SINGLE,
+        Line("ddp", amdahl(0.1), workers=(1, 2)),
+        Line("ray", amdahl(0.11), workers=(1, 2)),
+        Line("horovod", amdahl(0.02), workers=(1, 2), loss=0.7),
+        noise=0.005,
+    )
+    words = told(record)
+    assert words.warnings[0].startswith("horovod with 1 worker ended with a loss of 0.7, and 3 others on the same")
+    assert finding(record, "fastest").startswith("ddp with 2 workers")
+    summary = summarize(record)
+    assert in_words(summary, [fit(line) for line in summary.series])[0] == f"Warning: {words.warnings[0]}"
+
+
+def test_loss_that_differs_from_the_baseline_only_stays_in_the_contest() -> None:
+    record = synthetic_record(
+        SINGLE, Line("ddp", amdahl(), workers=(2,), loss=0.6), Line("ray", amdahl(), workers=(2,), loss=0.6)
+    )
+    words = told(record)
+    assert "Dropout and batch normalization can be the reason" in words.warnings[0]
+    assert "with 2 workers" in finding(record, "fastest")
+
+
+def test_infinite_losses_are_warned_of() -> None:
+    record = changed(two(1.3), lambda cell, measured: replace(measured, loss=math.nan))
+    (warning,) = told(record).warnings
+    assert warning.startswith("The loss is not a number, or infinite, of single with 1 worker; ddp with 1, 2 and 4")
+    assert told(two(1.3)).warnings == ()
+
+
+# ------------------------------------------------------------------------------------------------------ advice
+
+
+def advised(breakdown: Breakdown | None, workers: int = 4, **measured: object) -> list[str]:
+    """Return the advice for one strategy with such steps."""
+    record = synthetic_record(SINGLE, Line("ddp", lambda _: 0.1, workers=(workers,)), noise=0.002)
+    return list(
+        told(
+            changed(
+                record,
+                lambda cell, one: replace(one, breakdown=breakdown, **measured) if cell.workers == workers else one,  # type: ignore[arg-type]
+            )
+        ).advice
+    )
+
+
+def test_nothing_is_advised_for_a_good_benchmark() -> None:
+    assert advised(split(data=15, compute=60, communication=20, other=5)) == []
+    assert advised(None) == []
+
+
+def test_waiting_for_data() -> None:
+    (text,) = advised(split(data=31, compute=69))
+    assert text.startswith("ddp with 4 workers: 31 % of a step (31.0 ms) waits for data. Raise num_workers")
+
+
+def test_waiting_for_the_exchange() -> None:
+    (text,) = advised(split(compute=60, communication=40), gradient_bytes=80_000_000, parameters=20_000_000)
+    assert "40 % of a step (40.0 ms) waits for other workers, with gradients of 76.3 MiB." in text
+    assert text.endswith("Gradients in bf16 halve what is sent.")
+    for size, parameters in ((400_000, 100_000), (80_000_000, 40_000_000)):  # latency counts; or they are bf16 already
+        (text,) = advised(split(compute=60, communication=40), gradient_bytes=size, parameters=parameters)
+        assert "accumulate_grad_batches" in text and "bf16" not in text
+    (text,) = advised(replace(split(compute=60, communication=30), hidden=0.01))
+    assert "of whose exchange 25 % is hidden behind backward" in text
+
+
+def test_waiting_for_a_slow_worker_is_not_the_exchange() -> None:
+    (text,) = advised(split(compute=60, communication=40), busy=(0.05, 0.05, 0.1, 0.05))
+    assert text.startswith("ddp with 4 workers: the busiest worker (rank 2 in every run) is busy 60.0 % longer")
+    assert "the others wait 37.5 ms of each step for it" in text
+    assert len(advised(split(compute=60, communication=40), busy=(0.05, 0.05, 0.065, 0.05))) == 2  # some of both
+
+
+def test_batches_too_small_to_be_divided() -> None:
+    (text,) = advised(split(compute=40, communication=24, data=16, other=20))
+    assert "the efficiency is 25" in text and "a worker computes 40.0 ms of a step (40 %), with a batch of 16.0" in text
+    assert text.endswith("See with --scaling weak what it is if the batch of a worker stays.")
+    record = changed(
+        synthetic_record(
+            SINGLE,
+            Line("ddp", lambda _: 0.1, workers=(4,)),
+            Line("ddp", lambda _: 0.11, "weak", workers=(4,)),
+            noise=1e-3,
+        ),
+        lambda cell, one: replace(one, breakdown=split(compute=40, communication=24, data=16, other=20)),
+    )
+    assert told(record).advice[0].endswith("With weak scaling, where the batch of a worker stays, it is 90.9 ± 0.1 %.")
+
+
+def test_other_work_and_noise() -> None:
+    (text,) = advised(split(compute=70, other=30))
+    assert "30 % of a step (30.0 ms) goes to hooks, callbacks and the loop itself" in text
+    (text,) = told(synthetic_record(Line("single", amdahl(), workers=(1,)), noise=0.2)).advice
+    assert "the mean of 3 runs is known to ± " in text and "Take more repeats" in text
+
+
+# ------------------------------------------------------------------------------------------------------ what is missing
+
+
+def test_failures() -> None:
+    words = told(rich())
+    assert words.failed[0] == "6 of 21 cells have no result."
+    assert "horovod (all 5 cells) failed: ModuleNotFoundError: No module named <script>" in words.failed[1]
+    assert "line 3" not in words.failed[1]
+    assert words.failed[2] == "ray with 4 workers (weak scaling) timed out: no first step after 600 s."
+    some = failing(two(1.3), lambda one: one.cell == Cell("ray", 2) and one.repeat == 1, error="")
+    assert told(some).failed == ("ray with 2 workers: 1 of 4 runs failed: no error is known.",)
+
+
+def test_missing_measurements_have_reasons() -> None:
+    record = changed(
+        two(1.3),
+        lambda cell, one: replace(
+            one,
+            samples=None,
+            breakdown=None,
+            peak_memory=(None,) * cell.workers,
+            loss=None if cell.strategy == "ray" else one.loss,
+        ),
+    )
+    missing = told(record).missing
+    assert missing[0].startswith("samples per second: the runs do not tell their number of samples")
+    assert missing[1] == "energy: this machine does not tell"
+    assert missing[2:4] == (
+        "where a step goes: the loop of these runs does not tell",
+        "memory: the system does not tell",
+    )
+    assert missing[4].endswith("(3 of 7 cells)")
+    assert "batches/s" in finding(record, "fastest")
+
+
+def test_without_a_baseline_nothing_is_said_of_scaling() -> None:
+    record = failing(two(1.3), lambda one: one.cell.strategy == "single")
+    assert "scaling" not in told(record).findings[0].told
+    assert told(record).notes[0].startswith("No speed-up is known: the baseline, single with 1 worker, has failed")
+    assert told(replace(record, measurements=())).notes == ("Nothing was run.",)
+
+
+# ------------------------------------------------------------------------------------------------------ terminal
+
+
+def test_terminal_table_has_all_cells_and_fits() -> None:
+    lines = table_text(summarize(rich())).splitlines()
+    assert all(len(line) <= 100 for line in lines)
+    strong = lines[lines.index("strong scaling") : lines.index("weak scaling")]
+    (row,) = [line.split() for line in strong if line.startswith("ddp ") and line.split()[1] == "4"]
+    (cell,) = [one for one in summarize(rich()).cells if one.cell == Cell("ddp", 4)]
+    assert cell.throughput is not None and cell.step_p50 is not None and cell.efficiency is not None
+    assert row[2] == f"{cell.throughput.mean:,.0f}" and row[5] == f"{1e3 * cell.step_p50.mean:.1f}"
+    assert " ".join(row[8:]) == f"{100 * cell.efficiency.mean:.0f} % 10 % 10 % 1.00 GiB 0.5"
+    assert sum(line.startswith("horovod") and "failed: ModuleNotFoundError" in line for line in strong) == 3
+    assert any(line.startswith("ray ") and line.endswith("timed out: no first step after 600 s") for line in lines)
+    assert not any("\n" in line or "line 3" in line for line in lines)
+
+
+def test_terminal_table_shows_missing_as_missing() -> None:
+    record = changed(
+        two(1.3), lambda cell, one: replace(one, breakdown=None, loss=None, peak_memory=(None,) * cell.workers)
+    )
+    rows = [line for line in table_text(summarize(record)).splitlines() if line.startswith("ray ")]
+    assert rows and all(row.split()[-4:] == ["-", "-", "-", "-"] for row in rows)
+
+
+def test_terminal_table_names_varied_axes_by_their_end() -> None:
+    text = table_text(summarize(two_precisions()))
+    assert "\nprecision=32-true\n" in text and "\nprecision=bf16-mixed\n" in text and PRECISION not in text
+
+
+def test_long_names_are_cut() -> None:
+    name = "my_package.strategies.sharded.FullyShardedStrategyOfMine"
+    record = synthetic_record(SINGLE, Line(name, communication(), workers=(1, 2)))
+    table = table_text(summarize(record)).split("\n\n")[0].splitlines()
+    assert max(map(len, table)) <= 100 and any(
+        line.startswith("my_package.strategies") and "…" in line for line in table
+    )

@@ -1,0 +1,35 @@
+"""Configs that are only parsed."""
+
+from __future__ import annotations
+
+import pytest
+
+from itwinai.config_paths import spelled_out, with_values
+from itwinai.configured import ParsedCLI, parsed
+from itwinai.errors import ConfigurationError
+
+CONFIG = {
+    "trainer": {"max_epochs": 2, "enable_progress_bar": None},
+    "model": {"class_path": "tests.support.tuned.Regression"},
+    "data": {"class_path": "tests.support.tuned.Points"},
+}
+
+
+@pytest.fixture(scope="module")
+def cli() -> ParsedCLI:
+    return parsed(CONFIG)
+
+
+def test_what_is_none_by_default_is_there_and_can_be_varied(cli: ParsedCLI) -> None:
+    config = cli.as_dict()
+    assert config["trainer"]["gradient_clip_val"] is None
+    assert spelled_out(config, "trainer.gradient_clip_val") == "trainer.gradient_clip_val"
+    cli.check(with_values(config, {"trainer.gradient_clip_val": 0.5, "trainer.precision": "bf16-mixed"}), "it is wrong")
+    with pytest.raises(ConfigurationError, match="it is wrong, which does not fit there"):
+        cli.check(with_values(config, {"trainer.precision": 33}), "it is wrong")
+
+
+def test_without_defaults_there_is_what_was_set(cli: ParsedCLI) -> None:
+    config = cli.as_dict(without_defaults=True)
+    assert config["trainer"] == {"max_epochs": 2}
+    assert set(config) == {"seed_everything", "trainer", "model", "data"}
