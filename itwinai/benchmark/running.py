@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -49,7 +49,7 @@ class Benchmark:
     name: str
     slurm: Mapping[str, str] | None = None
     workers_per_node: int | None = None
-    check: Any = field(default=None, compare=False)
+    check: Callable[[Mapping[str, Any], str], None] | None = field(default=None, compare=False)
 
     def run(self, *, resume: bool = False, retry_failed: bool = False) -> BenchmarkRecord:
         """Run what is missing, and write records, table and report; return all that is known.

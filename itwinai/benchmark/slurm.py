@@ -19,6 +19,7 @@ from itwinai.benchmark.records import Measurement
 from itwinai.benchmark.run_config import nodes_of
 from itwinai.benchmark.work import Work
 from itwinai.errors import ConfigurationError, ItwinaiError
+from itwinai.report.words import count_text
 
 EVERY = 5.0
 """Seconds between two looks at the jobs: schedulers dislike to be asked more often."""
@@ -128,8 +129,9 @@ class SlurmJobs:
         asked = subprocess.run(["sbatch", "--parsable", *flags, str(script)], capture_output=True, text=True)
         if asked.returncode:
             raise SlurmError(
-                f"SLURM does not take the job for {workers} workers ({nodes} nodes with {on_each} each): "
-                f"{asked.stderr.strip()}. Options for it are given as --slurm partition=...,account=...,time=..."
+                f"SLURM does not take the job for {count_text(workers, 'worker')} ({count_text(nodes, 'node')}, "
+                f"{on_each} on each): {asked.stderr.strip()}. Options for it are given as "
+                "--slurm partition=...,account=...,time=..."
             )
         job = Job(asked.stdout.strip().partition(";")[0], workers, own)
         (own / JOB).write_text(json.dumps({"number": job.number, "workers": workers}))

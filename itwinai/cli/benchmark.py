@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -51,14 +52,18 @@ def main(argv: list[str]) -> int:
         module, name = others[argv[0]]
         command: Callable[[list[str]], int] = getattr(import_module(module), name)
         return command(argv[1:])
+    if argv and not argv[0].startswith("-"):
+        nearest = difflib.get_close_matches(argv[0], others, n=1)
+        hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+        raise ConfigurationError(
+            f"There is no `itwinai benchmark {argv[0]}`.{hint} There are {', '.join(others)}; without any of "
+            "them, flags say what to run: `itwinai benchmark --help`."
+        )
     return _run(argv)
 
 
 def _run(argv: list[str]) -> int:
-    parser = _parser()
-    given, arguments = parser.parse_known_args(argv)
-    if unknown := [one for one in arguments if not one.startswith("-") and arguments.index(one) == 0]:
-        parser.error(f"there is no command '{unknown[0]}': run, report, compare, simulate or links")
+    given, arguments = _parser().parse_known_args(argv)
     _need_packages()
     settings = _settings(given)
     if given.address:

@@ -153,6 +153,7 @@ def test_what_fails_is_a_row_and_the_others_go_on(tmp_path: Path, run_command: R
             "trainer.precision=33 is no value for a run",
         ),
         (["--strategies", "ddp", "--workers", "2", "--slurm"], "--slurm needs sbatch"),
+        (["--strategies", "ddp", "--workers", "3", "--repeats", "0"], "--repeats=0: it is 1 or more"),
     ],
 )
 def test_bad_input_is_said_before_anything_runs(

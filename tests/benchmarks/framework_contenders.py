@@ -129,7 +129,8 @@ def run_lightning(run: Run) -> None:
     """Train with stock lightning, which starts its workers itself."""
     import lightning as L
 
-    _run_trainer(run, L.Trainer, "ddp")
+    # Left to itself it shuffles the training data of several workers, also where the loader does not.
+    _run_trainer(run, L.Trainer, "ddp", use_distributed_sampler=False)
 
 
 def run_itwinai_ddp(run: Run) -> None:
@@ -146,7 +147,9 @@ def run_itwinai_ray(run: Run) -> None:
     _run_trainer(run, ItwinaiTrainer, "ray")
 
 
-def _run_trainer(run: Run, trainer_class: Callable[..., L.Trainer], strategy: str) -> None:
+def _run_trainer(
+    run: Run, trainer_class: Callable[..., L.Trainer], strategy: str, use_distributed_sampler: bool = True
+) -> None:
     from tests.benchmarks.framework_module import Trained
 
     model, network, samples, batch_size = run.start()
@@ -155,13 +158,17 @@ def _run_trainer(run: Run, trainer_class: Callable[..., L.Trainer], strategy: st
         accelerator="cpu",
         devices=run.workers,
         max_epochs=1,
+        use_distributed_sampler=use_distributed_sampler,
         default_root_dir=run.stopwatch.folder,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Trained(run.model, network, run.stopwatch), make_loader(samples, batch_size))
+    sampler = None
+    if not use_distributed_sampler:
+        sampler = DistributedSampler(samples, run.workers, trainer.global_rank, shuffle=False)
+    trainer.fit(Trained(run.model, network, run.stopwatch), make_loader(samples, batch_size, sampler))
 
 
 RUNNERS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -129,5 +130,5 @@ def make_loader(samples: Samples, batch_size: int, sampler: DistributedSampler |
     return DataLoader(samples, batch_size, sampler=sampler, shuffle=False, collate_fn=_as_it_is)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch

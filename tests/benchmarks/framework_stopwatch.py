@@ -79,8 +79,7 @@ class Stopwatch:
         if rank == 0:
             import numpy as np
 
-            arrays = {name: weight.detach().cpu().numpy() for name, weight in weights.items()}
-            np.savez(self.folder / "weights.npz", **arrays)
+            np.savez(self.folder / "weights.npz", *(weight.detach().cpu().numpy() for weight in weights.values()))
         (self.folder / f"{rank}.json").write_text(json.dumps(report))
 
 

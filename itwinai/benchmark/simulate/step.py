@@ -130,7 +130,7 @@ def run_sharded(
     """
     lane = _Lane()
     computed = 0.0
-    for duration, order, is_backward in ((forward, parts, False), (backward, parts, True)):
+    for duration, order, is_backward in ((forward, parts, False), (backward, parts[::-1], True)):
         begun = computed  # when the part before has begun, and with it the gathering of this one
         unscattered = 0.0
         for part in order:
