@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from itwinai.benchmark.cell_process import Order
-from itwinai.benchmark.facts import machine_facts
-from itwinai.benchmark.order import interleaved
-from itwinai.benchmark.progress import Progress, plan_text
 from itwinai.benchmark.record_file import HEAD, RECORDS, append_measurement, read_measurements, read_record, write_head
 from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Measurement
-from itwinai.benchmark.run_config import RunConfigs
+from itwinai.benchmark.runs.cell_process import Order
+from itwinai.benchmark.runs.facts import machine_facts
+from itwinai.benchmark.runs.order import interleaved
+from itwinai.benchmark.runs.progress import Progress, plan_text
+from itwinai.benchmark.runs.run_config import RunConfigs
+from itwinai.benchmark.runs.slurm import Job, SlurmJobs
+from itwinai.benchmark.runs.work import Work, folder_of_run, run_all
 from itwinai.benchmark.settings import Settings, cells_of
-from itwinai.benchmark.slurm import Job, SlurmJobs
-from itwinai.benchmark.work import Work, folder_of_run, run_all
 from itwinai.errors import ConfigurationError, MissingPackageError
 from itwinai.facts.secrets import without_secrets
 from itwinai.loggers.folder import write_whole
@@ -188,9 +188,9 @@ class Benchmark:
 def conclude(record: BenchmarkRecord, folder: Path) -> None:
     """Write table and report of a benchmark, and print what it comes to."""
     from itwinai.benchmark.report import write_report
-    from itwinai.benchmark.summary import summarize
-    from itwinai.benchmark.table import write_table
-    from itwinai.benchmark.terminal_table import table_text
+    from itwinai.benchmark.statistics.summary import summarize
+    from itwinai.benchmark.telling.table import write_table
+    from itwinai.benchmark.telling.terminal_table import table_text
 
     summary = summarize(record)
     write_table(summary, folder / TABLE)

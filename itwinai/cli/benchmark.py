@@ -226,7 +226,7 @@ def _compare(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     _need_packages()
 
-    from itwinai.benchmark.compare import compare, comparison_text, write_comparison
+    from itwinai.benchmark.comparison.telling import compare, comparison_text, write_comparison
     from itwinai.benchmark.record_file import read_record
 
     comparison = compare(read_record(given.a), read_record(given.b))

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from itwinai.benchmark.records import BenchmarkRecord, Breakdown, Cell, Measured, Measurement, Status
-from itwinai.benchmark.scaling_law import fit
-from itwinai.benchmark.summary import summarize
-from itwinai.benchmark.words import Words, words_of
+from itwinai.benchmark.statistics.scaling_law import fit
+from itwinai.benchmark.statistics.summary import summarize
+from itwinai.benchmark.telling.words import Words, words_of
 from tests.benchmark.synthetic import Line, amdahl, communication, synthetic_record, weak_communication
 
 PRECISION = "trainer.precision"

@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from itwinai.benchmark.compare import Comparison, compare, comparison_sections, comparison_text, write_comparison
-from itwinai.benchmark.comparison import ComparedCell
+from itwinai.benchmark.comparison.differences import ComparedCell
+from itwinai.benchmark.comparison.telling import (
+    Comparison,
+    compare,
+    comparison_sections,
+    comparison_text,
+    write_comparison,
+)
 from itwinai.benchmark.records import BenchmarkRecord, Cell, Measured
-from itwinai.benchmark.statistics import difference, holm
+from itwinai.benchmark.statistics.estimates import difference, holm
 from tests.benchmark.examples import changed, failing, rich, two_precisions
 from tests.benchmark.pages import Page
 from tests.benchmark.synthetic import Line, amdahl, synthetic_record

@@ -69,12 +69,15 @@ def test_no_latency_is_below_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "times"),
-    [(1, [Timing(1, 1.0), Timing(2, 2.0)]), (2, [Timing(8, 1.0)]), (2, [Timing(8, 2.0), Timing(1024, 1.0)])],
-    ids=["one worker", "one size", "large ones are faster"],
+    ("workers", "times", "message"),
+    [
+        (1, [Timing(1, 1.0), Timing(2, 2.0)], "two workers"),
+        (2, [Timing(8, 1.0)], "two sizes"),
+        (2, [Timing(8, 2.0), Timing(1024, 1.0)], "took no more time"),
+    ],
 )
-def test_what_tells_no_link_is_an_error(workers: int, times: list[Timing]) -> None:
-    with pytest.raises(ConfigurationError):
+def test_what_tells_no_link_is_an_error(workers: int, times: list[Timing], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         fit_link(workers, times)
 
 

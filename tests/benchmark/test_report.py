@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from itwinai.benchmark.groups import Speed, groups_of
 from itwinai.benchmark.records import BenchmarkRecord, Cell
 from itwinai.benchmark.report import write_report
 from itwinai.benchmark.report.bars import breakdown_pictures
@@ -20,10 +19,11 @@ from itwinai.benchmark.report.lines import line_pictures
 from itwinai.benchmark.report.quantities import LOSS, SPEEDUP, throughput
 from itwinai.benchmark.report.sections import benchmark_sections
 from itwinai.benchmark.report.style import Drawn, file_name, looks_of, spaced
-from itwinai.benchmark.summary import summarize
+from itwinai.benchmark.statistics.groups import Speed, groups_of
+from itwinai.benchmark.statistics.summary import summarize
 from tests.benchmark.examples import changed, failing, rich, two_precisions
 from tests.benchmark.pages import Page
-from tests.benchmark.synthetic import Line, amdahl, synthetic_record
+from tests.benchmark.synthetic import Line, amdahl, communication, synthetic_record
 from tests.report.test_pictures import texts
 
 SECTIONS = (
@@ -40,6 +40,13 @@ SECTIONS = (
     "All cells",
     "Failed",
     "Settings and environment",
+)
+
+
+TWO = (
+    Line("single", amdahl(), workers=(1,)),
+    Line("ddp", amdahl(), workers=(1, 2, 4)),
+    Line("ray", communication(), workers=(1, 2, 4)),
 )
 
 
@@ -130,6 +137,7 @@ def test_laws_have_parameters_and_predictions(report: Report) -> None:
     assert all(re.match(r"[\d,]+ (±|\()", row[3]) and " ms" in row[4] for row in predicted)
     (reason,) = [row[1] for row in report.page.rows if row[0] == "horovod (weak scaling)" and len(row) == 2]
     assert "different numbers of workers" in reason and "(failed: 1, 2, 4)" in reason
+    assert not any(row[0].startswith("single (") for row in report.page.rows)
 
 
 def test_page_is_drawn_by_a_browser(report: Report, tmp_path: Path) -> None:
@@ -186,27 +194,28 @@ def test_a_strategy_looks_the_same_in_all_pictures(report: Report) -> None:
 def test_throughput_is_over_the_measured_numbers_of_workers(report: Report) -> None:
     written = texts((report.path.parent / "pictures" / "throughput.svg").read_text())
     assert [text for text in written if text in ("1", "2", "4", "8", "16")] == ["1", "2", "4"] * 2
+    assert "failed" not in texts((report.path.parent / "pictures" / "memory.svg").read_text())
     assert {"strong scaling", "weak scaling", "throughput (samples/s)", "workers", "failed", "horovod"} <= set(written)
     assert not any(re.search(r"e[+-]?\d|×|10\^", text) for text in written)
 
 
 def test_error_bars_are_the_intervals() -> None:
-    summary = summarize(synthetic_record(Line("ddp", amdahl(), workers=(1, 2)), noise=0.05))
-    (picture,) = line_pictures(throughput(Speed(True)), groups_of(summary), looks_of(["ddp"]))
-    (bars,) = picture.figure.axes[0].containers
-    segments = bars.lines[2][0].get_segments()
-    for cell, segment in zip(summary.cells, segments, strict=True):
-        assert cell.throughput is not None
-        assert segment[:, 1].tolist() == pytest.approx([cell.throughput.low, cell.throughput.high])
+    lines = Line("single", amdahl(), workers=(1,)), Line("ddp", amdahl(), workers=(1, 2))
+    summary = summarize(synthetic_record(*lines, noise=0.1))
+    (picture,) = line_pictures(SPEEDUP, groups_of(summary), looks_of(["single", "ddp"]))
+    (_, bars) = picture.figure.axes[0].containers
+    for cell, segment in zip(summary.cells[1:], bars.lines[2][0].get_segments(), strict=True):
+        assert cell.speedup is not None
+        assert segment[:, 1].tolist() == pytest.approx([cell.speedup.low, cell.speedup.high])
 
 
 def test_few_repeats_leave_room_for_the_means() -> None:
-    record = synthetic_record(Line("ddp", amdahl(), workers=(1, 2)), noise=0.5, repeats=2)
-    summary = summarize(record)
+    summary = summarize(synthetic_record(Line("ddp", amdahl(), workers=(1, 2)), noise=0.5, repeats=2, seed=1))
     (picture,) = line_pictures(throughput(Speed(True)), groups_of(summary), looks_of(["ddp"]))
-    means = [cell.throughput.mean for cell in summary.cells if cell.throughput is not None]
+    estimates = [cell.throughput for cell in summary.cells if cell.throughput is not None]
+    largest = max(one.mean for one in estimates)
     low, high = picture.figure.axes[0].get_ylim()
-    assert low == 0 and max(means) < high < 2 * max(means)
+    assert low == 0 and largest < high < 2 * largest < max(one.high or 0.0 for one in estimates)
 
 
 def test_ideal_speedup_is_the_number_of_workers() -> None:
@@ -239,9 +248,15 @@ def test_bars_are_the_parts_of_a_step() -> None:
 
 
 def test_what_is_extrapolated_is_marked(report: Report) -> None:
-    svg = (report.path.parent / "pictures" / "law-strong-scaling.svg").read_text()
-    assert texts(svg).count("extrapolated") == 3 and "stroke-dasharray" in svg
-    assert {"95 % interval", "16", "ddp", "ray"} <= set(texts(svg)) and "horovod" not in texts(svg)
+    picture = drawn(two_laws := synthetic_record(*TWO, noise=0.02, extrapolate=(8, 16)), "law")
+    for axes, one in zip(picture.figure.axes, groups_of(summarize(two_laws))[0].series[1:], strict=True):
+        law, beyond = [line for line in axes.lines if len(line.get_xdata()) > 1]
+        assert (law.get_linestyle(), beyond.get_linestyle()) == ("-", "--")
+        assert law.get_xdata()[-1] == beyond.get_xdata()[0] == 4 and beyond.get_xdata()[-1] == 16
+        assert axes.get_title() == one.strategy and len(axes.collections) == 1  # the band
+    written = texts((report.path.parent / "pictures" / "law-strong-scaling.svg").read_text())
+    assert written.count("extrapolated") == 3
+    assert {"95 % interval", "16", "ddp", "ray"} <= set(written) and "horovod" not in written
 
 
 def test_values_of_axes_have_pictures_that_can_be_compared() -> None:
@@ -307,6 +322,13 @@ def test_steps_without_samples_parts_losses_or_memory() -> None:
     assert {"throughput", "speedup", "law"} <= {one.name for one in pictures}
     assert "throughput (batches/s)" in texts(drawn(record, "throughput").svg)
     assert "batches/s" in texts(drawn(record, "law").svg)
+
+
+def test_wrong_losses_are_the_first_thing_on_the_page(tmp_path: Path) -> None:
+    lines = [Line(name, amdahl(), workers=(2,), loss=loss) for name, loss in (("a", 0.5), ("b", 0.5), ("c", 0.8))]
+    page = Page(write_report(synthetic_record(*lines), tmp_path).read_text(encoding="utf-8"))
+    first = page.texts.index("What could be better") + 1
+    assert page.texts[first].startswith("Warning: c with 2 workers ended with a loss of 0.8, and 2 others")
 
 
 def test_without_a_baseline_speedups_are_missing_with_the_reason() -> None:

@@ -114,6 +114,7 @@ def test_a_benchmark_is_not_mixed_with_another(interrupted: tuple[Path, str, str
     assert len((folder / RECORDS).read_text().splitlines()) == 5
 
 
+@pytest.mark.usefixtures("no_leftovers")
 def test_what_fails_is_a_row_and_the_others_go_on(tmp_path: Path, run_command: RunCommand) -> None:
     folder = tmp_path / "benchmark"
     asked = arguments(

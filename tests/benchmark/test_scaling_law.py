@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from itwinai.benchmark.law_candidates import candidates, gustafson, terms
-from itwinai.benchmark.least_squares import CellTimes, fitted
 from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Measured, Measurement, Scaling
-from itwinai.benchmark.scaling_law import PARAMETERS, FittedLaw, NoFit, fit
-from itwinai.benchmark.statistics import Estimate, ratio_of
-from itwinai.benchmark.summary import Series, summarize
+from itwinai.benchmark.statistics.estimates import Estimate, ratio_of
+from itwinai.benchmark.statistics.law_candidates import candidates, gustafson, terms
+from itwinai.benchmark.statistics.least_squares import CellTimes, fitted
+from itwinai.benchmark.statistics.scaling_law import PARAMETERS, FittedLaw, NoFit, fit
+from itwinai.benchmark.statistics.summary import Series, summarize
 from itwinai.errors import ConfigurationError
 from tests.benchmark.synthetic import Law, Line, amdahl, communication, synthetic_record, weak_communication
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from itwinai.benchmark.order import interleaved
 from itwinai.benchmark.records import SINGLE, Cell
-from itwinai.benchmark.run_config import RunConfigs, nodes_of
+from itwinai.benchmark.runs.order import interleaved
+from itwinai.benchmark.runs.run_config import RunConfigs, nodes_of
 from itwinai.benchmark.settings import Settings, cells_of
 from itwinai.errors import ConfigurationError
 

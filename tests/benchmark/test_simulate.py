@@ -79,7 +79,8 @@ def test_ring_and_trees_take_what_their_formulas_say() -> None:
 def test_reduce_scatter_and_all_gather_are_halves_of_a_ring() -> None:
     flat = Topology.flat(SLOW)
     for operation in (reduce_scatter, all_gather):
-        assert operation(1e9, 8, flat, "ring").total == pytest.approx(ring(1e9, 8, SLOW).total / 2)
+        for algorithm in ("ring", "tree"):  # no tree scatters a sum
+            assert operation(1e9, 8, flat, algorithm).total == pytest.approx(ring(1e9, 8, SLOW).total / 2)
 
 
 def test_a_ring_over_nodes_waits_for_its_slowest_link() -> None:
@@ -150,6 +151,11 @@ def test_sharded_parameters_are_gathered_ahead_and_gradients_scattered_behind() 
     # Gathered when they are needed; scattered meanwhile: 7-8 gathered, 8-10 scattered and computed, 10-12 scattered.
     overlap = run_sharded(2.0, 4.0, parts, lambda size: 1.0 * size, lambda size: 2.0 * size, prefetch=False)
     assert overlap == Overlap(exposed=pytest.approx(6.0), hidden=pytest.approx(2.0))
+    # Backward begins with the last part. Gathered 0-1, 1-4 in forward, which takes no time; gathered 4-7, 7-8, computed
+    # 7-10, 10-11, scattered 10-16, 16-18.
+    parts = [Part(1.0, 0.25), Part(3.0, 0.75)]
+    overlap = run_sharded(0.0, 4.0, parts, lambda size: 1.0 * size, lambda size: 2.0 * size)
+    assert overlap == Overlap(exposed=pytest.approx(14.0), hidden=pytest.approx(2.0))
 
 
 def test_the_first_bucket_is_small_and_no_byte_is_lost() -> None:
@@ -175,6 +181,8 @@ def test_layers_come_from_the_last_one_and_are_not_divided() -> None:
         (24, pytest.approx(0.4)),
         (2, pytest.approx(1.0)),
     ]
+    equal = Workload(1.0, 8 * MIB, layers=(Layer(2 * MIB),) * 4)
+    assert [bucket.size / MIB for bucket in buckets_of(equal, Exchange())] == [2, 6], "the first bucket is small"
     assert [(part.size / MIB, part.share) for part in parts_of(workload, Exchange())] == [
         (2, 0.6),
         (24, 0.3),
@@ -258,6 +266,8 @@ def test_a_long_backward_hides_all_but_the_last_bucket() -> None:
     costs = [ring(bucket.size, 8, Link(10e-6, 10e9)).total for bucket in buckets]
     assert one.exposed == pytest.approx(costs[-1])
     assert one.hidden == pytest.approx(sum(costs[:-1]))
+    forward = dataclasses.replace(workload, backward_share=0.0)
+    assert predict(forward, NODES, Exchange(algorithm="ring"), 8, "weak").hidden == 0, "nothing is ready in forward"
     after = predict(workload, NODES, Exchange(algorithm="ring", overlap=False), 8, "weak")
     assert after.hidden == 0 and after.exposed == pytest.approx(sum(costs))
 
@@ -609,13 +619,17 @@ def recorded(folder: Path, device: str = "NVIDIA A100", slower: float = 1.0) -> 
     topology = Topology.flat(Link(1e-4, 1e9))
     record = BenchmarkRecord("model")
     write_head(record, folder)
-    cells = [Cell(SINGLE, 1), *(Cell("ddp", n, scaling) for scaling in ("strong", "weak") for n in (2, 4))]  # type: ignore[arg-type]
+    cells = [
+        Cell("ddp", 1),
+        Cell(SINGLE, 1),
+        *(Cell("ddp", n, scaling) for scaling in ("strong", "weak") for n in (2, 4)),
+    ]  # type: ignore[arg-type]
     for cell in [*cells, Cell("deepspeed_stage_3", 2), Cell("fancy", 2), Cell("ddp", 2, axes=(("a.b", "c"),))]:
         for repeat in range(3):
             known = cell.strategy != "fancy"
             exchange = exchange_of(cell.strategy if known and cell.workers > 1 else "ddp", Exchange())
             step = predict(workload, topology, exchange, cell.workers, cell.scaling).step
-            step *= slower if cell.workers > 1 else 1.0
+            step *= slower if cell != Cell(SINGLE, 1) else 1.0
             samples = 6400 * (cell.workers if cell.scaling == "weak" else 1)
             measured = dataclasses.replace(made_up(step, cell.workers, samples=samples), device=device)
             assert measured.breakdown is not None and isinstance(measured.breakdown, Breakdown)

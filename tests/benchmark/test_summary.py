@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Breakdown, Cell, Measurement
-from itwinai.benchmark.statistics import Estimate
-from itwinai.benchmark.summary import CellSummary, Summary, cell_text, summarize, suspicious_losses
+from itwinai.benchmark.statistics.estimates import Estimate
+from itwinai.benchmark.statistics.summary import CellSummary, Summary, cell_text, summarize, suspicious_losses
 from tests.benchmark.synthetic import (
     Line,
     amdahl,

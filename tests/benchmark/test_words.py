@@ -8,15 +8,22 @@ from dataclasses import replace
 
 import pytest
 
-from itwinai.benchmark.amounts import Unit, estimate_text, memory_text, number_text, p_text, share_text, time_text
 from itwinai.benchmark.records import BenchmarkRecord, Breakdown, Cell, Measurement
-from itwinai.benchmark.scaling_law import fit
-from itwinai.benchmark.statistics import Estimate
-from itwinai.benchmark.summary import summarize
-from itwinai.benchmark.terminal_table import table_text
-from itwinai.benchmark.words import in_words
-from tests.benchmark.examples import PRECISION, changed, failing, rich, split, told, two_precisions
-from tests.benchmark.synthetic import Line, amdahl, communication, made_up, synthetic_record
+from itwinai.benchmark.statistics.estimates import Estimate
+from itwinai.benchmark.statistics.scaling_law import fit
+from itwinai.benchmark.statistics.summary import summarize
+from itwinai.benchmark.telling.amounts import (
+    Unit,
+    estimate_text,
+    memory_text,
+    number_text,
+    p_text,
+    share_text,
+    time_text,
+)
+from itwinai.benchmark.telling.words import in_words
+from tests.benchmark.examples import changed, failing, rich, split, told, two_precisions
+from tests.benchmark.synthetic import Line, amdahl, made_up, synthetic_record
 
 SINGLE = Line("single", amdahl(), workers=(1,))
 
@@ -91,6 +98,13 @@ def test_fastest_of_single_runs_is_not_sure() -> None:
     assert finding(record, "fastest").endswith("With a single run nobody knows whether that is more than chance")
     assert "each cell has one run only. Take --repeats 3 or more" in told(record).missing[0]
     assert "±" not in finding(record, "fastest")
+
+
+def test_fastest_that_is_alone_says_so() -> None:
+    record = failing(two(1.3), lambda one: one.cell == Cell("ddp", 4))
+    assert finding(record, "fastest").endswith("samples/s; no other strategy has a result with so many workers")
+    alone = synthetic_record(SINGLE, Line("ddp", amdahl()))
+    assert finding(alone, "fastest").endswith(" samples/s")
 
 
 def test_every_rival_is_counted_in_the_p_values() -> None:
@@ -290,42 +304,3 @@ def test_without_a_baseline_nothing_is_said_of_scaling() -> None:
     assert "scaling" not in told(record).findings[0].told
     assert told(record).notes[0].startswith("No speed-up is known: the baseline, single with 1 worker, has failed")
     assert told(replace(record, measurements=())).notes == ("Nothing was run.",)
-
-
-# ------------------------------------------------------------------------------------------------------ terminal
-
-
-def test_terminal_table_has_all_cells_and_fits() -> None:
-    lines = table_text(summarize(rich())).splitlines()
-    assert all(len(line) <= 100 for line in lines)
-    strong = lines[lines.index("strong scaling") : lines.index("weak scaling")]
-    (row,) = [line.split() for line in strong if line.startswith("ddp ") and line.split()[1] == "4"]
-    (cell,) = [one for one in summarize(rich()).cells if one.cell == Cell("ddp", 4)]
-    assert cell.throughput is not None and cell.step_p50 is not None and cell.efficiency is not None
-    assert row[2] == f"{cell.throughput.mean:,.0f}" and row[5] == f"{1e3 * cell.step_p50.mean:.1f}"
-    assert " ".join(row[8:]) == f"{100 * cell.efficiency.mean:.0f} % 10 % 10 % 1.00 GiB 0.5"
-    assert sum(line.startswith("horovod") and "failed: ModuleNotFoundError" in line for line in strong) == 3
-    assert any(line.startswith("ray ") and line.endswith("timed out: no first step after 600 s") for line in lines)
-    assert not any("\n" in line or "line 3" in line for line in lines)
-
-
-def test_terminal_table_shows_missing_as_missing() -> None:
-    record = changed(
-        two(1.3), lambda cell, one: replace(one, breakdown=None, loss=None, peak_memory=(None,) * cell.workers)
-    )
-    rows = [line for line in table_text(summarize(record)).splitlines() if line.startswith("ray ")]
-    assert rows and all(row.split()[-4:] == ["-", "-", "-", "-"] for row in rows)
-
-
-def test_terminal_table_names_varied_axes_by_their_end() -> None:
-    text = table_text(summarize(two_precisions()))
-    assert "\nprecision=32-true\n" in text and "\nprecision=bf16-mixed\n" in text and PRECISION not in text
-
-
-def test_long_names_are_cut() -> None:
-    name = "my_package.strategies.sharded.FullyShardedStrategyOfMine"
-    record = synthetic_record(SINGLE, Line(name, communication(), workers=(1, 2)))
-    table = table_text(summarize(record)).split("\n\n")[0].splitlines()
-    assert max(map(len, table)) <= 100 and any(
-        line.startswith("my_package.strategies") and "…" in line for line in table
-    )

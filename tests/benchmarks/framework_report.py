@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from itwinai.benchmark.amounts import UNKNOWN, estimate_text, memory_text, time_text
 from itwinai.benchmark.record_file import to_plain
 from itwinai.benchmark.records import Cell, Measured, Measurement
-from itwinai.benchmark.statistics import Estimate, mean_of
+from itwinai.benchmark.statistics.estimates import Estimate, mean_of
+from itwinai.benchmark.telling.amounts import UNKNOWN, estimate_text, memory_text, time_text
 from tests.benchmarks.framework_cases import MODEL_TITLES, RAW, TITLES
 from tests.benchmarks.framework_runs import cell_of, model_of
 

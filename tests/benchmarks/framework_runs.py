@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from itwinai.benchmark.processes import Ended, run
 from itwinai.benchmark.records import Cell, Measured, Measurement, Status
+from itwinai.benchmark.runs.processes import Ended, run
 from tests.benchmarks.framework_cases import UNDER_TORCHRUN, Effort
 from tests.benchmarks.workers import TIMEOUT, environment
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from itwinai.benchmark.order import interleaved
 from itwinai.benchmark.records import Cell
+from itwinai.benchmark.runs.order import interleaved
 from tests.benchmarks import framework_report as report
 from tests.benchmarks.framework_cases import BATCH_SIZES, MODEL_TITLES, QUICK, RAW, TITLES, Effort
 from tests.benchmarks.framework_report import Sample

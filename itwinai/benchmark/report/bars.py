@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from itwinai.benchmark.amounts import UNKNOWN, seconds_text, share_text, time_unit
-from itwinai.benchmark.cell_summary import CellSummary
-from itwinai.benchmark.groups import Group
-from itwinai.benchmark.parts import PARTS, seconds_of, whole_of
 from itwinai.benchmark.records import Breakdown
-from itwinai.benchmark.report.style import WIDTH, Drawn, file_name
+from itwinai.benchmark.report.style import MOST_GROUPS, WIDTH, Drawn, file_name
+from itwinai.benchmark.statistics.cell_summary import CellSummary
+from itwinai.benchmark.statistics.groups import Group
+from itwinai.benchmark.telling.amounts import UNKNOWN, seconds_text, share_text, time_unit
+from itwinai.benchmark.telling.parts import PARTS, seconds_of, whole_of
 from itwinai.report.pictures import COLOURS, new_figure
 from itwinai.report.search.style import lettering
 from itwinai.report.sections import Table
@@ -40,13 +40,13 @@ MOST_BARS = 48
 
 
 def breakdown_pictures(groups: Sequence[Group]) -> list[Drawn]:
-    """Return a picture for each group of which something is known.
+    """Return a picture for each group of which something is known, up to `MOST_GROUPS`.
 
     Args:
         groups: the groups of the benchmark.
     """
     drawn = []
-    for group in groups:
+    for group in groups[:MOST_GROUPS]:
         cells = [(cell, cell.breakdown) for cell in group.cells]
         known = [(cell, one) for cell, one in cells if one is not None and whole_of(one) > 0]
         if known:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from itwinai.benchmark.amounts import estimate_text, percent_text, time_text
-from itwinai.benchmark.groups import Group, Speed
-from itwinai.benchmark.law_candidates import PARAMETERS
-from itwinai.benchmark.report.style import REFERENCE, WIDTH, Drawn, Look, file_name, set_workers
-from itwinai.benchmark.scaling_law import FittedLaw
-from itwinai.benchmark.statistics import Estimate
-from itwinai.benchmark.summary import Summary
+from itwinai.benchmark.report.style import MOST_GROUPS, REFERENCE, WIDTH, Drawn, Look, file_name, set_workers
+from itwinai.benchmark.statistics.estimates import Estimate
+from itwinai.benchmark.statistics.groups import Group, Speed
+from itwinai.benchmark.statistics.law_candidates import PARAMETERS
+from itwinai.benchmark.statistics.scaling_law import FittedLaw
+from itwinai.benchmark.statistics.summary import Summary
+from itwinai.benchmark.telling.amounts import estimate_text, percent_text, time_text
 from itwinai.report.pictures import new_figure
 from itwinai.report.search.style import lettering
 from itwinai.report.search.ticks import round_numbers
@@ -41,7 +41,7 @@ Named = Callable[[FittedLaw], str]
 def law_pictures(
     groups: Sequence[Group], laws: Sequence[FittedLaw], extrapolate: Sequence[int], looks: Mapping[str, Look]
 ) -> list[Drawn]:
-    """Return a picture for each group, in it one panel for each line that follows a law.
+    """Return a picture for each group, up to `MOST_GROUPS`, in it one panel for each line that follows a law.
 
     Args:
         groups: the groups of the benchmark.
@@ -50,7 +50,7 @@ def law_pictures(
         looks: how the strategies are drawn, by name.
     """
     drawn = []
-    for group in groups:
+    for group in groups[:MOST_GROUPS]:
         own = [law for law in laws if law.series in group.series]
         if own:
             drawn.append(_picture(group, own, extrapolate, looks))

@@ -7,9 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from itwinai.benchmark.amounts import Unit
-from itwinai.benchmark.cell_summary import CellSummary
-from itwinai.benchmark.groups import Group
 from itwinai.benchmark.report.style import (
     REFERENCE,
     WIDTH,
@@ -20,9 +17,12 @@ from itwinai.benchmark.report.style import (
     panels,
     set_workers,
 )
-from itwinai.benchmark.statistics import Estimate
-from itwinai.benchmark.summary import LOSS_TOLERANCE, Series
-from itwinai.benchmark.summary import Axes as Varied
+from itwinai.benchmark.statistics.cell_summary import CellSummary
+from itwinai.benchmark.statistics.estimates import Estimate
+from itwinai.benchmark.statistics.groups import Group
+from itwinai.benchmark.statistics.summary import LOSS_TOLERANCE, Series
+from itwinai.benchmark.statistics.summary import Axes as Varied
+from itwinai.benchmark.telling.amounts import Unit
 from itwinai.report.pictures import new_figure
 from itwinai.report.search.style import lettering
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from itwinai.benchmark.amounts import Unit, energy_unit, memory_unit, time_unit
-from itwinai.benchmark.cell_summary import CellSummary
-from itwinai.benchmark.groups import Speed
 from itwinai.benchmark.report.lines import Quantity
-from itwinai.benchmark.statistics import Estimate
+from itwinai.benchmark.statistics.cell_summary import CellSummary
+from itwinai.benchmark.statistics.estimates import Estimate
+from itwinai.benchmark.statistics.groups import Speed
+from itwinai.benchmark.telling.amounts import Unit, energy_unit, memory_unit, time_unit
 
 
 def throughput(speed: Speed) -> Quantity:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from itwinai.benchmark.comparison import ComparedCell, Verdict
+from itwinai.benchmark.comparison.differences import ComparedCell, Verdict
 from itwinai.benchmark.report.style import REFERENCE, WIDTH, Drawn
 from itwinai.report.pictures import COLOURS, new_figure
 from itwinai.report.search.style import lettering

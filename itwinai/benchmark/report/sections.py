@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from itwinai.benchmark.amounts import estimate_text
-from itwinai.benchmark.groups import Group, Speed, groups_of, named, naming_of, speed_of, strategies_of
 from itwinai.benchmark.records import SINGLE, BenchmarkRecord
 from itwinai.benchmark.report.bars import breakdown_pictures, breakdown_table
 from itwinai.benchmark.report.laws import law_pictures, law_table, prediction_table
@@ -14,9 +12,11 @@ from itwinai.benchmark.report.lines import MOST_COMBINATIONS, Quantity, known, l
 from itwinai.benchmark.report.quantities import EFFICIENCY, LOSS, SPEEDUP, energy, launch, memory, throughput
 from itwinai.benchmark.report.style import Drawn, Look, looks_of
 from itwinai.benchmark.report.tables import cells_table, failed_table, of_figures, setting_columns
-from itwinai.benchmark.scaling_law import FittedLaw, NoFit, fit
-from itwinai.benchmark.summary import Summary, summarize
-from itwinai.benchmark.words import Words, words_of
+from itwinai.benchmark.statistics.groups import Group, Speed, groups_of, named, naming_of, speed_of, strategies_of
+from itwinai.benchmark.statistics.scaling_law import FittedLaw, NoFit, fit
+from itwinai.benchmark.statistics.summary import Summary, summarize
+from itwinai.benchmark.telling.amounts import estimate_text
+from itwinai.benchmark.telling.words import Words, words_of
 from itwinai.report.search.leaderboard import unbroken
 from itwinai.report.sections import Section, Table
 from itwinai.report.words import count_text
@@ -87,7 +87,8 @@ def _in_words(told: _Told, words: Words) -> Section:
         tables = [unbroken(Table(columns, list(one.told.items()), one.name)) for one in words.findings]
     if words.notes:
         facts["not known"] = " ".join(words.notes)
-    return Section("In words", facts, tables, advice=[*words.warnings, *words.advice], missing=words.missing)
+    warnings = [f"Warning: {text}" for text in words.warnings]
+    return Section("In words", facts, tables, advice=[*warnings, *words.advice], missing=words.missing)
 
 
 def _lines(title: str, told: _Told, quantity: Quantity, reason: str = "") -> tuple[Section, list[Drawn]]:

@@ -23,6 +23,9 @@ WIDTH = 10.0
 DOTS_PER_INCH = 200
 """Of the pictures that are written as PNG: enough for print."""
 
+MOST_GROUPS = 16
+"""Scalings and combinations of axes that have pictures of their own, where each takes a whole one."""
+
 REFERENCE = "#5b6b7a"
 """Of lines that are no measurement: the ideal."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from itwinai.benchmark.amounts import UNKNOWN, energy_text, estimate_text, memory_text, percent_text, time_text
-from itwinai.benchmark.cell_summary import CellSummary
-from itwinai.benchmark.groups import Speed
 from itwinai.benchmark.records import Cell
-from itwinai.benchmark.summary import Summary
-from itwinai.benchmark.table import status_of
+from itwinai.benchmark.statistics.cell_summary import CellSummary
+from itwinai.benchmark.statistics.groups import Speed
+from itwinai.benchmark.statistics.summary import Summary
+from itwinai.benchmark.telling.amounts import UNKNOWN, energy_text, estimate_text, memory_text, percent_text, time_text
+from itwinai.benchmark.telling.table import status_of
 from itwinai.report.search.leaderboard import unbroken
 from itwinai.report.search.names import short_names, shortened
 from itwinai.report.sections import Table

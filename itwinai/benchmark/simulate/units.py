@@ -106,15 +106,13 @@ def _between(found: list[int], last: int, text: str) -> list[int]:
     """Return the numbers that the dots stand for."""
     before, latest = found[-2:]
     step, factor = latest - before, latest // before
-    doubling = latest == factor * before and factor > 1
-    # Two numbers can go on in both ways: numbers of workers are multiplied rather than counted up.
-    if len(found) > 2 and latest - before == before - found[-3]:
-        doubling = False
+    # 1, 2 and 2, 4 could go on in both ways: numbers of workers are multiplied rather than counted up.
+    multiplied = latest == factor * before and factor > 1
     numbers: list[int] = []
-    following = latest * factor if doubling else latest + step
+    following = latest * factor if multiplied else latest + step
     while latest < following < last:
         numbers.append(following)
-        following = following * factor if doubling else following + step
+        following = following * factor if multiplied else following + step
     if following != last:
         raise ConfigurationError(f"'{text}' does not come to {last} if it goes on as it begins.")
     return numbers

@@ -160,4 +160,4 @@ class Exchange:
     @property
     def keeps_gradients(self) -> bool:
         """Whether a worker keeps all gradients until the optimizer steps; else every batch's are exchanged."""
-        return self.stage < 3
+        return self.stage < 2

@@ -7,12 +7,12 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from itwinai.benchmark.aligned import aligned
-from itwinai.benchmark.amounts import UNKNOWN, estimate_text, number_text, p_text
-from itwinai.benchmark.comparison import ComparedCell, Comparison, compare
-from itwinai.benchmark.contest import SIGNIFICANT
-from itwinai.benchmark.groups import Naming, Speed, naming_of
-from itwinai.benchmark.statistics import Estimate
+from itwinai.benchmark.comparison.differences import ComparedCell, Comparison, compare
+from itwinai.benchmark.statistics.contest import SIGNIFICANT
+from itwinai.benchmark.statistics.estimates import Estimate
+from itwinai.benchmark.statistics.groups import Naming, Speed, naming_of
+from itwinai.benchmark.telling.aligned import aligned
+from itwinai.benchmark.telling.amounts import UNKNOWN, estimate_text, number_text, p_text
 from itwinai.errors import require
 from itwinai.report.sections import Section, Table
 from itwinai.report.terminal import WIDTH

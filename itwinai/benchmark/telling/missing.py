@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
-from itwinai.benchmark.cell_summary import CellSummary
-from itwinai.benchmark.groups import Naming, Speed, naming_of
 from itwinai.benchmark.records import Cell, Measurement
-from itwinai.benchmark.summary import Summary
+from itwinai.benchmark.statistics.cell_summary import CellSummary
+from itwinai.benchmark.statistics.groups import Naming, Speed, naming_of
+from itwinai.benchmark.statistics.summary import Summary
 from itwinai.report.search.names import shortened
 from itwinai.report.words import count_text
 

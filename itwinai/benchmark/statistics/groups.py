@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from itwinai.benchmark.cell_summary import CellSummary
 from itwinai.benchmark.records import Cell, Measured, Scaling
-from itwinai.benchmark.statistics import Estimate, mean_of
-from itwinai.benchmark.summary import Axes, Series, Summary
+from itwinai.benchmark.statistics.cell_summary import CellSummary
+from itwinai.benchmark.statistics.estimates import Estimate, mean_of
+from itwinai.benchmark.statistics.summary import Axes, Series, Summary
 from itwinai.report.search.names import joined, short_names
 from itwinai.report.words import count_text
 

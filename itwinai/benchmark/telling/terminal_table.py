@@ -5,17 +5,25 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
-from itwinai.benchmark.aligned import aligned
-from itwinai.benchmark.amounts import UNKNOWN, Unit, estimate_text, memory_unit, number_text, share_text, time_unit
-from itwinai.benchmark.cell_summary import CellSummary
-from itwinai.benchmark.groups import Group, Speed, groups_of, speed_of
-from itwinai.benchmark.missing import error_of
-from itwinai.benchmark.parts import share_of
-from itwinai.benchmark.scaling_law import FittedLaw, NoFit, fit
-from itwinai.benchmark.statistics import Estimate
-from itwinai.benchmark.summary import Summary
-from itwinai.benchmark.table import status_of
-from itwinai.benchmark.words import in_words
+from itwinai.benchmark.statistics.cell_summary import CellSummary
+from itwinai.benchmark.statistics.estimates import Estimate
+from itwinai.benchmark.statistics.groups import Group, Speed, groups_of, speed_of
+from itwinai.benchmark.statistics.scaling_law import FittedLaw, NoFit, fit
+from itwinai.benchmark.statistics.summary import Summary
+from itwinai.benchmark.telling.aligned import aligned
+from itwinai.benchmark.telling.amounts import (
+    UNKNOWN,
+    Unit,
+    estimate_text,
+    memory_unit,
+    number_text,
+    share_text,
+    time_unit,
+)
+from itwinai.benchmark.telling.missing import error_of
+from itwinai.benchmark.telling.parts import share_of
+from itwinai.benchmark.telling.table import status_of
+from itwinai.benchmark.telling.words import in_words
 from itwinai.report.terminal import WIDTH
 
 

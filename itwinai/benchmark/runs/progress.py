@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from itwinai.benchmark.records import SINGLE, Cell, Measurement
+from itwinai.benchmark.records import SINGLE, Measurement
 from itwinai.benchmark.settings import Settings
+from itwinai.benchmark.statistics.cell_summary import cell_text
 from itwinai.report.words import count_text, span_text
 
 
@@ -65,13 +66,6 @@ class Progress:
         self._say(
             f"{number} {cell_text(measurement.cell)}, repeat {measurement.repeat + 1}: {_ended(measurement)}{told}"
         )
-
-
-def cell_text(cell: Cell) -> str:
-    """Return a cell for people."""
-    scaling = f", {cell.scaling}" if cell.workers > 1 else ""
-    axes = "".join(f", {path.rpartition('.')[2]}={value}" for path, value in cell.axes)
-    return f"{cell.strategy}, {count_text(cell.workers, 'worker')}{scaling}{axes}"
 
 
 def _ended(measurement: Measurement) -> str:

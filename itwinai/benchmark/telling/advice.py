@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
-from itwinai.benchmark.amounts import bytes_text, number_text, percent_text, seconds_text, share_text
-from itwinai.benchmark.cell_summary import CellSummary
-from itwinai.benchmark.contest import Contest
-from itwinai.benchmark.groups import Group, Speed, batch_of, named
-from itwinai.benchmark.parts import seconds_of, share_of
+from itwinai.benchmark.statistics.cell_summary import CellSummary
+from itwinai.benchmark.statistics.contest import Contest
+from itwinai.benchmark.statistics.groups import Group, Speed, batch_of, named
+from itwinai.benchmark.telling.amounts import bytes_text, number_text, percent_text, seconds_text, share_text
+from itwinai.benchmark.telling.parts import seconds_of, share_of
 
 DATA = 0.20
 COMMUNICATION = 0.25

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from itwinai.benchmark.cell_summary import CellSummary, cell_text
 from itwinai.benchmark.records import BenchmarkRecord, Cell, Measurement, Scaling
-from itwinai.benchmark.statistics import Estimate, ratio_of
+from itwinai.benchmark.statistics.cell_summary import CellSummary, cell_text
+from itwinai.benchmark.statistics.estimates import Estimate, ratio_of
 
 __all__ = ["CellSummary", "Series", "Summary", "SuspiciousLoss", "cell_text", "summarize", "suspicious_losses"]
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from itwinai.benchmark.amounts import percent_text, time_text
 from itwinai.benchmark.records import Scaling
-from itwinai.benchmark.statistics import Estimate
+from itwinai.benchmark.statistics.estimates import Estimate
+from itwinai.benchmark.telling.amounts import percent_text, time_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

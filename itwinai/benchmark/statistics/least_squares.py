@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from itwinai.benchmark.cell_summary import CellSummary
-from itwinai.benchmark.law_candidates import Candidate, terms
+from itwinai.benchmark.statistics.cell_summary import CellSummary
+from itwinai.benchmark.statistics.law_candidates import Candidate, terms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

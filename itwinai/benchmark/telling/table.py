@@ -8,10 +8,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from itwinai.benchmark.cell_summary import CellSummary, cell_text
-from itwinai.benchmark.parts import PARTS
-from itwinai.benchmark.statistics import Estimate, mean_of
-from itwinai.benchmark.summary import Summary
+from itwinai.benchmark.statistics.cell_summary import CellSummary, cell_text
+from itwinai.benchmark.statistics.estimates import Estimate, mean_of
+from itwinai.benchmark.statistics.summary import Summary
+from itwinai.benchmark.telling.parts import PARTS
 
 FIGURES: Mapping[str, Callable[[CellSummary], Estimate | None]] = {
     "samples_per_second": lambda cell: cell.throughput,

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from itwinai.benchmark.cell_summary import CellSummary
-from itwinai.benchmark.contest import SIGNIFICANT
-from itwinai.benchmark.groups import Speed
 from itwinai.benchmark.records import BenchmarkRecord, Cell, Measured
-from itwinai.benchmark.statistics import Estimate, difference, holm, ratio_of
-from itwinai.benchmark.summary import LOSS_TOLERANCE, summarize
+from itwinai.benchmark.statistics.cell_summary import CellSummary
+from itwinai.benchmark.statistics.contest import SIGNIFICANT
+from itwinai.benchmark.statistics.estimates import Estimate, difference, holm, ratio_of
+from itwinai.benchmark.statistics.groups import Speed
+from itwinai.benchmark.statistics.summary import LOSS_TOLERANCE, summarize
 
 Verdict = Literal["faster", "slower", "=", "?"]
 """``=``: no difference could be shown. ``?``: nothing can be, with a single run of one of both."""

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from itwinai.benchmark.job import JobWorks
+from itwinai.benchmark.runs.job import JobWorks
 from itwinai.benchmark.record_file import read_measurements
 from itwinai.benchmark.records import Measurement
-from itwinai.benchmark.run_config import nodes_of
-from itwinai.benchmark.work import Work
+from itwinai.benchmark.runs.run_config import nodes_of
+from itwinai.benchmark.runs.work import Work
 from itwinai.errors import ConfigurationError, ItwinaiError
 from itwinai.report.words import count_text
 
@@ -123,7 +123,7 @@ class SlurmJobs:
             "output": str(own / "output.txt"),
         }
         script = own / "job.sh"
-        command = [sys.executable, "-m", "itwinai.benchmark.job", str(own / WORKS)]
+        command = [sys.executable, "-m", "itwinai.benchmark.runs.job", str(own / WORKS)]
         script.write_text(f"#!/bin/bash\nexec {shlex.join(command)}\n")
         flags = [_flag(name, value) for name, value in options.items()]
         asked = subprocess.run(["sbatch", "--parsable", *flags, str(script)], capture_output=True, text=True)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from itwinai.benchmark.amounts import share_text
-from itwinai.benchmark.law_candidates import PARAMETERS, Candidate, candidates, gustafson, terms
-from itwinai.benchmark.least_squares import CellTimes, criteria, enough_runs, fitted
-from itwinai.benchmark.statistics import CONFIDENCE, Estimate
-from itwinai.benchmark.summary import CellSummary, Series
+from itwinai.benchmark.statistics.estimates import CONFIDENCE, Estimate
+from itwinai.benchmark.statistics.law_candidates import PARAMETERS, Candidate, candidates, gustafson, terms
+from itwinai.benchmark.statistics.least_squares import CellTimes, criteria, enough_runs, fitted
+from itwinai.benchmark.statistics.summary import CellSummary, Series
+from itwinai.benchmark.telling.amounts import share_text
 from itwinai.errors import ConfigurationError
 
 if TYPE_CHECKING:

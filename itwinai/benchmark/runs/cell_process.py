@@ -1,4 +1,4 @@
-"""One run of a cell, in a process of its own: ``python -m itwinai.benchmark.cell_process ORDER``."""
+"""One run of a cell, in a process of its own: ``python -m itwinai.benchmark.runs.cell_process ORDER``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from itwinai.benchmark.run_config import is_ray
+from itwinai.benchmark.runs.run_config import is_ray
 
 RESULT = "result.json"
 ERROR = "error.txt"
@@ -73,7 +73,7 @@ def _starting_workers(trainer: dict[str, Any]) -> AbstractContextManager[None]:
         return ray_starting(workers)
     if workers == 1:
         return nullcontext()
-    import itwinai.benchmark.stopwatch
+    import itwinai.benchmark.runs.stopwatch
     import itwinai.trainer  # noqa: F401 - so that they are imported in the template
     from itwinai.launchers.template import forked_template
 
@@ -82,7 +82,7 @@ def _starting_workers(trainer: dict[str, Any]) -> AbstractContextManager[None]:
 
 def _run(order: Order, began: float) -> None:
     from itwinai.benchmark.record_file import measured_to_plain
-    from itwinai.benchmark.stopwatch import Stopwatch
+    from itwinai.benchmark.runs.stopwatch import Stopwatch
     from itwinai.configured import command_line
     from itwinai.loggers.folder import write_whole
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from itwinai.benchmark.records import Breakdown, Cell, Measured, Measurement
-from itwinai.benchmark.statistics import Estimate, mean_of
+from itwinai.benchmark.statistics.estimates import Estimate, mean_of
+from itwinai.report.words import count_text
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class CellSummary:
 
 def cell_text(cell: Cell) -> str:
     """Return a cell in words, as in ``ddp with 2 workers, weak scaling, trainer.precision=bf16-mixed``."""
-    workers = f"{cell.workers} worker{'' if cell.workers == 1 else 's'}"
+    workers = count_text(cell.workers, "worker")
     scaling = [f"{cell.scaling} scaling"] if cell.workers > 1 else []
     return ", ".join([f"{cell.strategy} with {workers}", *scaling, *(f"{path}={value}" for path, value in cell.axes)])
 

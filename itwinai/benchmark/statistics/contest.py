@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from itwinai.benchmark.cell_summary import CellSummary
-from itwinai.benchmark.groups import Group, Speed
 from itwinai.benchmark.records import Cell
-from itwinai.benchmark.statistics import Estimate, difference, holm, ratio_of
-from itwinai.benchmark.summary import Series
+from itwinai.benchmark.statistics.cell_summary import CellSummary
+from itwinai.benchmark.statistics.estimates import Estimate, difference, holm, ratio_of
+from itwinai.benchmark.statistics.groups import Group, Speed
+from itwinai.benchmark.statistics.summary import Series
 
 SIGNIFICANT = 0.05
 """p value from which on a difference is no longer told from chance."""

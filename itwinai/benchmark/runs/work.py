@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from itwinai.benchmark import processes
-from itwinai.benchmark.cell_process import ERROR, RESULT, Order, write_order
+from itwinai.benchmark.runs import processes
+from itwinai.benchmark.runs.cell_process import ERROR, RESULT, Order, write_order
 from itwinai.benchmark.record_file import measured_from_plain
 from itwinai.benchmark.records import Cell, Measured, Measurement
 
@@ -91,7 +91,7 @@ def _run(work: Work, folder: Path, limit: float, launch: Launch) -> Measurement:
         left.unlink(missing_ok=True)
     order = own / "order.json"
     write_order(work.order, order)
-    command = [*launch.prefix, sys.executable, "-m", "itwinai.benchmark.cell_process", str(order)]
+    command = [*launch.prefix, sys.executable, "-m", "itwinai.benchmark.runs.cell_process", str(order)]
     try:
         ended = processes.run(command, own / OUTPUT, limit, launch.variables)
     finally:

@@ -6,15 +6,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from itwinai.benchmark.advice import advice
-from itwinai.benchmark.amounts import estimate_text, number_text, p_text, percent_text, seconds_text, share_text
-from itwinai.benchmark.cell_summary import CellSummary
-from itwinai.benchmark.contest import Contest, compared, contests_of
-from itwinai.benchmark.groups import Speed, groups_of, named, naming_of, speed_of
-from itwinai.benchmark.missing import failed_text, missing_text
-from itwinai.benchmark.parts import PARTS, seconds_of, whole_of
-from itwinai.benchmark.scaling_law import FittedLaw, NoFit
-from itwinai.benchmark.summary import Summary, SuspiciousLoss, suspicious_losses
+from itwinai.benchmark.records import SINGLE
+from itwinai.benchmark.statistics.cell_summary import CellSummary
+from itwinai.benchmark.statistics.contest import Contest, compared, contests_of
+from itwinai.benchmark.statistics.groups import Speed, groups_of, named, naming_of, speed_of
+from itwinai.benchmark.statistics.scaling_law import FittedLaw, NoFit
+from itwinai.benchmark.statistics.summary import Summary, SuspiciousLoss, suspicious_losses
+from itwinai.benchmark.telling.advice import advice
+from itwinai.benchmark.telling.amounts import estimate_text, number_text, p_text, percent_text, seconds_text, share_text
+from itwinai.benchmark.telling.missing import failed_text, missing_text
+from itwinai.benchmark.telling.parts import PARTS, seconds_of, whole_of
 from itwinai.report.search.names import joined
 from itwinai.report.words import count_text
 
@@ -71,7 +72,7 @@ def in_words(summary: Summary, laws: Sequence[FittedLaw | NoFit]) -> list[str]:
 
     Args:
         summary: the benchmark.
-        laws: what `itwinai.benchmark.scaling_law.fit` has found for its series.
+        laws: what `itwinai.benchmark.statistics.scaling_law.fit` has found for its series.
     """
     words = words_of(summary, laws)
     warnings = (f"Warning: {text}" for text in words.warnings)
@@ -85,7 +86,7 @@ def words_of(summary: Summary, laws: Sequence[FittedLaw | NoFit]) -> Words:
 
     Args:
         summary: the benchmark.
-        laws: what `itwinai.benchmark.scaling_law.fit` has found for its series.
+        laws: what `itwinai.benchmark.statistics.scaling_law.fit` has found for its series.
     """
     suspicious = suspicious_losses(summary)
     groups, speed = groups_of(summary), speed_of(summary.cells)
@@ -162,7 +163,9 @@ def _fastest(contest: Contest, speed: Speed) -> str:
     best = contest.best
     told = f"{named(best.cell)}, {estimate_text(speed.of(best))} {speed.unit}"
     if not contest.rivals:
-        return told
+        others = [line.strategy for line in contest.group.series if any(cell.runs for cell in line.cells)]
+        alone = len(set(others) - {SINGLE, best.cell.strategy}) > 0
+        return f"{told}; no other strategy has a result with so many workers" if alone else told
     following, ties = contest.rivals[0], contest.ties
     if not ties:
         ratio = f"{estimate_text(following.ratio)} times as fast as {following.cell.cell.strategy}, the next"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from itwinai.benchmark.statistics import Estimate
+from itwinai.benchmark.statistics.estimates import Estimate
 
 UNKNOWN = "-"
 """What stands where nothing was measured; never a zero."""

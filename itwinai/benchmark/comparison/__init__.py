@@ -1,0 +1,1 @@
+"""Two benchmarks side by side."""

@@ -1,0 +1,1 @@
+"""What a benchmark says: in sentences, in a terminal, as CSV."""
