@@ -89,7 +89,7 @@ class StreamflowLSTM(L.LightningModule):
         self._assess("test", self.test_nse, batch)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return Adam, with one cycle of the learning rate over the whole fit (Smith and Topin, 2017, arXiv:1708.07120)."""
+        """Return Adam; its learning rate makes one cycle in the fit (Smith and Topin, 2017, arXiv:1708.07120)."""
         # See the digits example for eps.
         optimizer = torch.optim.Adam(self.parameters(), lr=self.hparams.lr, eps=1e-4)
         steps = int(self.trainer.estimated_stepping_batches)

@@ -67,6 +67,7 @@ def simulate(argv: list[str]) -> int:
     flags.check(given)
 
     from itwinai.benchmark.record_file import read_record
+    from itwinai.benchmark.simulate import asked
     from itwinai.benchmark.simulate import simulate as predict
     from itwinai.benchmark.simulate.from_record import compare
     from itwinai.benchmark.simulate.links_file import read_links
@@ -79,12 +80,12 @@ def simulate(argv: list[str]) -> int:
         check_picture(given.picture)
     measured = None if given.links is None else read_links(given.links)
     record = None if given.folder is None else read_record(given.folder)
-    workload, chosen = flags.workload_asked(given, record, measured)
-    topology = flags.topology_asked(given, measured)
-    options = flags.options_asked(given, measured)
-    exchanges = [exchange_of(name, options) for name in flags.strategies_asked(given, record)]
-    scaling = flags.scaling_asked(given, record)
-    workers, left_out = flags.workers_asked(given, workload, topology, scaling)
+    workload, chosen = asked.workload_asked(given, record, measured)
+    topology = asked.topology_asked(given, measured)
+    options = asked.options_asked(given, measured)
+    exchanges = [exchange_of(name, options) for name in asked.strategies_asked(given, record)]
+    scaling = asked.scaling_asked(given, record)
+    workers, left_out = asked.workers_asked(given, workload, topology, scaling)
     predictions = [
         prediction
         for exchange in exchanges
@@ -99,7 +100,7 @@ def simulate(argv: list[str]) -> int:
         _say(line)
     _say_conclusions(workload, predictions)
     if record is not None:
-        _show_comparison(compare(record, flags.record_workloads(given, record, measured), topology, options))
+        _show_comparison(compare(record, asked.record_workloads(given, record, measured), topology, options))
     if given.csv is not None:
         write_predictions(predictions, given.csv)
         print(f"written: {given.csv}")

@@ -1,4 +1,4 @@
-"""What a SLURM job of a benchmark does: its runs, one after the other: ``python -m itwinai.benchmark.runs.job WORKS``."""
+"""What a SLURM job of a benchmark does, its runs in turn: ``python -m itwinai.benchmark.runs.job WORKS``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from itwinai.benchmark.runs.cell_process import Order
-from itwinai.benchmark.runs.progress import Progress
 from itwinai.benchmark.record_file import append_measurement, read_measurements
 from itwinai.benchmark.records import Cell
+from itwinai.benchmark.runs.cell_process import Order
+from itwinai.benchmark.runs.progress import Progress
 from itwinai.benchmark.runs.run_config import is_ray, nodes_of
 from itwinai.benchmark.runs.work import Launch, Work, run_all
 

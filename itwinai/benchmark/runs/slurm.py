@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from itwinai.benchmark.runs.job import JobWorks
 from itwinai.benchmark.record_file import read_measurements
 from itwinai.benchmark.records import Measurement
+from itwinai.benchmark.runs.job import JobWorks
 from itwinai.benchmark.runs.run_config import nodes_of
 from itwinai.benchmark.runs.work import Work
 from itwinai.errors import ConfigurationError, ItwinaiError

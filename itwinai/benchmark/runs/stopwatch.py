@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,58 +12,26 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from itwinai import compat
-from itwinai.benchmark.records import Breakdown, Measured
+from itwinai.benchmark.records import Measured
+from itwinai.benchmark.runs.energy import Energy
+from itwinai.benchmark.runs.workers import WorkerTimes, bring_together
 from itwinai.callbacks.monitoring import gpu_of
 from itwinai.checkpoints.plugin import gather
-from itwinai.measure.cpu_energy import rapl_instruments
-from itwinai.measure.gpus import gpu_instruments
 from itwinai.measure.nodes import nodes_of, this_place
 from itwinai.measure.operators import peak_memory
-from itwinai.measure.sampler import Sampler
 from itwinai.measure.samples import trained_samples
-from itwinai.measure.steps import Phase, Reading, StepClock, StepSplit, percentile, split_of
+from itwinai.measure.steps import Reading, StepClock, split_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-    from itwinai.measure.gauges import Instruments
 
 MOST_STEPS = 20_000
 """Of a run, unless more are asked for."""
 
-COMPUTING = (Phase.TRANSFER, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.MANUAL)
-
-ENERGY_EVERY = 0.1
-"""Seconds between two readings of energy. Only these are sampled, which takes far less than a thousandth of a core."""
-
 
 class TooFewStepsError(RuntimeError):
     """A run has ended before all steps were measured."""
-
-
-@dataclass(frozen=True)
-class WorkerTimes:
-    """What one worker has measured.
-
-    Attributes:
-        seconds: that the measured steps took.
-        durations: of each of them, in nanoseconds, from the end of the step before.
-        split: where their time went; None if the loop does not tell.
-        peak_memory: in bytes; None where the system does not tell.
-        first_step: when the first step of the run began, in seconds since 1970.
-        loss: of the last step; None if it returned none.
-        watts: by source, what a node has used meanwhile; None for workers that do not measure their node.
-        missing: what of the energy could not be measured, and why.
-    """
-
-    seconds: float
-    durations: array[int]
-    split: StepSplit | None
-    peak_memory: int | None
-    first_step: float
-    loss: float | None
-    watts: dict[str, float] | None
-    missing: tuple[str, ...]
 
 
 class Stopwatch(Callback):
@@ -115,12 +81,7 @@ class Stopwatch(Callback):
         self._nodes = len(nodes)
         node = next((node for node in nodes if node.leader == trainer.global_rank), None)
         if node is not None:
-            gpus = [worker.gpu for worker in node.workers if worker.gpu is not None]
-            openers: dict[str, Callable[[], Instruments]] = {
-                "energy of the processors": rapl_instruments,
-                "GPUs": functools.partial(gpu_instruments, [worker.gpus for worker in node.workers], gpus),
-            }
-            self._energy = Energy(openers, node.name)
+            self._energy = Energy(node)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note when the first step begins, and where the clock stands before the first one that is measured."""
@@ -175,7 +136,7 @@ class Stopwatch(Callback):
             )
         workers = gather(trainer, self._times(trainer))
         if trainer.is_global_zero:
-            self.measured = _bring_together(workers, self._counted(trainer), self.began, self._facts(trainer))
+            self.measured = bring_together(workers, self._counted(trainer), self.began, self._facts(trainer))
         self._energy = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -216,105 +177,6 @@ class Stopwatch(Callback):
         }
 
 
-class Energy:
-    """The energy that a node uses between two moments.
-
-    Args:
-        openers: see `itwinai.measure.sampler.Sampler`.
-        where: name of the node, for the log.
-    """
-
-    def __init__(self, openers: dict[str, Callable[[], Instruments]], where: str) -> None:
-        self._sampler = Sampler(openers, ENERGY_EVERY, where)
-        self._sampler.start()
-        self._before: dict[str, tuple[float, float]] = {}
-        self._after: dict[str, tuple[float, float]] = {}
-
-    def begin(self) -> None:
-        """Note where the meters stand at the first moment."""
-        self._before = self._read()
-
-    def end(self) -> None:
-        """Note where they stand at the second."""
-        self._after = self._read()
-
-    def stop(self) -> None:
-        """End sampling."""
-        self._sampler.stop()
-
-    def watts(self) -> dict[str, float]:
-        """Return the mean power by source between the two moments, of those that could be read in between."""
-        watts = {}
-        for name, (joules, seconds) in (self._after or self._read()).items():
-            joules_before, seconds_before = self._before.get(name, (0.0, 0.0))
-            if seconds > seconds_before:
-                watts[name] = (joules - joules_before) / (seconds - seconds_before)
-        return watts
-
-    def missing(self) -> tuple[str, ...]:
-        """Return what could not be measured, and why."""
-        return tuple(f"{what}: {reason}" for what, reason in self._sampler.sampled().missing.items())
-
-    def _read(self) -> dict[str, tuple[float, float]]:
-        return {use.source: (use.joules, use.seconds) for use in self._sampler.sampled().energy}
-
-
-def _bring_together(workers: list[WorkerTimes], samples: int | None, began: float, facts: dict[str, Any]) -> Measured:
-    """Return what all workers have measured together."""
-    seconds = max(worker.seconds for worker in workers)
-    durations = [sorted(worker.durations) for worker in workers]
-    splits = [worker.split for worker in workers if worker.split is not None]
-    losses = [worker.loss for worker in workers if worker.loss is not None]
-    watts = [worker.watts for worker in workers if worker.watts is not None]
-    joules = sum(power for node in watts for power in node.values()) * seconds if all(watts) and watts else None
-    missing = sorted({reason for worker in workers for reason in worker.missing})
-    steps = len(workers[0].durations)
-    return Measured(
-        steps=steps,
-        seconds=seconds,
-        samples=samples,
-        step_p50=_mean([percentile(one, 50) / 1e9 for one in durations]),
-        step_p95=_mean([percentile(one, 95) / 1e9 for one in durations]),
-        breakdown=_breakdown(splits, seconds / steps) if len(splits) == len(workers) else None,
-        busy=tuple(_busy(split) for split in splits),
-        peak_memory=tuple(worker.peak_memory for worker in workers),
-        launch=max(worker.first_step for worker in workers) - began,
-        loss=_mean(losses) if losses else None,
-        joules=joules,
-        no_joules="" if joules is not None else "; ".join(missing) or "the steps were over before a meter had moved",
-        **facts,
-    )
-
-
-def _breakdown(splits: list[StepSplit], step: float) -> Breakdown:
-    """Return where the time of a step goes, so that its parts add up to the step, with what lies between two steps."""
-    data = _mean([_seconds(split, Phase.DATA) for split in splits])
-    communication = _mean([_seconds(split, Phase.COMMUNICATION) for split in splits])
-    compute = _mean([_seconds(split, *COMPUTING) for split in splits])
-    hidden = [split.communication * split.overlap for split in splits if split.communication and split.overlap]
-    known = any(split.communication is not None for split in splits)
-    return Breakdown(
-        data=data,
-        compute=compute,
-        communication=communication,
-        other=max(0.0, step - data - compute - communication),
-        hidden=sum(hidden) / len(splits) if known else None,
-    )
-
-
-def _seconds(split: StepSplit, *phases: Phase) -> float:
-    """Return how long some phases take in a mean step; only some steps were split, which may have been longer."""
-    return split.step * sum(split.share(phase) for phase in phases)
-
-
-def _busy(split: StepSplit) -> float:
-    return split.step - _seconds(split, Phase.COMMUNICATION)
-
-
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

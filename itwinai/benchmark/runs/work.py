@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from itwinai.benchmark.runs import processes
-from itwinai.benchmark.runs.cell_process import ERROR, RESULT, Order, write_order
 from itwinai.benchmark.record_file import measured_from_plain
 from itwinai.benchmark.records import Cell, Measured, Measurement
+from itwinai.benchmark.runs import processes
+from itwinai.benchmark.runs.cell_process import ERROR, RESULT, Order, write_order
 
 OUTPUT = "output.txt"
 

@@ -84,7 +84,7 @@ class Topology:
         if self.between is None:
             raise ConfigurationError(
                 f"More than {self.workers_per_node} workers need several nodes, and nothing is known of the link "
-                "between nodes. Give its latency and bandwidth, measure it with a job of two nodes, or ask for fewer "
-                "workers."
+                "between nodes. Give its latency and bandwidth (--node-latency, --node-bandwidth), measure it in a "
+                "job of two nodes, or ask for fewer workers."
             )
         return self.between
