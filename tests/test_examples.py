@@ -1,4 +1,4 @@
-"""The digits example: it is ordinary Lightning code, it learns, and its comparison reports what happened."""
+"""The examples: they are ordinary Lightning code, they learn, and what they report is so."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import ast
 import importlib
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
 
-DIGITS = Path(__file__).parent.parent / "examples" / "digits"
-MODULES = ("compare", "model", "data")
+EXAMPLES = Path(__file__).parent.parent / "examples"
+DIGITS = EXAMPLES / "digits"
+STREAMFLOW = EXAMPLES / "streamflow"
+MODULES = ("compare", "model", "data", "basins")
 QUIET = {
     "accelerator": "cpu",
     "logger": False,
@@ -28,10 +32,24 @@ QUIET = {
 @pytest.fixture
 def compare(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """Import the comparison as a script in its folder would see it."""
-    monkeypatch.syspath_prepend(DIGITS)
+    with fresh_modules(monkeypatch, DIGITS):
+        yield importlib.import_module("compare")
+
+
+@pytest.fixture
+def streamflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """Import the modules of the streamflow example as a config in its folder would see them."""
+    with fresh_modules(monkeypatch, STREAMFLOW):
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in ("basins", "model", "data")})
+
+
+@contextmanager
+def fresh_modules(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
+    """Let an example's folder be where modules come from; the examples use the same names for theirs."""
+    monkeypatch.syspath_prepend(folder)
     for name in MODULES:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module("compare")
+    yield
     for name in MODULES:
         sys.modules.pop(name, None)
 
@@ -100,10 +118,11 @@ def test_weight_difference_is_relative_and_sees_nan(compare: ModuleType) -> None
     assert compare.weight_difference({}, reference) == float("inf")
 
 
+@pytest.mark.parametrize("folder", [DIGITS, STREAMFLOW], ids=lambda folder: folder.name)
 @pytest.mark.parametrize("name", ["model.py", "data.py"])
-def test_module_and_data_know_nothing_of_itwinai(name: str) -> None:
+def test_module_and_data_know_nothing_of_itwinai(folder: Path, name: str) -> None:
     imported = set()
-    for node in ast.walk(ast.parse((DIGITS / name).read_text())):
+    for node in ast.walk(ast.parse((folder / name).read_text())):
         if isinstance(node, ast.Import):
             imported |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -132,3 +151,95 @@ def test_config_runs_with_the_stock_cli(
     cli = LightningCLI(args=[*arguments, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"])
     assert type(cli.model) is compare.DigitsClassifier
     assert cli.trainer.global_step == 1
+
+
+def test_basins_are_the_same_each_time_and_keep_their_water(streamflow: SimpleNamespace) -> None:
+    first, again, other = (streamflow.basins.generate_basins(8, 3, seed) for seed in (0, 0, 1))
+    assert first.discharge.shape == first.weather.precipitation.shape == (3 * 365, 8)
+    assert np.array_equal(first.discharge, again.discharge)
+    assert not np.array_equal(first.discharge, other.discharge)
+    for basins in (first, other):
+        assert basins.discharge.min() > 0
+        share = basins.discharge.sum(axis=0) / basins.weather.precipitation.sum(axis=0)
+        assert np.all((0.1 < share) & (share < 0.9)), "some water leaves as discharge, some evaporates"
+
+
+@pytest.mark.parametrize(("temperature", "first"), [(10.0, 100), (-5.0, 200)], ids=["rain", "snow"])
+def test_discharge_comes_after_rain_and_after_thaw(streamflow: SimpleNamespace, temperature: float, first: int) -> None:
+    basins = streamflow.basins
+    parameters = {name: np.array([low, high]) for name, (low, high) in basins.RANGES.items()}
+    warmth = np.full((1500, 2), 10.0)
+    warmth[:200] = temperature
+    dry, wet = np.zeros((1500, 2)), np.zeros((1500, 2))
+    wet[100] = 200.0
+    without, with_rain = (
+        basins.simulate_discharge(basins.Weather(fallen, warmth, np.zeros((1500, 2))), parameters)
+        for fallen in (dry, wet)
+    )
+    more = with_rain - without
+    assert np.all(more[:first] == 0)
+    assert np.all(more[first : first + 60].sum(axis=0) > 20)
+    # Nothing evaporates here: what the soil does not keep arrives in the end, and not a drop more.
+    assert np.all((more.sum(axis=0) > 50) & (more.sum(axis=0) <= 200))
+
+
+def test_windows_hold_the_days_that_they_should(streamflow: SimpleNamespace) -> None:
+    data = streamflow.data.StreamflowDataModule(basins=3, days=100, warm_up=40, windows=5)
+    data.setup("fit")
+    years = streamflow.data
+    basins = streamflow.basins.generate_basins(3, years.TRAIN_YEARS + years.VAL_YEARS + years.TEST_YEARS, 0)
+    train_end, val_end = years.TRAIN_YEARS * 365, (years.TRAIN_YEARS + years.VAL_YEARS) * 365
+    assert len(data.train) == 3 * 5
+    assert data.train.starts[0] == 0
+    assert train_end - 10 < data.train.starts[-1] + 100 <= train_end
+    for windows, first, end in ((data.val, train_end, val_end), (data.test, val_end, len(basins.discharge))):
+        predicted = [day for start in windows.starts for day in range(start + 40, start + 100)]
+        assert predicted == list(range(first, first + len(predicted)))
+        assert end - 60 < predicted[-1] < end
+
+    inputs, discharge, scale, basin = data.val[len(data.val.starts) + 1]  # the second window of the second basin
+    start = data.val.starts[1]
+    assert inputs.shape == (100, 12) and int(basin) == 1
+    assert np.allclose(discharge, basins.discharge[start + 40 : start + 100, 1], rtol=1e-6)
+    root = np.sqrt(basins.discharge[:train_end, 1])
+    assert scale.tolist() == pytest.approx([root.mean(), root.std()])
+    fallen = np.sqrt(basins.weather.precipitation[start : start + 100, 1])
+    assert np.corrcoef(inputs[:, 0], fallen)[0, 1] == pytest.approx(1)
+    assert np.allclose(np.ptp(inputs[:, 3:].numpy(), axis=0), 0), "the attributes of a basin do not change"
+
+
+def test_efficiency_is_the_median_of_the_basins(streamflow: SimpleNamespace) -> None:
+    nse = streamflow.model.NashSutcliffe(basins=4)
+    observed = torch.tensor([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [1.0, 2.0, 3.0]])
+    perfect, mean = observed[0], torch.full((3,), 4.0)
+    nse.update(torch.stack([perfect, mean]), observed[:2], torch.tensor([0, 3]))
+    nse.update(torch.tensor([[2.0, 3.0, 4.0]]), observed[2:], torch.tensor([1]))  # errors of 1: 1 - 3 / 2
+    assert float(nse.compute()) == pytest.approx(0.0)  # of 1, -0.5 and 0; the third basin was never seen
+    nse.update(perfect[None] * 2, observed[1:2], torch.tensor([3]))  # now 1 - 8 / 16
+    assert float(nse.compute()) == pytest.approx(0.5)
+
+
+def test_streamflow_learns_in_one_process(streamflow: SimpleNamespace) -> None:
+    L.seed_everything(42, verbose=False)
+    model = streamflow.model.StreamflowLSTM(basins=4, hidden=48, lr=0.02)
+    data = streamflow.data.StreamflowDataModule(batch_size=16, basins=4, days=120, warm_up=60)
+    trainer = L.Trainer(max_epochs=10, limit_val_batches=0, gradient_clip_val=1.0, **QUIET)
+    trainer.fit(model, data)
+    assert trainer.global_step == 10 * 4 * 32 // 16
+    trainer.validate(model, data, verbose=False)
+    print({k: float(v) for k, v in trainer.callback_metrics.items()})
+    assert trainer.callback_metrics["val_nse"] > 0.5
+
+
+def test_streamflow_config_runs_with_the_stock_cli(
+    streamflow: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["fit", "--config", str(STREAMFLOW / "config.yaml"), "--trainer.fast_dev_run=true"]
+    arguments += ["--model.init_args.hidden=8", "--data.init_args.batch_size=4"]
+    cli = LightningCLI(args=[*arguments, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"])
+    assert type(cli.model) is streamflow.model.StreamflowLSTM
+    assert cli.trainer.global_step == 1
+    assert {"train_loss", "train_nse", "val_loss", "val_nse"} <= cli.trainer.callback_metrics.keys()

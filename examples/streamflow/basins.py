@@ -7,6 +7,7 @@ water the wetter it is, two groundwater stores, and a river that delays and spre
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,10 +81,23 @@ def generate_basins(basins: int, years: int, seed: int) -> Basins:
     drawn = low * (high / low) ** attributes
     parameters = dict(zip(RANGES, drawn.T, strict=True))
     weather = _draw_weather(random, SPIN_UP + years * YEAR, basins)
-    discharge = _route(_run_off(weather, parameters), parameters["routing"])
+    discharge = simulate_discharge(weather, parameters)
     discharge *= 1 + GAUGE_ERROR * random.standard_normal(discharge.shape)
     known = Weather(weather.precipitation[SPIN_UP:], weather.temperature[SPIN_UP:], weather.evaporation[SPIN_UP:])
     return Basins(known, discharge[SPIN_UP:], attributes)
+
+
+def simulate_discharge(weather: Weather, parameters: Mapping[str, Array]) -> Array:
+    """Compute what the weather makes of the rivers.
+
+    Args:
+        weather: of each day. Stores begin empty, and the soil half full.
+        parameters: those of `RANGES`, each of shape (basins,).
+
+    Returns:
+        The discharge in mm per day, shape (days, basins).
+    """
+    return _route(_run_off(weather, parameters), parameters["routing"])
 
 
 def _draw_weather(random: np.random.Generator, days: int, basins: int) -> Weather:
@@ -106,7 +120,7 @@ def _draw_weather(random: np.random.Generator, days: int, basins: int) -> Weathe
     return Weather(wet * amounts, temperature, radiation * np.maximum(temperature + 5, 0) / 100)
 
 
-def _run_off(weather: Weather, parameters: dict[str, Array]) -> Array:
+def _run_off(weather: Weather, parameters: Mapping[str, Array]) -> Array:
     """Return the water that reaches the river each day, in mm, shape (days, basins)."""
     capacity, exponent = parameters["field_capacity"], parameters["wetness_exponent"]
     days, basins = weather.precipitation.shape

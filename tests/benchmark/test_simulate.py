@@ -662,6 +662,18 @@ def test_a_benchmark_is_predicted_from_its_single_worker_and_compared(
     assert "off by 20% as a median, and by 20% at most" in printed
 
 
+def test_parts_of_the_computing_time_that_no_worker_divides(tmp_path: Path) -> None:
+    workload, topology = recorded(tmp_path)
+    flags = ["--from", str(tmp_path), "--latency", "100us", "--bandwidth", "1GB/s", "--csv", str(tmp_path / "t.csv")]
+    flags += ["--workers", "4", "--optimizer", "10ms", "--other", "20ms", "--strategies", "ddp"]
+    assert benchmark_simulate.simulate(flags) == 0
+    (row,) = csv.DictReader((tmp_path / "t.csv").open())
+    divided = dataclasses.replace(workload, compute=0.05, optimizer=0.01, other=0.04)
+    assert float(row["step"]) == pytest.approx(predict(divided, topology, Exchange(), 4).step)
+    with pytest.raises(ConfigurationError, match="do not fit into a step"):
+        benchmark_simulate.simulate([*flags, "--other", "70ms"])
+
+
 def test_workers_on_cpus_share_the_cores_that_the_links_were_measured_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

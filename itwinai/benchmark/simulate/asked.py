@@ -64,7 +64,7 @@ def record_workloads(
 ) -> dict[tuple[tuple[str, str], ...], Workload]:
     """Return what one worker of a benchmark does, by what else was varied."""
     cores = cores_asked(given, record, measured)
-    workloads = workloads_of(record, cores, given.optimizer or 0.0, given.backward_share)
+    workloads = workloads_of(record, cores, given.optimizer or 0.0, given.other or 0.0, given.backward_share)
     if given.variation is None:
         return workloads
     return {axes: dataclasses.replace(one, variation=given.variation) for axes, one in workloads.items()}

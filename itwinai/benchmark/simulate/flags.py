@@ -60,7 +60,12 @@ def simulate_parser() -> argparse.ArgumentParser:
         metavar="TIME",
         help="of the optimizer's step; with --from, its part of the computing time",
     )
-    add("--other", type=seconds, metavar="TIME", help="of what does not depend on the samples")
+    add(
+        "--other",
+        type=seconds,
+        metavar="TIME",
+        help="of what does not depend on the samples; with --from, its part of the computing time",
+    )
     add(
         "--variation",
         type=float,
@@ -131,7 +136,7 @@ def check(given: argparse.Namespace) -> None:
     Raises:
         ConfigurationError: they do not.
     """
-    by_flags = [name for name in ("compute", "gradients", "parameters", "batch", "other") if getattr(given, name)]
+    by_flags = [name for name in ("compute", "gradients", "parameters", "batch") if getattr(given, name)]
     if given.folder is not None and by_flags:
         raise ConfigurationError(f"--{by_flags[0]} and --from both say what one worker does. Give one of them.")
     if given.folder is None and given.compute is None:

@@ -41,7 +41,11 @@ class Comparison:
 
 
 def workloads_of(
-    record: BenchmarkRecord, cores: Cores | None = None, optimizer: float = 0.0, backward_share: float = 2 / 3
+    record: BenchmarkRecord,
+    cores: Cores | None = None,
+    optimizer: float = 0.0,
+    fixed: float = 0.0,
+    backward_share: float = 2 / 3,
 ) -> dict[Axes, Workload]:
     """Return what one worker does, by what else was varied, from the cells with one worker.
 
@@ -52,6 +56,7 @@ def workloads_of(
         record: the benchmark.
         cores: of a node, where workers compute on the CPU.
         optimizer: seconds of the optimizer's step, which the benchmark counts as computing time.
+        fixed: seconds of the computing time that do not depend on the samples.
         backward_share: share of backward in what remains.
 
     Raises:
@@ -66,7 +71,7 @@ def workloads_of(
             f"The benchmark '{record.name}' has measured no cell with one worker, from which the others could be "
             "predicted. Add 1 to its --workers and say --resume."
         )
-    return {axes: _workload(runs, cores, optimizer, backward_share) for axes, (_, runs) in found.items()}
+    return {axes: _workload(runs, cores, optimizer, fixed, backward_share) for axes, (_, runs) in found.items()}
 
 
 def compare(
@@ -112,24 +117,27 @@ def _runs(record: BenchmarkRecord) -> dict[Cell, list[Measured]]:
     return runs
 
 
-def _workload(runs: Sequence[Measured], cores: Cores | None, optimizer: float, backward_share: float) -> Workload:
+def _workload(
+    runs: Sequence[Measured], cores: Cores | None, optimizer: float, fixed: float, backward_share: float
+) -> Workload:
     step = median(_step(run) for run in runs)
     told = [run.breakdown for run in runs if run.breakdown is not None]
     # What lies between steps is in none of the parts, and does not depend on the samples either.
     compute = min(median(one.data + one.compute for one in told), step) if told else step
-    if optimizer >= compute:
+    if optimizer + fixed >= compute:
         raise ConfigurationError(
-            f"An optimizer of {optimizer:.3g} s does not fit into a step that computes for {compute:.3g} s."
+            f"{optimizer + fixed:.3g} s of optimizer and other things do not fit into a step that computes for "
+            f"{compute:.3g} s. With a benchmark, --optimizer and --other are parts of that."
         )
     first = runs[0]
     samples = [run.samples / run.steps for run in runs if run.samples]
     return Workload(
-        compute=compute - optimizer,
+        compute=compute - optimizer - fixed,
         gradient_bytes=first.gradient_bytes,
         batch=round(median(samples)) if samples else None,
         parameters=first.parameters,
         optimizer=optimizer,
-        other=step - compute,
+        other=step - compute + fixed,
         variation=max(median((run.step_p95 / run.step_p50 - 1) / _P95 for run in runs), 0.0),
         backward_share=backward_share,
         cores=cores,

@@ -124,7 +124,9 @@ def assumptions(workload: Workload, predictions: Sequence[Prediction]) -> list[s
         + f" in backward, which takes {workload.backward_share:.0%} of the computing time",
     ]
     if strong:
-        said.append("computing time is proportional to the samples: small batches use a GPU less well than that")
+        said.append(
+            "computing time is proportional to the samples: small batches take more than that (--other says it)"
+        )
     if workload.variation:
         said.append("the times of workers vary independently, as a normal distribution")
     if not workload.optimizer:
