@@ -43,6 +43,15 @@ def streamflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in ("basins", "model", "data")})
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: several wait for each other in each of an LSTM's many small steps."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @contextmanager
 def fresh_modules(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
     """Let an example's folder be where modules come from; the examples use the same names for theirs."""
@@ -161,7 +170,7 @@ def test_basins_are_the_same_each_time_and_keep_their_water(streamflow: SimpleNa
     for basins in (first, other):
         assert basins.discharge.min() > 0
         share = basins.discharge.sum(axis=0) / basins.weather.precipitation.sum(axis=0)
-        assert np.all((0.1 < share) & (share < 0.9)), "some water leaves as discharge, some evaporates"
+        assert np.all((share > 0.1) & (share < 0.9)), "some water leaves as discharge, some evaporates"
 
 
 @pytest.mark.parametrize(("temperature", "first"), [(10.0, 100), (-5.0, 200)], ids=["rain", "snow"])
@@ -180,7 +189,7 @@ def test_discharge_comes_after_rain_and_after_thaw(streamflow: SimpleNamespace, 
     assert np.all(more[:first] == 0)
     assert np.all(more[first : first + 60].sum(axis=0) > 20)
     # Nothing evaporates here: what the soil does not keep arrives in the end, and not a drop more.
-    assert np.all((more.sum(axis=0) > 50) & (more.sum(axis=0) <= 200))
+    assert np.all((more.sum(axis=0) > 40) & (more.sum(axis=0) <= 200))
 
 
 def test_windows_hold_the_days_that_they_should(streamflow: SimpleNamespace) -> None:
@@ -219,16 +228,15 @@ def test_efficiency_is_the_median_of_the_basins(streamflow: SimpleNamespace) -> 
     assert float(nse.compute()) == pytest.approx(0.5)
 
 
-def test_streamflow_learns_in_one_process(streamflow: SimpleNamespace) -> None:
+def test_streamflow_learns_in_one_process(streamflow: SimpleNamespace, one_thread: None) -> None:
     L.seed_everything(42, verbose=False)
-    model = streamflow.model.StreamflowLSTM(basins=4, hidden=48, lr=0.02)
-    data = streamflow.data.StreamflowDataModule(batch_size=16, basins=4, days=120, warm_up=60)
-    trainer = L.Trainer(max_epochs=10, limit_val_batches=0, gradient_clip_val=1.0, **QUIET)
+    model = streamflow.model.StreamflowLSTM(basins=8, hidden=48, lr=0.02)
+    data = streamflow.data.StreamflowDataModule(batch_size=16, basins=8, days=180, warm_up=90)
+    trainer = L.Trainer(max_epochs=14, limit_val_batches=0, gradient_clip_val=1.0, **QUIET)
     trainer.fit(model, data)
-    assert trainer.global_step == 10 * 4 * 32 // 16
-    trainer.validate(model, data, verbose=False)
-    print({k: float(v) for k, v in trainer.callback_metrics.items()})
-    assert trainer.callback_metrics["val_nse"] > 0.5
+    assert trainer.global_step == 14 * 8 * 32 // 16
+    trainer.test(model, data, verbose=False)
+    assert trainer.callback_metrics["test_nse"] > 0.6
 
 
 def test_streamflow_config_runs_with_the_stock_cli(

@@ -74,6 +74,7 @@ class Measured:
         gradient_bytes: size of the gradients of one worker.
         device: what the workers compute on, as people name it.
         nodes: number of nodes.
+        threads: that each worker computes with; 0 where that was not noted.
     """
 
     steps: int
@@ -92,6 +93,7 @@ class Measured:
     gradient_bytes: int
     device: str
     nodes: int = 1
+    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Measurement:
         measured: None unless the run has ended well.
         error: what went wrong, in a line or a few.
         output: file with all that the run has printed, below the folder of the benchmark.
+        others: number of cores that other programs used right before the run; None where that was not noted.
     """
 
     cell: Cell
@@ -117,6 +120,7 @@ class Measurement:
     measured: Measured | None = None
     error: str = ""
     output: str = ""
+    others: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ class BenchmarkRecord:
         measurements: in the order in which they were made.
         baseline: strategy of the cells that all others are compared with: those with the fewest workers.
         extrapolate: numbers of workers to extrapolate to.
+        asked: number of runs that were asked for; 0 where that was not noted. An interrupted benchmark has fewer.
     """
 
     name: str
@@ -138,3 +143,4 @@ class BenchmarkRecord:
     measurements: Sequence[Measurement] = ()
     baseline: str = SINGLE
     extrapolate: Sequence[int] = ()
+    asked: int = 0

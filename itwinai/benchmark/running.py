@@ -13,7 +13,7 @@ from typing import Any
 from itwinai.benchmark.record_file import HEAD, RECORDS, append_measurement, read_measurements, read_record, write_head
 from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Measurement
 from itwinai.benchmark.runs.cell_process import Order
-from itwinai.benchmark.runs.facts import machine_facts
+from itwinai.benchmark.runs.facts import code_of, machine_facts
 from itwinai.benchmark.runs.order import interleaved
 from itwinai.benchmark.runs.progress import Progress, plan_text
 from itwinai.benchmark.runs.run_config import RunConfigs
@@ -68,22 +68,27 @@ class Benchmark:
         done = {(one.cell, one.repeat) for one in before if one.status == "measured" or not retry_failed}
         missing = [work for work in works if (work.cell, work.repeat) not in done]
         hopeless = () if retry_failed else before
-        record = self._record(before)
+        record = self._record(before, len(works))
         self._say(plan_text(self.settings, self.config, len(works), len(missing), self.folder, self.slurm is not None))
-        progress = Progress(len(missing), self._say)
+        progress = Progress(len(missing), self.folder)
         try:
-            for measurement in self._measure(missing, hopeless):
+            for measurement in self._measure(missing, hopeless, progress):
                 progress.ended(measurement)
                 record = replace(record, measurements=(*record.measurements, measurement))
+        except KeyboardInterrupt:
+            self._say("\nInterrupted. The same command with --resume goes on; this is what there is until now.")
+            raise
         finally:
             if record.measurements:
                 conclude(record, self.folder)
         return record
 
-    def _measure(self, works: Sequence[Work], before: Sequence[Measurement]) -> Iterator[Measurement]:
+    def _measure(
+        self, works: Sequence[Work], before: Sequence[Measurement], progress: Progress
+    ) -> Iterator[Measurement]:
         path = self.folder / RECORDS
         if self.slurm is None:
-            for measurement in run_all(works, self.folder, self.settings.limit, before):
+            for measurement in run_all(works, self.folder, self.settings.limit, before, begins=progress.begins):
                 append_measurement(measurement, path)
                 yield measurement
             return
@@ -97,6 +102,7 @@ class Benchmark:
                 if _is_new(measurement, path):
                     append_measurement(measurement, path)
                     yield measurement
+            self._tell_of_missing(works, jobs)
         except KeyboardInterrupt:
             numbers = " ".join(job.number for job in jobs if not job.is_over())
             self._say(
@@ -104,6 +110,24 @@ class Benchmark:
                 f"`scancel {numbers}` ends them."
             )
             raise
+
+    def _tell_of_missing(self, works: Sequence[Work], jobs: Sequence[Job]) -> None:
+        """Say which jobs have ended before all of their runs were made."""
+        measured = read_measurements(self.folder / RECORDS)
+        done = {(one.cell, one.repeat) for one in measured}
+        failed = {one.cell for one in measured if one.status != "measured"}
+        for job in jobs:
+            left = [
+                work
+                for work in works
+                if work.cell.workers == job.workers and (work.cell, work.repeat) not in done and work.cell not in failed
+            ]
+            if left:
+                self._say(
+                    f"The job {job.number} has ended ({job.state().lower() or 'forgotten by SLURM'}) before "
+                    f"{count_text(len(left), 'run')} of it: see {job.folder / 'output.txt'}. The same command with "
+                    "--resume makes them."
+                )
 
     def _slurm_jobs(self) -> SlurmJobs:
         slurm = SlurmJobs(self.folder, self.slurm or {}, self.settings.limit, self.workers_per_node)
@@ -138,7 +162,7 @@ class Benchmark:
             raise ConfigurationError(
                 f"There is a benchmark in {self.folder} already. Go on with it with --resume, or give another --folder."
             )
-        else:
+        elif any(one.status == "measured" for one in read_measurements(self.folder / RECORDS)):
             self._check_same()
         write_whole(self.folder / ASKED, json.dumps(self._asked(), indent=1) + "\n")
         path = self.folder / RECORDS
@@ -152,7 +176,8 @@ class Benchmark:
         """Return what has to be the same for figures to be comparable."""
         settings = self.settings
         same = {"steps": settings.steps, "warmup": settings.warmup, "seconds": settings.seconds, "seed": settings.seed}
-        plain: dict[str, Any] = json.loads(json.dumps({**same, "config": without_secrets(dict(self.config))}))
+        asked = {**same, "code": code_of(self.config), "config": without_secrets(dict(self.config))}
+        plain: dict[str, Any] = json.loads(json.dumps(asked))
         return plain
 
     def _check_same(self) -> None:
@@ -166,7 +191,7 @@ class Benchmark:
                 "compared. Ask for the same with --resume, or give another --folder."
             )
 
-    def _record(self, measurements: tuple[Measurement, ...]) -> BenchmarkRecord:
+    def _record(self, measurements: tuple[Measurement, ...], asked: int) -> BenchmarkRecord:
         settings = self.settings
         earlier = read_record(self.folder) if (self.folder / HEAD).exists() else BenchmarkRecord(self.name)
         record = BenchmarkRecord(
@@ -176,6 +201,7 @@ class Benchmark:
             measurements=measurements,
             baseline=settings.baseline,
             extrapolate=settings.extrapolated_workers,
+            asked=asked,
         )
         write_head(record, self.folder)
         return record
@@ -197,7 +223,8 @@ def conclude(record: BenchmarkRecord, folder: Path) -> None:
     report = write_report(record, folder)
     print(table_text(summary))
     places = {"report": report, "pictures": folder / "pictures", "table": folder / TABLE, "records": folder / RECORDS}
-    print("\n".join(f"{name:<12}{_shown(path)}" for name, path in places.items()), flush=True)
+    lines = [f"{name:<12}{_shown(path)}" for name, path in places.items() if path.exists()]
+    print("\n".join(lines), flush=True)
 
 
 def _check_names(strategies: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ trainer:
   callbacks:
     - class_path: lightning.pytorch.callbacks.EarlyStopping
       init_args: {monitor: val_loss}
+    - class_path: lightning.pytorch.callbacks.LearningRateMonitor
 model:
   class_path: tests.support.benchmarked.Model
 data:

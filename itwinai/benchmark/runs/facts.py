@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import socket
+import sys
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from itwinai.facts.code import code_in
 from itwinai.facts.run import versions
@@ -26,6 +30,28 @@ def machine_facts() -> dict[str, str]:
     if (code := code_in(Path.cwd())) is not None:
         facts["commit"] = code.commit + (" (with changes)" if code.dirty else "")
     return facts | versions()
+
+
+def code_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return digests of the files in the current folder that define the classes of a config, by their names."""
+    digests = {}
+    for class_path in _class_paths(config):
+        module = sys.modules.get(class_path.rpartition(".")[0])
+        source = Path(getattr(module, "__file__", None) or "")
+        if source.is_file() and source.is_relative_to(Path.cwd()) and "site-packages" not in source.parts:
+            name = str(source.relative_to(Path.cwd()))
+            digests[name] = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    return digests
+
+
+def _class_paths(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if isinstance(node.get("class_path"), str):
+            yield node["class_path"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for one in node:
+            yield from _class_paths(one)
 
 
 def _processor() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
@@ -80,7 +79,7 @@ def main(argv: list[str]) -> int:
             with ray_over(allocated_nodes()) as address:
                 yield Launch(variables={"RAY_ADDRESS": address})
 
-    progress = Progress(len(job.works), functools.partial(print, flush=True))
+    progress = Progress(len(job.works), Path(job.folder))
     for measurement in run_all(job.works, Path(job.folder), job.limit, read_measurements(records), launched):
         append_measurement(measurement, records)
         progress.ended(measurement)

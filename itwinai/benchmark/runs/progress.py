@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from itwinai.benchmark.records import SINGLE, Measurement
+from itwinai.benchmark.records import SINGLE, Cell, Measurement
 from itwinai.benchmark.settings import Settings
 from itwinai.benchmark.statistics.cell_summary import cell_text
 from itwinai.report.words import count_text, span_text
@@ -44,42 +44,46 @@ def plan_text(
 
 
 class Progress:
-    """Says of each run how it has ended, and how long the others may take.
+    """Says of each run when it begins, how it has ended, and how long the others may take.
 
     Args:
         runs: number of runs that are to be made.
-        say: prints a line.
+        folder: of the benchmark.
     """
 
-    def __init__(self, runs: int, say: Callable[[str], None]) -> None:
+    def __init__(self, runs: int, folder: Path) -> None:
         self._runs = runs
-        self._say = say
+        self._folder = folder
         self._done = 0
         self._began = time.monotonic()
+        self._begun = False
+
+    def begins(self, cell: Cell, repeat: int) -> None:
+        """Say which run begins, on a line that `ended` completes."""
+        print(f"{self._number()} {cell_text(cell)}, repeat {repeat + 1}: ", end="", flush=True)
+        self._begun = True
 
     def ended(self, measurement: Measurement) -> None:
         """Say how a run has ended."""
+        if not self._begun:
+            self.begins(measurement.cell, measurement.repeat)
+        self._begun = False
         self._done += 1
         left = (time.monotonic() - self._began) / self._done * (self._runs - self._done)
         told = f"; about {span_text(left)} left" if self._done < self._runs else ""
-        number = f"[{self._done:>{len(str(self._runs))}}/{self._runs}]"
-        self._say(
-            f"{number} {cell_text(measurement.cell)}, repeat {measurement.repeat + 1}: {_ended(measurement)}{told}"
-        )
+        print(f"{self._how(measurement)}{told}", flush=True)
 
+    def _number(self) -> str:
+        return f"[{self._done + 1:>{len(str(self._runs))}}/{self._runs}]"
 
-def _ended(measurement: Measurement) -> str:
-    measured = measurement.measured
-    if measured is None:
-        return f"{measurement.status}: {_shortened(measurement.error)}"
-    step = f"{measured.step_p50 * 1000:.4g} ms per step"
-    speed = "" if measured.samples is None else f"{measured.samples / measured.seconds:,.0f} samples/s, "
-    return f"{speed}{step}, {span_text(measurement.seconds)}"
-
-
-def _shortened(error: str) -> str:
-    first = error.strip().partition("\n")[0]
-    return first if len(first) <= 160 else f"{first[:157]}..."
+    def _how(self, measurement: Measurement) -> str:
+        measured = measurement.measured
+        if measured is None:
+            error = measurement.error.strip().partition("\n")[0]
+            return f"{measurement.status}: {error} (all of it: {self._folder / measurement.output})"
+        step = f"{measured.step_p50 * 1000:.4g} ms per step"
+        speed = "" if measured.samples is None else f"{measured.samples / measured.seconds:,.0f} samples/s, "
+        return f"{speed}{step}, {span_text(measurement.seconds)}"
 
 
 def _scaling(settings: Settings) -> str:

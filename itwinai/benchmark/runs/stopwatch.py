@@ -75,6 +75,8 @@ class Stopwatch(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the fit go on until this callback ends it, and begin to read energy, once per node."""
         self._forget()
+        for scheduler in trainer.lr_scheduler_configs:
+            scheduler.strict = False  # it may wait for a value of the validation, which does not take place
         trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
         places = gather(trainer, this_place(trainer.node_rank, gpu_of(trainer.strategy.root_device)))
         nodes = nodes_of(places)
@@ -174,6 +176,7 @@ class Stopwatch(Callback):
             "gradient_bytes": sum(size(parameter) * parameter.element_size() for parameter in trained),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
             "nodes": self._nodes,
+            "threads": torch.get_num_threads(),
         }
 
 

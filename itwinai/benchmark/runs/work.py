@@ -14,8 +14,19 @@ from itwinai.benchmark.record_file import measured_from_plain
 from itwinai.benchmark.records import Cell, Measured, Measurement
 from itwinai.benchmark.runs import processes
 from itwinai.benchmark.runs.cell_process import ERROR, RESULT, Order, write_order
+from itwinai.errors import ItwinaiError
 
 OUTPUT = "output.txt"
+
+FEWEST_FAILURES = 3
+"""So many cells that fail in the same way say that it is no matter of chance."""
+
+LOOK = 0.3
+"""Seconds for which other programs are watched before each run."""
+
+
+class HopelessError(ItwinaiError, RuntimeError):
+    """The first cells of a benchmark have all failed in the same way."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +63,12 @@ def run_all(
     limit: float,
     before: Sequence[Measurement] = (),
     launched: Callable[[Cell], AbstractContextManager[Launch]] = lambda cell: nullcontext(Launch()),
+    begins: Callable[[Cell, int], None] = lambda cell, repeat: None,
 ) -> Iterator[Measurement]:
     """Make runs, one after the other; yield each when it has ended.
 
-    A cell that has failed and never succeeded is not run again: what is not installed will not be there next time.
+    A cell that has failed and never succeeded is not run again: what is not installed will not be there next time. If
+    cells of several strategies fail in the same way, and none succeeds, it is not the strategy.
 
     Args:
         works: the runs, in their order.
@@ -63,19 +76,32 @@ def run_all(
         limit: seconds after which a run is ended.
         before: what has been measured before.
         launched: how the command of a cell is launched.
+        begins: called with cell and repeat of each run, before it.
+
+    Raises:
+        HopelessError: the first cells have all failed in the same way.
     """
+    failures: list[Measurement] = []
     succeeded = {measurement.cell for measurement in before if measurement.status == "measured"}
     failed = {measurement.cell for measurement in before} - succeeded
     for work in works:
         if work.cell in failed:
             continue
+        begins(work.cell, work.repeat)
         with launched(work.cell) as launch:
             measurement = _run(work, folder, limit, launch)
         if measurement.status == "measured":
             succeeded.add(work.cell)
         elif work.cell not in succeeded:
             failed.add(work.cell)
+            failures.append(measurement)
         yield measurement
+        if not succeeded and _all_the_same(failures):
+            raise HopelessError(
+                f"The first {len(failures)} cells have failed in the same way, so that the others were not run: "
+                f"{failures[-1].error}\nAll that was printed is in {folder / failures[-1].output}. Mend what is wrong, "
+                "and go on with --retry-failed."
+            )
 
 
 def folder_of_run(cell: Cell, repeat: int) -> str:
@@ -85,6 +111,19 @@ def folder_of_run(cell: Cell, repeat: int) -> str:
     return f"runs/{re.sub(r'[^A-Za-z0-9_.=+-]+', '_', name)[:120]}"
 
 
+def _all_the_same(failures: Sequence[Measurement]) -> bool:
+    strategies = {measurement.cell.strategy for measurement in failures}
+    errors = {measurement.error for measurement in failures}
+    return len(failures) >= FEWEST_FAILURES and len(strategies) > 1 and len(errors) == 1
+
+
+def _others() -> float:
+    """Return the number of cores that are in use while this process waits."""
+    import psutil
+
+    return float(psutil.cpu_percent(interval=LOOK)) / 100 * (psutil.cpu_count() or 1)
+
+
 def _run(work: Work, folder: Path, limit: float, launch: Launch) -> Measurement:
     own = Path(work.order.folder)
     for left in (own / RESULT, own / ERROR):
@@ -92,6 +131,7 @@ def _run(work: Work, folder: Path, limit: float, launch: Launch) -> Measurement:
     order = own / "order.json"
     write_order(work.order, order)
     command = [*launch.prefix, sys.executable, "-m", "itwinai.benchmark.runs.cell_process", str(order)]
+    others = _others()
     try:
         ended = processes.run(command, own / OUTPUT, limit, launch.variables)
     finally:
@@ -103,6 +143,7 @@ def _run(work: Work, folder: Path, limit: float, launch: Launch) -> Measurement:
         began=ended.began,
         seconds=ended.seconds,
         output=str((own / OUTPUT).relative_to(folder)),
+        others=others,
     )
     if ended.timed_out:
         error = f"it was ended after {limit:g} s (--limit); the end of its output says where it was"
