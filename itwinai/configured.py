@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -99,11 +101,24 @@ def parsed(arguments: Sequence[str] | Mapping[str, Any], **options: Any) -> Pars
     Raises:
         ConfigurationError: the arguments or the config are wrong.
     """
+    if not isinstance(arguments, Mapping):
+        _check_files(arguments)
     options = {"parser_kwargs": {"exit_on_error": False}, **options}
     try:
         return _make(ParsedCLI, arguments, run=False, save_config_callback=None, **options)
     except ArgumentError as error:
         raise ConfigurationError(f"The config is wrong: {error}") from None
+
+
+def _check_files(arguments: Sequence[str]) -> None:
+    """Raise an error for a config file that does not exist, with the name of one that does."""
+    for flag, value in zip(arguments, arguments[1:], strict=False):
+        path = Path(value)
+        if flag in ("-c", "--config") and not path.exists():
+            others = [str(other) for pattern in ("*.yaml", "*.yml") for other in path.parent.glob(pattern)]
+            nearest = difflib.get_close_matches(str(path), others, n=1)
+            hint = f" Did you mean {nearest[0]}?" if nearest else ""
+            raise ConfigurationError(f"There is no config file {path}.{hint}")
 
 
 CLI = TypeVar("CLI", bound=LightningCLI)

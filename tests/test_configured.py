@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from itwinai.config_paths import spelled_out, with_values
@@ -33,3 +35,9 @@ def test_without_defaults_there_is_what_was_set(cli: ParsedCLI) -> None:
     config = cli.as_dict(without_defaults=True)
     assert config["trainer"] == {"max_epochs": 2}
     assert set(config) == {"seed_everything", "trainer", "model", "data"}
+
+
+def test_a_file_that_is_not_there_is_told_with_the_one_that_is(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ConfigurationError, match=r"no config file .*config\.yml\. Did you mean .*config\.yaml\?"):
+        parsed(["-c", str(tmp_path / "config.yml")])

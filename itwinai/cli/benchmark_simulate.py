@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _WIDTH = 100
 
+USELESS = 0.5
+"""Median error of a model from which nothing follows."""
+
 
 def links(argv: list[str]) -> int:
     """Measure the links between workers, and show them.
@@ -98,9 +101,11 @@ def simulate(argv: list[str]) -> int:
     print(f"\n{prediction_table(predictions)}")
     for line in filter(None, (chosen, left_out)):
         _say(line)
-    _say_conclusions(workload, predictions)
+    comparisons = []
     if record is not None:
-        _show_comparison(compare(record, asked.record_workloads(given, record, measured), topology, options))
+        comparisons = compare(record, asked.record_workloads(given, record, measured), topology, options)
+        _show_comparison(comparisons)
+    _say_conclusions(workload, predictions, _median_error(comparisons))
     if given.csv is not None:
         write_predictions(predictions, given.csv)
         print(f"written: {given.csv}")
@@ -128,10 +133,18 @@ def _show_links(measured: MeasuredLinks) -> None:
     )
 
 
-def _say_conclusions(workload: Workload, predictions: Sequence[Prediction]) -> None:
+def _say_conclusions(workload: Workload, predictions: Sequence[Prediction], error: float | None) -> None:
     from itwinai.benchmark.simulate.words import assumptions, conclusion
 
     print()
+    if error is not None and error > USELESS:
+        _say(
+            f"-> The model does not describe what was measured ({error:.0%} off as a median), so that nothing follows "
+            "from it. Were other programs running meanwhile, or were the links measured elsewhere? Parts of a step "
+            "that more workers do not make shorter are named with --other and --optimizer.",
+            indent=3,
+        )
+        return
     for name in dict.fromkeys(prediction.exchange.name for prediction in predictions):
         _say(f"-> {conclusion([one for one in predictions if one.exchange.name == name])}", indent=3)
     print("\nThis is a model, which assumes:")
@@ -139,9 +152,15 @@ def _say_conclusions(workload: Workload, predictions: Sequence[Prediction]) -> N
         _say(f"- {assumption}", indent=2)
 
 
-def _show_comparison(comparisons: Sequence[Comparison]) -> None:
+def _median_error(comparisons: Sequence[Comparison]) -> float | None:
+    """Return how far the model is off, as a median over the cells that were measured; None if none was."""
     from statistics import median
 
+    errors = [abs(one.error) for one in comparisons if one.error is not None]
+    return median(errors) if errors else None
+
+
+def _show_comparison(comparisons: Sequence[Comparison]) -> None:
     from itwinai.benchmark.simulate.table import comparison_table
 
     print()
@@ -149,9 +168,9 @@ def _show_comparison(comparisons: Sequence[Comparison]) -> None:
         _say("The benchmark has measured no more than one worker, so it cannot be said how far the model is off.")
         return
     print(f"The same model beside what was measured:\n\n{comparison_table(comparisons)}")
-    errors = [abs(one.error) for one in comparisons if one.error is not None]
-    if errors:
-        _say(f"The model is off by {median(errors):.0%} as a median, and by {max(errors):.0%} at most.")
+    if (error := _median_error(comparisons)) is not None:
+        largest = max(abs(one.error) for one in comparisons if one.error is not None)
+        _say(f"The model is off by {error:.0%} as a median, and by {largest:.0%} at most.")
 
 
 def _say(text: str, indent: int = 0) -> None:

@@ -82,7 +82,8 @@ def make_strategy(name: str) -> Strategy | RayStrategy | None:
         return None
     nearest = difflib.get_close_matches(name, [*STRATEGY_NAMES, *lightning_names], n=1, cutoff=0.5)
     hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    others = [other for other in lightning_names if other not in STRATEGY_NAMES]
     raise ConfigurationError(
         f"There is no strategy named '{name}'.{hint} itwinai's own are {', '.join(STRATEGY_NAMES)}; other names go to "
-        f"lightning, which knows {', '.join(lightning_names)}."
+        f"lightning, which also knows {', '.join(others)}."
     )

@@ -89,3 +89,24 @@ def told(record: BenchmarkRecord) -> Words:
     """Return what a benchmark has found."""
     summary = summarize(record)
     return words_of(summary, [fit(line) for line in summary.series])
+
+
+def interrupted(made: int, repeats: int = 2) -> BenchmarkRecord:
+    """Return a benchmark of 7 cells, each of which was to be run twice, or more often, with so many runs."""
+    record = synthetic_record(
+        Line("single", amdahl(), workers=(1,)),
+        Line("ddp", amdahl(), workers=(1, 2, 4)),
+        Line("ray", communication(), workers=(1, 2, 4)),
+        noise=0.3,
+        repeats=repeats,
+    )
+    return replace(record, measurements=record.measurements[:made], asked=7 * repeats)
+
+
+def slowed_baseline() -> BenchmarkRecord:
+    """Return a benchmark whose baseline other programs have slowed: ddp is 10 times as fast with one worker."""
+    return synthetic_record(
+        Line("single", lambda _: 1.0, workers=(1,)),
+        Line("ddp", lambda workers: 0.1 if workers == 1 else 0.105, workers=(1, 2)),
+        noise=1e-3,
+    )

@@ -17,6 +17,7 @@ from itwinai.benchmark.comparison.telling import (
     write_comparison,
 )
 from itwinai.benchmark.records import BenchmarkRecord, Cell, Measured
+from itwinai.benchmark.report.ratios import ratio_pictures
 from itwinai.benchmark.statistics.estimates import difference, holm
 from tests.benchmark.examples import changed, failing, rich, two_precisions
 from tests.benchmark.pages import Page
@@ -166,7 +167,39 @@ def test_page_holds_the_comparison(tmp_path: Path) -> None:
 
 
 def test_many_cells_have_several_pictures() -> None:
-    lines = [Line(f"s{number}", amdahl(), workers=(1, 2)) for number in range(12)]
+    lines = [Line(f"s{number:02}", amdahl(), workers=(1, 2)) for number in range(12)]
     (_, section, *_) = comparison_sections(compare(synthetic_record(*lines), synthetic_record(*lines)))
     assert [picture.title for picture in section.pictures][1:] == ["More cells (2)"]
-    assert ">s8 with 2 workers<" in section.pictures[0].svg and ">s9 with 1 worker<" in section.pictures[1].svg
+    assert ">s08 with 2 workers<" in section.pictures[0].svg and ">s09 with 1 worker<" in section.pictures[1].svg
+
+
+def test_columns_are_explained(tmp_path: Path) -> None:
+    comparison = compare(record(), record(seed=1))
+    terminal = " ".join(comparison_text(comparison).split())
+    path = write_comparison(comparison, tmp_path / "comparison.html")
+    page = Page(path.read_text(encoding="utf-8")).text
+    for text, colon in ((terminal, ":"), (page, "")):
+        assert f"B/A{colon} speed of B by that of A, with its 95 % interval; above 1, B is faster" in text
+        assert f"p{colon} how likely so large a difference is if there is none in truth" in text
+        assert f"B is{colon} =: no difference could be shown (p is 0.05 or more)" in text
+
+
+def test_error_bars_of_ratios_have_visible_ends() -> None:
+    wild = record(noise=1.5, repeats=2)
+    comparison = compare(record(repeats=2), wild)
+    (picture,) = ratio_pictures(comparison.cells, [str(place) for place in range(7)])
+    axes = picture.figure.axes[0]
+    low, high = axes.get_xlim()
+    ends = [(one.throughput.low or 0, one.throughput.high or 0) for one in comparison.cells]
+    cut = [
+        [place for place, end in enumerate(ends) if end[0] < low],
+        [p for p, end in enumerate(ends) if end[1] > high],
+    ]
+    assert low >= 0 and cut[1]
+    frame = [
+        (line.get_xdata()[0], int(line.get_ydata()[0]))
+        for line in axes.lines
+        if line.get_marker() in ("<", ">") and len(line.get_xdata()) and line.get_markersize() == 7
+    ]
+    assert sorted(frame) == sorted([(side, place) for side in (0, 1) for place in cut[side]])
+    assert len(axes.containers) == 7 and all(len(bars.lines[1]) == 2 for bars in axes.containers)

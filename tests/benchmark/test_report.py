@@ -17,11 +17,11 @@ from itwinai.benchmark.report import write_report
 from itwinai.benchmark.report.bars import breakdown_pictures
 from itwinai.benchmark.report.lines import line_pictures
 from itwinai.benchmark.report.quantities import LOSS, SPEEDUP, throughput
-from itwinai.benchmark.report.sections import benchmark_sections
-from itwinai.benchmark.report.style import Drawn, file_name, looks_of, spaced
+from itwinai.benchmark.report.sections import benchmark_page, benchmark_sections
+from itwinai.benchmark.report.style import Drawn, file_name, limited_end, limited_ratios, looks_of, spaced
 from itwinai.benchmark.statistics.groups import Speed, groups_of
 from itwinai.benchmark.statistics.summary import summarize
-from tests.benchmark.examples import changed, failing, rich, two_precisions
+from tests.benchmark.examples import changed, failing, interrupted, rich, slowed_baseline, two_precisions
 from tests.benchmark.pages import Page
 from tests.benchmark.synthetic import Line, amdahl, communication, synthetic_record
 from tests.report.test_pictures import texts
@@ -87,7 +87,7 @@ def test_page_has_all_sections(report: Report) -> None:
 
 def test_page_shows_the_figures_of_all_cells(report: Report) -> None:
     summary = summarize(report.record)
-    rows = {tuple(row[:3]): row for row in report.page.rows if len(row) == 14}
+    rows = {tuple(row[:3]): row for row in report.page.rows if len(row) == 11}
     assert len(rows) == len(summary.cells) + 1
     heading = [text.strip("\u2007") for text in rows.pop(next(iter(rows)))]
     for one in summary.cells:
@@ -102,9 +102,10 @@ def test_page_shows_the_figures_of_all_cells(report: Report) -> None:
         assert figures["samples/s"].startswith(f"{one.throughput.mean:,.0f} ± ")
         half = float(figures["samples/s"].split("± ")[1].replace(",", ""))
         assert half == pytest.approx(one.throughput.high - one.throughput.mean, abs=0.51)
-        assert float(re.split(r" ± | \(| %", figures["efficiency"])[0]) == pytest.approx(
-            100 * one.efficiency.mean, abs=0.6
-        )
+        assert figures["eff."] == f"{100 * one.efficiency.mean:.0f} %"
+        assert one.step_p50 is not None and one.step_p95 is not None
+        p50, p95 = (float(text) for text in figures["step\u00a0p50\u00a0/\u00a0p95"].removesuffix(" ms").split(" / "))
+        assert [p50, p95] == pytest.approx([1e3 * one.step_p50.mean, 1e3 * one.step_p95.mean], rel=0.01)
         assert figures["memory"].endswith(" GiB") and figures["loss"] == "0.5" and figures["runs"] == "3"
 
 
@@ -214,8 +215,28 @@ def test_few_repeats_leave_room_for_the_means() -> None:
     (picture,) = line_pictures(throughput(Speed(True)), groups_of(summary), looks_of(["ddp"]))
     estimates = [cell.throughput for cell in summary.cells if cell.throughput is not None]
     largest = max(one.mean for one in estimates)
-    low, high = picture.figure.axes[0].get_ylim()
+    axes = picture.figure.axes[0]
+    low, high = axes.get_ylim()
     assert low == 0 and largest < high < 2 * largest < max(one.high or 0.0 for one in estimates)
+    arrows = [line for line in axes.lines if line.get_marker() == "^"]
+    assert [list(line.get_ydata()) for line in arrows] == [[1]] * sum((one.high or 0) > high for one in estimates)
+
+
+def test_axes_include_whole_intervals_up_to_three_times_the_largest_mean() -> None:
+    assert limited_end([290.0], [100.0, 20.0]) == 290.0 and limited_end([310.0], [100.0, 20.0]) == pytest.approx(160.0)
+    assert limited_end([0.5], [1.0]) == 1.0
+    assert limited_ratios([0.4, 5.9], [1.0, 2.0]) == (0.4, 5.9)
+    assert limited_ratios([0.1, 9.0], [1.0, 2.0]) == pytest.approx((0.625, 3.2))
+    record = synthetic_record(Line("ddp", amdahl(), workers=(1, 2)), noise=0.3, repeats=3, seed=3)
+    summary = summarize(record)
+    (picture,) = line_pictures(throughput(Speed(True)), groups_of(summary), looks_of(["ddp"]))
+    axes = picture.figure.axes[0]
+    assert all(
+        cell.throughput is not None and axes.get_ylim()[1] > (cell.throughput.high or 0) for cell in summary.cells
+    )
+    assert not [line for line in axes.lines if line.get_marker() == "^"]
+    (bars,) = axes.containers
+    assert len(bars.lines[1]) == 2 and all(cap.get_markersize() > 4 for cap in bars.lines[1])
 
 
 def test_ideal_speedup_is_the_number_of_workers() -> None:
@@ -327,6 +348,9 @@ def test_steps_without_samples_parts_losses_or_memory() -> None:
 def test_wrong_losses_are_the_first_thing_on_the_page(tmp_path: Path) -> None:
     lines = [Line(name, amdahl(), workers=(2,), loss=loss) for name, loss in (("a", 0.5), ("b", 0.5), ("c", 0.8))]
     page = Page(write_report(synthetic_record(*lines), tmp_path).read_text(encoding="utf-8"))
+    assert page.texts.index("Read the warning below before you rely on any of it.") < page.texts.index(
+        "What could be better"
+    )
     first = page.texts.index("What could be better") + 1
     assert page.texts[first].startswith("Warning: c with 2 workers ended with a loss of 0.8, and 2 others")
 
@@ -338,3 +362,44 @@ def test_without_a_baseline_speedups_are_missing_with_the_reason() -> None:
     )
     (section,) = [one for one in benchmark_sections(record)[0] if one.title == "Speed-up"]
     assert not section.pictures and "the baseline, single with 1 worker, has failed" in section.facts["not known"]
+
+
+# ------------------------------------------------------------------------------------------------------ the answer
+
+
+def test_what_to_take_is_at_the_top(report: Report) -> None:
+    text = report.page.text
+    assert text.index("Strong scaling: take ") < text.index("What could be better")
+    assert text.index("Weak scaling: take ") < text.index("What could be better")
+
+
+def test_interruption_and_doubts_stand_before_the_answer(tmp_path: Path) -> None:
+    texts = Page(write_report(interrupted(10), tmp_path).read_text(encoding="utf-8")).texts
+    done = texts.index("10 of 14 runs are done; the same command with --resume makes the others.")
+    assert texts[done + 1].startswith("Take ")
+    lead = benchmark_page(slowed_baseline())[2]
+    assert lead[0] == "Read the warning below before you rely on any of it." and lead[1].startswith("Take ")
+
+
+def test_threads_and_other_programs_are_part_of_the_environment() -> None:
+    record = changed(synthetic_record(*TWO), lambda cell, one: replace(one, threads=4 // cell.workers))
+    record = replace(record, measurements=[replace(one, others=0.1 * one.repeat) for one in record.measurements])
+    environment = dict(benchmark_sections(record)[0][-1].tables[-1].rows)
+    assert environment["threads per worker"] == "4 with 1 worker; 2 with 2 workers; 1 with 4 workers"
+    assert environment["used by other programs"] == "0.1 cores on average right before the runs, 0.2 at most"
+    assert dict(benchmark_sections(synthetic_record(*TWO))[0][-1].tables[-1].rows) == {"device": "made up"}
+
+
+def test_whole_errors_stand_in_the_section_of_failures() -> None:
+    error = "RuntimeError: " + 300 * "why " + "at last"
+    record = failing(synthetic_record(*TWO), lambda one: one.cell == Cell("ray", 2), error=error)
+    (section,) = [one for one in benchmark_sections(record)[0] if one.title == "Failed"]
+    assert all(row[-2] == error for row in section.tables[0].rows) and len(section.tables[0].rows) == 3
+
+
+def test_baseline_of_several_workers_has_a_note() -> None:
+    record = synthetic_record(Line("ddp", amdahl(), workers=(2, 4)), baseline="ddp")
+    note = "Speed-ups are relative to ddp with 2 workers, whose speed-up is set to 2."
+    noted = [one.title for one in benchmark_sections(record)[0] if note in one.facts.values()]
+    assert noted == ["Speed-up", "Efficiency", "All cells"]
+    assert not any("relative" in one.facts for one in benchmark_sections(synthetic_record(*TWO))[0])

@@ -113,3 +113,22 @@ def test_axes_have_columns_by_their_path(tmp_path: Path) -> None:
 def test_nothing_measured_is_a_table_too(tmp_path: Path) -> None:
     assert rows_of(BenchmarkRecord("nothing"), tmp_path) == []
     assert (tmp_path / "deep" / "table.csv").read_text().startswith("strategy,workers,scaling,status,")
+
+
+def test_threads_and_other_programs_are_columns(tmp_path: Path) -> None:
+    record = changed(
+        synthetic_record(Line("ddp", amdahl(), workers=(1, 2)), repeats=2),
+        lambda cell, one: replace(one, threads=4 // cell.workers),
+    )
+    runs = [replace(one, others=0.5 * one.repeat if one.cell.workers == 2 else None) for one in record.measurements]
+    rows = rows_of(replace(record, measurements=runs), tmp_path)
+    assert [(row["threads"], row["other_cores"]) for row in rows] == [("4", ""), ("2", "0.25")]
+    assert rows_of(record, tmp_path)[0]["other_cores"] == "" and rows_of(rich(), tmp_path)[0]["threads"] == ""
+
+
+def test_no_interval_of_a_speed_is_negative(tmp_path: Path) -> None:
+    record = synthetic_record(Line("ddp", amdahl(), workers=(1, 2)), noise=1.0, repeats=2, seed=2)
+    for row in rows_of(record, tmp_path):
+        lows = {name: float(value) for name, value in row.items() if name.endswith("_low") and value}
+        assert lows["samples_per_second_low"] == lows["step_seconds_low"] == lows["step_p50_seconds_low"] == 0
+        assert min(lows.values()) >= 0 and float(row["samples_per_second_high"]) > float(row["samples_per_second_mean"])

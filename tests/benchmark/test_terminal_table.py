@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 from itwinai.benchmark.records import Cell
 from itwinai.benchmark.statistics.summary import summarize
 from itwinai.benchmark.telling.terminal_table import table_text
-from tests.benchmark.examples import PRECISION, changed, rich, two_precisions
+from tests.benchmark.examples import PRECISION, changed, interrupted, rich, two_precisions
 from tests.benchmark.synthetic import Line, amdahl, communication, synthetic_record
 
 SINGLE = Line("single", amdahl(), workers=(1,))
@@ -24,7 +25,8 @@ def test_terminal_table_has_all_cells_and_fits() -> None:
     assert " ".join(row[8:]) == f"{100 * cell.efficiency.mean:.0f} % 10 % 10 % 1.00 GiB 0.5"
     assert sum(line.startswith("horovod") and "failed: ModuleNotFoundError" in line for line in strong) == 3
     assert any(line.startswith("ray ") and line.endswith("timed out: no first step after 600 s") for line in lines)
-    assert not any("\n" in line or "line 3" in line for line in lines)
+    words = " ".join(lines[lines.index("weak scaling") :])
+    assert not any("line 3" in line for line in strong) and "File somewhere, line 3" in " ".join(words.split())
 
 
 def test_terminal_table_shows_missing_as_missing() -> None:
@@ -47,3 +49,25 @@ def test_long_names_are_cut() -> None:
     assert max(map(len, table)) <= 100 and any(
         line.startswith("my_package.strategies") and "…" in line for line in table
     )
+
+
+def test_cells_are_in_order_and_the_baseline_is_first() -> None:
+    record = rich()
+    shuffled = replace(record, measurements=random.Random(3).sample(list(record.measurements), 63))
+    assert table_text(summarize(shuffled)).split("\n- ")[0] == table_text(summarize(record)).split("\n- ")[0]
+    lines = table_text(summarize(shuffled)).splitlines()
+    assert lines[3].startswith("single ") and [line.split()[1] for line in lines[4:7]] == ["1", "2", "4"]
+
+
+def test_interrupted_benchmark_says_so_above_all() -> None:
+    record = interrupted(10)
+    lines = table_text(summarize(record)).splitlines()
+    assert lines[1] == "10 of 14 runs are done; the same command with --resume makes the others."
+    assert table_text(summarize(record)).count("--resume makes") == 1
+
+
+def test_baseline_of_several_workers_has_a_note_below_its_table() -> None:
+    record = synthetic_record(Line("ddp", amdahl(), workers=(2, 4)), baseline="ddp")
+    table = table_text(summarize(record)).split("\n\n")[0].splitlines()
+    assert table[-1] == "Speed-ups are relative to ddp with 2 workers, whose speed-up is set to 2."
+    assert "set to" not in table_text(summarize(rich()))

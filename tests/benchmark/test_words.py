@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from itwinai.benchmark.records import BenchmarkRecord, Breakdown, Cell, Measurement
+from itwinai.benchmark.records import BenchmarkRecord, Breakdown, Cell, Measured, Measurement
 from itwinai.benchmark.statistics.estimates import Estimate
 from itwinai.benchmark.statistics.scaling_law import fit
 from itwinai.benchmark.statistics.summary import summarize
@@ -22,7 +22,16 @@ from itwinai.benchmark.telling.amounts import (
     time_text,
 )
 from itwinai.benchmark.telling.words import in_words
-from tests.benchmark.examples import changed, failing, rich, split, told, two_precisions
+from tests.benchmark.examples import (
+    changed,
+    failing,
+    interrupted,
+    rich,
+    slowed_baseline,
+    split,
+    told,
+    two_precisions,
+)
 from tests.benchmark.synthetic import Line, amdahl, made_up, synthetic_record
 
 SINGLE = Line("single", amdahl(), workers=(1,))
@@ -271,8 +280,11 @@ def test_failures() -> None:
     words = told(rich())
     assert words.failed[0] == "6 of 21 cells have no result."
     assert "horovod (all 5 cells) failed: ModuleNotFoundError: No module named <script>" in words.failed[1]
-    assert "line 3" not in words.failed[1]
-    assert words.failed[2] == "ray with 4 workers (weak scaling) timed out: no first step after 600 s."
+    assert words.failed[1].endswith("line 3. What the first of them printed is in runs/horovod/output.txt.")
+    assert words.failed[2] == (
+        "ray with 4 workers (weak scaling) timed out: no first step after 600 s. What it printed is in "
+        "runs/ray/output.txt."
+    )
     some = failing(two(1.3), lambda one: one.cell == Cell("ray", 2) and one.repeat == 1, error="")
     assert told(some).failed == ("ray with 2 workers: 1 of 4 runs failed: no error is known.",)
 
@@ -304,3 +316,132 @@ def test_without_a_baseline_nothing_is_said_of_scaling() -> None:
     assert "scaling" not in told(record).findings[0].told
     assert told(record).notes[0].startswith("No speed-up is known: the baseline, single with 1 worker, has failed")
     assert told(replace(record, measurements=())).notes == ("Nothing was run.",)
+
+
+def test_a_failed_cell_has_no_result_and_its_error_is_told_once() -> None:
+    record = synthetic_record(SINGLE, failed=[("single", 1)], repeats=1)
+    words = told(record)
+    assert words.failed[0] == "1 of 1 cell has no result."
+    long = failing(two(1.3), lambda one: one.cell == Cell("single", 1), error="RuntimeError: " + 100 * "why " + "end")
+    text = " ".join(in_words(summarize(long), []))
+    assert text.count("RuntimeError") == 1 and "why end." in text and "single with 1 worker, has failed." in text
+
+
+# ------------------------------------------------------------------------------------------------------ doubts
+
+
+def test_absurd_efficiencies_are_no_finding() -> None:
+    record = slowed_baseline()
+    words = told(record)
+    assert words.warnings[0].startswith(
+        "An efficiency of 1,000 % (ddp with 1 and 2 workers) is not to be believed: more "
+    )
+    assert "The baseline, single with 1 worker, was probably slowed by other programs: 64.0 ± 0." in words.warnings[0]
+    assert "samples/s, p95 of its steps is 1.20 times p50, the slowest of 3 runs is 0." in words.warnings[0]
+    assert "remove its lines from records.jsonl" in words.warnings[0]
+    assert "--retry-failed does not measure it again" in words.warnings[0]
+    assert "at least 80 %" not in finding(record, "scaling") and "see the warning" in finding(record, "scaling")
+    summary = summarize(record)
+    assert in_words(summary, [])[0] == f"Warning: {words.warnings[0]}"
+    assert words.answers == ("Take ddp with 1 worker, 640 ± 1 samples/s; 2 workers are not faster.",)
+    record = synthetic_record(Line("single", lambda _: 1.0, workers=(1,)), Line("ddp", amdahl(), workers=(1, 2)))
+    assert told(record).answers[0].endswith("; how well it scales is not known, as its baseline is doubtful.")
+
+
+@pytest.mark.parametrize(
+    ("step", "noise", "repeats", "doubtful"),
+    [
+        (0.0332, 1e-6, 3, True),  # 151 %
+        (0.0337, 1e-6, 1, False),  # 148 %, and no interval
+        (0.0394, 1e-3, 3, True),  # 127 %, surely above 120 %
+        (0.0394, 0.1, 2, False),
+        (0.0425, 1e-6, 3, False),  # 118 %
+    ],
+)
+def test_a_little_more_than_ideal_is_possible(step: float, noise: float, repeats: int, doubtful: bool) -> None:
+    record = synthetic_record(SINGLE, Line("ddp", lambda _: step, workers=(2,)), noise=noise, repeats=repeats)
+    assert any("is not to be believed" in text for text in told(record).warnings) == doubtful
+    assert ("at least 80 % up to 2 workers" in finding(record, "scaling")) != doubtful
+
+
+def test_more_workers_that_are_not_faster_are_told() -> None:
+    record = synthetic_record(
+        SINGLE,
+        Line("ddp", lambda workers: {1: 0.1, 2: 0.105, 4: 0.04, 8: 0.05}[workers], workers=(1, 2, 4, 8)),
+        Line("ray", lambda workers: 0.1 / workers, workers=(1, 2, 4, 8)),
+    )
+    assert finding(record, "more workers") == (
+        "2 workers are not faster than 1 with ddp (610 against 640 samples/s); 8 workers are not faster than 4 with "
+        "ddp (1,280 against 1,600 samples/s)"
+    )
+    assert "more workers" not in told(two(1.3)).findings[0].told
+
+
+def test_steps_that_stall_are_warned_of() -> None:
+    def stalled(cell: Cell, one: Measured) -> Measured:
+        return replace(one, step_p50=one.step_p50 / 2.5, step_p95=0.3) if cell == Cell("ddp", 2) else one
+
+    (text,) = told(changed(two(1.3, noise=0), stalled)).warnings
+    assert text.startswith(
+        "Steps stall with ddp with 2 workers: some take far longer than others, so that samples/s is"
+    )
+    assert "with 52.5 ms for a step as a mean, but a p50 of 21.0 ms and a p95 of 300 ms" in text
+    assert told(changed(two(1.3), lambda cell, one: replace(one, step_p50=one.step_p50 / 1.9))).warnings == ()
+
+
+def test_other_programs_are_warned_of() -> None:
+    def beside(*cores: float | None) -> BenchmarkRecord:
+        record = two(1.3)
+        runs = [replace(one, others=cores[place % len(cores)]) for place, one in enumerate(record.measurements)]
+        return replace(record, measurements=runs)
+
+    (text,) = told(beside(0.1, 1.9)).warnings
+    assert text.startswith("Other programs used 1.0 cores on average right before the runs, 1.9 at most: they slow")
+    assert told(beside(0.0, 0.5)).warnings == () and told(beside(None)).warnings == ()
+    assert "1.9 cores on average" in told(beside(None, 1.9)).warnings[0]  # what was not noted is no zero
+
+
+# ------------------------------------------------------------------------------------------------------ what to take
+
+
+def test_what_to_take_is_told_before_findings() -> None:
+    record = two(1.3)
+    (text,) = told(record).answers
+    assert re.fullmatch(
+        r"Take ddp with 4 workers, 2,2\d\d ± \d+ samples/s; a speed-up of 3\.\d+ .*over single with 1 worker, an "
+        r"efficiency of 8\d.* %\.",
+        text,
+    )
+    assert in_words(summarize(record), [])[0] == text
+    (unsure,) = told(two(1.001, noise=0.05)).answers
+    assert re.search(r"; no difference to (ray|ddp) could be shown", unsure)
+    (fewer,) = told(synthetic_record(SINGLE, Line("ddp", lambda workers: 0.1 * workers, workers=(2, 4)))).answers
+    assert fewer.startswith("Take single with 1 worker, 640 samples/s; 4 workers are not faster")
+    assert told(rich()).answers[1].startswith("Weak scaling: take ")
+
+
+# ------------------------------------------------------------------------------------------------------ interruptions
+
+
+def test_interrupted_benchmark_is_told_first_and_needs_no_more_repeats() -> None:
+    record = interrupted(10)
+    words = told(record)
+    assert words.unfinished == ("10 of 14 runs are done; the same command with --resume makes the others.",)
+    assert in_words(summarize(record), [])[0] == words.unfinished[0]
+    text = " ".join([*words.advice, *words.missing])
+    assert "--repeats" not in text and "Take more repeats" not in text
+    assert "Take more repeats" in " ".join(told(interrupted(14)).advice) and told(interrupted(14)).unfinished == ()
+    assert "Take more repeats" not in " ".join(told(interrupted(14, repeats=3)).advice)
+    assert told(replace(record, asked=0)).unfinished == ()
+    twice = replace(record, measurements=[*record.measurements, *record.measurements[:4]])
+    assert told(twice).unfinished == words.unfinished  # runs that were made again are counted once
+    assert told(interrupted(1)).unfinished[0].startswith("1 of 14 runs is done;")
+
+
+def test_runs_that_failed_cells_are_not_given_are_not_missing() -> None:
+    record = interrupted(14)
+    failed = [one for one in record.measurements if one.cell != Cell("ray", 4) or one.repeat == 0]
+    record = failing(replace(record, measurements=failed), lambda one: one.cell == Cell("ray", 4))
+    assert told(record).unfinished == ()
+    cut = replace(record, measurements=record.measurements[:10])
+    assert told(cut).unfinished[0].startswith("10 of 14 runs are done, and 1 left out, as their cells have failed; ")

@@ -41,8 +41,8 @@ class Effort:
     """
 
     repeats: int = 3
-    warmup: Mapping[str, int] = field(default_factory=lambda: {"convolutional": 100, "lstm": 5})
-    steps: Mapping[str, int] = field(default_factory=lambda: {"convolutional": 1000, "lstm": 40})
+    warmup: Mapping[str, int] = field(default_factory=lambda: {"convolutional": 200, "lstm": 5})
+    steps: Mapping[str, int] = field(default_factory=lambda: {"convolutional": 2000, "lstm": 40})
 
 
-QUICK = Effort(1, {"convolutional": 10, "lstm": 2}, {"convolutional": 100, "lstm": 5})
+QUICK = Effort(1, {"convolutional": 10, "lstm": 2}, {"convolutional": 200, "lstm": 5})

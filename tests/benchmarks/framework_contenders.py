@@ -165,7 +165,7 @@ def _run_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    sampler = None
+    sampler: DistributedSampler | None = None
     if not use_distributed_sampler:
         sampler = DistributedSampler(samples, run.workers, trainer.global_rank, shuffle=False)
     trainer.fit(Trained(run.model, network, run.stopwatch), make_loader(samples, batch_size, sampler))

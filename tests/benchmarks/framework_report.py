@@ -126,7 +126,7 @@ _HEADING = (
     "to first step",
     "memory of a worker",
     "final loss",
-    "weights to raw",
+    "weights differ by",
 )
 
 

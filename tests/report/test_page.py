@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from itwinai.report.page import page
 from itwinai.report.sections import Picture, Section, Table
 
@@ -25,3 +27,17 @@ def test_advice_of_all_sections_stands_before_everything_else() -> None:
 
 def test_without_advice_nothing_stands_for_it() -> None:
     assert 'class="advice"' not in page("title", SECTIONS[:1])
+
+
+def test_lead_stands_above_the_advice() -> None:
+    text = page("title", SECTIONS, ["Take <ddp>.", "It is all."])
+    places = [text.index(words) for words in ("</header>", "Take &lt;ddp&gt;.", "It is all.", "What could be better")]
+    assert places == sorted(places)
+    assert '<section id="lead">' not in page("title", SECTIONS)
+
+
+def test_copied_text_has_spaces_between_names_and_values() -> None:
+    table = Table(("what", "value"), [("data.batch_size", "64")], "Settings")
+    text = page("title", [Section("Settings", {"data.batch_size": "64"}, [table])])
+    plain = re.sub(r"<[^>]*>", "", text)
+    assert plain.count("data.batch_size 64") == 2 and "what value" in plain

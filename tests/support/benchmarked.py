@@ -41,13 +41,12 @@ class Model(L.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         raise AssertionError("a benchmark measures training")
 
-    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
+    def configure_optimizers(self) -> dict[str, Any]:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.05)
         total = int(self.trainer.estimated_stepping_batches)  # of the user's run, and not endless
-        linear = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=total)
         # It waits for a value that only the validation logs.
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-        return [optimizer], [linear, {"scheduler": plateau, "monitor": "val_loss"}]
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
 
 
 class Data(L.LightningDataModule):

@@ -20,6 +20,13 @@ from itwinai.report.words import count_text
 
 __all__ = ["Comparison", "compare", "comparison_sections", "comparison_text", "write_comparison"]
 
+LEGEND = {
+    "B/A": "speed of B by that of A, with its 95 % interval; above 1, B is faster",
+    "p": "how likely so large a difference is if there is none in truth, corrected for the number of cells (Holm)",
+    "B is": f"=: no difference could be shown (p is {SIGNIFICANT:g} or more); ?: nothing can be said of a single run",
+}
+"""What the columns mean."""
+
 TOLD = 4
 """Most cells of a kind that a sentence is spent on."""
 
@@ -42,6 +49,8 @@ def comparison_text(comparison: Comparison) -> str:
         lines += ["", f"{where}speed in {comparison.speed.unit}, and launch time and memory of B by those of A"]
         rows = [([one.cell.strategy, f"{one.cell.workers:,}", *_figures(one, comparison.speed)], "") for one in cells]
         lines += aligned(("strategy", "workers", "A", "B", "B/A", "p", "B is", "launch", "memory", "loss"), rows)
+    if comparison.cells:
+        lines += ["", *(line for name, meaning in LEGEND.items() for line in _item(f"{name}: {meaning}"))]
     for title, differing in _different(comparison).items():
         lines += ["", f"{title} in A and in B, where they differ"]
         for name, (a, b) in differing.items():
@@ -95,7 +104,7 @@ def comparison_sections(comparison: Comparison) -> list[Section]:
         table = of_figures(Table([*settings, *columns], rows, "Cells that both have measured"))
         names = [naming.cells([one.cell]) for one in comparison.cells]
         pictures = [one.picture for one in ratio_pictures(comparison.cells, names)]
-        sections.append(Section("Throughput of B by that of A", tables=[table], pictures=pictures))
+        sections.append(Section("Throughput of B by that of A", LEGEND, [table], pictures=pictures))
     tables = [
         Table(("what", "A", "B"), [(name, a or UNKNOWN, b or UNKNOWN) for name, (a, b) in rows.items()], title)
         for title, rows in _different(comparison).items()

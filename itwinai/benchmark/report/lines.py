@@ -14,6 +14,8 @@ from itwinai.benchmark.report.style import (
     Look,
     file_name,
     limited_end,
+    limited_ratios,
+    mark_cut,
     panels,
     set_workers,
 )
@@ -113,6 +115,7 @@ def _picture(
     unit = f" ({quantity.unit.name})" if quantity.unit.name else ""
     drawn[0].set_ylabel(f"{quantity.label}{unit}")
     _set_scale(drawn[0], quantity, estimates, every)
+    _mark_cut(drawn, quantity, groups, looks)
     failed = quantity.marks_failed and _mark_failed(drawn, groups, looks)
     for name in shown:
         look = looks[name]
@@ -169,8 +172,7 @@ def _set_scale(axes: Axes, quantity: Quantity, estimates: Sequence[Estimate], co
     ends = [[quantity.unit.of(end) for end in _ends(one)] for one in estimates]
     ideal = [quantity.unit.of(quantity.ideal(count)) for count in counts] if quantity.ideal is not None else []
     if quantity.scale == "doublings" and min(means) > 0:
-        low = max(min(low for low, _ in ends), min(means) / 2)
-        high = min(max(high for _, high in ends), max(means) * 2)
+        low, high = limited_ratios([end for both in ends for end in both], means)
         low, high = min([low, *ideal]) / 1.15, max([high, *ideal]) * 1.15
         axes.set_yscale("log", base=2)
         axes.set_ylim(low, high)
@@ -188,6 +190,16 @@ def _set_scale(axes: Axes, quantity: Quantity, estimates: Sequence[Estimate], co
     # Differences within the tolerance of losses look like what they are: nothing.
     margin = max(0.08 * (top - bottom), 2 * LOSS_TOLERANCE * max(abs(top), abs(bottom))) or 1.0
     axes.set_ylim(bottom - margin, top + margin)
+
+
+def _mark_cut(drawn: Sequence[Axes], quantity: Quantity, groups: Sequence[Group], looks: Mapping[str, Look]) -> None:
+    """Mark the error bars that go on beyond the frame."""
+    for axes, group in zip(drawn, groups, strict=True):
+        for cell in group.cells:
+            if (one := known(quantity, cell)) is not None:
+                look = looks[cell.cell.strategy]
+                low, high = (quantity.unit.of(end) for end in _ends(one))
+                mark_cut(axes, cell.cell.workers * 2**look.beside, (low, high), look.colour)
 
 
 def _mark_failed(drawn: Sequence[Axes], groups: Sequence[Group], looks: Mapping[str, Look]) -> bool:

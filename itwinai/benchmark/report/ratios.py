@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from itwinai.benchmark.comparison.differences import ComparedCell, Verdict
-from itwinai.benchmark.report.style import REFERENCE, WIDTH, Drawn
+from itwinai.benchmark.report.style import REFERENCE, WIDTH, Drawn, limited_ratios, mark_cut
 from itwinai.report.pictures import COLOURS, new_figure
 from itwinai.report.search.style import lettering
 
@@ -31,11 +31,11 @@ def ratio_pictures(cells: Sequence[ComparedCell], names: Sequence[str]) -> list[
     ratios = [one.throughput for one in cells]
     means = [1.0, *(ratio.mean for ratio in ratios)]
     ends = [end for ratio in ratios for end in (ratio.low, ratio.high) if end is not None]
-    low, high = max(min([*means, *ends]), min(means) / 2), min(max([*means, *ends]), max(means) * 2)
+    low, high = limited_ratios(ends, means)
     margin = 0.06 * (high - low) or 0.1
     shown = list(zip(cells, names, strict=True))
     return [
-        _picture(shown[first : first + MOST], (low - margin, high + margin), first // MOST)
+        _picture(shown[first : first + MOST], (max(low - margin, 0.0), high + margin), first // MOST)
         for first in range(0, len(shown), MOST)
     ]
 
@@ -43,13 +43,16 @@ def ratio_pictures(cells: Sequence[ComparedCell], names: Sequence[str]) -> list[
 def _picture(shown: Sequence[tuple[ComparedCell, str]], limits: tuple[float, float], number: int) -> Drawn:
     figure = new_figure(WIDTH, 1.2 + 0.24 * len(shown))
     axes = figure.add_subplot()
+    axes.set_xlim(*limits)
     axes.axvline(1.0, color=REFERENCE, linewidth=1.0, linestyle="--")
     seen: dict[Verdict, None] = {}
     for place, (one, _) in enumerate(shown):
         colour, marker, _ = _LOOKS[one.verdict]
         seen[one.verdict] = None
         if one.throughput.low is not None and one.throughput.high is not None:
-            axes.hlines(place, one.throughput.low, one.throughput.high, color=colour, linewidth=1.4)
+            mean, low, high = one.throughput.mean, one.throughput.low, one.throughput.high
+            axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color=colour, elinewidth=1.4, capsize=3)
+            mark_cut(axes, place, (low, high), colour, across=True)
         axes.plot(one.throughput.mean, place, color=colour, marker=marker, markersize=8, markeredgewidth=2)
         axes.annotate(
             one.verdict,
@@ -62,7 +65,6 @@ def _picture(shown: Sequence[tuple[ComparedCell, str]], limits: tuple[float, flo
     for verdict in seen:
         colour, marker, meaning = _LOOKS[verdict]
         axes.plot([], [], color=colour, marker=marker, markersize=8, markeredgewidth=2, linestyle="", label=meaning)
-    axes.set_xlim(*limits)
     axes.set_yticks(range(len(shown)), [lettering(name, 48) for _, name in shown])
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)

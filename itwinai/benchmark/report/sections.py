@@ -16,6 +16,8 @@ from itwinai.benchmark.statistics.groups import Group, Speed, groups_of, named, 
 from itwinai.benchmark.statistics.scaling_law import FittedLaw, NoFit, fit
 from itwinai.benchmark.statistics.summary import Summary, summarize
 from itwinai.benchmark.telling.amounts import estimate_text
+from itwinai.benchmark.telling.doubts import others_text
+from itwinai.benchmark.telling.relative import relative_text
 from itwinai.benchmark.telling.words import Words, words_of
 from itwinai.report.search.leaderboard import unbroken
 from itwinai.report.sections import Section, Table
@@ -39,6 +41,16 @@ def benchmark_sections(record: BenchmarkRecord) -> tuple[list[Section], list[Dra
     Args:
         record: the benchmark.
     """
+    sections, drawn, _ = benchmark_page(record)
+    return sections, drawn
+
+
+def benchmark_page(record: BenchmarkRecord) -> tuple[list[Section], list[Drawn], list[str]]:
+    """Return the sections of the page, the pictures as they are written beside it, and the paragraphs at its top.
+
+    Args:
+        record: the benchmark.
+    """
     summary = summarize(record)
     cells = summary.cells
     laws = [fit(line) for line in summary.series]
@@ -48,11 +60,11 @@ def benchmark_sections(record: BenchmarkRecord) -> tuple[list[Section], list[Dra
     sections = [
         _in_words(told, words),
         *(section for section, _ in parts),
-        *([Section("All cells", tables=[cells_table(summary, told.speed)])] if cells else []),
+        *([Section("All cells", _relative(summary), [cells_table(summary, told.speed)])] if cells else []),
         *_failed(summary, words),
-        *_background(record),
+        *_background(summary),
     ]
-    return sections, [one for _, drawn in parts for one in drawn]
+    return sections, [one for _, drawn in parts for one in drawn], _lead(words)
 
 
 def _measured(told: _Told) -> list[tuple[Section, list[Drawn]]]:
@@ -91,6 +103,20 @@ def _in_words(told: _Told, words: Words) -> Section:
     return Section("In words", facts, tables, advice=[*warnings, *words.advice], missing=words.missing)
 
 
+def _lead(words: Words) -> list[str]:
+    """Return what stands at the top: whether it is all, whether it can be trusted, and what to take."""
+    cautions = []
+    if words.warnings:
+        them = "warning" if len(words.warnings) == 1 else f"{len(words.warnings)} warnings"
+        cautions = [f"Read the {them} below before you rely on any of it."]
+    return [*words.unfinished, *cautions, *words.answers]
+
+
+def _relative(summary: Summary) -> dict[str, str]:
+    text = relative_text(summary)
+    return {"relative": text} if text else {}
+
+
 def _lines(title: str, told: _Told, quantity: Quantity, reason: str = "") -> tuple[Section, list[Drawn]]:
     """Return a quantity over the number of workers; where it is not known, with the reason."""
     drawn = line_pictures(quantity, told.groups, told.looks)
@@ -101,6 +127,7 @@ def _lines(title: str, told: _Told, quantity: Quantity, reason: str = "") -> tup
         some = f" ({len(without)} of {count_text(len(measured), 'cell')})" if len(without) < len(measured) else ""
         missing.append(f"{reason}{some}")
     facts = {"not known": " ".join(told.summary.notes)} if without and not reason else {}
+    facts |= _relative(told.summary) if quantity in (SPEEDUP, EFFICIENCY) else {}
     values = {one.cell: found for one in measured if (found := known(quantity, one)) is not None}
     if not drawn:
         facts |= {named(cell): estimate_text(found, quantity.unit) for cell, found in values.items()}
@@ -152,10 +179,27 @@ def _failed(summary: Summary, words: Words) -> list[Section]:
     return [] if table is None else [Section("Failed", tables=[table], advice=words.failed)]
 
 
-def _background(record: BenchmarkRecord) -> list[Section]:
+def _background(summary: Summary) -> list[Section]:
+    record = summary.record
+    environment = {**record.facts, **_noted(summary)}
     tables = [
         Table(("what", "value"), list(rows.items()), title)
-        for title, rows in (("Settings", record.settings), ("Environment", record.facts))
+        for title, rows in (("Settings", record.settings), ("Environment", environment))
         if rows
     ]
     return [Section("Settings and environment", tables=tables)] if tables else []
+
+
+def _noted(summary: Summary) -> dict[str, str]:
+    """Return what was noted of the runs themselves, where it was."""
+    threads: dict[int, set[int]] = {}
+    for one in summary.cells:
+        for run in one.measured:
+            if run.threads:
+                threads.setdefault(one.cell.workers, set()).add(run.threads)
+    by_workers = [
+        f"{' or '.join(map(str, sorted(found)))} with {count_text(workers, 'worker')}"
+        for workers, found in sorted(threads.items())
+    ]
+    noted = {"threads per worker": "; ".join(by_workers), "used by other programs": others_text(summary)}
+    return {name: text for name, text in noted.items() if text}

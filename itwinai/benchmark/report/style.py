@@ -29,6 +29,12 @@ MOST_GROUPS = 16
 REFERENCE = "#5b6b7a"
 """Of lines that are no measurement: the ideal."""
 
+LONGEST = 3.0
+"""Times the largest mean, that an error bar may reach for the axis to include it whole."""
+
+BEYOND = 0.6
+"""Share of the largest mean, that an axis goes on beyond it where an error bar is too long."""
+
 TICKS = 12
 """Most labels of an axis of workers."""
 
@@ -142,13 +148,46 @@ def spaced(counts: Sequence[int], most: int = TICKS) -> list[int]:
     return kept
 
 
-def limited_end(ends: Sequence[float], means: Sequence[float], share: float = 0.6) -> float:
+def limited_end(ends: Sequence[float], means: Sequence[float]) -> float:
     """Return where an axis ends: at the last error bar, unless the bars of few repeats would leave no room for means.
 
     Args:
         ends: of the error bars.
         means: what was measured.
-        share: of the largest mean, that a bar may reach beyond.
     """
     largest = max(means)
-    return min(max([*ends, largest]), largest + share * abs(largest))
+    last = max([*ends, largest])
+    return last if last - largest <= (LONGEST - 1) * abs(largest) else largest + BEYOND * abs(largest)
+
+
+def limited_ratios(ends: Sequence[float], means: Sequence[float]) -> tuple[float, float]:
+    """Return where an axis of ratios begins and ends, both as `limited_end` does for one side.
+
+    Args:
+        ends: of the error bars.
+        means: what was measured; positive.
+    """
+    first, last = min([*ends, *means]), max([*ends, *means])
+    return (
+        first if first >= min(means) / LONGEST else min(means) / (1 + BEYOND),
+        last if last <= LONGEST * max(means) else max(means) * (1 + BEYOND),
+    )
+
+
+def mark_cut(axes: Axes, place: float, ends: tuple[float, float], colour: str, across: bool = False) -> None:
+    """Put an arrow at the frame where an error bar goes on beyond it.
+
+    Args:
+        axes: of the picture, with limits.
+        place: of the bar on the other axis.
+        ends: of the bar.
+        colour: of the bar.
+        across: whether the bar is a horizontal one.
+    """
+    low, high = sorted(axes.get_xlim() if across else axes.get_ylim())
+    arrows = ((0, ends[0] < low, "<" if across else "v"), (1, ends[1] > high, ">" if across else "^"))
+    for side, cut, marker in arrows:
+        if cut:
+            where = (side, place) if across else (place, side)
+            transform = axes.get_yaxis_transform() if across else axes.get_xaxis_transform()
+            axes.plot(*where, marker=marker, color=colour, markersize=7, transform=transform, clip_on=False, zorder=4)

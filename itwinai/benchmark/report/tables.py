@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from itwinai.benchmark.records import Cell
 from itwinai.benchmark.statistics.cell_summary import CellSummary
+from itwinai.benchmark.statistics.estimates import Estimate
 from itwinai.benchmark.statistics.groups import Speed
 from itwinai.benchmark.statistics.summary import Summary
-from itwinai.benchmark.telling.amounts import UNKNOWN, energy_text, estimate_text, memory_text, percent_text, time_text
+from itwinai.benchmark.telling.amounts import (
+    UNKNOWN,
+    energy_text,
+    estimate_text,
+    memory_text,
+    number_text,
+    share_text,
+    time_unit,
+)
+from itwinai.benchmark.telling.missing import error_of
 from itwinai.benchmark.telling.table import status_of
 from itwinai.report.search.leaderboard import unbroken
-from itwinai.report.search.names import short_names, shortened
+from itwinai.report.search.names import short_names
 from itwinai.report.sections import Table
 from itwinai.report.words import span_text
 
 WIDEST = 24
 """Characters of a figure that stay in one line."""
-
-ERROR = 600
-"""Most characters of an error."""
 
 
 def setting_columns(cells: Sequence[Cell]) -> dict[str, list[str]]:
@@ -53,31 +60,36 @@ def of_figures(table: Table) -> Table:
 
 
 def cells_table(summary: Summary, speed: Speed) -> Table:
-    """Return all cells with all figures.
+    """Return all cells with the figures that the page has room for: ``table.csv`` has all of them.
 
     Args:
         summary: the benchmark.
         speed: what speeds are told in.
     """
-    figures: Mapping[str, Callable[[CellSummary], str]] = {
+    figures: dict[str, Callable[[CellSummary], str]] = {
         speed.unit: lambda cell: estimate_text(speed.of(cell)),
-        "step p50": lambda cell: time_text(cell.step_p50),
-        "step p95": lambda cell: time_text(cell.step_p95),
-        "speed-up": lambda cell: estimate_text(cell.speedup),
-        "efficiency": lambda cell: percent_text(cell.efficiency),
-        "memory": lambda cell: memory_text(cell.peak_memory),
-        "imbalance": lambda cell: percent_text(cell.imbalance),
-        "energy/sample": lambda cell: energy_text(cell.joules_per_sample),
-        "launch": lambda cell: time_text(cell.launch),
+        "step p50 / p95": _steps,
+        "speed-up": lambda cell: UNKNOWN if cell.speedup is None else number_text(cell.speedup.mean),
+        "eff.": lambda cell: UNKNOWN if cell.efficiency is None else share_text(cell.efficiency.mean),
+        "memory": lambda cell: memory_text(_mean(cell.peak_memory)),
+        "energy/sample": lambda cell: energy_text(_mean(cell.joules_per_sample)),
         "loss": lambda cell: UNKNOWN if cell.loss is None else f"{cell.loss.mean:.6g}",
-        "runs": lambda cell: _runs(cell),
+        "runs": _runs,
     }
+    if all(one.joules_per_sample is None for one in summary.cells):
+        del figures["energy/sample"]  # the section about energy says why
     settings = setting_columns([one.cell for one in summary.cells])
     rows = [
         [*(column[index] for column in settings.values()), *(of(one) for of in figures.values())]
         for index, one in enumerate(summary.cells)
     ]
-    return of_figures(Table([*settings, *figures], rows, "All cells, means with 95 % intervals"))
+    return of_figures(
+        Table(
+            [*settings, *figures],
+            rows,
+            "All cells: means, with 95 % intervals of speeds; table.csv has all figures",
+        )
+    )
 
 
 def failed_table(summary: Summary) -> Table | None:
@@ -92,7 +104,7 @@ def failed_table(summary: Summary) -> Table | None:
             f"{run.repeat + 1}",
             run.status,
             span_text(run.seconds),
-            shortened(run.error, ERROR) or "no error is known",
+            error_of(run),
             run.output or UNKNOWN,
         ]
         for index, run in enumerate(failed)
@@ -101,8 +113,22 @@ def failed_table(summary: Summary) -> Table | None:
     return unbroken(Table(columns, rows, "Runs that have not ended well"))
 
 
+def _mean(estimate: Estimate | None) -> Estimate | None:
+    """Return an estimate without its interval, for which there is no room."""
+    return None if estimate is None else Estimate(estimate.mean, None, None, estimate.n)
+
+
+def _steps(cell: CellSummary) -> str:
+    """Return both times of a step in one unit: ``12.3 / 14.1 ms``."""
+    if cell.step_p50 is None or cell.step_p95 is None:
+        return UNKNOWN
+    unit = time_unit(cell.step_p95.mean)
+    p50, p95 = (number_text(unit.of(one.mean)) for one in (cell.step_p50, cell.step_p95))
+    return f"{p50} / {p95} {unit.name}"
+
+
 def _runs(cell: CellSummary) -> str:
     status = status_of(cell)
     if status == "measured":
         return f"{len(cell.runs)}"
-    return f"{len(cell.runs)} of {len(cell.runs) + len(cell.failed)} ({status})" if cell.runs else status
+    return f"{len(cell.runs)} of {len(cell.runs) + len(cell.failed)}" if cell.runs else status

@@ -33,13 +33,13 @@ def write_report(record: BenchmarkRecord, folder: str | os.PathLike[str]) -> Pat
     """
     for package in ("matplotlib", "jinja2", "scipy"):
         require(package, "Install it with `pip install 'itwinai[benchmark]'`.", "The report of a benchmark")
-    from itwinai.benchmark.report.sections import benchmark_sections
+    from itwinai.benchmark.report.sections import benchmark_page
     from itwinai.loggers.folder import write_whole
     from itwinai.report.page import page
 
-    sections, drawn = benchmark_sections(record)
+    sections, drawn, lead = benchmark_page(record)
     path = Path(folder) / PAGE
-    write_whole(path, page(f"Benchmark {record.name}", sections))
+    write_whole(path, page(f"Benchmark {record.name}", sections, lead))
     write_pictures(drawn, Path(folder) / PICTURES)
     return path
 

@@ -45,7 +45,8 @@ def simulate_parser() -> argparse.ArgumentParser:
     add = work.add_argument
     add("--from", dest="folder", metavar="FOLDER", help="of a benchmark that has measured one worker")
     add("--axis", metavar="PATH=VALUE", action="append", default=[], help="of a benchmark that has varied more")
-    add("--compute", type=seconds, metavar="TIME", help="of forward and backward for a batch: 120ms")
+    told = "of forward and backward for a batch: 120ms; without a unit, seconds"
+    add("--compute", type=seconds, metavar="TIME", help=told)
     add(
         "--gradients",
         type=size,

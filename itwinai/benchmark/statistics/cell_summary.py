@@ -15,7 +15,8 @@ from itwinai.report.words import count_text
 class CellSummary:
     """What was measured of a cell, over its repeats.
 
-    All estimates are means over those runs that tell, and None if none does.
+    All estimates are means over those runs that tell, and None if none does. Their intervals are cut off at 0, but for
+    the loss, which may be negative.
 
     Attributes:
         cell: what was run.
@@ -52,6 +53,11 @@ class CellSummary:
         return self._over(lambda one: one.steps / one.seconds)
 
     @property
+    def step_time(self) -> Estimate | None:
+        """Mean of ``step_times``."""
+        return self._over(lambda one: one.seconds / one.steps)
+
+    @property
     def step_times(self) -> tuple[float, ...]:
         """Seconds of a step with all that lies between steps, on the slowest worker: the mean of each run."""
         return tuple(one.seconds / one.steps for one in self.measured)
@@ -74,7 +80,8 @@ class CellSummary:
     @property
     def loss(self) -> Estimate | None:
         """Loss of the last step."""
-        return self._over(lambda one: one.loss)
+        values = [one.loss for one in self.measured if one.loss is not None]
+        return mean_of(values) if values else None
 
     @property
     def breakdown(self) -> Breakdown | None:
@@ -102,6 +109,18 @@ class CellSummary:
         return self._over(lambda one: _imbalance(one.busy))
 
     @property
+    def threads(self) -> int:
+        """Threads that each worker computes with; 0 where that was not noted, or is not the same in all runs."""
+        found = {one.threads for one in self.measured}
+        return found.pop() if len(found) == 1 else 0
+
+    @property
+    def others(self) -> float | None:
+        """Cores that other programs used right before the runs, as a mean; None where that was not noted."""
+        noted = [run.others for run in (*self.runs, *self.failed) if run.others is not None]
+        return fmean(noted) if noted else None
+
+    @property
     def joules_per_sample(self) -> Estimate | None:
         """Energy of a sample, in joules; if it is None, ``no_joules`` says why."""
         return self._over(lambda one: one.joules / one.samples if one.joules is not None and one.samples else None)
@@ -127,7 +146,7 @@ class CellSummary:
 
     def _over(self, quantity: Callable[[Measured], float | None]) -> Estimate | None:
         values = [value for one in self.measured if (value := quantity(one)) is not None]
-        return mean_of(values) if values else None
+        return mean_of(values).not_negative() if values else None
 
 
 def cell_text(cell: Cell) -> str:

@@ -39,6 +39,10 @@ class Estimate:
         low, high = (None if end is None else end * factor for end in (self.low, self.high))
         return Estimate(self.mean * factor, low, high, self.n)
 
+    def not_negative(self) -> Estimate:
+        """Return the same of a quantity that cannot be negative: its interval begins at 0 if it would begin below."""
+        return self if self.low is None or not self.low < 0 else Estimate(self.mean, 0.0, self.high, self.n)
+
 
 def mean_of(values: Sequence[float]) -> Estimate:
     """Return the mean with Student's interval (Student, "The Probable Error of a Mean", Biometrika 1908).

@@ -135,7 +135,7 @@ class Speed:
     def of(self, cell: CellSummary) -> Estimate | None:
         """Return the speed of a cell; None if it is not known."""
         runs = self.runs(cell)
-        return mean_of(runs) if runs else None
+        return mean_of(runs).not_negative() if runs else None
 
 
 def speed_of(cells: Sequence[CellSummary]) -> Speed:

@@ -42,7 +42,8 @@ class Summary:
 
     Attributes:
         record: what it is made of.
-        cells: in the order in which they were first run.
+        cells: the strategy of the baseline first, the others by name; those of a strategy by scaling, axes and number
+            of workers. The order in which they were run is random.
         series: the same, as lines; a strategy that was run with one worker only has one for each scaling.
         baselines: the cells that others are compared with, at most one for each scaling and combination of axes.
         notes: what is not known, and why, in sentences.
@@ -90,7 +91,7 @@ def summarize(record: BenchmarkRecord) -> Summary:
     Args:
         record: the benchmark.
     """
-    plain = _by_cell(record)
+    plain = _ordered(_by_cell(record), record.baseline)
     baselines: dict[Cell, CellSummary] = {}
     notes: dict[str, None] = {}
     cells = []
@@ -147,6 +148,29 @@ def _by_cell(record: BenchmarkRecord) -> list[CellSummary]:
     return summaries
 
 
+def _ordered(cells: Sequence[CellSummary], baseline: str) -> list[CellSummary]:
+    def scaling(cell: Cell) -> Scaling:
+        """Return the scaling that a cell with one worker stands with: the first that its strategy has."""
+        own = [one.cell.scaling for one in cells if one.cell.strategy == cell.strategy and one.cell.workers > 1]
+        return min(own, default=cell.scaling) if cell.workers == 1 else cell.scaling
+
+    def place(one: CellSummary) -> tuple[object, ...]:
+        cell = one.cell
+        values = [(path, _number(value), value) for path, value in cell.axes]
+        return cell.strategy != baseline, cell.strategy, scaling(cell), values, cell.workers
+
+    return sorted(cells, key=place)
+
+
+def _number(value: str) -> float:
+    """Return the number that a value is, for 64 to stand before 128; infinity for words, which come last."""
+    try:
+        number = float(value)
+    except ValueError:
+        return math.inf
+    return math.inf if math.isnan(number) else number
+
+
 def _baseline_of(cell: Cell, cells: Sequence[CellSummary], strategy: str) -> CellSummary | None:
     """Return the baseline of the same axes with the fewest workers, rather one that was measured and scales alike."""
     alike = [one for one in cells if one.cell.strategy == strategy and one.cell.axes == cell.axes]
@@ -158,10 +182,7 @@ def _no_baseline(cell: Cell, baseline: CellSummary | None, strategy: str) -> str
     if baseline is None:
         axes = f" with {', '.join(f'{path}={value}' for path, value in cell.axes)}" if cell.axes else ""
         return f"No speed-up is known{axes}: the baseline, {strategy}, was not run."
-    error = next((one.error.strip().splitlines()[0] for one in baseline.failed if one.error.strip()), "")
-    return (
-        f"No speed-up is known: the baseline, {cell_text(baseline.cell)}, has failed{f' ({error})' if error else ''}."
-    )
+    return f"No speed-up is known: the baseline, {cell_text(baseline.cell)}, has failed."
 
 
 def _speedup(one: CellSummary, baseline: CellSummary) -> Estimate | None:

@@ -7,6 +7,7 @@ from statistics import fmean
 
 from itwinai.benchmark.statistics.cell_summary import CellSummary
 from itwinai.benchmark.statistics.contest import Contest
+from itwinai.benchmark.statistics.course import Course
 from itwinai.benchmark.statistics.groups import Group, Speed, batch_of, named
 from itwinai.benchmark.telling.amounts import bytes_text, number_text, percent_text, seconds_text, share_text
 from itwinai.benchmark.telling.parts import seconds_of, share_of
@@ -29,13 +30,14 @@ LARGE_GRADIENTS = 2**20
 """Bytes of gradients below which latency counts, and not how much is sent."""
 
 
-def advice(contests: Sequence[Contest], groups: Sequence[Group], speed: Speed) -> list[str]:
+def advice(contests: Sequence[Contest], groups: Sequence[Group], speed: Speed, course: Course) -> list[str]:
     """Return what to try, each with the figures behind it: for the fastest cell of each group.
 
     Args:
         contests: who is fastest in which group.
         groups: all groups.
         speed: what speeds are told in.
+        course: how far the benchmark has come.
     """
     rules: list[Callable[[Contest], Iterator[str]]] = [
         _data,
@@ -43,7 +45,7 @@ def advice(contests: Sequence[Contest], groups: Sequence[Group], speed: Speed) -
         _imbalance,
         lambda contest: _small_batch(contest, groups),
         _other,
-        lambda contest: _noise(contest, speed),
+        lambda contest: _noise(contest, speed, course),
     ]
     return [sentence for rule in rules for contest in contests for sentence in rule(contest)]
 
@@ -128,11 +130,11 @@ def _other(contest: Contest) -> Iterator[str]:
         )
 
 
-def _noise(contest: Contest, speed: Speed) -> Iterator[str]:
+def _noise(contest: Contest, speed: Speed, course: Course) -> Iterator[str]:
     estimate = speed.of(contest.best)
-    if estimate is None or estimate.low is None or estimate.high is None:
+    if estimate is None or estimate.high is None or course.goes_on(contest.best):
         return
-    half = (estimate.high - estimate.low) / 2 / estimate.mean
+    half = (estimate.high - estimate.mean) / estimate.mean  # the lower half may be cut off at 0
     if half > NOISY:
         yield (
             f"{_cell(contest)}: the mean of {estimate.n} runs is known to ± {share_text(half)} only. Take more "

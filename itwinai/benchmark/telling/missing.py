@@ -7,13 +7,24 @@ from itertools import groupby
 
 from itwinai.benchmark.records import Cell, Measurement
 from itwinai.benchmark.statistics.cell_summary import CellSummary
+from itwinai.benchmark.statistics.course import Course, course_of
 from itwinai.benchmark.statistics.groups import Naming, Speed, naming_of
 from itwinai.benchmark.statistics.summary import Summary
-from itwinai.report.search.names import shortened
 from itwinai.report.words import count_text
 
 TOLD = 4
 """Most errors that are told."""
+
+
+def unfinished_text(course: Course) -> Iterator[str]:
+    """Yield that an interrupted benchmark is not all, and how to go on with it."""
+    if course.unfinished:
+        done = "is" if course.made == 1 else "are"
+        left_out = f", and {course.left_out} left out, as their cells have failed" if course.left_out else ""
+        yield (
+            f"{course.made} of {count_text(course.asked, 'run')} {done} done{left_out}; the same command with --resume "
+            "makes the others."
+        )
 
 
 def failed_text(summary: Summary) -> Iterator[str]:
@@ -25,29 +36,26 @@ def failed_text(summary: Summary) -> Iterator[str]:
     naming = naming_of([one.cell for one in summary.cells])
     failed = [one for one in summary.cells if not one.runs]
     if failed:
-        yield f"{len(failed)} of {count_text(len(summary.cells), 'cell')} have no result."
-    kinds: dict[tuple[str, str], list[Cell]] = {}
+        have = "has" if len(failed) == 1 else "have"
+        yield f"{len(failed)} of {count_text(len(summary.cells), 'cell')} {have} no result."
+    kinds: dict[tuple[str, str], list[CellSummary]] = {}
     for one in failed:
-        kinds.setdefault((one.failed[-1].status, error_of(one.failed[-1])), []).append(one.cell)
-    for (status, error), cells in list(kinds.items())[:TOLD]:
-        yield f"{_cells_text(cells, summary, naming)} {status}: {error.rstrip('.')}."
+        kinds.setdefault((one.failed[-1].status, error_of(one.failed[-1])), []).append(one)
+    for (status, error), members in list(kinds.items())[:TOLD]:
+        cells = _cells_text([one.cell for one in members], summary, naming)
+        yield f"{cells} {status}: {error.rstrip('.')}.{_output_of(members[0].failed[-1], len(members))}"
     if len(kinds) > TOLD:
         yield f"{len(kinds) - TOLD} other errors are in the report."
     for one in [one for one in summary.cells if one.runs and one.failed][:TOLD]:
         runs = len(one.runs) + len(one.failed)
         error = error_of(one.failed[-1]).rstrip(".")
-        yield f"{naming.cells([one.cell])}: {len(one.failed)} of {count_text(runs, 'run')} failed: {error}."
+        some = f"{len(one.failed)} of {count_text(runs, 'run')} failed"
+        yield f"{naming.cells([one.cell])}: {some}: {error}.{_output_of(one.failed[-1])}"
 
 
-def error_of(measurement: Measurement, most: int = 160) -> str:
-    """Return the error of a run in one line.
-
-    Args:
-        measurement: the run.
-        most: characters of it.
-    """
-    lines = measurement.error.strip().splitlines()
-    return shortened(lines[0], most) if lines else "no error is known"
+def error_of(measurement: Measurement) -> str:
+    """Return the whole error of a run in one line."""
+    return " ".join(measurement.error.split()) or "no error is known"
 
 
 def missing_text(summary: Summary, speed: Speed) -> Iterator[str]:
@@ -62,9 +70,11 @@ def missing_text(summary: Summary, speed: Speed) -> Iterator[str]:
         return
     if not speed.by_samples:
         yield "samples per second: the runs do not tell their number of samples, and batches are counted instead"
-    once = [one for one in measured if len(one.runs) == 1]
+    course = course_of(summary)
+    once = [one for one in measured if len(one.runs) == 1 and not course.goes_on(one)]
     if once:
-        which = "each cell has" if len(once) == len(measured) else f"{count_text(len(once), 'cell')} of them have"
+        have = "has" if len(once) == 1 else "have"
+        which = "each cell has" if len(once) == len(measured) else f"{count_text(len(once), 'cell')} of them {have}"
         yield f"how far chance moves the figures: {which} one run only. Take --repeats 3 or more"
     reasons = (one.no_joules.rstrip(".") for one in measured if one.joules_per_sample is None)
     energy = "; ".join(reason or "nothing is known of it" for reason in list(dict.fromkeys(reasons))[:2])
@@ -79,6 +89,12 @@ def missing_text(summary: Summary, speed: Speed) -> Iterator[str]:
         if without:
             some = f" ({len(without)} of {count_text(len(measured), 'cell')})" if len(without) < len(measured) else ""
             yield f"{told}{some}"
+
+
+def _output_of(measurement: Measurement, cells: int = 1) -> str:
+    if not measurement.output:
+        return ""
+    return f" What {'it' if cells == 1 else 'the first of them'} printed is in {measurement.output}."
 
 
 def _cells_text(cells: Sequence[Cell], summary: Summary, naming: Naming) -> str:

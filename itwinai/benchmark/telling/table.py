@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from itwinai.benchmark.statistics.cell_summary import CellSummary, cell_text
-from itwinai.benchmark.statistics.estimates import Estimate, mean_of
+from itwinai.benchmark.statistics.estimates import Estimate
 from itwinai.benchmark.statistics.summary import Summary
 from itwinai.benchmark.telling.parts import PARTS
 
 FIGURES: Mapping[str, Callable[[CellSummary], Estimate | None]] = {
     "samples_per_second": lambda cell: cell.throughput,
     "steps_per_second": lambda cell: cell.steps_per_second,
-    "step_seconds": lambda cell: mean_of(cell.step_times) if cell.runs else None,
+    "step_seconds": lambda cell: cell.step_time,
     "step_p50_seconds": lambda cell: cell.step_p50,
     "step_p95_seconds": lambda cell: cell.step_p95,
     "speedup": lambda cell: cell.speedup,
@@ -31,17 +31,19 @@ FIGURES: Mapping[str, Callable[[CellSummary], Estimate | None]] = {
 
 _CELL = ("strategy", "workers", "scaling")
 _COURSE = ("status", "runs", "failed_runs")
-_LAST = ("baseline", "no_joules", "nodes", "device", "parameters", "gradient_bytes", "error", "output")
+_LAST = ("baseline", "no_joules", "nodes", "device", "parameters", "gradient_bytes", "threads", "other_cores")
+_END = ("error", "output")
 
 
 def write_table(summary: Summary, path: str | os.PathLike[str]) -> None:
-    """Write all cells as CSV, in the order in which they were first run; a file of that name is replaced as a whole.
+    """Write all cells as CSV, in the order of the summary; a file of that name is replaced as a whole.
 
     The columns are ``strategy``, ``workers``, ``scaling``, one for each axis by its path in the config (``axis:PATH``
     if there is another column of that name), ``status`` (measured, partly failed, failed, timed out), ``runs`` that
     ended well and ``failed_runs``; for each of `FIGURES` its mean and the ends of its 95 % interval; the mean seconds
-    of a step that each part takes, as ``part_compute_seconds``; and what else is known of the cell. All is in SI units,
-    with all digits; what was not measured is empty, and ``no_joules`` and ``error`` say why.
+    of a step that each part takes, as ``part_compute_seconds``; and what else is known of the cell: ``threads`` of each
+    worker, and ``other_cores`` that other programs used right before its runs, among others. All is in SI units, with
+    all digits; what was not measured is empty, and ``no_joules`` and ``error`` say why.
 
     Args:
         summary: the benchmark.
@@ -69,7 +71,7 @@ def status_of(cell: CellSummary) -> str:
 def _heading(axes: Sequence[str]) -> list[str]:
     figures = [f"{name}_{end}" for name in FIGURES for end in ("mean", "low", "high")]
     parts = [f"part_{part}_seconds" for part in (*PARTS, "hidden_communication")]
-    own = [*_COURSE, *figures, *parts, *_LAST]
+    own = [*_COURSE, *figures, *parts, *_LAST, *_END]
     return [*_CELL, *(f"axis:{path}" if path in (*_CELL, *own) else path for path in axes), *own]
 
 
@@ -93,6 +95,8 @@ def _row(one: CellSummary, axes: Sequence[str]) -> list[object]:
         cell_text(one.baseline) if one.baseline is not None else None,
         one.no_joules or None,
         *((first.nodes, first.device, first.parameters, first.gradient_bytes) if first is not None else (None,) * 4),
+        one.threads or None,
+        one.others,
         " | ".join(dict.fromkeys(run.error for run in one.failed if run.error)) or None,
         " | ".join(dict.fromkeys(run.output for run in (*one.runs, *one.failed) if run.output)) or None,
     ]

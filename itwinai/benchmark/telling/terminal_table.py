@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 from itwinai.benchmark.statistics.cell_summary import CellSummary
+from itwinai.benchmark.statistics.course import course_of
 from itwinai.benchmark.statistics.estimates import Estimate
 from itwinai.benchmark.statistics.groups import Group, Speed, groups_of, speed_of
 from itwinai.benchmark.statistics.scaling_law import FittedLaw, NoFit, fit
@@ -20,8 +21,9 @@ from itwinai.benchmark.telling.amounts import (
     share_text,
     time_unit,
 )
-from itwinai.benchmark.telling.missing import error_of
+from itwinai.benchmark.telling.missing import error_of, unfinished_text
 from itwinai.benchmark.telling.parts import share_of
+from itwinai.benchmark.telling.relative import relative_text
 from itwinai.benchmark.telling.table import status_of
 from itwinai.benchmark.telling.words import in_words
 from itwinai.report.terminal import WIDTH
@@ -39,15 +41,22 @@ def table_text(summary: Summary, laws: Sequence[FittedLaw | NoFit] | None = None
     """
     speed = speed_of(summary.cells)
     lines = [f"── {summary.record.name} ".ljust(WIDTH, "─")]
+    unfinished = list(unfinished_text(course_of(summary)))
+    lines += [line for text in unfinished for line in _wrapped(text)]
     for group in groups_of(summary):
         lines += [group.name] if group.name else []
-        lines += [*_table(group, speed), ""]
+        lines += [*_table(group, speed), *_wrapped(relative_text(summary, group.axes)), ""]
     laws = [fit(line) for line in summary.series] if laws is None else laws
-    for text in in_words(summary, laws):
-        lines += textwrap.wrap(
-            text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
-        )
+    for text in in_words(summary, laws)[len(unfinished) :]:
+        lines += _wrapped(text, "- ")
     return "\n".join([*lines, "─" * WIDTH])
+
+
+def _wrapped(text: str, mark: str = "") -> list[str]:
+    indent = " " * len(mark)
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=mark, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _table(group: Group, speed: Speed) -> list[str]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from itwinai.benchmark.records import SINGLE
+from itwinai.benchmark.records import SINGLE, Cell
 from itwinai.benchmark.statistics.cell_summary import CellSummary
 from itwinai.benchmark.statistics.contest import Contest, compared, contests_of
+from itwinai.benchmark.statistics.course import course_of
 from itwinai.benchmark.statistics.groups import Speed, groups_of, named, naming_of, speed_of
 from itwinai.benchmark.statistics.scaling_law import FittedLaw, NoFit
 from itwinai.benchmark.statistics.summary import Summary, SuspiciousLoss, suspicious_losses
 from itwinai.benchmark.telling.advice import advice
 from itwinai.benchmark.telling.amounts import estimate_text, number_text, p_text, percent_text, seconds_text, share_text
-from itwinai.benchmark.telling.missing import failed_text, missing_text
+from itwinai.benchmark.telling.answers import answers, plateaus_text
+from itwinai.benchmark.telling.doubts import doubts, is_implausible
+from itwinai.benchmark.telling.missing import failed_text, missing_text, unfinished_text
 from itwinai.benchmark.telling.parts import PARTS, seconds_of, whole_of
 from itwinai.report.search.names import joined
 from itwinai.report.words import count_text
@@ -51,7 +54,9 @@ class Words:
     """What a benchmark has found.
 
     Attributes:
+        unfinished: how many runs are still to be made; empty if all are done.
         warnings: what makes figures worthless until it is explained.
+        answers: what to take, for each group.
         findings: what was found, for each group.
         advice: what to try next, each with the figures behind it.
         failed: cells that have not ended well, and why.
@@ -59,7 +64,9 @@ class Words:
         missing: what could not be measured, and why.
     """
 
+    unfinished: tuple[str, ...]
     warnings: tuple[str, ...]
+    answers: tuple[str, ...]
     findings: tuple[Finding, ...]
     advice: tuple[str, ...]
     failed: tuple[str, ...]
@@ -68,7 +75,7 @@ class Words:
 
 
 def in_words(summary: Summary, laws: Sequence[FittedLaw | NoFit]) -> list[str]:
-    """Return what a benchmark has found as paragraphs, warnings first.
+    """Return what a benchmark has found as paragraphs: first whether it is all, warnings, and what to take.
 
     Args:
         summary: the benchmark.
@@ -78,7 +85,16 @@ def in_words(summary: Summary, laws: Sequence[FittedLaw | NoFit]) -> list[str]:
     warnings = (f"Warning: {text}" for text in words.warnings)
     findings = (finding.text for finding in words.findings)
     missing = (f"Not measured: {text}." for text in words.missing)
-    return [*warnings, *findings, *words.advice, *words.failed, *words.notes, *missing]
+    return [
+        *words.unfinished,
+        *warnings,
+        *words.answers,
+        *findings,
+        *words.advice,
+        *words.failed,
+        *words.notes,
+        *missing,
+    ]
 
 
 def words_of(summary: Summary, laws: Sequence[FittedLaw | NoFit]) -> Words:
@@ -90,17 +106,20 @@ def words_of(summary: Summary, laws: Sequence[FittedLaw | NoFit]) -> Words:
     """
     suspicious = suspicious_losses(summary)
     groups, speed = groups_of(summary), speed_of(summary.cells)
-    contests = contests_of(groups, speed, {one.cell for one in suspicious if _differs_from_its_like(one, summary)})
+    doubted = {one.cell for one in suspicious if _differs_from_its_like(one, summary)}
+    contests, course = contests_of(groups, speed, doubted), course_of(summary)
     settings = dict(_settings(contests, speed))
     findings = [Finding("settings", settings)] if settings else []
     for contest in contests:
         law = next((law for law in laws if isinstance(law, FittedLaw) and law.series == contest.line), None)
-        told = dict(_findings(contest, speed, law, summary.record.extrapolate))
+        told = dict(_findings(contest, speed, law, summary.record.extrapolate, doubted))
         findings.append(Finding(contest.group.name, told))
     return Words(
-        warnings=tuple(_warnings(suspicious, summary)),
+        unfinished=tuple(unfinished_text(course)),
+        warnings=(*doubts(summary, speed, doubted), *_warnings(suspicious, summary)),
+        answers=tuple(answers(contests, speed, doubted)),
         findings=tuple(findings),
-        advice=tuple(advice(contests, groups, speed)),
+        advice=tuple(advice(contests, groups, speed, course)),
         failed=tuple(failed_text(summary)),
         notes=summary.notes if summary.cells else ("Nothing was run.",),
         missing=tuple(missing_text(summary, speed)),
@@ -135,7 +154,7 @@ def _warnings(suspicious: Sequence[SuspiciousLoss], summary: Summary) -> Iterato
 
 
 def _findings(
-    contest: Contest, speed: Speed, law: FittedLaw | None, extrapolate: Sequence[int]
+    contest: Contest, speed: Speed, law: FittedLaw | None, extrapolate: Sequence[int], doubted: Collection[Cell]
 ) -> Iterator[tuple[str, str]]:
     yield "fastest", _fastest(contest, speed)
     best = contest.best
@@ -149,6 +168,8 @@ def _findings(
             f"{named(rival.cell.cell)} is {estimate_text(rival.ratio)} times as fast as {named(best.cell)}{told}: "
             "more workers do not pay here",
         )
+    if plateaus := plateaus_text(contest, speed, doubted):
+        yield "more workers", plateaus
     if law is not None:
         yield "knee", _knee(law, extrapolate)
     if (parts := best.breakdown) is not None and (whole := whole_of(parts)) > 0:
@@ -193,8 +214,10 @@ def _scaling(contest: Contest) -> str:
     compared_with = f"{named(best.baseline)}" if best.baseline is not None else ""
     largest = max(well, default=1)
     until = f"up to {largest} workers" if largest > 1 else "with no number of workers above 1"
-    efficiency = f"an efficiency of {percent_text(best.efficiency)}; at least {share_text(EFFICIENT)} {until}"
-    return f"{reached}{compared_with}, {efficiency}"
+    efficiency = f"an efficiency of {percent_text(best.efficiency)}"
+    if any(is_implausible(cell) for cell in contest.line.cells):
+        return f"{reached}{compared_with}, {efficiency}, which is not to be trusted: see the warning"
+    return f"{reached}{compared_with}, {efficiency}; at least {share_text(EFFICIENT)} {until}"
 
 
 def _knee(law: FittedLaw, extrapolate: Sequence[int]) -> str:
