@@ -15,6 +15,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import cloudpickle.cloudpickle
@@ -1224,6 +1225,18 @@ def tune_storage() -> str | None:
         return None
     kind, path = session.storage.storage_filesystem.type_name, session.storage.trial_fs_path
     return path if kind == "local" else f"{'gs' if kind == 'gcs' else kind}://{path}"
+
+
+def forget_ray_cluster(address: str) -> None:
+    """Take back the note in which `ray start` keeps the address of a cluster for whoever names none.
+
+    Ray itself takes it back with `ray stop`, which ends all clusters of this machine, and not when it is ended by a
+    signal. Then whatever connects without an address fails.
+    """
+    from ray._private import utils
+
+    if utils.read_ray_address() == address:
+        Path(utils.get_ray_address_file(None)).unlink(missing_ok=True)
 
 
 def run_exit_functions() -> None:

@@ -1221,6 +1221,18 @@ def test_storage_of_a_function_of_ray_tune(local_ray: None, tmp_path: Path) -> N
     assert results[0].metrics["folder"] == results[0].path
 
 
+def test_only_the_cluster_that_has_ended_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    note.write_text("127.0.0.1:1234")
+    compat.forget_ray_cluster("127.0.0.1:4321")
+    assert note.exists()
+    compat.forget_ray_cluster("127.0.0.1:1234")
+    assert not note.exists()
+    compat.forget_ray_cluster("127.0.0.1:1234")
+
+
 def test_exit_functions_run_once(tmp_path: Path) -> None:
     script = (
         "import atexit, sys; from itwinai import compat; atexit.register(print, 'ended'); "

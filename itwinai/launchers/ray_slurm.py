@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from itwinai import compat
 from itwinai.errors import ResourceError
 
 JOINING = 120.0
@@ -84,6 +85,7 @@ def ray_over(nodes: Sequence[str]) -> Iterator[str]:
                 process.wait(20)
             process.kill()
             process.wait()
+        compat.forget_ray_cluster(address)
 
 
 def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:

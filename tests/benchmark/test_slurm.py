@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ def on_slurm(folder: Path, *options: str) -> list[str]:
 
 @pytest.mark.usefixtures("slurm")
 def test_jobs_go_on_without_who_has_submitted_them_and_are_collected(tmp_path: Path, run_command: RunCommand) -> None:
-    folder, output = tmp_path / "benchmark", tmp_path / "output.txt"
+    began, folder, output = time.time(), tmp_path / "benchmark", tmp_path / "output.txt"
     process = start_script(on_slurm(folder), output)
     _wait_until(lambda: "waiting for the jobs" in output.read_text(), process)
     process.send_signal(signal.SIGINT)
@@ -54,6 +55,8 @@ def test_jobs_go_on_without_who_has_submitted_them_and_are_collected(tmp_path: P
         assert one.loss == pytest.approx(measured[SINGLE].loss, rel=1e-5)
     assert (folder / "report.html").exists()
     assert not list(folder.glob("jobs/*/works.json"))  # it may hold secrets
+    note = Path(tempfile.gettempdir(), "ray", "ray_current_cluster")  # a cluster that has ended would be taken for one
+    assert not note.exists() or note.stat().st_mtime < began
     again = run_command(python(*on_slurm(folder), "--resume"))
     assert again.code == 0 and "3 of them done before" in again.output
     assert len((folder / RECORDS).read_text().splitlines()) == 3
