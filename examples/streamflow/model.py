@@ -114,7 +114,7 @@ class StreamflowLSTM(L.LightningModule):
         PyTorch scales all weights by the size of the state, which makes 12 inputs next to inaudible. Little is
         forgotten at first (Jozefowicz et al., 2015, An empirical exploration of recurrent network architectures).
         Small recurrent weights keep the first steps calm: larger ones amplify the rounding of sums that several
-        workers take in another order, until losses differ visibly after 30 steps.
+        workers take in another order, until losses differ visibly after 60 steps.
         """
         hidden = self.hparams.hidden
         nn.init.normal_(self.lstm.weight_ih_l0, std=self.hparams.inputs**-0.5)

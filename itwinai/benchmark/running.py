@@ -69,14 +69,15 @@ class Benchmark:
         missing = [work for work in works if (work.cell, work.repeat) not in done]
         hopeless = () if retry_failed else before
         record = self._record(before, len(works))
-        self._say(plan_text(self.settings, self.config, len(works), len(missing), self.folder, self.slurm is not None))
+        self._say(plan_text(self.settings, len(works), len(missing), self.folder, self.slurm is not None))
         progress = Progress(len(missing), self.folder)
         try:
             for measurement in self._measure(missing, hopeless, progress):
                 progress.ended(measurement)
                 record = replace(record, measurements=(*record.measurements, measurement))
         except KeyboardInterrupt:
-            self._say("\nInterrupted. The same command with --resume goes on; this is what there is until now.")
+            what = "; this is what there is until now" if record.measurements else ""
+            self._say(f"\nInterrupted. The same command with --resume goes on{what}.")
             raise
         finally:
             if record.measurements:

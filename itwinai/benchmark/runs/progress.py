@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from itwinai.benchmark.records import SINGLE, Cell, Measurement
 from itwinai.benchmark.settings import Settings
@@ -13,14 +11,11 @@ from itwinai.benchmark.statistics.cell_summary import cell_text
 from itwinai.report.words import count_text, span_text
 
 
-def plan_text(
-    settings: Settings, config: Mapping[str, Any], runs: int, missing: int, folder: Path, on_slurm: bool
-) -> str:
+def plan_text(settings: Settings, runs: int, missing: int, folder: Path, on_slurm: bool) -> str:
     """Return what will be run, before it is.
 
     Args:
         settings: what is asked for.
-        config: the user's.
         runs: number of runs.
         missing: how many of them there are left to make.
         folder: of the benchmark.
