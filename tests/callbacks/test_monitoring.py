@@ -109,7 +109,7 @@ def test_run_in_this_process(tmp_path: Path, fake_gpus: FakeNvml) -> None:
     assert (summary.batches, summary.samples) == (26, 206)
     assert node.quantities["processes"].peak >= 2  # the loader's worker too
     assert node.quantities["memory_gb"].peak > 0.1
-    assert node.quantities["cpu_percent"].samples > 5
+    assert node.quantities["cpu_percent"].samples > 2  # also between the first and the last
     assert {use.source: use.method for use in node.energy} == {"gpu0": "counter", "gpu1": "power"}
     assert summary.joules == pytest.approx(sum(use.joules for use in node.energy))
     assert summary.joules_per_sample == pytest.approx(summary.joules / 206)
