@@ -134,6 +134,7 @@ class BenchmarkRecord:
         measurements: in the order in which they were made.
         baseline: strategy of the cells that all others are compared with: those with the fewest workers.
         extrapolate: numbers of workers to extrapolate to.
+        repeats: of each cell that were asked for; 0 where that was not noted.
         asked: number of runs that were asked for; 0 where that was not noted. An interrupted benchmark has fewer.
     """
 
@@ -143,4 +144,5 @@ class BenchmarkRecord:
     measurements: Sequence[Measurement] = ()
     baseline: str = SINGLE
     extrapolate: Sequence[int] = ()
+    repeats: int = 0
     asked: int = 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from itwinai.benchmark.settings import Settings, cells_of
 from itwinai.errors import ConfigurationError, MissingPackageError
 from itwinai.facts.secrets import without_secrets
 from itwinai.loggers.folder import write_whole
-from itwinai.report.words import count_text
+from itwinai.report.words import count_text, path_text
 
 ASKED = "asked.json"
 TABLE = "table.csv"
@@ -89,9 +89,7 @@ class Benchmark:
     ) -> Iterator[Measurement]:
         path = self.folder / RECORDS
         if self.slurm is None:
-            for measurement in run_all(works, self.folder, self.settings.limit, before, begins=progress.begins):
-                append_measurement(measurement, path)
-                yield measurement
+            yield from _kept(run_all(works, self.folder, self.settings.limit, before, begins=progress.begins), path)
             return
         slurm = self._slurm_jobs()
         jobs = [job for job in slurm.left_behind() if not job.is_over()]
@@ -99,10 +97,7 @@ class Benchmark:
         jobs += slurm.submit([work for work in works if (work.cell, work.repeat) not in waiting])
         self._say(_submitted(jobs))
         try:
-            for measurement in slurm.collect(jobs):
-                if _is_new(measurement, path):
-                    append_measurement(measurement, path)
-                    yield measurement
+            yield from _kept(slurm.collect(jobs), path)
             self._tell_of_missing(works, jobs)
         except KeyboardInterrupt:
             numbers = " ".join(job.number for job in jobs if not job.is_over())
@@ -142,7 +137,7 @@ class Benchmark:
         _check_names(self.settings.strategies)
         cells = cells_of(self.settings)
         configs = RunConfigs(self.config, self.workers_per_node, self.settings.seed)
-        for cell in cells:
+        for cell in {cell.axes: cell for cell in cells}.values():  # strategies and workers fit any config
             config = configs.of(cell, str(self.folder))
             if self.check is not None:
                 told = ", ".join(f"{path}={value}" for path, value in cell.axes) or cell.strategy
@@ -168,9 +163,7 @@ class Benchmark:
         write_whole(self.folder / ASKED, json.dumps(self._asked(), indent=1) + "\n")
         path = self.folder / RECORDS
         for job in SlurmJobs(self.folder).left_behind():  # what they have measured while nobody waited
-            for measurement in read_measurements(job.folder / "records.jsonl"):
-                if _is_new(measurement, path):
-                    append_measurement(measurement, path)
+            deque(_kept(read_measurements(job.folder / RECORDS), path), maxlen=0)
         return read_measurements(path)
 
     def _asked(self) -> dict[str, Any]:
@@ -202,6 +195,7 @@ class Benchmark:
             measurements=measurements,
             baseline=settings.baseline,
             extrapolate=settings.extrapolated_workers,
+            repeats=settings.repeats,
             asked=asked,
         )
         write_head(record, self.folder)
@@ -224,7 +218,7 @@ def conclude(record: BenchmarkRecord, folder: Path) -> None:
     report = write_report(record, folder)
     print(table_text(summary))
     places = {"report": report, "pictures": folder / "pictures", "table": folder / TABLE, "records": folder / RECORDS}
-    lines = [f"{name:<12}{_shown(path)}" for name, path in places.items() if path.exists()]
+    lines = [f"{name:<12}{path_text(path)}" for name, path in places.items() if path.exists()]
     print("\n".join(lines), flush=True)
 
 
@@ -259,8 +253,13 @@ def _submitted(jobs: Sequence[Job]) -> str:
     return f"waiting for the job{'s' * (len(jobs) > 1)} {told}" if jobs else "there is nothing to wait for"
 
 
-def _is_new(measurement: Measurement, path: Path) -> bool:
-    return all(asdict(one) != asdict(measurement) for one in read_measurements(path))
+def _kept(measurements: Iterable[Measurement], path: Path) -> Iterator[Measurement]:
+    """Add measurements to a file, and yield each that was not in it yet."""
+    known = {(one.cell, one.repeat, one.began) for one in read_measurements(path)}
+    for one in measurements:
+        if (one.cell, one.repeat, one.began) not in known:
+            append_measurement(one, path)
+            yield one
 
 
 def _differing(before: Any, now: Any, path: str = "") -> Iterator[str]:
@@ -269,11 +268,3 @@ def _differing(before: Any, now: Any, path: str = "") -> Iterator[str]:
             yield from _differing(before.get(name), now.get(name), f"{path}.{name}".lstrip("."))
     elif before != now:
         yield path.removeprefix("config.")
-
-
-def _shown(path: Path) -> str:
-    """Return a path as short as it can be written here."""
-    try:
-        return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)
-    except ValueError:
-        return str(path)

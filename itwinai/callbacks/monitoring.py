@@ -16,7 +16,7 @@ from itwinai.errors import ConfigurationError, MissingPackageError, require
 from itwinai.loggers.reporting import ReportingCallback
 from itwinai.measure.cpu_energy import rapl_instruments
 from itwinai.measure.emissions import INSTALL, check_country, estimate
-from itwinai.measure.gpus import gpu_instruments
+from itwinai.measure.gpus import gpus_of
 from itwinai.measure.machine import machine_instruments
 from itwinai.measure.nodes import Node, nodes_of, this_place
 from itwinai.measure.processes import tree_instruments
@@ -120,8 +120,7 @@ class SystemMonitor(ReportingCallback):
             "energy of the processors": rapl_instruments,
         }
         if self.gpus:
-            used = [worker.gpu for worker in node.workers if worker.gpu is not None]
-            openers["GPUs"] = functools.partial(gpu_instruments, [worker.gpus for worker in node.workers], used)
+            openers["GPUs"] = functools.partial(gpus_of, node)
         return openers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itwinai.errors import ItwinaiError
 from itwinai.measure.energy import CounterMeter, EnergySource, Meter, PowerMeter
 from itwinai.measure.gauges import Gauge, Instruments
+from itwinai.measure.nodes import Node
 from itwinai.measure.visible import Environment
 
 
@@ -51,6 +52,12 @@ class Gpus:
     gpus: Sequence[Gpu]
     close: Callable[[], None]
     missing: Mapping[str, str] = field(default_factory=dict)
+
+
+def gpus_of(node: Node) -> Instruments:
+    """Return what measures the GPUs of a node's workers."""
+    used = [worker.gpu for worker in node.workers if worker.gpu is not None]
+    return gpu_instruments([worker.gpus for worker in node.workers], used)
 
 
 def gpu_instruments(environments: Sequence[Environment], used: Sequence[str] = ()) -> Instruments:

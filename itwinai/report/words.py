@@ -1,6 +1,8 @@
-"""Numbers of things and spans of time as people say them."""
+"""Numbers of things, spans of time and paths as people say them."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 def count_text(number: int, noun: str) -> str:
@@ -29,3 +31,11 @@ def span_text(seconds: float) -> str:
     if hours >= 48:
         return f"{seconds / 86400:.3g} days"
     return f"{hours} h {minutes:02d} min" if minutes else f"{hours} h"
+
+
+def path_text(path: Path) -> str:
+    """Return a path as short as it can be written here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

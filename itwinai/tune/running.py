@@ -13,6 +13,7 @@ import yaml
 from itwinai.errors import MissingMetricError, TrialError
 from itwinai.facts.secrets import without_secrets
 from itwinai.loggers.folder import write_whole
+from itwinai.report.words import path_text
 from itwinai.trials import records
 from itwinai.trials.records import SearchRecord
 from itwinai.tune.asked import SearchAsked
@@ -152,7 +153,7 @@ class Running:
             places["best config"] = self.folder / BEST_CONFIG
         if ranked and ranked[0].checkpoint:
             places["checkpoint"] = Path(ranked[0].checkpoint)
-        lines = [f"{name:<12} {_shown(path)}" for name, path in places.items()]
+        lines = [f"{name:<12} {path_text(path)}" for name, path in places.items()]
         if parent is not None:
             lines.append(f"{'mlflow':<12} {parent.place_to_look()}")
         if interrupted:
@@ -208,11 +209,3 @@ def _all_failed(record: SearchRecord) -> TrialError:
     return TrialError(
         f"no trial has succeeded; the first, {first.name}: {first.error}", "", f"{first.folder}/output.log"
     )
-
-
-def _shown(path: Path) -> str:
-    """Return a path as short as it can be written here."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

@@ -104,6 +104,7 @@ def synthetic_record(
         measurements,
         baseline,
         extrapolate,
+        repeats,
     )
 
 

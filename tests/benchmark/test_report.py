@@ -17,7 +17,7 @@ from itwinai.benchmark.report import write_report
 from itwinai.benchmark.report.bars import breakdown_pictures
 from itwinai.benchmark.report.lines import line_pictures
 from itwinai.benchmark.report.quantities import LOSS, SPEEDUP, throughput
-from itwinai.benchmark.report.sections import benchmark_page, benchmark_sections
+from itwinai.benchmark.report.sections import benchmark_page
 from itwinai.benchmark.report.style import Drawn, file_name, limited_end, limited_ratios, looks_of, spaced
 from itwinai.benchmark.statistics.groups import Speed, groups_of
 from itwinai.benchmark.statistics.summary import summarize
@@ -73,7 +73,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 def drawn(record: BenchmarkRecord, name: str) -> Drawn:
-    (found,) = [one for one in benchmark_sections(record)[1] if one.name == name]
+    (found,) = [one for one in benchmark_page(record)[1] if one.name == name]
     return found
 
 
@@ -126,7 +126,7 @@ def test_what_people_have_written_is_text(report: Report) -> None:
 
 def test_missing_energy_has_a_reason(report: Report) -> None:
     assert "Not measured: energy: this machine does not tell (11 of 15 cells)." in report.page.texts
-    nothing = next(one for one in benchmark_sections(two_precisions())[0] if one.title == "Energy per sample")
+    nothing = next(one for one in benchmark_page(two_precisions())[0] if one.title == "Energy per sample")
     assert nothing.missing == ["energy: this machine does not tell"] and not nothing.pictures
 
 
@@ -281,7 +281,7 @@ def test_what_is_extrapolated_is_marked(report: Report) -> None:
 
 
 def test_values_of_axes_have_pictures_that_can_be_compared() -> None:
-    sections, pictures = benchmark_sections(two_precisions())
+    sections, pictures, _ = benchmark_page(two_precisions())
     assert {"throughput-precision-32-true", "throughput-precision-bf16-mixed"} <= {one.name for one in pictures}
     limits = [one.figure.axes[0].get_ylim() for one in pictures if one.name.startswith("throughput")]
     assert len(limits) == 2 and limits[0] == limits[1]
@@ -335,7 +335,7 @@ def test_steps_without_samples_parts_losses_or_memory() -> None:
         synthetic_record(Line("single", amdahl(), workers=(1,)), Line("ddp", amdahl(), workers=(1, 2, 4))),
         lambda cell, one: replace(one, samples=None, breakdown=None, loss=None, peak_memory=(None,) * cell.workers),
     )
-    sections, pictures = benchmark_sections(record)
+    sections, pictures, _ = benchmark_page(record)
     missing = {
         section.title: section.missing for section in sections if section.missing and section.title != "In words"
     }
@@ -360,7 +360,7 @@ def test_without_a_baseline_speedups_are_missing_with_the_reason() -> None:
         synthetic_record(Line("single", amdahl(), workers=(1,)), Line("ddp", amdahl())),
         lambda one: one.cell == Cell("single", 1),
     )
-    (section,) = [one for one in benchmark_sections(record)[0] if one.title == "Speed-up"]
+    (section,) = [one for one in benchmark_page(record)[0] if one.title == "Speed-up"]
     assert not section.pictures and "the baseline, single with 1 worker, has failed" in section.facts["not known"]
 
 
@@ -384,22 +384,22 @@ def test_interruption_and_doubts_stand_before_the_answer(tmp_path: Path) -> None
 def test_threads_and_other_programs_are_part_of_the_environment() -> None:
     record = changed(synthetic_record(*TWO), lambda cell, one: replace(one, threads=4 // cell.workers))
     record = replace(record, measurements=[replace(one, others=0.1 * one.repeat) for one in record.measurements])
-    environment = dict(benchmark_sections(record)[0][-1].tables[-1].rows)
+    environment = dict(benchmark_page(record)[0][-1].tables[-1].rows)
     assert environment["threads per worker"] == "4 with 1 worker; 2 with 2 workers; 1 with 4 workers"
     assert environment["used by other programs"] == "0.1 cores on average right before the runs, 0.2 at most"
-    assert dict(benchmark_sections(synthetic_record(*TWO))[0][-1].tables[-1].rows) == {"device": "made up"}
+    assert dict(benchmark_page(synthetic_record(*TWO))[0][-1].tables[-1].rows) == {"device": "made up"}
 
 
 def test_whole_errors_stand_in_the_section_of_failures() -> None:
     error = "RuntimeError: " + 300 * "why " + "at last"
     record = failing(synthetic_record(*TWO), lambda one: one.cell == Cell("ray", 2), error=error)
-    (section,) = [one for one in benchmark_sections(record)[0] if one.title == "Failed"]
+    (section,) = [one for one in benchmark_page(record)[0] if one.title == "Failed"]
     assert all(row[-2] == error for row in section.tables[0].rows) and len(section.tables[0].rows) == 3
 
 
 def test_baseline_of_several_workers_has_a_note() -> None:
     record = synthetic_record(Line("ddp", amdahl(), workers=(2, 4)), baseline="ddp")
     note = "Speed-ups are relative to ddp with 2 workers, whose speed-up is set to 2."
-    noted = [one.title for one in benchmark_sections(record)[0] if note in one.facts.values()]
+    noted = [one.title for one in benchmark_page(record)[0] if note in one.facts.values()]
     assert noted == ["Speed-up", "Efficiency", "All cells"]
-    assert not any("relative" in one.facts for one in benchmark_sections(synthetic_record(*TWO))[0])
+    assert not any("relative" in one.facts for one in benchmark_page(synthetic_record(*TWO))[0])

@@ -9,7 +9,7 @@ import pytest
 
 from itwinai.benchmark.records import SINGLE, Cell
 from itwinai.benchmark.runs.order import interleaved
-from itwinai.benchmark.runs.run_config import RunConfigs, nodes_of
+from itwinai.benchmark.runs.run_config import RunConfigs, spread_over_nodes
 from itwinai.benchmark.settings import Settings, cells_of
 from itwinai.errors import ConfigurationError
 
@@ -120,4 +120,4 @@ def test_an_axis_wins_over_all_else() -> None:
     [(4, None, (1, 4)), (4, 4, (1, 4)), (8, 4, (2, 4)), (6, 4, (2, 3)), (7, 4, (7, 1)), (2, 1, (2, 1))],
 )
 def test_workers_are_spread_evenly_over_nodes(workers: int, most: int | None, expected: tuple[int, int]) -> None:
-    assert nodes_of(workers, most) == expected
+    assert spread_over_nodes(workers, most) == expected

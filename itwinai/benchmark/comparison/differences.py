@@ -9,7 +9,7 @@ from typing import Literal
 from itwinai.benchmark.records import BenchmarkRecord, Cell, Measured
 from itwinai.benchmark.statistics.cell_summary import CellSummary
 from itwinai.benchmark.statistics.contest import SIGNIFICANT
-from itwinai.benchmark.statistics.estimates import Estimate, difference, holm, ratio_of
+from itwinai.benchmark.statistics.estimates import Estimate, differences, ratio_of
 from itwinai.benchmark.statistics.groups import Speed
 from itwinai.benchmark.statistics.summary import LOSS_TOLERANCE, summarize
 
@@ -106,15 +106,14 @@ def compare(a: BenchmarkRecord, b: BenchmarkRecord) -> Comparison:
     with_result = [cell for cell in both if first[cell].runs and second[cell].runs]
     pairs = [(first[cell], second[cell]) for cell in with_result]
     speed = Speed(all(one.throughput is not None for pair in pairs for one in pair))
-    p_values = [difference(speed.runs(one), speed.runs(other)) for one, other in pairs]
-    adjusted = iter(holm([p for p in p_values if p is not None]))
+    p_values = differences([(speed.runs(one), speed.runs(other)) for one, other in pairs])
     cells = tuple(
         ComparedCell(
             cell=one.cell,
             a=one,
             b=other,
             throughput=ratio_of(speed.runs(other), speed.runs(one)),
-            p=None if p is None else next(adjusted),
+            p=p,
             launch=_ratio(other, one, lambda measured: measured.launch),
             memory=_ratio(other, one, _memory),
         )

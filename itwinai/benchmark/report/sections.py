@@ -35,16 +35,6 @@ class _Told:
     laws: Sequence[FittedLaw | NoFit]
 
 
-def benchmark_sections(record: BenchmarkRecord) -> tuple[list[Section], list[Drawn]]:
-    """Return what a benchmark has to say, and its pictures as they are written beside the page.
-
-    Args:
-        record: the benchmark.
-    """
-    sections, drawn, _ = benchmark_page(record)
-    return sections, drawn
-
-
 def benchmark_page(record: BenchmarkRecord) -> tuple[list[Section], list[Drawn], list[str]]:
     """Return the sections of the page, the pictures as they are written beside it, and the paragraphs at its top.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from itwinai.measure.cpu_energy import rapl_instruments
-from itwinai.measure.gpus import gpu_instruments
+from itwinai.measure.gpus import gpus_of
 from itwinai.measure.nodes import Node
 from itwinai.measure.sampler import Sampler
 
@@ -26,10 +26,9 @@ class Energy:
     """
 
     def __init__(self, node: Node) -> None:
-        gpus = [worker.gpu for worker in node.workers if worker.gpu is not None]
         openers: dict[str, Callable[[], Instruments]] = {
             "energy of the processors": rapl_instruments,
-            "GPUs": functools.partial(gpu_instruments, [worker.gpus for worker in node.workers], gpus),
+            "GPUs": functools.partial(gpus_of, node),
         }
         self._sampler = Sampler(openers, ENERGY_EVERY, node.name)
         self._sampler.start()

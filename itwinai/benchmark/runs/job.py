@@ -15,7 +15,7 @@ from itwinai.benchmark.record_file import append_measurement, read_measurements
 from itwinai.benchmark.records import Cell
 from itwinai.benchmark.runs.cell_process import Order
 from itwinai.benchmark.runs.progress import Progress
-from itwinai.benchmark.runs.run_config import is_ray, nodes_of
+from itwinai.benchmark.runs.run_config import is_ray, spread_over_nodes
 from itwinai.benchmark.runs.work import Launch, Work, run_all
 
 
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
 
     @contextmanager
     def launched(cell: Cell) -> Iterator[Launch]:
-        nodes, on_each = nodes_of(cell.workers, job.workers_per_node)
+        nodes, on_each = spread_over_nodes(cell.workers, job.workers_per_node)
         if not is_ray(cell.strategy):
             yield Launch(prefix=tuple(_srun(nodes, on_each)))
         elif nodes == 1:

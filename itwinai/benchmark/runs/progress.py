@@ -8,6 +8,7 @@ from pathlib import Path
 from itwinai.benchmark.records import SINGLE, Cell, Measurement
 from itwinai.benchmark.settings import Settings
 from itwinai.benchmark.statistics.cell_summary import cell_text
+from itwinai.measure.cores import own_cores
 from itwinai.report.words import count_text, span_text
 
 
@@ -90,7 +91,5 @@ def _scaling(settings: Settings) -> str:
 
 
 def _shared_cores(workers: int) -> str:
-    import psutil
-
-    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
-    return f" (this machine has {cores} cores: more workers than that share them)" if cores and cores < workers else ""
+    cores = len(own_cores())
+    return f" (this machine has {cores} cores: more workers than that share them)" if cores < workers else ""

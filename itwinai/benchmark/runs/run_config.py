@@ -57,7 +57,7 @@ class RunConfigs:
         Raises:
             ConfigurationError: there is no such path as that of an axis.
         """
-        nodes, on_each = nodes_of(cell.workers, self.workers_per_node)
+        nodes, on_each = spread_over_nodes(cell.workers, self.workers_per_node)
         given = {spelled_out(self.config, path): yaml.safe_load(value) for path, value in cell.axes}
         config = copy.deepcopy(dict(self.config))
         trainer = config["trainer"]
@@ -76,7 +76,7 @@ class RunConfigs:
         return with_values(config, given)
 
 
-def nodes_of(workers: int, workers_per_node: int | None) -> tuple[int, int]:
+def spread_over_nodes(workers: int, workers_per_node: int | None) -> tuple[int, int]:
     """Return the number of nodes, and that of the workers on each.
 
     Workers are spread evenly: 6 with at most 4 per node are 2 nodes with 3 each.

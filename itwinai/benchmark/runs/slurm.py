@@ -16,7 +16,7 @@ from pathlib import Path
 from itwinai.benchmark.record_file import read_measurements
 from itwinai.benchmark.records import Measurement
 from itwinai.benchmark.runs.job import JobWorks
-from itwinai.benchmark.runs.run_config import nodes_of
+from itwinai.benchmark.runs.run_config import spread_over_nodes
 from itwinai.benchmark.runs.work import Work
 from itwinai.errors import ConfigurationError, ItwinaiError
 from itwinai.report.words import count_text
@@ -113,7 +113,7 @@ class SlurmJobs:
         own = jobs / f"{number:02d}-{workers}-workers"
         own.mkdir(parents=True)
         JobWorks(str(self.folder), str(own / RECORDS), self.limit, self.workers_per_node, works).write(own / WORKS)
-        nodes, on_each = nodes_of(workers, self.workers_per_node)
+        nodes, on_each = spread_over_nodes(workers, self.workers_per_node)
         options = {
             "job-name": f"itwinai-benchmark-{workers}",
             **self.options,

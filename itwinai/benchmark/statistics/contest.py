@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from itwinai.benchmark.records import Cell
 from itwinai.benchmark.statistics.cell_summary import CellSummary
-from itwinai.benchmark.statistics.estimates import Estimate, difference, holm, ratio_of
+from itwinai.benchmark.statistics.estimates import Estimate, differences, ratio_of
 from itwinai.benchmark.statistics.groups import Group, Speed
 from itwinai.benchmark.statistics.summary import Series
 
@@ -82,13 +82,8 @@ def compared(best: CellSummary, others: Sequence[CellSummary], speed: Speed) -> 
         speed: what speeds are told in.
     """
     own = speed.runs(best)
-    p_values = [difference(own, speed.runs(other)) for other in others]
-    known = holm([p for p in p_values if p is not None])
-    adjusted = iter(known)
-    return [
-        Rival(other, ratio_of(own, speed.runs(other)), None if p is None else next(adjusted))
-        for other, p in zip(others, p_values, strict=True)
-    ]
+    p_values = differences([(own, speed.runs(other)) for other in others])
+    return [Rival(other, ratio_of(own, speed.runs(other)), p) for other, p in zip(others, p_values, strict=True)]
 
 
 def _contest(group: Group, speed: Speed, doubted: Collection[Cell]) -> Contest | None:

@@ -36,10 +36,9 @@ class Course:
 
 def course_of(summary: Summary) -> Course:
     """Return how far a benchmark has come."""
-    told = summary.record.settings.get("repeats", "")
-    repeats = int(told) if told.isdecimal() else 0
+    repeats = summary.record.repeats
     made = sum(len(one.runs) + len(one.failed) for one in summary.cells)
-    # Without the setting, what any cell has is what those that have failed are not given.
+    # Where that was not noted, what any cell has is what those that have failed are not given.
     most = repeats or max((len(one.runs) + len(one.failed) for one in summary.cells), default=0)
     left_out = sum(max(most - len(one.failed), 0) for one in summary.cells if not one.runs)
     return Course(summary.record.asked, made, left_out, repeats)

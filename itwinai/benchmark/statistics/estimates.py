@@ -113,6 +113,13 @@ def difference(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(2 * _distributions().stdtr(freedom, -shift / error))
 
 
+def differences(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[float | None]:
+    """Return `difference` of each pair, corrected by `holm` for all that is known."""
+    p_values = [difference(a, b) for a, b in pairs]
+    adjusted = iter(holm([p for p in p_values if p is not None]))
+    return [None if p is None else next(adjusted) for p in p_values]
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p values that stay honest though several differences are looked at.
 
