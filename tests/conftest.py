@@ -108,7 +108,12 @@ def own_signal_handlers() -> Iterator[None]:
 def no_leftovers() -> Iterator[None]:
     """Check that the test leaves no worker process behind."""
     yield
-    deadline = time.monotonic() + 10
+    wait_for_no_workers()
+
+
+def wait_for_no_workers() -> None:
+    """Check that no worker process is left, but for those that have noticed already that their caller is gone."""
+    deadline = time.monotonic() + 15
     while leftover := worker_processes():
         assert time.monotonic() < deadline, f"worker processes were left behind: {leftover}"
         time.sleep(0.1)

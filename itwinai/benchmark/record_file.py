@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 
 from itwinai.benchmark.records import BenchmarkRecord, Breakdown, Cell, Measured, Measurement
 from itwinai.errors import ConfigurationError
-from itwinai.loggers.folder import write_whole
+from itwinai.files.documents import finite, reading, versioned
+from itwinai.files.whole import write_whole
 
 VERSION = 1
-"""Of the format; it counts up where older readers would misread a file."""
+"""Of the format."""
 
 HEAD = "benchmark.json"
 RECORDS = "records.jsonl"
@@ -56,25 +56,16 @@ def read_record(folder: str | os.PathLike[str]) -> BenchmarkRecord:
     """
     path = Path(folder) / HEAD
     try:
-        head = json.loads(path.read_text(encoding="utf-8"))
-        version = head.pop("version")
-        if version != VERSION:
-            raise ConfigurationError(
-                f"{path} is of version {version} of the format, and this itwinai reads version {VERSION}. Read it with "
-                "the itwinai that has written it, or a later one."
-            )
-        record = BenchmarkRecord(**{**head, "extrapolate": tuple(head["extrapolate"])})
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigurationError(
             f"There is no benchmark in {os.fspath(folder)}: it has no {HEAD}. Give the folder that `itwinai benchmark` "
             "has written to, which it names at its end."
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        raise ConfigurationError(
-            f"{path} is not what `itwinai benchmark` writes ({type(error).__name__}: {error})."
-        ) from error
+    with reading(f"{path} is not what `itwinai benchmark` writes"):
+        later = "Read it with the itwinai that has written it, or a later one."
+        head = versioned(text, VERSION, str(path), later)
+        record = BenchmarkRecord(**{**head, "extrapolate": tuple(head["extrapolate"])})
     return dataclasses.replace(record, measurements=read_measurements(Path(folder) / RECORDS))
 
 
@@ -94,19 +85,16 @@ def read_measurements(path: Path) -> tuple[Measurement, ...]:
             plain = json.loads(line)
         except ValueError:  # cut off
             continue
-        try:
+        where = f"Line {number} of {path} is no measurement of a benchmark"
+        with reading(where, "Remove it, or take the folder of another benchmark."):
             measurements.append(from_plain(plain))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigurationError(
-                f"Line {number} of {path} is no measurement of a benchmark ({type(error).__name__}: {error}). Remove "
-                "it, or take the folder of another benchmark."
-            ) from error
     return tuple(measurements)
 
 
 def to_plain(measurement: Measurement) -> dict[str, Any]:
     """Return a measurement in words of JSON, which has none for numbers that are not finite: they are texts."""
-    return _finite(dataclasses.asdict(measurement))
+    plain: dict[str, Any] = finite(dataclasses.asdict(measurement))
+    return plain
 
 
 def from_plain(plain: Mapping[str, Any]) -> Measurement:
@@ -120,7 +108,7 @@ def from_plain(plain: Mapping[str, Any]) -> Measurement:
 
 def measured_to_plain(measured: Measured) -> dict[str, Any]:
     """Return what was measured in words of JSON."""
-    plain: dict[str, Any] = _finite(dataclasses.asdict(measured))
+    plain: dict[str, Any] = finite(dataclasses.asdict(measured))
     return plain
 
 
@@ -141,16 +129,6 @@ def measured_from_plain(plain: Mapping[str, Any]) -> Measured:
 
 def _number(value: Any) -> Any:
     return float(value) if isinstance(value, str) else value
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return value
 
 
 def _last_byte(path: Path) -> bytes:

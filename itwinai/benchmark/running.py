@@ -22,7 +22,7 @@ from itwinai.benchmark.runs.work import Work, folder_of_run, run_all
 from itwinai.benchmark.settings import Settings, cells_of
 from itwinai.errors import ConfigurationError, MissingPackageError
 from itwinai.facts.secrets import without_secrets
-from itwinai.loggers.folder import write_whole
+from itwinai.files.whole import write_whole
 from itwinai.report.words import count_text, path_text
 
 ASKED = "asked.json"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from itwinai import compat
-from itwinai.checkpoints.file import remove_parts
 from itwinai.checkpoints.plugin import PortableCheckpointIO
 from itwinai.errors import CheckpointError, ConfigurationError
+from itwinai.files.whole import remove_parts
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from itwinai import compat
 from itwinai.facts.config import config_of
 from itwinai.facts.run import RunFacts, facts_of
-from itwinai.loggers.folder import write_whole
+from itwinai.files.whole import write_whole
 from itwinai.loggers.recorder import Recorder
 from itwinai.loggers.sinks import sink_of
 from itwinai.loggers.sinks.files import PATIENCE, hand_over

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from itwinai.checkpoints import content, file, sharded
 from itwinai.errors import CheckpointError, ConfigurationError, require
+from itwinai.files.whole import part_name
 
 
 def weights_of(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
@@ -136,11 +138,11 @@ def export(module: torch.nn.Module, target: Path) -> None:
 
 def _written(target: Path, write: Callable[[str], object]) -> None:
     """Let a file be written beside its place, and rename it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # torch.export looks at the ending.
-    part = target.with_name(f"{file.PART}{target.name}")
+    # In a folder of its own, as torch.export looks at the ending.
+    folder = target.with_name(part_name(target.name))
+    folder.mkdir(parents=True)
     try:
-        write(str(part))
-        part.replace(target)
+        write(str(folder / target.name))
+        (folder / target.name).replace(target)
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(folder)

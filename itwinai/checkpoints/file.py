@@ -15,14 +15,11 @@ import io
 import json
 import os
 import pickle
-import shutil
-import socket
 import struct
-import uuid
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import IO, Any
 
 import fsspec
@@ -31,12 +28,10 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from itwinai.errors import CheckpointError, DamagedCheckpointError, UnsafeCheckpointError
+from itwinai.files.whole import part_name
 
 FORMAT = 1
 """Version of the format: of the manifest, and of what `itwinai.checkpoints.content` puts beside lightning's content."""
-
-PART = ".part-"
-"""In the names of files that are being written. What is left of a killed writer is removed by the next."""
 
 _MAGIC = b"itwinai checkpoint\n"
 _END = struct.Struct("<4s4H2LH")  # zip's end record; its last field is the length of the comment
@@ -284,29 +279,3 @@ def unsafe_types(path: str | PurePath) -> list[str]:
     """Return the names of what a checkpoint would import when it is loaded without `weights_only`."""
     with fsspec.open(str(path), "rb") as file:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-
-
-def part_name(name: str) -> str:
-    """Return a name for a file or folder while it is written, which says to `remove_parts` by whom."""
-    return f"{PART}{name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-
-
-def remove_parts(folder: str | PurePath) -> None:
-    """Remove what writers of this machine that were killed have left in a local folder."""
-    for left in Path(folder).glob(f"{PART}*"):
-        host, pid, _ = left.name.rsplit(".", 3)[1:]
-        if host == socket.gethostname().rpartition(".")[2] and not _is_alive(int(pid)):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True

@@ -10,9 +10,10 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from itwinai.checkpoints.file import PART, Manifest
+from itwinai.checkpoints.file import Manifest
 from itwinai.checkpoints.sharded import manifest_of, verify_any
 from itwinai.errors import CheckpointError, DamagedCheckpointError
+from itwinai.files.whole import PART
 
 AUTO = "auto"
 """In the place of a path: the newest valid checkpoint of the run's folders, or none."""

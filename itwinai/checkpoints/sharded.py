@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from itwinai.checkpoints import content, file
-from itwinai.checkpoints.file import PART, Manifest, part_name
+from itwinai.checkpoints.file import Manifest
 from itwinai.errors import CheckpointError, DamagedCheckpointError
+from itwinai.files.whole import PART, part_name
 
 CONTENT = "content.ckpt"
 

@@ -200,8 +200,8 @@ def _module(arguments: argparse.Namespace) -> nn.Module:
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
-    from itwinai.checkpoints.file import PART
     from itwinai.checkpoints.sharded import CONTENT, is_sharded
+    from itwinai.files.whole import PART
 
     found: list[Path] = []
     for path in paths:

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itwinai.errors import WorkerError
+from itwinai.files.whole import write_whole
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals, stopped_by
 from itwinai.launchers.environment import Place
 from itwinai.launchers.failure import Failure, WorkersFailed
 from itwinai.launchers.payload import Result
 from itwinai.launchers.template import ForkedWorker, WorkerTemplate, can_fork, offered_template
-from itwinai.launchers.worker import Start, write_whole
+from itwinai.launchers.worker import Start
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
@@ -69,7 +70,8 @@ class LocalLauncher(PayloadLauncher):
         places = self.places()
         try:
             write_whole(folder / "payload.pickle", packed)
-            write_whole(folder / "start.pickle", Start(sys.path, os.getcwd(), self._environment(), places))
+            start = Start(sys.path, os.getcwd(), self._environment(), places)
+            write_whole(folder / "start.pickle", pickle.dumps(start))
             self._passed_on = None
             with on_signals(preemption_signals(trainer), self._pass_on):
                 self._start(folder, places, trainer)

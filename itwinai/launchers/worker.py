@@ -16,9 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import cloudpickle
+
+from itwinai.files.whole import write_whole
 
 if TYPE_CHECKING:  # importing it takes seconds, and this process has to watch its caller before that
     from itwinai.launchers.environment import Place
@@ -42,13 +44,6 @@ class Start:
     variables: dict[str, str]
     places: Mapping[int, Place | None]
     entry: str = "itwinai.launchers.payload:run"
-
-
-def write_whole(path: Path, value: Any) -> None:
-    """Pickle a value into a file that appears complete or not at all."""
-    temporary = path.with_suffix(".part")
-    temporary.write_bytes(value if isinstance(value, bytes) else cloudpickle.dumps(value))
-    os.replace(temporary, path)
 
 
 def die_with_caller(pipe: int) -> None:
@@ -86,7 +81,7 @@ def main(folder: Path, rank: int) -> None:
         nonlocal reported
         if not reported:  # the first failure is the cause of those that follow
             reported = True
-            write_whole(folder / f"failure-{rank}.pickle", Failure.of(rank, error))
+            write_whole(folder / f"failure-{rank}.pickle", cloudpickle.dumps(Failure.of(rank, error)))
 
     try:
         packed = (folder / "payload.pickle").read_bytes()
@@ -97,7 +92,7 @@ def main(folder: Path, rank: int) -> None:
             raise
         report(error)
         raise SystemExit(1) from None  # the caller prints it
-    write_whole(folder / f"result-{rank}.pickle", result)
+    write_whole(folder / f"result-{rank}.pickle", cloudpickle.dumps(result))
     leave_group()
 
 

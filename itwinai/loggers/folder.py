@@ -8,7 +8,6 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
-from itwinai.checkpoints.file import part_name
 from itwinai.errors import ConfigurationError
 
 _VERSION = re.compile(r"version_(\d+)")
@@ -72,19 +71,3 @@ class FolderLogger(Logger):
         folders = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
         taken = [int(found[1]) for name in folders if (found := _VERSION.fullmatch(name))]
         return max(taken, default=-1) + 1
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text so that a file of that name holds the old text or the new one, whenever the process is killed.
-
-    Raises:
-        OSError: it could not be written; the old file is still there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(part_name(path.name))
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

@@ -13,8 +13,9 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from itwinai.facts.plain import plain, plain_hyperparameters
-from itwinai.loggers.folder import FolderLogger, write_whole
-from itwinai.loggers.plain import NOT_FINITE, finite
+from itwinai.files.documents import NOT_FINITE, finite
+from itwinai.files.whole import write_whole
+from itwinai.loggers.folder import FolderLogger
 
 METRICS, HYPERPARAMETERS = "metrics.jsonl", "hparams.json"
 _OURS = ("step", "time")

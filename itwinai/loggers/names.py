@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
 
 from itwinai.errors import ConfigurationError, require
 
@@ -14,57 +16,64 @@ if TYPE_CHECKING:
 EXPERIMENT = "lightning_logs"
 """The name under which runs are kept, where nothing else is said; lightning's own."""
 
-
-def _csv(folder: str, name: str) -> Logger:
-    from lightning.pytorch.loggers import CSVLogger
-
-    return CSVLogger(folder, name=name)
+_LIGHTNINGS, _OURS = "lightning.pytorch.loggers", "itwinai.loggers"
 
 
-def _jsonl(folder: str, name: str) -> Logger:
-    from itwinai.loggers.jsonl import JSONLLogger
+@dataclass(frozen=True)
+class LoggerKind:
+    """A kind of logger that has a name.
 
-    return JSONLLogger(folder, name=name)
+    Attributes:
+        name: of the kind.
+        class_path: of its loggers.
+        package: that has to be installed for it; empty if it needs none.
+        requirement: what is given to pip for that.
+    """
+
+    name: str
+    class_path: str
+    package: str = ""
+    requirement: str = ""
+
+    def check_installed(self) -> None:
+        """Raise an error if its package is not there.
+
+        Raises:
+            MissingPackageError: so it is.
+        """
+        if self.package:
+            require(self.package, f"Install it with `pip install {self.requirement}`.", f"The logger '{self.name}'")
+
+    def make(self, folder: str, name: str) -> Logger:
+        """Return a logger of this kind.
+
+        Args:
+            folder: where it keeps its files.
+            name: of a folder below that one, where it has such.
+        """
+        self.check_installed()
+        module, _, cls = self.class_path.rpartition(".")
+        logger = getattr(import_module(module), cls)
+        if self.name == "mlflow":
+            made = logger(EXPERIMENT, save_dir=folder)
+        elif self.name == "wandb":
+            made = logger(save_dir=folder, project=EXPERIMENT)
+        else:
+            made = logger(folder, name=name)
+        return cast("Logger", made)
 
 
-def _tensorboard(folder: str, name: str) -> Logger:
-    require("tensorboard", "Install it with `pip install tensorboard`.", "The logger 'tensorboard'")
-    from lightning.pytorch.loggers import TensorBoardLogger
+_KINDS = (
+    LoggerKind("csv", f"{_LIGHTNINGS}.CSVLogger"),
+    LoggerKind("jsonl", f"{_OURS}.JSONLLogger"),
+    LoggerKind("tensorboard", f"{_LIGHTNINGS}.TensorBoardLogger", "tensorboard", "tensorboard"),
+    LoggerKind("mlflow", f"{_OURS}.MLFlowLogger", "mlflow", "'itwinai[mlflow]'"),
+    LoggerKind("wandb", f"{_LIGHTNINGS}.WandbLogger", "wandb", "'itwinai[wandb]'"),
+    LoggerKind("provenance", f"{_OURS}.ProvenanceLogger", "prov", "'itwinai[watch]'"),
+)
 
-    return TensorBoardLogger(folder, name=name)
-
-
-def _mlflow(folder: str, name: str) -> Logger:
-    require("mlflow", "Install it with `pip install 'itwinai[mlflow]'`.", "The logger 'mlflow'")
-    from itwinai.loggers.mlflow import MLFlowLogger
-
-    return MLFlowLogger(EXPERIMENT, save_dir=folder)
-
-
-def _wandb(folder: str, name: str) -> Logger:
-    require("wandb", "Install it with `pip install 'itwinai[wandb]'`.", "The logger 'wandb'")
-    from lightning.pytorch.loggers import WandbLogger
-
-    return WandbLogger(save_dir=folder, project=EXPERIMENT)
-
-
-def _provenance(folder: str, name: str) -> Logger:
-    require("prov", "Install it with `pip install 'itwinai[watch]'`.", "The logger 'provenance'")
-    from itwinai.loggers.provenance import ProvenanceLogger
-
-    return ProvenanceLogger(folder, name=name)
-
-
-_MAKERS: dict[str, Callable[[str, str], Logger]] = {
-    "csv": _csv,
-    "jsonl": _jsonl,
-    "tensorboard": _tensorboard,
-    "mlflow": _mlflow,
-    "wandb": _wandb,
-    "provenance": _provenance,
-}
-
-LOGGERS = tuple(_MAKERS)
+LOGGERS = {kind.name: kind for kind in _KINDS}
+"""Kinds of loggers by name."""
 
 
 def make_loggers(names: str | Sequence[str], folder: str) -> list[Logger]:
@@ -84,7 +93,7 @@ def make_loggers(names: str | Sequence[str], folder: str) -> list[Logger]:
     given = names.split(",") if isinstance(names, str) else names
     wanted = list(dict.fromkeys(name.strip().lower() for name in given))
     for name in wanted:
-        if name not in _MAKERS:
+        if name not in LOGGERS:
             nearest = difflib.get_close_matches(name, LOGGERS, n=1)
             hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
             raise ConfigurationError(
@@ -92,4 +101,4 @@ def make_loggers(names: str | Sequence[str], folder: str) -> list[Logger]:
                 "any other logger is given as an object, in YAML as class_path and init_args."
             )
     # Each counts its versions by itself, so that several need folders of their own.
-    return [_MAKERS[name](folder, EXPERIMENT if len(wanted) == 1 else f"{EXPERIMENT}/{name}") for name in wanted]
+    return [LOGGERS[name].make(folder, EXPERIMENT if len(wanted) == 1 else f"{EXPERIMENT}/{name}") for name in wanted]

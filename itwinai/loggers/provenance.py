@@ -15,7 +15,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from itwinai.errors import require
 from itwinai.facts.plain import plain_hyperparameters
-from itwinai.loggers.folder import FolderLogger, write_whole
+from itwinai.files.whole import write_whole
+from itwinai.loggers.folder import FolderLogger
 from itwinai.loggers.provenance_document import document_of, run_id_of
 from itwinai.loggers.provenance_records import (
     RUNNING,

@@ -15,8 +15,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
 from itwinai import compat
-from itwinai.checkpoints.file import part_name, remove_parts
 from itwinai.errors import ConfigurationError
+from itwinai.files.whole import part_name, remove_parts
 from itwinai.measure.communication import CommunicationTime
 from itwinai.measure.operator_sums import Operator, OperatorSums
 from itwinai.measure.stderr_lines import without_lines

@@ -13,8 +13,8 @@ import time
 import warnings
 from pathlib import Path
 
-from itwinai.checkpoints.file import part_name, remove_parts
 from itwinai.errors import ConfigurationError, MissingPackageError
+from itwinai.files.whole import part_name, remove_parts
 from itwinai.measure.collapsed_stacks import Function, top_functions
 from itwinai.measure.flame_graph import flame_graph
 

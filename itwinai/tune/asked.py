@@ -11,7 +11,7 @@ from typing import Any
 
 from itwinai.errors import ConfigurationError
 from itwinai.facts.secrets import without_secrets
-from itwinai.loggers.folder import write_whole
+from itwinai.files.whole import write_whole
 from itwinai.tune.settings import Settings
 from itwinai.tune.space import SearchSpace
 

@@ -104,7 +104,7 @@ class CourseFile:
 
     def _write(self, line: dict[str, Any]) -> None:
         from itwinai.facts.plain import plain
-        from itwinai.loggers.plain import finite
+        from itwinai.files.documents import finite
 
         written = finite(plain(line))
         self._file.append(written)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from itwinai.files.whole import write_whole
 from itwinai.report.search.leaderboard import leaderboard_table
 from itwinai.report.search.names import key_of, listed, shortened
 from itwinai.report.search.standing import Standing, counts, paths_of, standing_of
@@ -45,7 +46,6 @@ def write_leaderboard(record: SearchRecord, path: str | os.PathLike[str]) -> Non
     Raises:
         OSError: it could not be written; the old file is still there.
     """
-    from itwinai.loggers.folder import write_whole
 
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(_rows(standing_of(record)))

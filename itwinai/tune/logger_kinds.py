@@ -10,24 +10,15 @@ from typing import Any
 
 from itwinai.loggers.names import LOGGERS, make_loggers
 
-_LIGHTNINGS, _OURS = "lightning.pytorch.loggers", "itwinai.loggers"
-_HOMES = (_LIGHTNINGS, "pytorch_lightning.loggers", _OURS)
+_LIGHTNINGS = "lightning.pytorch.loggers"
+_HOMES = (_LIGHTNINGS, "pytorch_lightning.loggers", "itwinai.loggers")
 
-_OF_NAMES = {
-    "csv": f"{_LIGHTNINGS}.CSVLogger",
-    "jsonl": f"{_OURS}.JSONLLogger",
-    "tensorboard": f"{_LIGHTNINGS}.TensorBoardLogger",
-    "mlflow": f"{_OURS}.MLFlowLogger",
-    "wandb": f"{_LIGHTNINGS}.WandbLogger",
-    "provenance": f"{_OURS}.ProvenanceLogger",
-}
+_KINDS = {kind.class_path.rpartition(".")[2]: kind for kind in LOGGERS.values()}
 
 # A class without its module is lightning's, where it has one of that name.
-_OF_SHORT_PATHS = {path.rpartition(".")[2]: path for path in _OF_NAMES.values()} | {
+_OF_SHORT_PATHS = {name: kind.class_path for name, kind in _KINDS.items()} | {
     "MLFlowLogger": f"{_LIGHTNINGS}.MLFlowLogger"
 }
-
-_KINDS = {path.rpartition(".")[2]: name for name, path in _OF_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,7 @@ def entries_of(given: Any) -> list[Entry | Any]:
         return []
     if given is None or given is True:
         is_there = find_spec("tensorboard") or find_spec("tensorboardX")
-        given = {"class_path": _OF_NAMES["tensorboard" if is_there else "csv"]}
+        given = {"class_path": LOGGERS["tensorboard" if is_there else "csv"].class_path}
     if isinstance(given, str):
         given = given.split(",")
     items = [given] if isinstance(given, Mapping) or not isinstance(given, Iterable) else list(given)
@@ -111,7 +102,7 @@ def _entry(item: Any) -> Entry | Any:
     name = item.strip().lower()
     if name not in LOGGERS:
         make_loggers(name, "")  # says what is wrong
-    return replace(_of_class(_OF_NAMES[name], {}, {}), is_named=True)
+    return replace(_of_class(LOGGERS[name].class_path, {}, {}), is_named=True)
 
 
 def _of_class(class_path: str, init_args: dict[str, Any], rest: dict[str, Any]) -> Entry:
@@ -124,10 +115,10 @@ def _kind_of(class_path: str) -> tuple[str, bool]:
     """Return which kind of logger a class is or derives from, and whether that is itwinai's."""
     module, _, name = class_path.rpartition(".")
     if name in _KINDS and _is_at_home(module):
-        return _KINDS[name], module.startswith("itwinai")
+        return _KINDS[name].name, module.startswith("itwinai")
     for cls in _bases(module, name):
         if cls.__name__ in _KINDS and _is_at_home(cls.__module__):
-            return _KINDS[cls.__name__], cls.__module__.startswith("itwinai")
+            return _KINDS[cls.__name__].name, cls.__module__.startswith("itwinai")
     return "", False
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from itwinai.facts.secrets import without_secrets
+from itwinai.files.whole import write_whole
 from itwinai.loggers.mlflow_manners import clean_output
 from itwinai.trials.records import SearchRecord, Status
 from itwinai.tune.logger_kinds import Entry, entries_of
@@ -34,7 +35,6 @@ def search_id(folder: Path) -> str:
     Args:
         folder: of the search, where it is written at the first time.
     """
-    from itwinai.loggers.folder import write_whole
 
     path = folder / IDENTITY
     if not path.exists():

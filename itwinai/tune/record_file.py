@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from itwinai.errors import ConfigurationError
+from itwinai.files.documents import reading, versioned
+from itwinai.files.whole import write_whole
 from itwinai.trials.records import Objective, Range, Report, SearchRecord, TrialRecord
 
 VERSION = 1
 """Of the format; it counts up where older readers would misread a file."""
 
-# What JSON has no word for stands as {"$float": "nan"}, {"$tuple": [...]}, {"$items": [[key, value], ...]}.
+# What JSON has no word for stands as {"$float": "nan"}, {"$tuple": [...]}, {"$items": [[key, value], ...]}. Parameters
+# are of any kind, and the text "NaN" may be one of them.
 _FLOAT, _TUPLE, _ITEMS = "$float", "$tuple", "$items"
 
 
@@ -29,7 +31,6 @@ def write_record(record: SearchRecord, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: it could not be written; the old file is still there.
     """
-    from itwinai.loggers.folder import write_whole
 
     head = _plain(
         {
@@ -59,23 +60,10 @@ def read_record(path: str | os.PathLike[str]) -> SearchRecord:
         ConfigurationError: the file is none of `write_record`, or of a later version.
         OSError: it cannot be read.
     """
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        document = json.loads(text)
-        version = document.pop("version")
-        if version != VERSION:
-            raise ConfigurationError(
-                f"{os.fspath(path)} is of version {version} of the format, and this itwinai reads version {VERSION}. "
-                "Read it with the itwinai that has written it, or a later one."
-            )
-        return _record(_value(document))
-    except ConfigurationError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigurationError(
-            f"{os.fspath(path)} is no record of a search ({type(error).__name__}: {error}). A search leaves its record "
-            "in its folder; give that file."
-        ) from error
+    text, name = Path(path).read_text(encoding="utf-8"), os.fspath(path)
+    with reading(f"{name} is no record of a search", "A search leaves its record in its folder; give that file."):
+        later = "Read it with the itwinai that has written it, or a later one."
+        return _record(_value(versioned(text, VERSION, name, later)))
 
 
 def _record(document: dict[str, Any]) -> SearchRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from itwinai.files.whole import write_whole
 from itwinai.report.page import page
 from itwinai.report.search.sections import search_sections
 from itwinai.trials.records import SearchRecord
@@ -23,7 +24,6 @@ def write_report(record: SearchRecord, path: str | os.PathLike[str], best_config
         MissingPackageError: matplotlib is not installed.
         OSError: it could not be written; the old page is still there.
     """
-    from itwinai.loggers.folder import write_whole
 
     found = [importances(record, objective) for objective in record.objectives]
     sections = search_sections(record, found, best_config)

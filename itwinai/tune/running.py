@@ -12,7 +12,7 @@ import yaml
 
 from itwinai.errors import MissingMetricError, TrialError
 from itwinai.facts.secrets import without_secrets
-from itwinai.loggers.folder import write_whole
+from itwinai.files.whole import write_whole
 from itwinai.report.words import path_text
 from itwinai.trials import records
 from itwinai.trials.records import SearchRecord

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from itwinai.errors import ConfigurationError, require
+from itwinai.errors import ConfigurationError
 from itwinai.facts.plain import plain
 from itwinai.facts.secrets import without_secrets
+from itwinai.loggers.names import LOGGERS
 from itwinai.tune.logger_kinds import Entry, entries_of
 from itwinai.tune.mlflow_runs import PARENT, SEARCH_ID, TRIAL, place_of, trial_run
 
@@ -109,6 +110,8 @@ class TrialLoggers:
 
 
 def _filled(entry: Entry, run: TrialRun) -> dict[str, Any]:
+    if entry.is_named:
+        LOGGERS[entry.kind].check_installed()
     fill = _FILLERS.get(entry.kind)
     return entry.as_config() if fill is None else entry.with_arguments(**fill(entry, run)).as_config()
 
@@ -126,8 +129,6 @@ def _continued(entry: Entry, run: TrialRun) -> dict[str, Any]:
 
 
 def _tensorboard(entry: Entry, run: TrialRun) -> dict[str, Any]:
-    if entry.is_named:
-        require("tensorboard", "Install it with `pip install tensorboard`.", "The logger 'tensorboard'")
     # TensorBoard leaves out what an earlier start has logged from this step on.
     repeated = {} if run.next_step is None else {"purge_step": run.next_step}
     return {**_continued(entry, run), **repeated}
@@ -159,8 +160,6 @@ def _mlflow(entry: Entry, run: TrialRun) -> dict[str, Any]:
 
 
 def _wandb(entry: Entry, run: TrialRun) -> dict[str, Any]:
-    if entry.is_named:
-        require("wandb", "Install it with `pip install 'itwinai[wandb]'`.", "The logger 'wandb'")
     _refuse(entry, "id", "version")
     given = entry.arguments
     filled = {

@@ -15,8 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import cloudpickle
+
 from itwinai.errors import TrialError
-from itwinai.launchers.worker import Start, write_whole
+from itwinai.files.whole import write_whole
+from itwinai.launchers.worker import Start
 from itwinai.trials.line import Exchange, Message
 from itwinai.trials.session import Decision, LineSession
 
@@ -149,10 +152,10 @@ class ProcessRun(TrialRun):
 
     def _start(self, order: SearchOrder, assignment: Assignment) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="itwinai-trial-"))
-        write_whole(self.folder / "payload.pickle", assignment)
+        write_whole(self.folder / "payload.pickle", cloudpickle.dumps(assignment))
         entry = "itwinai.tune.trial_process:run"
         start = Start(order.sys_path, order.working_folder, order.variables(), {0: None}, entry)
-        write_whole(self.folder / "start.pickle", start)
+        write_whole(self.folder / "start.pickle", pickle.dumps(start))
         with open(self.output, "ab") as log:
             streams = log.fileno(), log.fileno()
             self.process: ForkedWorker = self.template.start_worker(self.folder, 0, streams)

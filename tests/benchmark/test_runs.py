@@ -14,7 +14,7 @@ import pytest
 
 from itwinai.benchmark.record_file import RECORDS, read_record
 from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Measurement
-from tests.conftest import RunCommand, python, start_script
+from tests.conftest import RunCommand, python, start_script, wait_for_no_workers
 
 CONFIG = """\
 trainer:
@@ -50,8 +50,6 @@ def of(record: BenchmarkRecord, strategy: str, **axes: str) -> list[Measurement]
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory, run_command: RunCommand) -> tuple[Path, str, str]:
     """Interrupt a benchmark of all frameworks in its second run, and go on with it; return what both have printed."""
-    from tests.conftest import worker_processes
-
     folder = tmp_path_factory.mktemp("frameworks") / "benchmark"
     asked = arguments(folder, "--strategies", "ddp,deepspeed_stage_2,horovod,ray", "--workers", "2", "--repeats", "1")
     output = folder.parent / "output.txt"
@@ -59,7 +57,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, run_command: RunComman
     _wait_for_measurements(folder, 1, process)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130, output.read_text()
-    assert worker_processes() == []
+    wait_for_no_workers()
     finished = run_command(python(*asked, "--resume"), timeout=280)
     assert finished.code == 0, finished.output
     return folder, output.read_text(), finished.output

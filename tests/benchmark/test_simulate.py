@@ -525,18 +525,6 @@ def test_what_are_no_numbers_of_workers(text: str) -> None:
         units.numbers_of_workers(text)
 
 
-def test_amounts_told() -> None:
-    assert [units.told_seconds(value) for value in (0, 5e-6, 0.12, 0.9999, 12.34)] == [
-        "0 ns",
-        "5 us",
-        "120 ms",
-        "1 s",
-        "12.3 s",
-    ]
-    assert units.told_bytes(1.5e9) == "1.5 GB" and units.told_bytes(math.inf) == "infinite B"
-    assert units.told_number(25_000_000) == "25 M" and units.told_number(12) == "12"
-
-
 # --- the command ---
 
 BY_FLAGS = ["--compute", "120ms", "--gradients", "100MB"]

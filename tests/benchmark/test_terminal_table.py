@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from itwinai.benchmark.records import Cell
 from itwinai.benchmark.statistics.summary import summarize
+from itwinai.benchmark.telling.aligned import aligned
 from itwinai.benchmark.telling.terminal_table import table_text
 from tests.benchmark.examples import PRECISION, changed, interrupted, rich, two_precisions
 from tests.benchmark.synthetic import Line, amdahl, communication, synthetic_record
@@ -71,3 +72,13 @@ def test_baseline_of_several_workers_has_a_note_below_its_table() -> None:
     table = table_text(summarize(record)).split("\n\n")[0].splitlines()
     assert table[-1] == "Speed-ups are relative to ddp with 2 workers, whose speed-up is set to 2."
     assert "set to" not in table_text(summarize(rich()))
+
+
+def test_numbers_stand_at_the_right() -> None:
+    rows = [(["8", "1.5 ms"], ""), (["1,024", "0.2 ms"], "")]
+    assert aligned(["workers", "step"], rows, numbered=True) == [
+        "workers    step",
+        "      8  1.5 ms",
+        "  1,024  0.2 ms",
+    ]
+    assert aligned(["workers", "step"], rows)[1] == "8        1.5 ms"

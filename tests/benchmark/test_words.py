@@ -20,6 +20,7 @@ from itwinai.benchmark.telling.amounts import (
     p_text,
     share_text,
     time_text,
+    traffic_text,
 )
 from itwinai.benchmark.telling.words import in_words
 from tests.benchmark.examples import (
@@ -79,6 +80,7 @@ def test_units_are_handy() -> None:
     assert time_text(Estimate(0.9999, None, None, 1)) == "1.00 s"
     assert time_text(Estimate(2.5e-5, None, None, 1)) == "25.0 µs" and time_text(Estimate(0.0, None, None, 1)) == "0 s"
     assert memory_text(Estimate(1.5 * 2**30, None, None, 1)) == "1.50 GiB" and memory_text(None) == "-"
+    assert [traffic_text(size) for size in (1.5e9, 999.96e6, 64.0, 0.0)] == ["1.50 GB", "1.00 GB", "64.0 B", "0 B"]
     assert [number_text(value) for value in (1234.4, 12.34, 0.5, 3e-7)] == ["1,234", "12.3", "0.500", "3.00e-07"]
     assert [share_text(value) for value in (0.314, 0.0314, 0.0)] == ["31 %", "3.1 %", "0 %"]
     assert [p_text(value) for value in (0.0004, 0.0312)] == ["p < 0.001", "p = 0.031"]

@@ -19,6 +19,7 @@ import torch
 from itwinai.checkpoints import file
 from itwinai.checkpoints.find import newest_valid
 from itwinai.errors import CheckpointError, DamagedCheckpointError, UnsafeCheckpointError
+from itwinai.files.whole import PART, remove_parts
 from tests.conftest import REPOSITORY
 
 ABOUT = {"global_step": 3, "resumable": True, "versions": {"itwinai": "0"}}
@@ -134,7 +135,7 @@ def test_files_of_others(tmp_path: Path) -> None:
 def test_newest_valid_passes_over_damaged_ones(tmp_path: Path) -> None:
     paths = [written(tmp_path, step) for step in range(4)]
     (tmp_path / "empty.ckpt").touch()
-    (tmp_path / f"{file.PART}9.ckpt").write_bytes(b"half")
+    (tmp_path / f"{PART}9.ckpt").write_bytes(b"half")
     damaged = bytearray(paths[3].read_bytes())
     damaged[500] ^= 1
     paths[3].write_bytes(damaged)
@@ -186,9 +187,9 @@ def test_writer_killed_at_random_moments(tmp_path: Path) -> None:
             assert loaded["global_step"] in (step, step + 1)
             assert torch.equal(loaded["state_dict"]["weight"], torch.full((500_000,), float(loaded["global_step"])))
             step = loaded["global_step"] + 1
-        assert any(tmp_path.glob(f"{file.PART}*")), "no writer was killed in the midst of a save"
-        file.remove_parts(tmp_path)
-        assert not any(tmp_path.glob(f"{file.PART}*"))
+        assert any(tmp_path.glob(f"{PART}*")), "no writer was killed in the midst of a save"
+        remove_parts(tmp_path)
+        assert not any(tmp_path.glob(f"{PART}*"))
     finally:
         writer.close()
 

@@ -12,7 +12,7 @@ import yaml
 
 from itwinai.configured import command_line
 from itwinai.tune.course_file import read_search
-from tests.conftest import assert_no_process_left, start_script, worker_processes
+from tests.conftest import assert_no_process_left, start_script, wait_for_no_workers
 
 EPOCHS = 4
 
@@ -74,10 +74,7 @@ def test_a_search_that_was_interrupted_and_killed_goes_on_to_the_same_result(tmp
     wait_until(lambda: both_have_restored(1), process, output)
     process.send_signal(signal.SIGKILL)
     process.wait(60)
-    deadline = time.monotonic() + 15
-    while left := worker_processes():  # Ray's own agents take longer to notice
-        assert time.monotonic() < deadline, f"left behind: {left}"
-        time.sleep(0.05)
+    wait_for_no_workers()  # Ray's own agents take longer to notice
 
     # Not as something else than it was.
     process, output = search("other", "--resume", "--tune.scheduler=asha", "--trainer.max_epochs=9")

@@ -14,6 +14,7 @@ from itwinai.benchmark.statistics.groups import Naming, Speed, naming_of
 from itwinai.benchmark.telling.aligned import aligned
 from itwinai.benchmark.telling.amounts import UNKNOWN, estimate_text, number_text, p_text
 from itwinai.errors import require
+from itwinai.files.whole import write_whole
 from itwinai.report.sections import Section, Table
 from itwinai.report.terminal import WIDTH
 from itwinai.report.words import count_text
@@ -74,7 +75,6 @@ def write_comparison(comparison: Comparison, path: str | os.PathLike[str]) -> Pa
     """
     for package in ("matplotlib", "jinja2"):
         require(package, "Install it with `pip install 'itwinai[benchmark]'`.", "The comparison of benchmarks")
-    from itwinai.loggers.folder import write_whole
     from itwinai.report.page import page
 
     write_whole(Path(path), page(_title(comparison), comparison_sections(comparison)))

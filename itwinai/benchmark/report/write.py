@@ -10,6 +10,7 @@ from pathlib import Path
 from itwinai.benchmark.records import BenchmarkRecord
 from itwinai.benchmark.report.style import DOTS_PER_INCH, Drawn
 from itwinai.errors import require
+from itwinai.files.whole import write_whole
 
 PAGE = "report.html"
 PICTURES = "pictures"
@@ -34,7 +35,6 @@ def write_report(record: BenchmarkRecord, folder: str | os.PathLike[str]) -> Pat
     for package in ("matplotlib", "jinja2", "scipy"):
         require(package, "Install it with `pip install 'itwinai[benchmark]'`.", "The report of a benchmark")
     from itwinai.benchmark.report.sections import benchmark_page
-    from itwinai.loggers.folder import write_whole
     from itwinai.report.page import page
 
     sections, drawn, lead = benchmark_page(record)

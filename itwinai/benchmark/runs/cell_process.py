@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from itwinai.benchmark.runs.run_config import is_ray
+from itwinai.files.whole import write_whole
 
 RESULT = "result.json"
 ERROR = "error.txt"
@@ -84,7 +85,6 @@ def _run(order: Order, began: float) -> None:
     from itwinai.benchmark.record_file import measured_to_plain
     from itwinai.benchmark.runs.stopwatch import Stopwatch
     from itwinai.configured import command_line
-    from itwinai.loggers.folder import write_whole
 
     stopwatch = Stopwatch(order.steps, order.warmup, order.seconds, began)
     built = command_line(order.config, run=False, save_config_callback=None, trainer_defaults={"callbacks": stopwatch})

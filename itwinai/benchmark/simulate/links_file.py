@@ -13,9 +13,11 @@ from typing import Any
 from itwinai.benchmark.simulate.fit import FittedLink, Timing
 from itwinai.benchmark.simulate.links import Link, Topology
 from itwinai.errors import ConfigurationError
+from itwinai.files.documents import reading, versioned
+from itwinai.files.whole import write_whole
 
 VERSION = 1
-"""Of the format; it counts up where older readers would misread a file."""
+"""Of the format."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,6 @@ def write_links(links: MeasuredLinks, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: it could not be written; the old file is still there.
     """
-    from itwinai.loggers.folder import write_whole
 
     plain = {"version": VERSION, **dataclasses.asdict(links)}
     write_whole(Path(path), json.dumps(plain, indent=1) + "\n")
@@ -83,24 +84,13 @@ def read_links(path: str | os.PathLike[str]) -> MeasuredLinks:
     """
     name = os.fspath(path)
     try:
-        plain = json.loads(Path(path).read_text(encoding="utf-8"))
-        version = plain.pop("version")
-        if version != VERSION:
-            raise ConfigurationError(
-                f"{name} is of version {version} of the format, and this itwinai reads version {VERSION}. Measure the "
-                "links again."
-            )
-        return links_from_plain(plain)
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(
             f"{name} cannot be read ({error.strerror}). `itwinai benchmark links -o {name}` writes it."
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        raise ConfigurationError(
-            f"{name} is not what `itwinai benchmark links` writes ({type(error).__name__}: {error})."
-        ) from error
+    with reading(f"{name} is not what `itwinai benchmark links` writes"):
+        return links_from_plain(versioned(text, VERSION, name, "Measure the links again."))
 
 
 def links_from_plain(plain: Mapping[str, Any]) -> MeasuredLinks:

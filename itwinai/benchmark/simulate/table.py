@@ -11,7 +11,9 @@ from pathlib import Path
 from itwinai.benchmark.simulate.fit import FittedLink
 from itwinai.benchmark.simulate.from_record import Comparison
 from itwinai.benchmark.simulate.prediction import Prediction
-from itwinai.benchmark.simulate.units import told_bytes, told_seconds
+from itwinai.benchmark.telling.aligned import aligned
+from itwinai.benchmark.telling.amounts import UNKNOWN, bytes_text, seconds_text, traffic_text
+from itwinai.files.whole import write_whole
 
 _HEAD = ("workers", "step", "compute", "exposed", "hidden", "waiting", "optimizer")
 _NEXT = ("speed-up", "effic.", "samples/s", "memory")
@@ -30,22 +32,23 @@ def prediction_table(predictions: Sequence[Prediction]) -> str:
                 *(_digits(seconds * factor) for seconds in times),
                 _digits(one.speedup),
                 f"{one.efficiency:.0%}" if one.efficiency >= 0.1 else f"{one.efficiency:.1%}",
-                "-" if one.throughput is None else _digits(one.throughput),
-                "-" if one.memory is None else told_bytes(one.memory.total),
+                UNKNOWN if one.throughput is None else _digits(one.throughput),
+                UNKNOWN if one.memory is None else bytes_text(one.memory.total),
             ]
         )
     tables = [
-        f"{name}, times in {unit}\n{aligned([[*_HEAD, *_NEXT], *rows], left=0)}" for name, rows in strategies.items()
+        [f"{name}, times in {unit}", *aligned([*_HEAD, *_NEXT], [(row, "") for row in rows], numbered=True)]
+        for name, rows in strategies.items()
     ]
-    return "\n\n".join(tables)
+    return "\n\n".join("\n".join(lines) for lines in tables)
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
     """Return predictions beside what was measured, with the error of each and the reason for what is missing."""
-    rows = [["strategy", "workers", "scaling", "settings", "measured", "predicted", "error"]]
-    notes = []
+    heading = ("strategy", "workers", "scaling", "settings", "measured", "predicted", "error")
+    rows, notes = [], []
     for one in comparisons:
-        settings = ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in one.cell.axes) or "-"
+        settings = ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in one.cell.axes) or UNKNOWN
         if one.error is None or one.predicted is None:
             notes.append(f"- {one.cell.strategy} with {one.cell.workers}: {one.reason}")
         rows.append(
@@ -54,29 +57,30 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
                 str(one.cell.workers),
                 one.cell.scaling,
                 settings,
-                told_seconds(one.measured),
-                "-" if one.predicted is None else told_seconds(one.predicted),
-                "-" if one.error is None else f"{one.error:+.0%}",
+                seconds_text(one.measured),
+                UNKNOWN if one.predicted is None else seconds_text(one.predicted),
+                UNKNOWN if one.error is None else f"{one.error:+.0%}",
             ]
         )
-    return "\n".join([aligned(rows), *notes])
+    return "\n".join([*aligned(heading, [(row, "") for row in rows]), *notes])
 
 
 def link_table(fitted: FittedLink) -> str:
     """Return the timings of a link beside those of its fit."""
-    rows = [["bytes", "measured", "fitted", "error", "bandwidth"]]
+    rows = []
     for timing, error in zip(fitted.timings, fitted.errors, strict=True):
         sent = 2 * (fitted.workers - 1) / fitted.workers * timing.size
         rows.append(
             [
                 f"{timing.size:,}",
-                told_seconds(timing.seconds),
-                told_seconds(fitted.predicted(timing)),
+                seconds_text(timing.seconds),
+                seconds_text(fitted.predicted(timing)),
                 f"{error:+.0%}",
-                f"{told_bytes(sent / timing.seconds)}/s",
+                f"{traffic_text(sent / timing.seconds)}/s",
             ]
         )
-    return aligned(rows, left=0)
+    heading = ("bytes", "measured", "fitted", "error", "bandwidth")
+    return "\n".join(aligned(heading, [(row, "") for row in rows], numbered=True))
 
 
 def write_predictions(predictions: Sequence[Prediction], path: str | os.PathLike[str]) -> None:
@@ -87,7 +91,6 @@ def write_predictions(predictions: Sequence[Prediction], path: str | os.PathLike
     Raises:
         OSError: it could not be written; an old file is still there.
     """
-    from itwinai.loggers.folder import write_whole
 
     causes = list(predictions[0].losses)
     times = ("step", "compute", "other", "optimizer", "exposed", "hidden", "waiting")
@@ -111,24 +114,6 @@ def write_predictions(predictions: Sequence[Prediction], path: str | os.PathLike
             ]
         )
     write_whole(Path(path), text.getvalue())
-
-
-def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Return rows as lines: a head, a rule, and the others.
-
-    Args:
-        rows: the head is the first of them.
-        left: how many columns are aligned to the left.
-    """
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def _digits(value: float) -> str:

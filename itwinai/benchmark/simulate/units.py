@@ -1,8 +1,7 @@
-"""Sizes, times, rates and numbers as people write and read them: ``25MiB``, ``5us``, ``25GB/s``, ``1.3B``."""
+"""Sizes, times, rates and numbers as people write them: ``25MiB``, ``5us``, ``25GB/s``, ``1.3B``."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 
@@ -72,21 +71,6 @@ def numbers_of_workers(text: str) -> list[int]:
     return sorted(set(found))
 
 
-def told_seconds(value: float) -> str:
-    """Return a time with three digits and a unit that fits: ``5 us``, ``120 ms``."""
-    return _told(value, {1.0: "s", 1e-3: "ms", 1e-6: "us", 1e-9: "ns"})
-
-
-def told_bytes(value: float) -> str:
-    """Return a size with three digits: ``100 MB``."""
-    return _told(value, {1e12: "TB", 1e9: "GB", 1e6: "MB", 1e3: "kB", 1.0: "B"})
-
-
-def told_number(value: float) -> str:
-    """Return a number with three digits: ``25 million`` is ``25 M``."""
-    return _told(value, {1e12: "T", 1e9: "B", 1e6: "M", 1e3: "k", 1.0: ""}).strip()
-
-
 def _amount(text: str, kind: str, units: Mapping[str, float], examples: str) -> float:
     match = _AMOUNT.fullmatch(text)
     if match is None:
@@ -116,12 +100,3 @@ def _between(found: list[int], last: int, text: str) -> list[int]:
     if following != last:
         raise ConfigurationError(f"'{text}' does not come to {last} if it goes on as it begins.")
     return numbers
-
-
-def _told(value: float, units: Mapping[float, str]) -> str:
-    if value == math.inf:
-        return f"infinite {units[1.0]}".strip()
-    # By what is shown: 999.9 ms are 1 s.
-    factor = next((factor for factor in units if float(f"{value:.3g}") >= factor), min(units))
-    scaled = value / factor
-    return f"{scaled:.0f} {units[factor]}" if scaled >= 999.5 else f"{scaled:.3g} {units[factor]}"

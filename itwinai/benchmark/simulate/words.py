@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itwinai.benchmark.simulate.collectives import ALGORITHMS
 from itwinai.benchmark.simulate.links import Link, Topology
 from itwinai.benchmark.simulate.prediction import Prediction
-from itwinai.benchmark.simulate.units import told_bytes, told_number, told_seconds
 from itwinai.benchmark.simulate.workload import Workload
+from itwinai.benchmark.telling.amounts import seconds_text, traffic_text
 
 ENOUGH = 0.7
 """Efficiency below which a reader is told what binds."""
@@ -72,16 +72,16 @@ def binding(prediction: Prediction) -> tuple[str, float]:
 
 def workload_told(workload: Workload) -> str:
     """Return what one worker does, in one line."""
-    parts = [f"computes {told_seconds(workload.compute)}"]
+    parts = [f"computes {seconds_text(workload.compute)}"]
     if workload.batch is not None:
         parts[0] += f" for {workload.batch:,} samples"
     if workload.optimizer:
-        parts.append(f"optimizer {told_seconds(workload.optimizer)}")
+        parts.append(f"optimizer {seconds_text(workload.optimizer)}")
     if workload.other:
-        parts.append(f"other {told_seconds(workload.other)}")
-    parts.append(f"gradients {told_bytes(workload.gradient_bytes)}")
+        parts.append(f"other {seconds_text(workload.other)}")
+    parts.append(f"gradients {traffic_text(workload.gradient_bytes)}")
     if workload.parameters is not None:
-        parts.append(f"{told_number(workload.parameters)} parameters")
+        parts.append(f"{workload.parameters:,} parameters")
     parts.append(f"steps vary by {workload.variation:.1%}" if workload.variation else "steps do not vary")
     if workload.cores is not None:
         parts.append(f"{_count(workload.cores.threads, 'thread')} on {_count(workload.cores.number, 'core')}")
@@ -101,8 +101,8 @@ def topology_told(topology: Topology) -> str:
 
 
 def link_told(link: Link) -> str:
-    """Return a link as ``5 us, 25 GB/s``."""
-    return f"{told_seconds(link.latency)}, {told_bytes(link.bandwidth)}/s"
+    """Return a link as ``5.00 µs, 25.0 GB/s``."""
+    return f"{seconds_text(link.latency)}, {traffic_text(link.bandwidth)}/s"
 
 
 def assumptions(workload: Workload, predictions: Sequence[Prediction]) -> list[str]:

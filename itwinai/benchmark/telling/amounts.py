@@ -30,6 +30,7 @@ class Unit:
 
 _TIMES = (Unit("s"), Unit("ms", 1e-3), Unit("µs", 1e-6))
 _BYTES = (Unit("GiB", 2.0**30), Unit("MiB", 2.0**20), Unit("KiB", 2.0**10), Unit("B"))
+_TRAFFIC = (Unit("GB", 1e9), Unit("MB", 1e6), Unit("kB", 1e3), Unit("B"))
 _JOULES = (Unit("kJ", 1e3), Unit("J"), Unit("mJ", 1e-3), Unit("µJ", 1e-6))
 
 
@@ -98,6 +99,12 @@ def seconds_text(seconds: float) -> str:
 def bytes_text(size: float) -> str:
     """Return a number of bytes that is known without an interval, in a handy unit."""
     return memory_text(Estimate(size, None, None, 1))
+
+
+def traffic_text(size: float) -> str:
+    """Return a number of bytes that are sent, in the decimal units of links."""
+    unit = _unit(size, _TRAFFIC)
+    return f"{number_text(unit.of(size))} {unit.name}"
 
 
 def memory_text(estimate: Estimate | None) -> str:

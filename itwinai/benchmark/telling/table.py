@@ -12,6 +12,7 @@ from itwinai.benchmark.statistics.cell_summary import CellSummary, cell_text
 from itwinai.benchmark.statistics.estimates import Estimate
 from itwinai.benchmark.statistics.summary import Summary
 from itwinai.benchmark.telling.parts import PARTS
+from itwinai.files.whole import write_whole
 
 FIGURES: Mapping[str, Callable[[CellSummary], Estimate | None]] = {
     "samples_per_second": lambda cell: cell.throughput,
@@ -52,7 +53,6 @@ def write_table(summary: Summary, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: it could not be written; the old file is still there.
     """
-    from itwinai.loggers.folder import write_whole
 
     text = io.StringIO()
     axes = list(dict.fromkeys(path for one in summary.cells for path, _ in one.cell.axes))
