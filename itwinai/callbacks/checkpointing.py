@@ -33,8 +33,9 @@ PREEMPTED = "preempted"
 class ModelCheckpoint(compat.ModelCheckpoint):
     """Save checkpoints as lightning's callback of this name does, in the background.
 
-    Training stands still for the copy of the state to host memory. A thread of rank 0 writes it, so that each file
-    appears whole or not at all. A save that comes before the last one is written waits for it.
+    Training stands still for the copy of the state to host memory. A thread of rank 0 writes it (of every worker, where
+    each has a part to write), so that each file appears whole or not at all. A save that comes before the last one is
+    written waits for it.
 
     Args:
         dirpath: folder or URL; by default the logger's folder, or ``default_root_dir``, with ``checkpoints`` added.

@@ -75,16 +75,26 @@ class PortableCheckpointIO(CheckpointIO):
         """
         if storage_options is not None:
             raise TypeError("storage_options are not supported; put them into the URL or into fsspec's configuration.")
+        self.save_with(self._write, checkpoint, str(path))
+
+    def save_with(self, write: Callable[[dict[str, Any], str], None], checkpoint: dict[str, Any], path: str) -> None:
+        """Write a checkpoint in another way, in the background if that is wanted.
+
+        Args:
+            write: is given a snapshot of the content, and the path.
+            checkpoint: its content, with whatever tensors this worker has to write.
+            path: of the file or folder.
+        """
         if not self._keeps_failures:
             self.wait()
-            self._write(checkpoint, path)
+            write(checkpoint, path)
             return
         if self._in_background:
-            self._writer.write(checkpoint, str(path), self._write)
-            self._coming = [str(path)]
+            self._writer.write(checkpoint, path, write)
+            self._coming = [path]
         else:
             self.wait()
-            self._writer.write_now(checkpoint, str(path), self._write)
+            self._writer.write_now(checkpoint, path, write)
 
     def _write(self, checkpoint: dict[str, Any], path: Any) -> None:
         file.write(checkpoint, path, content.describe(checkpoint), written_at=time.time())

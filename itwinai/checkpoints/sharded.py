@@ -12,13 +12,18 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
 from itwinai.checkpoints import content, file
 from itwinai.checkpoints.file import Manifest
@@ -46,38 +51,105 @@ def key_of_state(kind: str, name: str) -> str:
     return f"optimizer/{kind}/{name}"
 
 
-def write(
-    tensors: Mapping[str, Tensor],
-    checkpoint: Mapping[str, Any],
-    folder: Path,
-    is_first: bool,
-    broadcast: Callable[[Any], Any],
-    gather: Callable[[Any], list[Any]],
-) -> None:
-    """Write a sharded checkpoint; all workers have to call it.
+def contents(tensors: Mapping[str, DTensor], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a worker has to write as plain values, of which a snapshot can be taken.
 
     Args:
-        tensors: by key, as DTensors of which each worker has its part.
-        checkpoint: everything else; that of the first worker counts.
-        folder: to write; one of the same name stays valid until the new one is whole.
-        is_first: whether this is rank 0.
-        broadcast: returns rank 0's object on all workers.
-        gather: returns the objects of all workers, by rank.
+        tensors: by key, flat, divided among the workers.
+        checkpoint: everything else; that of rank 0 counts.
     """
-    part: Path = broadcast(folder.with_name(part_name(folder.name)))
-    if is_first:
-        part.mkdir(parents=True)
-    gather(None)  # the folder is there
-    dcp.save(dict(tensors), checkpoint_id=part)
-    mine = [path for path in sorted(part.iterdir()) if path.name.startswith(f"__{torch.distributed.get_rank()}_")]
-    hashes = gather({path.name: _flushed_hash(path) for path in mine})
-    if is_first:
-        hashes.append({".metadata": _flushed_hash(part / ".metadata")})
-        files = {name: value for found in hashes for name, value in found.items()}
-        about = {**content.describe(checkpoint), "files": files}
-        file.write(checkpoint, part / CONTENT, about, written_at=time.time())
-        _put_in_place(part, folder)
-    gather(None)  # nobody goes on before it is in its place
+    return {
+        "parts": {key: tensor.to_local() for key, tensor in tensors.items()},
+        "sizes": {key: tensor.numel() for key, tensor in tensors.items()},
+        "checkpoint": dict(checkpoint),
+    }
+
+
+class ShardWriter:
+    """Writes folders, each worker its own part; also in a thread, as it has a process group of its own.
+
+    All workers have to make one together, and to write the same folders in the same order.
+    """
+
+    def __init__(self) -> None:
+        # What other workers have to write may take them much longer.
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=2))
+        # In host memory; nothing is exchanged over it.
+        self._mesh = DeviceMesh.from_group(self._group, "cpu")
+
+    def write(self, content_of_all: dict[str, Any], path: str) -> None:
+        """Write a folder; one of the same name stays valid until the new one is whole.
+
+        Args:
+            content_of_all: see `contents`.
+            path: of the folder.
+
+        Raises:
+            CheckpointError: a worker could not write its part; this is raised by all of them.
+        """
+        folder, checkpoint = Path(path), content_of_all["checkpoint"]
+        is_first = dist.get_rank() == 0
+        part: Path = self._together(lambda: _new_part(folder) if is_first else None)[0]
+        try:
+            self._write_part(content_of_all, part)
+            hashes = self._together(lambda: _hashes(part, f"__{dist.get_rank()}_"))
+            self._together(lambda: _complete(part, folder, checkpoint, hashes) if is_first else None)
+        except BaseException:
+            if is_first:
+                shutil.rmtree(part, ignore_errors=True)
+            raise
+
+    def _write_part(self, content_of_all: dict[str, Any], part: Path) -> None:
+        sizes = content_of_all["sizes"]
+        tensors = {key: self._divided(local.cpu(), sizes[key]) for key, local in content_of_all["parts"].items()}
+        try:
+            dcp.save(tensors, checkpoint_id=part, process_group=self._group)
+        except CheckpointException as error:
+            rank, (failure, _) = min(error.failures.items())
+            raise CheckpointError(_told(rank, failure)) from error
+
+    def _divided(self, local: Tensor, size: int) -> DTensor:
+        shape = torch.Size([size])
+        return DTensor.from_local(local, self._mesh, [Shard(0)], run_check=False, shape=shape, stride=(1,))
+
+    def _together(self, action: Callable[[], Any]) -> list[Any]:
+        """Do something on each worker, and return what came of it on all of them, by rank; one's failure is everyone's.
+
+        Raises:
+            CheckpointError: it has failed on a worker.
+        """
+        mine: tuple[Any, str] = None, ""
+        cause = None
+        try:
+            mine = action(), ""
+        except Exception as error:  # all workers raise it, below
+            cause, mine = error, (None, _told(dist.get_rank(), error))
+        results: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(results, mine, group=self._group)
+        if failed := next((failure for _, failure in results if failure), ""):
+            raise CheckpointError(failed) from cause
+        return [result for result, _ in results]
+
+
+def _told(rank: int, error: BaseException) -> str:
+    return f"rank {rank}: {type(error).__name__}: {error}"
+
+
+def _new_part(folder: Path) -> Path:
+    part = folder.with_name(part_name(folder.name))
+    part.mkdir(parents=True)
+    return part
+
+
+def _hashes(part: Path, prefix: str) -> dict[str, str]:
+    return {path.name: _flushed_hash(path) for path in sorted(part.iterdir()) if path.name.startswith(prefix)}
+
+
+def _complete(part: Path, folder: Path, checkpoint: Mapping[str, Any], hashes: list[dict[str, str]]) -> None:
+    """Write everything else, and put the folder in its place."""
+    files = {name: value for found in [*hashes, _hashes(part, ".metadata")] for name, value in found.items()}
+    file.write(checkpoint, part / CONTENT, {**content.describe(checkpoint), "files": files}, written_at=time.time())
+    _put_in_place(part, folder)
 
 
 def _flushed_hash(path: Path) -> str:
@@ -135,7 +207,7 @@ def read_content(folder: Path, weights_only: bool = True) -> dict[str, Any]:
     return file.read(folder / CONTENT, weights_only)
 
 
-def read_shards(tensors: dict[str, Tensor], folder: Path) -> None:
+def read_shards(tensors: dict[str, DTensor], folder: Path) -> None:
     """Read this worker's parts of the tensors, whatever the parts were in which they were written.
 
     Args:

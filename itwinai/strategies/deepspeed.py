@@ -16,9 +16,8 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor, nn
 
 from itwinai import compat
-from itwinai.checkpoints.plugin import selected_path
-from itwinai.checkpoints.sharded import SHARDED, is_sharded, read_content
-from itwinai.checkpoints.sharded import write as write_shards
+from itwinai.checkpoints.plugin import PortableCheckpointIO, selected_path
+from itwinai.checkpoints.sharded import SHARDED, ShardWriter, contents, is_sharded, read_content
 from itwinai.errors import ConfigurationError, require
 from itwinai.measure.steps import StepClock
 from itwinai.strategies.base import LocalProcesses, WorkerSource
@@ -86,6 +85,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         self._groups: list[list[nn.Parameter]] = []
         self._timed: TimedExchanges | None = None
         self.sharded_checkpoints = sharded_checkpoints
+        self._shard_writer: ShardWriter | None = None
         if sharded_checkpoints and self.stage != 3:
             raise ConfigurationError(
                 f"sharded_checkpoints=True is for stage 3, and this is stage {self.stage}: every worker has all "
@@ -272,17 +272,16 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint as all strategies do, on rank 0, where its content was gathered; or a folder of shards."""
         if self.sharded_checkpoints:
-            shards, path = self._shards(), Path(self.broadcast(filepath))
+            shards, path = self._shards(), str(self.broadcast(filepath))
             kinds = shards.optimizer.kinds() if "optimizer_states" in checkpoint else []
             whole = {**checkpoint, SHARDED: shards.parts(kinds)}
-            write_shards(
-                {**shards.weights(), **shards.states(kinds)},
-                whole,
-                path,
-                self.is_global_zero,
-                self.broadcast,
-                self.gather_objects,
-            )
+            mine = contents({**shards.weights(), **shards.states(kinds)}, whole)
+            if self._shard_writer is None:
+                self._shard_writer = ShardWriter()
+            if isinstance(self.checkpoint_io, PortableCheckpointIO):
+                self.checkpoint_io.save_with(self._shard_writer.write, mine, path)
+            else:
+                self._shard_writer.write(mine, path)
             return
         Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 

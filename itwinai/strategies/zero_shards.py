@@ -30,7 +30,7 @@ class Shards:
         self.optimizer = optimizer
         self.names = {id(parameter): name for name, parameter in module.named_parameters()}
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, DTensor]:
         """Return the parameters by key; the memory is that of the shards or a copy of it."""
         from deepspeed.utils import safe_get_local_fp32_param
 
@@ -44,7 +44,7 @@ class Shards:
             for name, parameter in self._parameters()
         }
 
-    def states(self, kinds: list[str]) -> dict[str, Tensor]:
+    def states(self, kinds: list[str]) -> dict[str, DTensor]:
         """Return the states of the optimizer by key; the memory is that of the shards or a copy of it.
 
         Args:
@@ -122,8 +122,7 @@ def _distributed(part: Tensor, parameter: Any, mesh: DeviceMesh) -> DTensor:
     return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=(1,))
 
 
-def _padded(tensor: Tensor, parameter: Any) -> Tensor:
-    assert isinstance(tensor, DTensor)
+def _padded(tensor: DTensor, parameter: Any) -> Tensor:
     local = tensor.to_local()
     padded = local.new_zeros(parameter.ds_tensor.numel())
     padded[: local.numel()] = local

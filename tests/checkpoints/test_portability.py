@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,7 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
 from torch import Tensor
 
-from itwinai.callbacks import ModelCheckpoint
-from itwinai.checkpoints import sharded
-from itwinai.checkpoints.find import newest_valid
 from itwinai.cli.main import main
-from itwinai.errors import DamagedCheckpointError
-from itwinai.strategies import DeepSpeedStrategy
 from tests.conftest import RunCommand, python
 from tests.support.cases import EPOCHS, Regression, loader, make_trainer, relative_difference
 from tests.support.resumed import SaveOnce, resume_all, train
@@ -33,12 +27,6 @@ def in_group(run_command: RunCommand, action: str, strategy: str, folder: Path) 
     assert ended.code == 0, ended.output
     weights: dict[str, Tensor] = torch.load(folder / f"{action}-{strategy}.pt")
     return weights
-
-
-@pytest.fixture(scope="module")
-def reference() -> Tensor:
-    """The weights that a single uninterrupted process ends with."""
-    return train("auto", 1, [])
 
 
 @pytest.fixture(scope="module")
@@ -76,58 +64,6 @@ def test_ray_actors_go_on(written: Path, reference: Tensor) -> None:
 
 def test_one_process_goes_on(written: Path, reference: Tensor) -> None:
     check(resume_all("auto", 1, written), "auto", reference)
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sharded checkpoint of two workers."""
-    path = tmp_path_factory.mktemp("sharded") / "a.ckpt"
-    train(sharding(), 2, [SaveOnce(path)])
-    return path
-
-
-def sharding() -> DeepSpeedStrategy:
-    return DeepSpeedStrategy(stage=3, sharded_checkpoints=True)
-
-
-@pytest.mark.parametrize(
-    ("reader", "workers"),
-    [("sharding", 2), ("sharding", 4), ("auto", 1), ("ddp", 2), ("deepspeed_stage_2", 2), ("horovod", 2)],
-)
-def test_shards_go_on(reader: str, workers: int, shards: Path, reference: Tensor) -> None:
-    weights = train(sharding() if reader == "sharding" else reader, workers, [], shards)
-    assert relative_difference(weights, reference) <= 1e-5
-
-
-def test_damaged_shards_are_found(shards: Path, tmp_path: Path) -> None:
-    assert newest_valid([str(shards.parent)]) == str(shards)
-    for number, damage in enumerate(("flip", "cut", "remove")):
-        copy = tmp_path / f"{number}.ckpt"
-        shutil.copytree(shards, copy)
-        part = copy / "__1_0.distcp"
-        data = bytearray(part.read_bytes())
-        if damage == "flip":
-            data[len(data) // 2] ^= 1
-            part.write_bytes(data)
-        elif damage == "cut":
-            part.write_bytes(data[:-1])
-        else:
-            part.unlink()
-        with pytest.raises(DamagedCheckpointError, match="__1_0.distcp"):
-            sharded.verify(copy)
-    with pytest.warns(UserWarning, match="passed over"):
-        assert newest_valid([str(tmp_path)]) is None
-    with pytest.raises(DamagedCheckpointError, match="__1_0.distcp is missing"):
-        train(sharding(), 2, [], tmp_path / "2.ckpt")
-
-
-def test_newest_shards_are_kept(tmp_path: Path) -> None:
-    callback = ModelCheckpoint(tmp_path, filename="{step}", every="20steps", keep=2)
-    L.seed_everything(11, verbose=False)
-    trainer = make_trainer(sharding(), 2, max_epochs=5, callbacks=[callback], enable_checkpointing=True)
-    trainer.fit(Regression("adamw"), loader(4))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step=40.ckpt", "step=60.ckpt"]
-    trainer.validate(Regression(), loader(4), ckpt_path=tmp_path / "step=60.ckpt")
 
 
 class SavesAsEngine(SaveOnce):
