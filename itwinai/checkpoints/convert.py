@@ -138,11 +138,13 @@ def export(module: torch.nn.Module, target: Path) -> None:
 
 def _written(target: Path, write: Callable[[str], object]) -> None:
     """Let a file be written beside its place, and rename it."""
-    # In a folder of its own, as torch.export looks at the ending.
+    # In a folder of its own: torch.export looks at the ending, and ONNX keeps large weights in a file beside the model.
     folder = target.with_name(part_name(target.name))
     folder.mkdir(parents=True)
     try:
         write(str(folder / target.name))
+        for beside in [path for path in folder.iterdir() if path.name != target.name]:
+            beside.replace(target.with_name(beside.name))
         (folder / target.name).replace(target)
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -81,7 +81,7 @@ class PortableCheckpointIO(CheckpointIO):
         """Write a checkpoint in another way, in the background if that is wanted.
 
         Args:
-            write: is given a snapshot of the content, and the path.
+            write: is given the content, or in the background a snapshot of it, and the path.
             checkpoint: its content, with whatever tensors this worker has to write.
             path: of the file or folder.
         """

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePath
 from typing import Any
@@ -51,16 +52,34 @@ def key_of_state(kind: str, name: str) -> str:
     return f"optimizer/{kind}/{name}"
 
 
-def contents(tensors: Mapping[str, DTensor], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Part:
+    """What a worker has of a flat tensor that is divided among the workers, in their order.
+
+    Attributes:
+        local: its values, without any that only fill up.
+        size: number of values of the whole tensor.
+    """
+
+    local: Tensor
+    size: int
+
+    def divided(self, mesh: DeviceMesh) -> DTensor:
+        """Return the tensor over all workers of a mesh."""
+        shape = torch.Size([self.size])
+        return DTensor.from_local(self.local, mesh, [Shard(0)], run_check=False, shape=shape, stride=(1,))
+
+
+def contents(parts: Mapping[str, Part], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a worker has to write as plain values, of which a snapshot can be taken.
 
     Args:
-        tensors: by key, flat, divided among the workers.
+        parts: by key.
         checkpoint: everything else; that of rank 0 counts.
     """
     return {
-        "parts": {key: tensor.to_local() for key, tensor in tensors.items()},
-        "sizes": {key: tensor.numel() for key, tensor in tensors.items()},
+        "parts": {key: part.local for key, part in parts.items()},
+        "sizes": {key: part.size for key, part in parts.items()},
         "checkpoint": dict(checkpoint),
     }
 
@@ -68,30 +87,32 @@ def contents(tensors: Mapping[str, DTensor], checkpoint: Mapping[str, Any]) -> d
 class ShardWriter:
     """Writes folders, each worker its own part; also in a thread, as it has a process group of its own.
 
-    All workers have to make one together, and to write the same folders in the same order.
+    All workers have to make one together, and to write the same folders in the same order. Until it is closed, it
+    cannot be pickled.
+
+    Args:
+        timeout: how long a worker waits for the others to have written their parts.
     """
 
-    def __init__(self) -> None:
-        # What other workers have to write may take them much longer.
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=2))
-        # In host memory; nothing is exchanged over it.
-        self._mesh = DeviceMesh.from_group(self._group, "cpu")
+    def __init__(self, timeout: timedelta) -> None:
+        # By gloo, whatever training uses: threads do not share a communicator of NCCL.
+        self._group = dist.new_group(backend="gloo", timeout=timeout)
 
-    def write(self, content_of_all: dict[str, Any], path: str) -> None:
+    def write(self, mine: dict[str, Any], path: str) -> None:
         """Write a folder; one of the same name stays valid until the new one is whole.
 
         Args:
-            content_of_all: see `contents`.
+            mine: see `contents`.
             path: of the folder.
 
         Raises:
             CheckpointError: a worker could not write its part; this is raised by all of them.
         """
-        folder, checkpoint = Path(path), content_of_all["checkpoint"]
+        folder, checkpoint = Path(path), mine["checkpoint"]
         is_first = dist.get_rank() == 0
         part: Path = self._together(lambda: _new_part(folder) if is_first else None)[0]
         try:
-            self._write_part(content_of_all, part)
+            self._write_part(mine, part)
             hashes = self._together(lambda: _hashes(part, f"__{dist.get_rank()}_"))
             self._together(lambda: _complete(part, folder, checkpoint, hashes) if is_first else None)
         except BaseException:
@@ -99,18 +120,24 @@ class ShardWriter:
                 shutil.rmtree(part, ignore_errors=True)
             raise
 
-    def _write_part(self, content_of_all: dict[str, Any], part: Path) -> None:
-        sizes = content_of_all["sizes"]
-        tensors = {key: self._divided(local.cpu(), sizes[key]) for key, local in content_of_all["parts"].items()}
+    def close(self) -> None:
+        """Leave the group."""
+        if dist.is_initialized():
+            dist.destroy_process_group(self._group)
+
+    def _write_part(self, mine: dict[str, Any], part: Path) -> None:
+        device = next((local.device.type for local in mine["parts"].values()), "cpu")
+        mesh = DeviceMesh.from_group(self._group, device)  # nothing is exchanged over it
+        tensors = {key: Part(local, mine["sizes"][key]).divided(mesh) for key, local in mine["parts"].items()}
+        # Not copied ahead of the writing: a thread would do that by the stream of the first GPU.
+        writer = dcp.FileSystemWriter(part, per_thread_copy_ahead=0)
         try:
-            dcp.save(tensors, checkpoint_id=part, process_group=self._group)
+            dcp.save(tensors, storage_writer=writer, process_group=self._group)
         except CheckpointException as error:
             rank, (failure, _) = min(error.failures.items())
+            if isinstance(failure, KeyboardInterrupt):
+                raise failure from None
             raise CheckpointError(_told(rank, failure)) from error
-
-    def _divided(self, local: Tensor, size: int) -> DTensor:
-        shape = torch.Size([size])
-        return DTensor.from_local(local, self._mesh, [Shard(0)], run_check=False, shape=shape, stride=(1,))
 
     def _together(self, action: Callable[[], Any]) -> list[Any]:
         """Do something on each worker, and return what came of it on all of them, by rank; one's failure is everyone's.

@@ -98,6 +98,14 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         """The ZeRO stage."""
         return int(self.config.get("zero_optimization", {}).get("stage", 0))
 
+    @property
+    def _offloads(self) -> bool:
+        """Whether host memory has what the device has no room for."""
+        zero = self.config.get("zero_optimization", {})
+        return any(
+            (zero.get(f"offload_{what}") or {}).get("device", "none") != "none" for what in ("optimizer", "param")
+        )
+
     # ---------------------------------------------------------------------------------------------- the group
 
     def worker_variables(self) -> dict[str, str]:
@@ -149,6 +157,8 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             assert self.model is not None
             self.model = self._layer_sync.apply(self.model)
         super().setup(trainer)
+        if self.sharded_checkpoints and trainer.state.fn == TrainerFn.FITTING:  # now, and not when hours are at stake
+            self._shard_writer = ShardWriter(self.collective_timeout)
 
     def make_engine(self, config: dict[str, Any], model: nn.Module, **options: Any) -> tuple[Any, ...]:
         """Wrap a module into a DeepSpeed engine.
@@ -188,6 +198,9 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             self._remove_traces(module)
             self.model = module
         super().teardown()
+        if self._shard_writer is not None:
+            self._shard_writer.close()
+            self._shard_writer = None
 
     # ---------------------------------------------------------------------------------- what callbacks ask
 
@@ -272,12 +285,11 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint as all strategies do, on rank 0, where its content was gathered; or a folder of shards."""
         if self.sharded_checkpoints:
+            assert self._shard_writer is not None
             shards, path = self._shards(), str(self.broadcast(filepath))
             kinds = shards.optimizer.kinds() if "optimizer_states" in checkpoint else []
-            whole = {**checkpoint, SHARDED: shards.parts(kinds)}
-            mine = contents({**shards.weights(), **shards.states(kinds)}, whole)
-            if self._shard_writer is None:
-                self._shard_writer = ShardWriter()
+            rest = {**checkpoint, SHARDED: shards.parts(kinds)} if self.is_global_zero else {}
+            mine = contents(shards.to_write(kinds, self._offloads), rest)
             if isinstance(self.checkpoint_io, PortableCheckpointIO):
                 self.checkpoint_io.save_with(self._shard_writer.write, mine, path)
             else:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from itwinai import compat
 from itwinai.checkpoints import sharded
-from itwinai.checkpoints.sharded import key_of_state, key_of_weight
+from itwinai.checkpoints.sharded import Part, key_of_state, key_of_weight
 from itwinai.strategies.zero_state import ShardedOptimizer
 
 
@@ -32,17 +32,8 @@ class Shards:
 
     def weights(self) -> dict[str, DTensor]:
         """Return the parameters by key; the memory is that of the shards or a copy of it."""
-        from deepspeed.utils import safe_get_local_fp32_param
-
         mesh = self._mesh()
-        return {
-            key_of_weight(name): _distributed(
-                safe_get_local_fp32_param(parameter) if parameter.requires_grad else parameter.ds_tensor,
-                parameter,
-                mesh,
-            )
-            for name, parameter in self._parameters()
-        }
+        return {key: part.divided(mesh) for key, part in self._weights(mesh.device_type)}
 
     def states(self, kinds: list[str]) -> dict[str, DTensor]:
         """Return the states of the optimizer by key; the memory is that of the shards or a copy of it.
@@ -50,15 +41,34 @@ class Shards:
         Args:
             kinds: names of the sharded ones.
         """
+        mesh = self._mesh()
+        return {key: part.divided(mesh) for key, part in self._states(kinds, mesh.device_type)}
+
+    def to_write(self, kinds: list[str], offloaded: bool) -> dict[str, Part]:
+        """Return what this worker has of the parameters and of the states of the optimizer, by key.
+
+        Args:
+            kinds: names of the sharded ones.
+            offloaded: they do not fit into the device together: each goes to host memory before the next one.
+        """
+        device = "cpu" if offloaded else self._device()
+        return {**dict(self._weights(device)), **dict(self._states(kinds, device))}
+
+    def _weights(self, device: str) -> Iterator[tuple[str, Part]]:
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        for name, parameter in self._parameters():
+            trained = parameter.requires_grad
+            part = safe_get_local_fp32_param(parameter) if trained else parameter.ds_tensor
+            yield key_of_weight(name), _held(part, parameter, device)
+
+    def _states(self, kinds: list[str], device: str) -> Iterator[tuple[str, Part]]:
         from deepspeed.utils import safe_get_local_optimizer_state
 
-        mesh = self._mesh()
-        return {
-            key_of_state(kind, name): _distributed(safe_get_local_optimizer_state(parameter, kind), parameter, mesh)
-            for name, parameter in self._parameters()
-            for kind in kinds
-            if parameter.requires_grad
-        }
+        for name, parameter in self._parameters():
+            for kind in kinds if parameter.requires_grad else ():
+                part = safe_get_local_optimizer_state(parameter, kind)
+                yield key_of_state(kind, name), _held(part, parameter, device)
 
     def parts(self, kinds: list[str]) -> dict[str, Any]:
         """Return what makes whole tensors of them again: see `itwinai.checkpoints.sharded.read_whole`."""
@@ -109,17 +119,18 @@ class Shards:
     def _parameters(self) -> list[tuple[str, Any]]:
         return list(self.module.named_parameters())
 
+    def _device(self) -> str:
+        return next(self.module.parameters()).device.type
+
     def _mesh(self) -> DeviceMesh:
-        return init_device_mesh(next(self.module.parameters()).device.type, (dist.get_world_size(),))
+        return init_device_mesh(self._device(), (dist.get_world_size(),))
 
 
-def _distributed(part: Tensor, parameter: Any, mesh: DeviceMesh) -> DTensor:
-    """Return a worker's part of a flat parameter as a distributed tensor, without what fills up the last parts."""
+def _held(part: Tensor, parameter: Any, device: str) -> Part:
+    """Return a worker's part of a flat parameter, without what fills up the last parts."""
     size, number = part.numel(), parameter.ds_numel
     held = max(0, min(size, number - dist.get_rank() * size))
-    local = part.detach().flatten()[:held].to(mesh.device_type)
-    shape = torch.Size([number])
-    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=(1,))
+    return Part(part.detach().flatten()[:held].to(device), number)
 
 
 def _padded(tensor: DTensor, parameter: Any) -> Tensor:

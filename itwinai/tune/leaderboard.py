@@ -46,7 +46,6 @@ def write_leaderboard(record: SearchRecord, path: str | os.PathLike[str]) -> Non
     Raises:
         OSError: it could not be written; the old file is still there.
     """
-
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(_rows(standing_of(record)))
     write_whole(Path(path), text.getvalue())

@@ -35,7 +35,6 @@ def search_id(folder: Path) -> str:
     Args:
         folder: of the search, where it is written at the first time.
     """
-
     path = folder / IDENTITY
     if not path.exists():
         write_whole(path, json.dumps({"search_id": uuid.uuid4().hex[:12]}) + "\n")

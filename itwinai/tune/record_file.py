@@ -31,7 +31,6 @@ def write_record(record: SearchRecord, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: it could not be written; the old file is still there.
     """
-
     head = _plain(
         {
             "version": VERSION,

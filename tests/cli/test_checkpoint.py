@@ -120,6 +120,24 @@ def test_programs(ending: str, folder: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [target.name]
 
 
+def test_weights_beside_a_large_program(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above 1.5 GiB torch writes the weights into a file of their own."""
+    import onnxruntime
+    from torch.onnx._internal.exporter import _onnx_program
+
+    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 0)
+    target = tmp_path / "a.onnx"
+    arguments = [str(folder / "a.ckpt"), str(target), "--module", "tests.cli.test_checkpoint.Exported"]
+    assert main(["checkpoint", "export", *arguments]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["a.onnx", "a.onnx.data"]
+    session = onnxruntime.InferenceSession(str(target))
+    x = torch.randn(2, 8)
+    (values,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    module = Exported()
+    module.load_state_dict(expected(folder))
+    torch.testing.assert_close(torch.from_numpy(values), module(x).detach())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

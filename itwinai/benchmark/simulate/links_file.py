@@ -71,7 +71,6 @@ def write_links(links: MeasuredLinks, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: it could not be written; the old file is still there.
     """
-
     plain = {"version": VERSION, **dataclasses.asdict(links)}
     write_whole(Path(path), json.dumps(plain, indent=1) + "\n")
 

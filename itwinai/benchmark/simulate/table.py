@@ -91,7 +91,6 @@ def write_predictions(predictions: Sequence[Prediction], path: str | os.PathLike
     Raises:
         OSError: it could not be written; an old file is still there.
     """
-
     causes = list(predictions[0].losses)
     times = ("step", "compute", "other", "optimizer", "exposed", "hidden", "waiting")
     text = io.StringIO()

@@ -28,9 +28,9 @@ class Unit:
         return value / self.size
 
 
-_TIMES = (Unit("s"), Unit("ms", 1e-3), Unit("µs", 1e-6))
+_TIMES = (Unit("s"), Unit("ms", 1e-3), Unit("µs", 1e-6), Unit("ns", 1e-9))
 _BYTES = (Unit("GiB", 2.0**30), Unit("MiB", 2.0**20), Unit("KiB", 2.0**10), Unit("B"))
-_TRAFFIC = (Unit("GB", 1e9), Unit("MB", 1e6), Unit("kB", 1e3), Unit("B"))
+_TRAFFIC = (Unit("TB", 1e12), Unit("GB", 1e9), Unit("MB", 1e6), Unit("kB", 1e3), Unit("B"))
 _JOULES = (Unit("kJ", 1e3), Unit("J"), Unit("mJ", 1e-3), Unit("µJ", 1e-6))
 
 

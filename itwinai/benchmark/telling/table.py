@@ -53,7 +53,6 @@ def write_table(summary: Summary, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: it could not be written; the old file is still there.
     """
-
     text = io.StringIO()
     axes = list(dict.fromkeys(path for one in summary.cells for path, _ in one.cell.axes))
     csv.writer(text, lineterminator="\n").writerows([_heading(axes), *(_row(one, axes) for one in summary.cells)])
