@@ -24,6 +24,11 @@ _MARK = "ITWINAI_TEST_RUN"
 os.environ[_MARK] = str(os.getpid())
 
 
+def pytest_configure() -> None:
+    """Let Ctrl-C work in what the tests start: a shell has its jobs in the background ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @dataclass(frozen=True)
 class Finished:
     """A command that has ended: its exit code, all it printed, and the seconds it took."""

@@ -44,6 +44,8 @@ class Breakdown:
         communication: waiting for other workers; what is hidden behind backward is not counted.
         other: hooks, loggers, the loop itself.
         hidden: communication that takes place while backward computes; None where that is not known.
+        optimizer: the part of ``compute`` that is the optimizer's step, with clipping and schedulers; None where it is
+            not known.
     """
 
     data: float
@@ -51,6 +53,7 @@ class Breakdown:
     communication: float
     other: float
     hidden: float | None = None
+    optimizer: float | None = None
 
 
 @dataclass(frozen=True)

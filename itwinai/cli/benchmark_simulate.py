@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,27 +84,30 @@ def simulate(argv: list[str]) -> int:
         check_picture(given.picture)
     measured = None if given.links is None else read_links(given.links)
     record = None if given.folder is None else read_record(given.folder)
-    workload, chosen = asked.workload_asked(given, record, measured)
     topology = asked.topology_asked(given, measured)
     options = asked.options_asked(given, measured)
     exchanges = [exchange_of(name, options) for name in asked.strategies_asked(given, record)]
     scaling = asked.scaling_asked(given, record)
+    of_strategies = {one.name: asked.workload_asked(given, record, measured, one.name) for one in exchanges}
+    workload, chosen = of_strategies[exchanges[0].name]
     workers, left_out = asked.workers_asked(given, workload, topology, scaling)
     predictions = [
         prediction
-        for exchange in exchanges
-        for prediction in predict(workload, topology, exchange, workers, scaling, given.precision)
+        for one in exchanges
+        for prediction in predict(of_strategies[one.name][0], topology, one, workers, scaling, given.precision)
     ]
 
     _say(f"Simulated, not measured: {scaling} scaling.")
-    _say(f"one worker: {workload_told(workload)}", indent=12)
+    for names, told in _alike({name: workload_told(one) for name, (one, _) in of_strategies.items()}).items():
+        _say(f"one worker: {f'{names}: ' if names else ''}{told}", indent=12)
     _say(f"links:      {topology_told(topology)}", indent=12)
     print(f"\n{prediction_table(predictions)}")
     for line in filter(None, (chosen, left_out)):
         _say(line)
     comparisons = []
     if record is not None:
-        comparisons = compare(record, asked.record_workloads(given, record, measured), topology, options)
+        workloads = functools.partial(asked.record_workloads, given, record, measured)
+        comparisons = compare(record, workloads, topology, options)
         _show_comparison(comparisons)
     _say_conclusions(workload, predictions, _median_error(comparisons))
     if given.csv is not None:
@@ -113,6 +117,14 @@ def simulate(argv: list[str]) -> int:
         write_picture(predictions, given.picture)
         print(f"written: {given.picture}")
     return 0
+
+
+def _alike(told: Mapping[str, str]) -> dict[str, str]:
+    """Return texts by the names that they are for; by an empty one if it is the same for all."""
+    names: dict[str, list[str]] = {}
+    for name, text in told.items():
+        names.setdefault(text, []).append(name)
+    return {", ".join(of) if len(names) > 1 else "": text for text, of in names.items()}
 
 
 def _show_links(measured: MeasuredLinks) -> None:

@@ -84,7 +84,8 @@ def test_all_frameworks_come_to_the_same_loss(interrupted: tuple[Path, str, str]
         workers = 1 if strategy == SINGLE else 2
         assert len(one.busy) == len(one.peak_memory) == workers
         assert all(size is not None and size > 50e6 for size in one.peak_memory)
-        assert one.breakdown is not None
+        assert one.breakdown is not None and one.breakdown.optimizer is not None
+        assert 0 < one.breakdown.optimizer < one.breakdown.compute, strategy
         parts = one.breakdown.data + one.breakdown.compute + one.breakdown.communication + one.breakdown.other
         assert parts == pytest.approx(one.seconds / one.steps, rel=0.3), strategy
         assert (one.breakdown.communication > 0) == (workers == 2), strategy

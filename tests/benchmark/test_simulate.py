@@ -45,7 +45,7 @@ from itwinai.benchmark.simulate.step import (
     run_sharded,
 )
 from itwinai.benchmark.simulate.stragglers import expected_maximum, waiting_time
-from itwinai.benchmark.simulate.strategies import exchange_of
+from itwinai.benchmark.simulate.strategies import STRATEGIES, exchange_of
 from itwinai.benchmark.simulate.words import CAUSES, binding, conclusion
 from itwinai.cli import benchmark_simulate
 from itwinai.errors import ConfigurationError
@@ -601,29 +601,45 @@ def test_amounts_without_their_unit_are_errors_of_the_command_line(capsys: pytes
 # --- from a benchmark ---
 
 
-def recorded(folder: Path, device: str = "NVIDIA A100", slower: float = 1.0) -> tuple[Workload, Topology]:
-    """Write a benchmark that follows the model, with steps of several workers that are so much slower."""
+def recorded(
+    folder: Path, device: str = "NVIDIA A100", slower: float = 1.0, threads: int = 0, optimizer: float | None = None
+) -> tuple[Workload, Topology]:
+    """Write a benchmark that follows the model, with steps of several workers that are so much slower.
+
+    DeepSpeed is 1.5 times as slow as all that, also with one worker.
+    """
     workload = Workload(0.08, 4e6, 64, 1_000_000, other=0.02, variation=0.2 / 1.6448536)
     topology = Topology.flat(Link(1e-4, 1e9))
     record = BenchmarkRecord("model")
     write_head(record, folder)
     cells = [
-        Cell("ddp", 1),
+        Cell("fancy", 2),
+        Cell("fancy", 1),
+        Cell("deepspeed_stage_3", 2),
+        Cell("deepspeed_stage_3", 1),
         Cell(SINGLE, 1),
-        *(Cell("ddp", n, scaling) for scaling in ("strong", "weak") for n in (2, 4)),
-    ]  # type: ignore[arg-type]
-    for cell in [*cells, Cell("deepspeed_stage_3", 2), Cell("fancy", 2), Cell("ddp", 2, axes=(("a.b", "c"),))]:
+        *(Cell("ddp", n, scaling) for n in (4, 2) for scaling in ("weak", "strong")),
+        Cell("ddp", 2, axes=(("a.b", "c"),)),
+    ]  # type: ignore[list-item]
+    for cell in cells:
         for repeat in range(3):
-            known = cell.strategy != "fancy"
-            exchange = exchange_of(cell.strategy if known and cell.workers > 1 else "ddp", Exchange())
-            step = predict(workload, topology, exchange, cell.workers, cell.scaling).step
-            step *= slower if cell != Cell(SINGLE, 1) else 1.0
+            known = cell.strategy in STRATEGIES and cell.workers > 1
+            own = heavier(workload, 1.5) if cell.strategy == "deepspeed_stage_3" else workload
+            exchange = exchange_of(cell.strategy if known else "ddp", Exchange())
+            step = predict(own, topology, exchange, cell.workers, cell.scaling).step
+            step *= slower if cell.workers > 1 else 1.0
             samples = 6400 * (cell.workers if cell.scaling == "weak" else 1)
-            measured = dataclasses.replace(made_up(step, cell.workers, samples=samples), device=device)
-            assert measured.breakdown is not None and isinstance(measured.breakdown, Breakdown)
+            measured = made_up(step, cell.workers, samples=samples)
+            assert isinstance(measured.breakdown, Breakdown)
+            breakdown = dataclasses.replace(measured.breakdown, optimizer=optimizer)
+            measured = dataclasses.replace(measured, device=device, threads=threads, breakdown=breakdown)
             append_measurement(Measurement(cell, repeat, "measured", 0.0, 1.0, measured), folder / RECORDS)
         append_measurement(Measurement(cell, 3, "failed", 0.0, 1.0, error="killed"), folder / RECORDS)
     return workload, topology
+
+
+def heavier(workload: Workload, factor: float) -> Workload:
+    return dataclasses.replace(workload, compute=factor * workload.compute, other=factor * workload.other)
 
 
 def test_a_benchmark_is_predicted_from_its_single_worker_and_compared(
@@ -631,12 +647,15 @@ def test_a_benchmark_is_predicted_from_its_single_worker_and_compared(
 ) -> None:
     workload, topology = recorded(tmp_path, slower=1.25)
     flags = ["--from", str(tmp_path), "--latency", "100us", "--bandwidth", "1GB/s", "--csv", str(tmp_path / "t.csv")]
+    flags += ["--scaling", "strong"]
     assert benchmark_simulate.simulate([*flags, "--workers", "1,2,8"]) == 0
     printed = capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "t.csv").open()))
     assert [row["strategy"] for row in rows] == ["ddp"] * 3 + ["deepspeed_stage_3"] * 3
     expected = [predict(workload, topology, Exchange(), workers).step for workers in (1, 2, 8)]
     assert [float(row["step"]) for row in rows[:3]] == [pytest.approx(step) for step in expected]
+    assert float(rows[3]["step"]) == pytest.approx(1.5 * 0.1), "an engine's own worker counts where it was measured"
+    assert "one worker: ddp: computes 80.0 ms" in printed and "deepspeed_stage_3: computes 120 ms" in printed
     compared = [line.split() for line in printed.splitlines() if line.endswith("%") and " ms " in line]
     assert [(words[0], words[1], words[2], words[-1]) for words in compared] == [
         ("ddp", "2", "strong", "-20%"),
@@ -650,10 +669,27 @@ def test_a_benchmark_is_predicted_from_its_single_worker_and_compared(
     assert "off by 20% as a median, and by 20% at most" in printed
 
 
+def test_the_optimizer_is_what_was_measured_of_it(tmp_path: Path) -> None:
+    workload, topology = recorded(tmp_path, optimizer=0.01)
+    flags = ["--from", str(tmp_path), "--latency", "100us", "--bandwidth", "1GB/s", "--csv", str(tmp_path / "t.csv")]
+    flags += ["--workers", "4", "--scaling", "strong", "--strategies", "ddp"]
+
+    def step() -> float:
+        (row,) = csv.DictReader((tmp_path / "t.csv").open())
+        return float(row["step"])
+
+    assert benchmark_simulate.simulate(flags) == 0
+    measured = dataclasses.replace(workload, compute=0.07, optimizer=0.01)
+    assert step() == pytest.approx(predict(measured, topology, Exchange(), 4).step)
+    assert benchmark_simulate.simulate([*flags, "--optimizer", "20ms"]) == 0
+    given = dataclasses.replace(workload, compute=0.06, optimizer=0.02)
+    assert step() == pytest.approx(predict(given, topology, Exchange(), 4).step)
+
+
 def test_parts_of_the_computing_time_that_no_worker_divides(tmp_path: Path) -> None:
     workload, topology = recorded(tmp_path)
     flags = ["--from", str(tmp_path), "--latency", "100us", "--bandwidth", "1GB/s", "--csv", str(tmp_path / "t.csv")]
-    flags += ["--workers", "4", "--optimizer", "10ms", "--other", "20ms", "--strategies", "ddp"]
+    flags += ["--workers", "4", "--optimizer", "10ms", "--other", "20ms", "--strategies", "ddp", "--scaling", "strong"]
     assert benchmark_simulate.simulate(flags) == 0
     (row,) = csv.DictReader((tmp_path / "t.csv").open())
     divided = dataclasses.replace(workload, compute=0.05, optimizer=0.01, other=0.04)
@@ -677,6 +713,16 @@ def test_workers_on_cpus_share_the_cores_that_the_links_were_measured_with(
     assert [row["workers"] for row in rows] == ["1", "2"]
     assert float(rows[1]["compute"]) == pytest.approx(2 * workload.compute), "one worker had both cores"
     assert "2 threads on 2 cores" in capsys.readouterr().out
+
+
+def test_a_worker_has_the_threads_that_it_was_measured_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workload, _ = recorded(tmp_path, device="CPU", threads=1)
+    table = tmp_path / "t.csv"
+    flags = ["--from", str(tmp_path), *LINK_FLAGS, "--cores", "2", "--csv", str(table), "--strategies", "ddp"]
+    assert benchmark_simulate.simulate([*flags, "--scaling", "weak", "--workers", "2"]) == 0
+    (row,) = csv.DictReader(table.open())
+    assert float(row["compute"]) == pytest.approx(workload.compute), "each has a core"
+    assert "1 thread on 2 cores" in capsys.readouterr().out
 
 
 def test_a_benchmark_without_one_worker_says_what_to_do(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 
 from itwinai.benchmark.records import Cell
@@ -47,9 +48,16 @@ def test_long_names_are_cut() -> None:
     name = "my_package.strategies.sharded.FullyShardedStrategyOfMine"
     record = synthetic_record(SINGLE, Line(name, communication(), workers=(1, 2)))
     table = table_text(summarize(record)).split("\n\n")[0].splitlines()
-    assert max(map(len, table)) <= 100 and any(
-        line.startswith("my_package.strategies") and "…" in line for line in table
-    )
+    assert max(map(len, table)) <= 100
+    cut = [line.split()[0] for line in table if "…" in line]
+    assert cut and all(re.fullmatch(r"my_package\..*….*OfMine", one) for one in cut)
+
+
+def test_stages_of_a_narrow_table_can_be_told_apart() -> None:
+    rows = [([f"deepspeed_stage_{stage}", "2" * 84], "") for stage in (1, 2)]
+    lines = aligned(["strategy", "figure"], rows)
+    assert max(map(len, lines)) <= 100
+    assert [line.split()[0] for line in lines[1:]] == ["deepsp…stage_1", "deepsp…stage_2"]
 
 
 def test_cells_are_in_order_and_the_baseline_is_first() -> None:

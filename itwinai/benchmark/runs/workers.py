@@ -77,6 +77,7 @@ def _breakdown(splits: list[StepSplit], step: float) -> Breakdown:
         communication=communication,
         other=max(0.0, step - data - compute - communication),
         hidden=sum(hidden) / len(splits) if known else None,
+        optimizer=_mean([_seconds(split, Phase.OPTIMIZER) for split in splits]),
     )
 
 

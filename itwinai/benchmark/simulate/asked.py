@@ -10,7 +10,7 @@ from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Scaling
 from itwinai.benchmark.simulate import units
 from itwinai.benchmark.simulate.collectives import Algorithm
 from itwinai.benchmark.simulate.flags import WORKERS
-from itwinai.benchmark.simulate.from_record import computes_on_cpu, workloads_of
+from itwinai.benchmark.simulate.from_record import computes_on_cpu, threads_of, workloads_of
 from itwinai.benchmark.simulate.links import Link, Topology
 from itwinai.benchmark.simulate.links_file import MeasuredLinks
 from itwinai.benchmark.simulate.strategies import STRATEGIES
@@ -19,7 +19,7 @@ from itwinai.errors import ConfigurationError
 
 
 def workload_asked(
-    given: argparse.Namespace, record: BenchmarkRecord | None, measured: MeasuredLinks | None
+    given: argparse.Namespace, record: BenchmarkRecord | None, measured: MeasuredLinks | None, strategy: str = SINGLE
 ) -> tuple[Workload, str]:
     """Return what one worker does, and a line about what was chosen of several; empty if there was no choice.
 
@@ -27,6 +27,7 @@ def workload_asked(
         given: the flags.
         record: the benchmark of ``--from``.
         measured: the links of ``--links``.
+        strategy: of the worker.
 
     Raises:
         ConfigurationError: the benchmark does not have it.
@@ -47,7 +48,7 @@ def workload_asked(
             cores=cores_asked(given, record, measured),
         )
         return workload, ""
-    workloads = record_workloads(given, record, measured)
+    workloads = record_workloads(given, record, measured, strategy)
     asked = {tuple(text.split("=", 1)) for text in given.axis}
     fitting = [axes for axes in workloads if asked <= set(axes)]
     if not fitting:
@@ -60,11 +61,11 @@ def workload_asked(
 
 
 def record_workloads(
-    given: argparse.Namespace, record: BenchmarkRecord, measured: MeasuredLinks | None
+    given: argparse.Namespace, record: BenchmarkRecord, measured: MeasuredLinks | None, strategy: str
 ) -> dict[tuple[tuple[str, str], ...], Workload]:
-    """Return what one worker of a benchmark does, by what else was varied."""
+    """Return what one worker of a benchmark does under a strategy, by what else was varied."""
     cores = cores_asked(given, record, measured)
-    workloads = workloads_of(record, cores, given.optimizer or 0.0, given.other or 0.0, given.backward_share)
+    workloads = workloads_of(record, strategy, cores, given.optimizer, given.other or 0.0, given.backward_share)
     if given.variation is None:
         return workloads
     return {axes: dataclasses.replace(one, variation=given.variation) for axes, one in workloads.items()}
@@ -91,7 +92,8 @@ def cores_asked(
         return None
     if not number > 0:
         raise ConfigurationError(f"A node has more than 0 cores, and not {number:g}.")
-    return Cores(number, given.threads or max(int(number), 1))
+    threads = given.threads or (None if record is None else threads_of(record))
+    return Cores(number, threads or max(int(number), 1))
 
 
 def topology_asked(given: argparse.Namespace, measured: MeasuredLinks | None) -> Topology:
@@ -127,7 +129,8 @@ def strategies_asked(given: argparse.Namespace, record: BenchmarkRecord | None) 
         names = [name.strip() for name in given.strategies.split(",")]
     else:
         cells = () if record is None else (measurement.cell for measurement in record.measurements)
-        names = [cell.strategy for cell in cells if cell.strategy != SINGLE and cell.strategy in STRATEGIES]
+        measured = {cell.strategy for cell in cells if cell.strategy != SINGLE}
+        names = [name for name in STRATEGIES if name in measured]
     return list(dict.fromkeys(names)) or ["ddp"]
 
 

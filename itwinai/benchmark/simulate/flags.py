@@ -59,7 +59,7 @@ def simulate_parser() -> argparse.ArgumentParser:
         "--optimizer",
         type=seconds,
         metavar="TIME",
-        help="of the optimizer's step; with --from, its part of the computing time",
+        help="of the optimizer's step; with --from, its part of the computing time (as it was measured)",
     )
     add(
         "--other",
@@ -86,7 +86,12 @@ def simulate_parser() -> argparse.ArgumentParser:
         "computing time: 4MB:3,4MB:3,100MB:1",
     )
     add("--cores", type=float, metavar="X", help="of a node, where workers compute on the CPU")
-    add("--threads", type=int, metavar="N", help="that one worker computes with (all cores)")
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="that one worker computes with (as many as in the benchmark, or as there are cores)",
+    )
 
     joined = parser.add_argument_group("the links: from a file, by flags, or both")
     add = joined.add_argument

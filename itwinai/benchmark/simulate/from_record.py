@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, median
 
 from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Cell, Measured
 from itwinai.benchmark.simulate.links import Topology
 from itwinai.benchmark.simulate.prediction import simulate
-from itwinai.benchmark.simulate.strategies import exchange_of
+from itwinai.benchmark.simulate.strategies import STRATEGIES, exchange_of
 from itwinai.benchmark.simulate.workload import Cores, Exchange, Workload
 from itwinai.errors import ConfigurationError
 
@@ -42,29 +42,37 @@ class Comparison:
 
 def workloads_of(
     record: BenchmarkRecord,
+    strategy: str = SINGLE,
     cores: Cores | None = None,
-    optimizer: float = 0.0,
+    optimizer: float | None = None,
     fixed: float = 0.0,
     backward_share: float = 2 / 3,
 ) -> dict[Axes, Workload]:
     """Return what one worker does, by what else was varied, from the cells with one worker.
 
-    The single process is taken where it was measured; else the first strategy with one worker. The variation of steps
-    is that of a normal distribution with the same median and 95 % quantile.
+    The strategy's own cell is taken where it was measured: engines do things of their own. Else the single process
+    is, or the first strategy with one worker. The variation of steps is that of a normal distribution with the same
+    median and 95 % quantile.
 
     Args:
         record: the benchmark.
+        strategy: of the worker.
         cores: of a node, where workers compute on the CPU.
-        optimizer: seconds of the optimizer's step, which the benchmark counts as computing time.
+        optimizer: seconds of the optimizer's step, which the benchmark counts as computing time; by default what it has
+            measured of it.
         fixed: seconds of the computing time that do not depend on the samples.
         backward_share: share of backward in what remains.
 
     Raises:
         ConfigurationError: no cell with one worker was measured.
     """
+
+    def preference(cell: Cell) -> int:
+        return 2 if cell.strategy == strategy else int(cell.strategy == SINGLE)
+
     found: dict[Axes, tuple[Cell, list[Measured]]] = {}
     for cell, runs in _runs(record).items():
-        if cell.workers == 1 and (cell.axes not in found or cell.strategy == SINGLE):
+        if cell.workers == 1 and (cell.axes not in found or preference(cell) > preference(found[cell.axes][0])):
             found[cell.axes] = cell, runs
     if not found:
         raise ConfigurationError(
@@ -75,27 +83,28 @@ def workloads_of(
 
 
 def compare(
-    record: BenchmarkRecord, workloads: dict[Axes, Workload], topology: Topology, options: Exchange
+    record: BenchmarkRecord, workloads: Callable[[str], dict[Axes, Workload]], topology: Topology, options: Exchange
 ) -> list[Comparison]:
     """Return the measured cells of several workers beside their predictions.
 
     Args:
         record: the benchmark.
-        workloads: what one worker does, by what else was varied.
+        workloads: returns what one worker of a strategy does, by what else was varied.
         topology: what joins the workers.
         options: how gradients meet, but for name and stage.
     """
     comparisons = []
-    for cell, runs in _runs(record).items():
-        if cell.workers == 1:
-            continue
+    order = [*STRATEGIES, *dict.fromkeys(measurement.cell.strategy for measurement in record.measurements)]
+    several = [(cell, runs) for cell, runs in _runs(record).items() if cell.workers > 1]
+    for cell, runs in sorted(several, key=lambda of: (order.index(of[0].strategy), of[0].scaling, of[0].workers)):
         measured = median(_step(run) for run in runs)
-        if cell.axes not in workloads:
+        of_strategy = workloads(cell.strategy)
+        if cell.axes not in of_strategy:
             comparisons.append(Comparison(cell, measured, None, "one worker was not measured with the same settings"))
             continue
         try:
             exchange = exchange_of(cell.strategy, options)
-            predicted = simulate(workloads[cell.axes], topology, exchange, [cell.workers], cell.scaling)[0].step
+            predicted = simulate(of_strategy[cell.axes], topology, exchange, [cell.workers], cell.scaling)[0].step
         except ConfigurationError as error:
             comparisons.append(Comparison(cell, measured, None, str(error)))
         else:
@@ -108,6 +117,12 @@ def computes_on_cpu(record: BenchmarkRecord) -> bool:
     return any(run.device.upper() == "CPU" for runs in _runs(record).values() for run in runs)
 
 
+def threads_of(record: BenchmarkRecord) -> int | None:
+    """Return the threads that one worker of a benchmark has computed with; None if that was not noted."""
+    known = [run.threads for cell, runs in _runs(record).items() for run in runs if cell.workers == 1 and run.threads]
+    return known[0] if known else None
+
+
 def _runs(record: BenchmarkRecord) -> dict[Cell, list[Measured]]:
     """Return what was measured, by cell."""
     runs: dict[Cell, list[Measured]] = {}
@@ -118,12 +133,16 @@ def _runs(record: BenchmarkRecord) -> dict[Cell, list[Measured]]:
 
 
 def _workload(
-    runs: Sequence[Measured], cores: Cores | None, optimizer: float, fixed: float, backward_share: float
+    runs: Sequence[Measured], cores: Cores | None, optimizer: float | None, fixed: float, backward_share: float
 ) -> Workload:
     step = median(_step(run) for run in runs)
     told = [run.breakdown for run in runs if run.breakdown is not None]
     # What lies between steps is in none of the parts, and does not depend on the samples either.
     compute = min(median(one.data + one.compute for one in told), step) if told else step
+    if optimizer is None:
+        steps_of_it = [one.optimizer for one in told if one.optimizer is not None]
+        # No more than is there, if both were measured in different steps.
+        optimizer = min(median(steps_of_it), max(0.9 * compute - fixed, 0.0)) if steps_of_it else 0.0
     if optimizer + fixed >= compute:
         raise ConfigurationError(
             f"{optimizer + fixed:.3g} s of optimizer and other things do not fit into a step that computes for "

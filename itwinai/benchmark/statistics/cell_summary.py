@@ -85,9 +85,10 @@ class CellSummary:
 
     @property
     def breakdown(self) -> Breakdown | None:
-        """Where the time of a step goes, in seconds; without what is hidden where a run does not tell it."""
+        """Where the time of a step goes, in seconds; without what a run does not tell."""
         told = [one.breakdown for one in self.measured if one.breakdown is not None]
         hidden = [one.hidden for one in told if one.hidden is not None]
+        optimizer = [one.optimizer for one in told if one.optimizer is not None]
         if not told:
             return None
         return Breakdown(
@@ -96,6 +97,7 @@ class CellSummary:
             communication=fmean(one.communication for one in told),
             other=fmean(one.other for one in told),
             hidden=fmean(hidden) if len(hidden) == len(told) else None,
+            optimizer=fmean(optimizer) if len(optimizer) == len(told) else None,
         )
 
     @property

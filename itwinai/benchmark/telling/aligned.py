@@ -22,7 +22,7 @@ def aligned(heading: Sequence[str], rows: Sequence[tuple[Sequence[str], str]], n
     whole = [cells for cells, text in rows if not text]
     widths = [max(map(len, column)) for column in list(zip(heading, *whole, strict=True))[1:]]
     room = max(WIDTH - sum(widths) - 2 * len(widths), SHORTEST)
-    names = [shortened(cells[0], room) for cells, _ in rows]
+    names = [_with_both_ends(cells[0], room) for cells, _ in rows]
     width = max(map(len, [heading[0], *names]))
     justified = str.rjust if numbered else str.ljust
     lines = [_line(justified(heading[0], width), heading[1:], widths)]
@@ -30,6 +30,14 @@ def aligned(heading: Sequence[str], rows: Sequence[tuple[Sequence[str], str]], n
         line = _line(justified(name, width), cells[1:], widths)
         lines.append(f"{line}  {shortened(text, max(WIDTH - len(line) - 2, SHORTEST))}" if text else line)
     return lines
+
+
+def _with_both_ends(name: str, most: int) -> str:
+    """Return a name of at most so many characters: strategies often differ at their end, as stages of ZeRO do."""
+    if len(name) <= most:
+        return name
+    head = (most - 1) // 2
+    return f"{name[:head]}…{name[head + 1 - most :]}"
 
 
 def _line(name: str, cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -30,6 +30,7 @@ FIGURES: Mapping[str, Callable[[CellSummary], Estimate | None]] = {
 }
 """What a cell has by the name of its columns, each of which ends in ``_mean``, ``_low`` or ``_high``."""
 
+_PARTS = {**{part: part for part in PARTS}, "hidden": "hidden_communication", "optimizer": "optimizer_of_compute"}
 _CELL = ("strategy", "workers", "scaling")
 _COURSE = ("status", "runs", "failed_runs")
 _LAST = ("baseline", "no_joules", "nodes", "device", "parameters", "gradient_bytes", "threads", "other_cores")
@@ -69,7 +70,7 @@ def status_of(cell: CellSummary) -> str:
 
 def _heading(axes: Sequence[str]) -> list[str]:
     figures = [f"{name}_{end}" for name in FIGURES for end in ("mean", "low", "high")]
-    parts = [f"part_{part}_seconds" for part in (*PARTS, "hidden_communication")]
+    parts = [f"part_{name}_seconds" for name in _PARTS.values()]
     own = [*_COURSE, *figures, *parts, *_LAST, *_END]
     return [*_CELL, *(f"axis:{path}" if path in (*_CELL, *own) else path for path in axes), *own]
 
@@ -82,7 +83,7 @@ def _row(one: CellSummary, axes: Sequence[str]) -> list[object]:
         for end in ((None,) * 3 if estimate is None else (estimate.mean, estimate.low, estimate.high))
     ]
     breakdown = one.breakdown
-    parts = [None if breakdown is None else getattr(breakdown, part) for part in (*PARTS, "hidden")]
+    parts = [None if breakdown is None else getattr(breakdown, part) for part in _PARTS]
     first = one.measured[0] if one.measured else None
     values = dict(one.cell.axes)
     return [
