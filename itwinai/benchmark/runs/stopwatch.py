@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from array import array
 from collections.abc import Callable
@@ -104,6 +105,8 @@ class Stopwatch(Callback):
         if self._done == self.warmup:
             _synchronize(trainer.strategy.root_device)
             self._last = self.warmup + self._steps_to_measure(trainer)
+            # All that was imported is looked through once, which can take half a second: not in one of the next steps.
+            gc.collect()
             if self._energy is not None:
                 self._energy.begin()
         elif self._done == self._last:
