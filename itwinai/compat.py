@@ -775,12 +775,15 @@ class SignalConnector(_SignalConnector):
         signum: the signal that has come last.
         others: signals that mean the same as SIGTERM, unless somebody handles them.
         requeues: whether SLURM has asked to have its job queued again.
+        ends_with_run: whether this process ends with the run, as workers do. The signal that has stopped them reaches
+            some late, and must not kill them before they have said how the run has ended.
     """
 
     on_sigterm: Callable[[], None] | None = None
     signum = signal.SIGTERM
     others: tuple[signal.Signals, ...] = ()
     requeues = False
+    ends_with_run = False
     _first_signal: float | None = None
 
     def register_signal_handlers(self) -> None:
@@ -790,6 +793,11 @@ class SignalConnector(_SignalConnector):
         for other in self.others:
             if not self._has_already_handler(other):
                 self._register_signal(other, self._sigterm_notifier_fn)
+
+    def teardown(self) -> None:
+        if self.ends_with_run and self.received_sigterm:
+            self._original_handlers.update(dict.fromkeys((signal.SIGTERM, *self.others), signal.SIG_IGN))
+        super().teardown()
 
     def _slurm_sigusr_handler_fn(self, signum: Any, _: Any) -> None:
         # lightning saves right here, in the midst of whatever the workers do.
@@ -823,6 +831,13 @@ def signal_connector(trainer: Trainer) -> SignalConnector:
     connector = trainer._signal_connector
     assert isinstance(connector, SignalConnector)
     return connector
+
+
+def expect_late_signals(trainer: Trainer) -> None:
+    """Let this worker end by itself when a signal has stopped the run, however late it reaches this process."""
+    connector = trainer._signal_connector
+    if isinstance(connector, SignalConnector):
+        connector.ends_with_run = True
 
 
 def default_store() -> dist.Store:

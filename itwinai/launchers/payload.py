@@ -124,6 +124,7 @@ def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None]
     assert isinstance(strategy, Worker)
     strategy.become_worker(PlacedEnvironment(place))
     observer = Observer(trainer) if traced else None
+    compat.expect_late_signals(trainer)
     if hasattr(trainer, "report_failure"):
         trainer.report_failure = on_failure
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from itwinai import compat
 from itwinai.callbacks import TimedProgressBar
 from itwinai.errors import LoggedKeysError
 from itwinai.loops import missing
@@ -236,6 +239,29 @@ def test_sigterm_stops_all_ranks_at_the_same_step(strategy: str, receiver: str, 
     assert name == "SIGTERMException"
     assert int(global_step) == int(ready) == int(completed) >= 30  # between two batches
     assert_no_process_left(process.pid)
+
+
+class StoppedByAnother(Callback):
+    """Knows that the run is to stop before the signal has come to this process."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        compat.signal_connector(trainer).received_sigterm = trainer.global_step == 3
+
+
+@pytest.mark.parametrize(("is_worker", "stopped"), [(True, True), (True, False), (False, True)])
+def test_signal_that_comes_after_the_end(is_worker: bool, stopped: bool) -> None:
+    """It does not kill a worker that it has stopped already, by way of another one."""
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = make_trainer("auto", 1, max_epochs=1, callbacks=[StoppedByAnother()] if stopped else [])
+    if is_worker:
+        compat.expect_late_signals(trainer)
+    try:
+        with pytest.raises(SIGTERMException) if stopped else nullcontext():
+            trainer.fit(Regression(), loader(4))
+        after = signal.getsignal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert after == (signal.SIG_IGN if is_worker and stopped else before)
 
 
 class Ranks:
