@@ -504,7 +504,7 @@ OURS: dict[type, tuple[Callable[[Trainer], Any], set[str], set[str]]] = {
     ),
     compat.SignalConnector: (
         lambda trainer: trainer._signal_connector,
-        {"_sigterm_notifier_fn", "_slurm_sigusr_handler_fn", "register_signal_handlers"},
+        {"_sigterm_notifier_fn", "_slurm_sigusr_handler_fn", "register_signal_handlers", "teardown"},
         {"received_sigterm"},
     ),
     LeanTrainingEpochLoop: (
