@@ -63,8 +63,7 @@ def read_record(folder: str | os.PathLike[str]) -> BenchmarkRecord:
             "has written to, which it names at its end."
         ) from None
     with reading(f"{path} is not what `itwinai benchmark` writes"):
-        later = "Read it with the itwinai that has written it, or a later one."
-        head = versioned(text, VERSION, str(path), later)
+        head = versioned(text, VERSION, str(path))
         record = BenchmarkRecord(**{**head, "extrapolate": tuple(head["extrapolate"])})
     return dataclasses.replace(record, measurements=read_measurements(Path(folder) / RECORDS))
 

@@ -145,7 +145,7 @@ class ShardWriter:
         Raises:
             CheckpointError: it has failed on a worker.
         """
-        mine: tuple[Any, str] = None, ""
+        mine: tuple[Any, str]
         cause = None
         try:
             mine = action(), ""

@@ -106,7 +106,7 @@ def simulate(argv: list[str]) -> int:
         _say(line)
     comparisons = []
     if record is not None:
-        workloads = functools.partial(asked.record_workloads, given, record, measured)
+        workloads = functools.cache(functools.partial(asked.record_workloads, given, record, measured))
         comparisons = compare(record, workloads, topology, options)
         _show_comparison(comparisons)
     _say_conclusions(workload, predictions, _median_error(comparisons))

@@ -23,7 +23,10 @@ def finite(value: Any) -> Any:
     return [finite(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def versioned(text: str, version: int, name: str, remedy: str) -> dict[str, Any]:
+_LATER = "Read it with the itwinai that has written it, or a later one."
+
+
+def versioned(text: str, version: int, name: str, remedy: str = _LATER) -> dict[str, Any]:
     """Return a document of JSON without its version, which has to be one that is known here.
 
     Args:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from itwinai.files.documents import finite
 from itwinai.trials.records import Objective, Range, Report, SearchRecord, TrialRecord
 
 REPORTS = "reports.jsonl"
@@ -104,7 +105,6 @@ class CourseFile:
 
     def _write(self, line: dict[str, Any]) -> None:
         from itwinai.facts.plain import plain
-        from itwinai.files.documents import finite
 
         written = finite(plain(line))
         self._file.append(written)

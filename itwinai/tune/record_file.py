@@ -61,8 +61,7 @@ def read_record(path: str | os.PathLike[str]) -> SearchRecord:
     """
     text, name = Path(path).read_text(encoding="utf-8"), os.fspath(path)
     with reading(f"{name} is no record of a search", "A search leaves its record in its folder; give that file."):
-        later = "Read it with the itwinai that has written it, or a later one."
-        return _record(_value(versioned(text, VERSION, name, later)))
+        return _record(_value(versioned(text, VERSION, name)))
 
 
 def _record(document: dict[str, Any]) -> SearchRecord:

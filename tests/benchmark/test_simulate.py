@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, median
+from typing import get_args
 
 import psutil
 import pytest
@@ -618,9 +619,9 @@ def recorded(
         Cell("deepspeed_stage_3", 2),
         Cell("deepspeed_stage_3", 1),
         Cell(SINGLE, 1),
-        *(Cell("ddp", n, scaling) for n in (4, 2) for scaling in ("weak", "strong")),
+        *(Cell("ddp", n, scaling) for n in (4, 2) for scaling in get_args(Scaling)),
         Cell("ddp", 2, axes=(("a.b", "c"),)),
-    ]  # type: ignore[list-item]
+    ]
     for cell in cells:
         for repeat in range(3):
             known = cell.strategy in STRATEGIES and cell.workers > 1
