@@ -49,6 +49,7 @@ from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
+from lightning.pytorch.trainer.connectors.callback_connector import _CallbackConnector
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from lightning.pytorch.trainer.connectors.logger_connector.result import (
@@ -368,6 +369,39 @@ def set_rng_states(states: dict[str, Any]) -> None:
 def callbacks(trainer: Trainer) -> list[Callback]:
     """Return the trainer's callbacks, lightning's own included."""
     return vars(trainer)["callbacks"]  # an attribute that lightning does not declare
+
+
+def set_callbacks(trainer: Trainer, callbacks: list[Callback]) -> None:
+    """Let a trainer have these callbacks, and no others."""
+    vars(trainer)["callbacks"] = callbacks
+
+
+class CallbackConnector(_CallbackConnector):
+    """lightning's connector of callbacks, which tells which the module has brought.
+
+    Args:
+        trainer: the trainer.
+        stock: the connector that it takes the place of.
+    """
+
+    trainer: Trainer
+
+    def __init__(self, trainer: Trainer, stock: _CallbackConnector) -> None:
+        super().__init__(trainer)
+        vars(self).update(vars(stock))
+
+    def joined(self, brought: list[Callback]) -> None:
+        """Act upon callbacks that the module's ``configure_callbacks`` has brought; in each worker, before any hook."""
+
+    def _attach_model_callbacks(self) -> None:
+        before = {id(callback) for callback in callbacks(self.trainer)}
+        super()._attach_model_callbacks()
+        self.joined([callback for callback in callbacks(self.trainer) if id(callback) not in before])
+
+
+def replace_callback_connector(trainer: Trainer, make: Callable[[Trainer, Any], CallbackConnector]) -> None:
+    """Let another connector attach the module's callbacks."""
+    trainer._callback_connector = make(trainer, trainer._callback_connector)
 
 
 def attach(trainer: Trainer, module: LightningModule, datamodule: Any) -> None:

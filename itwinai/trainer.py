@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
 from itwinai import compat
-from itwinai.callbacks.defaults import with_defaults
+from itwinai.callbacks.defaults import check_finders, follow_module, with_defaults
 from itwinai.checkpoints.find import AUTO
 from itwinai.checkpoints.plugin import PortableCheckpointIO, PortableConnector, gather_of
 from itwinai.data.samplers import DealtBatchSampler, DealtSampler, WholeSampler
@@ -50,6 +50,7 @@ def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., An
 
     @functools.wraps(entry_point)
     def wrapped(self: ItwinaiTrainer, *args: Any, **kwargs: Any) -> Any:
+        check_finders(self)
         self._fit_began = time.time()
         if entry_point is Trainer.fit:
             self._portable().parts_of_workers = {}
@@ -198,8 +199,9 @@ class ItwinaiTrainer(Trainer):
         if kwargs.get("default_root_dir") is None and (session := find_session()) is not None:
             kwargs["default_root_dir"] = session.folder  # trials that run at the same time would write to one place
         loggers = _loggers(logger, kwargs.get("default_root_dir"))
+        given = kwargs.get("callbacks")
         if not kwargs.get("barebones"):
-            kwargs["callbacks"] = with_defaults(kwargs.get("callbacks"), kwargs, watch, loggers)
+            kwargs["callbacks"] = with_defaults(given, kwargs, watch, loggers)
         super().__init__(
             strategy=strategy,
             devices=devices,
@@ -210,6 +212,7 @@ class ItwinaiTrainer(Trainer):
             logger=loggers,
             **kwargs,
         )
+        follow_module(self, given)
         for one in self.loggers:
             hide_secrets(one)
         compat.replace_dataloader_preparation(self, self.prepare_dataloader)

@@ -131,6 +131,18 @@ class Observer:
     def _names(self) -> dict[Key, frozenset[str]]:
         return {key: frozenset(state_of(shared)) for key, shared in self.shared.objects.items()}
 
+    def _callbacks(self) -> list[Any] | None:
+        """Return the trainer's callbacks if they are others than before: keys, or class and attributes of new ones."""
+        callbacks = compat.callbacks(self.trainer)
+        keys = [self.shared.keys.get(id(callback)) for callback in callbacks]
+        if keys == [key for key in self.shared.objects if key[0] == "callback"]:
+            return None
+        return [
+            key
+            or (type(callback), {name: self.shared.dumps(value) for name, value in own_attributes(callback).items()})
+            for key, callback in zip(keys, callbacks, strict=True)
+        ]
+
     def trace(self, metrics: Mapping[str, Mapping[str, Any]]) -> bytes:
         """Pickle all that the run changed since this observer was made.
 
@@ -155,6 +167,7 @@ class Observer:
             "metrics": compat.read_metrics(trainer),
             "loops": compat.read_loops(trainer),
             "attributes": changed,
+            "callbacks": self._callbacks(),
             # None in the place of a layer that configure_model makes would hide the layer.
             "removed": {key: self.names[key] - names for key, names in self._names().items()},
             "tensors": tensors,
@@ -205,14 +218,32 @@ def write_back(data: bytes, trainer: Trainer, arguments: tuple[Any, ...]) -> Non
         if key not in shared.objects:
             log.debug("%s is not written back, it is not there on the caller", key)
             continue
-        for name, value in attributes.items():
-            try:
-                loaded = shared.loads(value)
-            except Exception as error:  # tqdm's bars, for example, can be pickled and not be made again
-                log.debug("%s of the %s is not written back, it cannot be made again here: %s", name, key, error)
-                continue
-            if not restore(shared.objects[key], loaded):
-                vars(shared.objects[key])[name] = loaded
+        _write_attributes(shared, shared.objects[key], attributes)
+    if trace["callbacks"] is not None:
+        compat.set_callbacks(trainer, [_callback(shared, told) for told in trace["callbacks"]])
+
+
+def _write_attributes(shared: Shared, target: Any, attributes: dict[str, bytes | None]) -> None:
+    for name, value in attributes.items():
+        if value is None:
+            continue
+        try:
+            loaded = shared.loads(value)
+        except Exception as error:  # tqdm's bars, for example, can be pickled and not be made again
+            log.debug("%s of %s is not written back, it cannot be made again here: %s", name, target, error)
+            continue
+        if not restore(target, loaded):
+            vars(target)[name] = loaded
+
+
+def _callback(shared: Shared, told: Any) -> Any:
+    """Return a callback that the run has ended with: one of the caller's, or a new one with what was sent of it."""
+    kind, rest = told
+    if isinstance(kind, str):  # a key
+        return shared.objects[kind, rest]
+    callback = kind.__new__(kind)
+    _write_attributes(shared, callback, rest)
+    return callback
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
