@@ -167,6 +167,33 @@ def exchange_time(model: DistributedDataParallel) -> tuple[float, float, float]:
     return total / 1e9, overlapped / 1e9, computing / 1e9
 
 
+@contextmanager
+def ddp_options(strategy: LightningDDPStrategy, options: dict[str, Any]) -> Iterator[None]:
+    """Let lightning wrap modules with further options of DistributedDataParallel for a while."""
+    before = strategy._ddp_kwargs
+    strategy._ddp_kwargs = {**before, **options}
+    try:
+        yield
+    finally:
+        strategy._ddp_kwargs = before
+
+
+def end_reducer(model: DistributedDataParallel) -> None:
+    """Take the hooks of DDP's reducer off the parameters, so that the module can be wrapped again."""
+    del model.logger  # refers to the reducer, whose hooks go when it does
+    del model.reducer
+
+
+def backward_pass() -> int:
+    """Return a number of the backward pass that runs in this thread, the innermost if there are several."""
+    return int(torch._C._current_graph_task_id())
+
+
+def after_backward_pass(function: Callable[[], None]) -> None:
+    """Call a function at the end of the backward pass that runs in this thread, before ``backward`` returns."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)
+
+
 def is_profiling() -> bool:
     """Tell whether a profiler of torch is recording in this process."""
     return bool(torch.autograd._profiler_enabled())
