@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -21,35 +19,35 @@ def tolerant(hook: Callable[..., Any]) -> Callable[..., Any]:
     def tolerating(module: Any, inputs: Any, output: Any) -> Any:
         if output is None or isinstance(output, KNOWN):
             return hook(module, inputs, output)
-        tensors = _tensors(output)
+        attributes = _attributes(output)
+        tensors = {name: value for name, value in attributes.items() if isinstance(value, Tensor)}
         returned = hook(module, inputs, list(tensors.values()))
         if returned is None or not tensors:
             return None
-        return _with(output, dict(zip(tensors, returned, strict=True)))
+        return _made_of(type(output), {**attributes, **dict(zip(tensors, returned, strict=True))})
 
     # By it the hook is known as one of the engine when all are taken off.
     tolerating.__module__ = hook.__module__
     return tolerating
 
 
-def _tensors(output: Any) -> dict[str, Tensor]:
-    """Return the attributes of an object that are tensors."""
-    if dataclasses.is_dataclass(output):
-        names = [field.name for field in dataclasses.fields(output)]
-    else:
-        slots = [getattr(cls, "__slots__", ()) for cls in type(output).__mro__]
-        names = [*getattr(output, "__dict__", ()), *(name for slot in slots for name in _names(slot))]
-    values = {name: getattr(output, name, None) for name in names}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+def _attributes(output: Any) -> dict[str, Any]:
+    """Return the attributes that an object itself has, those in slots included."""
+    slots = [name for cls in type(output).__mro__ for name in _names(getattr(cls, "__slots__", ()))]
+    return {
+        name: getattr(output, name)
+        for name in (*slots, *getattr(output, "__dict__", ()))
+        if not name.startswith("__") and hasattr(output, name)
+    }
 
 
 def _names(slots: Any) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _with(output: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return an object like another, with other tensors."""
-    changed = copy.copy(output)
-    for name, tensor in tensors.items():
-        object.__setattr__(changed, name, tensor)  # frozen dataclasses too
-    return changed
+def _made_of(cls: type, attributes: dict[str, Any]) -> Any:
+    """Return an object with these attributes, without running its class' code: it may be frozen."""
+    made = object.__new__(cls)
+    for name, value in attributes.items():
+        object.__setattr__(made, name, value)
+    return made
