@@ -40,7 +40,7 @@ from lightning.pytorch.loops.progress import _OptimizerProgress
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
-from lightning.pytorch.plugins import _PLUGIN_INPUT
+from lightning.pytorch.plugins import _PLUGIN_INPUT, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
@@ -242,16 +242,97 @@ def is_attribute_of_engine(name: str) -> bool:
     return name.startswith("ds_") or name in _ENGINE_ATTRIBUTES
 
 
+_ENGINE_PARAMETER_ATTRIBUTES = frozenset(
+    {
+        "_dp_group",
+        "_hp_mapping",
+        "_index_in_param_group",
+        "_z3_optimizer",
+        "_zero_optimizer",
+        "aligned_size",
+        "all_gather",
+        "all_gather_coalesced",
+        "convert_to_zero_parameters",
+        "get_full_hp_grad",
+        "get_full_hp_param",
+        "grad_accum",
+        "is_external_param",
+        "item",
+        "load_hp_checkpoint_state",
+        "nvme_swapper",
+        "padding_size",
+        "param_idx_in_group",
+        "partition",
+        "partition_gradients",
+        "partition_numel",
+        "reduce_gradients_at_owner",
+        "set_full_hp_grad",
+        "set_full_hp_param",
+    }
+)
+
+
+def is_parameter_attribute_of_engine(name: str) -> bool:
+    """Tell whether an attribute that a parameter did not have before is one that a DeepSpeed engine has set."""
+    return name.startswith("ds_") or name in _ENGINE_PARAMETER_ATTRIBUTES
+
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
-def remove_hooks_of_engine(module: nn.Module) -> None:
-    """Take the hooks of a DeepSpeed engine off a module: they keep the engine, and cannot be pickled."""
-    for name in _HOOKS:
-        hooks = getattr(module, name)
+def remove_hooks_of_engine(owner: nn.Module | nn.Parameter) -> None:
+    """Take the hooks of a DeepSpeed engine off a module or a parameter: they keep the engine, and cannot be pickled."""
+    for name in _HOOKS if isinstance(owner, nn.Module) else _PARAMETER_HOOKS:
+        hooks = getattr(owner, name) or {}
         for key, hook in list(hooks.items()):
             if (getattr(hook, "__module__", None) or "").startswith("deepspeed."):
                 del hooks[key]
+
+
+@contextmanager
+def making_engine(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Let an engine that is made meanwhile take parameters of any shape, and broadcast none of them.
+
+    Its broadcast fails for parameters without dimensions, and for those whose memory is in another order.
+    """
+    scalars = [parameter for parameter in parameters if parameter.dim() == 0]
+    for parameter in scalars:
+        parameter.data = parameter.data.view(1)
+    for parameter in parameters:
+        vars(parameter)["ds_optim_param"] = True
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            vars(parameter).pop("ds_optim_param", None)
+        for parameter in scalars:
+            if hasattr(parameter, "ds_shape"):
+                parameter.ds_shape = torch.Size(())
+            if parameter.numel() == 1:  # not where it is sharded
+                parameter.data = parameter.data.view(())
+
+
+def refuse_second_derivatives(module: nn.Module, refuse: Callable[[], None]) -> None:
+    """Call a function when a gradient that is to be differentiated itself is computed in training, in ZeRO stage 3."""
+    for submodule in module.modules():
+        function = vars(submodule).get("pre_bwd_fn")
+        if function is not None:
+            function.backward = staticmethod(functools.partial(_first_derivative, function.backward, refuse))
+
+
+def _first_derivative(backward: Callable[..., Any], refuse: Callable[[], None], ctx: Any, *gradients: Any) -> Any:
+    if torch.is_grad_enabled() and ctx.module.training:
+        refuse()
+    return backward(ctx, *gradients)
+
+
+def tolerate_outputs(module: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Wrap the hooks by which ZeRO stage 3 looks at what the layers of a module return."""
+    for submodule in module.modules():
+        for key, hook in list(submodule._forward_hooks.items()):
+            if (getattr(hook, "__module__", None) or "").startswith("deepspeed."):
+                submodule._forward_hooks[key] = wrap(hook)
 
 
 class EngineMaker(LightningDeepSpeedStrategy):
@@ -272,6 +353,15 @@ class EngineMaker(LightningDeepSpeedStrategy):
         return self.make_engine(
             self.config, model, optimizer=optimizer, lr_scheduler=lr_scheduler, model_parameters=parameters
         )
+
+    def init_deepspeed(self) -> None:
+        # Not lightning's: that one refuses to clip by value, and warns of hooks that are ignored.
+        assert self.lightning_module is not None
+        assert isinstance(self.model, nn.Module)
+        if self.lightning_module.trainer.training:
+            self._initialize_deepspeed_train(self.model)
+        else:
+            self._initialize_deepspeed_inference(self.model)
 
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
         kept = ["fp16", "bf16"]
@@ -297,6 +387,120 @@ class EngineMaker(LightningDeepSpeedStrategy):
         super()._format_batch_size_and_grad_accum_config()
         # The loop divides the loss by the number of accumulated batches; the engine would do it again.
         self.config["gradient_accumulation_steps"] = 1
+
+
+@contextmanager
+def counted_backward(engine: Any) -> Iterator[None]:
+    """Let backward passes of others count as one of a DeepSpeed engine."""
+    with engine._running_engine_backward_lock:
+        engine._running_engine_backward_count += 1
+        engine._running_engine_backward = True
+    try:
+        yield
+        engine._backward_epilogue()
+    finally:
+        with engine._running_engine_backward_lock:
+            engine._running_engine_backward_count -= 1
+            engine._running_engine_backward = engine._running_engine_backward_count > 0
+
+
+def keep_gradients_whole(engine: Any) -> bool:
+    """Let a DeepSpeed engine leave gradients in the parameters, on each worker, until they are handed over to it.
+
+    Returns:
+        Whether it can: not in all combinations of stage and precision does it accumulate in the parameters.
+    """
+    optimizer = engine.optimizer
+    if engine.zero_optimization():
+        if not hasattr(optimizer, "_coalesce_grad_reduction") or getattr(optimizer, "use_grad_accum_attribute", False):
+            return False
+        optimizer._coalesce_grad_reduction = True
+    engine.enable_backward_allreduce = False
+    return True
+
+
+def hand_over_gradients(engine: Any) -> None:
+    """Let a DeepSpeed engine reduce the gradients that it was to leave in the parameters, right before its step."""
+    optimizer, stage = engine.optimizer, int(engine.zero_optimization_stage())
+    if stage == 0:
+        return
+    begin_accumulation(engine)
+    optimizer._coalesce_grad_reduction = False
+    # Stage 1 reduces at the boundary only; stages 2 and 3 draw their shards together in the step itself.
+    optimizer.set_gradient_accumulation_boundary(stage == 1)
+    try:
+        if stage == 3:
+            engine._flush_coalesced_reduction_zero3(optimizer)
+        else:
+            engine._flush_coalesced_reduction_zero12(optimizer)
+    finally:
+        optimizer._coalesce_grad_reduction = True
+
+
+def begin_accumulation(engine: Any) -> None:
+    """Let the next backward pass of a DeepSpeed engine begin a new sum of gradients, whatever has come before it.
+
+    DeepSpeed does so in its step only, and not all of it: from stage 3's shards the gradient of a parameter that gets
+    none in a step would be taken once more.
+    """
+    optimizer, stage = engine.optimizer, int(engine.zero_optimization_stage())
+    if stage < 2:
+        return
+    if stage == 3:
+        optimizer.grad_partitions_flat_buffer.zero_()
+        optimizer._offload_boundary_param_ids = set()
+        optimizer.micro_step_id = 0
+        flats = optimizer.fp32_partitioned_groups_flat
+    else:
+        for gradients in (optimizer.averaged_gradients, optimizer.all_grad_tensors):
+            gradients.update(dict.fromkeys(gradients))
+        optimizer._offload_accumulated_param_ids = set()
+        optimizer.micro_step_id = -1
+        flats = optimizer.single_partition_of_fp32_groups
+    for flat in flats:
+        if flat.grad is not None:  # they stay where the optimizer is offloaded
+            flat.grad.zero_()
+
+
+def parameters_of_groups(engine_optimizer: Any) -> list[list[nn.Parameter]]:
+    """Return the parameters that ZeRO trains, by group."""
+    stage_3 = hasattr(engine_optimizer, "fp16_groups")
+    groups: list[list[nn.Parameter]] = engine_optimizer.fp16_groups if stage_3 else engine_optimizer.bit16_groups
+    return groups
+
+
+def begin_backward(engine_optimizer: Any) -> None:
+    """Let ZeRO add the gradients of the next backward pass to those before; it counts on a forward pass in between."""
+    if hasattr(engine_optimizer, "clear_backward_seen_flag"):
+        engine_optimizer.clear_backward_seen_flag()
+
+
+def replace_zero_grad(strategy: Strategy, zero_grad: Callable[..., None]) -> None:
+    """Let a function of ours clear the gradients of a strategy's one optimizer, and of lightning's wrapper of it."""
+    (optimizer,), (wrapper,) = strategy.optimizers, strategy._lightning_optimizers
+    vars(optimizer)["zero_grad"] = vars(wrapper)["zero_grad"] = zero_grad
+
+
+def call_after_backward(function: Callable[[], None]) -> int:
+    """Call a function when the backward pass that runs now is done; return the number of that pass."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)
+    return backward_pass()
+
+
+def backward_pass() -> int:
+    """Return the number of the backward pass that runs now; -1 if none does."""
+    return int(torch._C._current_graph_task_id())
+
+
+def call_before_step(precision: Precision, module: LightningModule, optimizer: Any) -> None:
+    """Run the hooks before the optimizer's step, and clip the gradients."""
+    precision._after_closure(module, optimizer)
+
+
+def is_in_optimizer(parameter: nn.Parameter) -> bool:
+    """Tell whether the optimizer of an engine of ZeRO stage 3 has a parameter, so that it has it in full precision."""
+    optimizer = vars(parameter).get("_z3_optimizer")
+    return optimizer is None or optimizer.get_param_id(parameter) in optimizer.grad_position
 
 
 def flat_states(engine_optimizer: Any, group: int) -> list[tuple[Tensor, dict[str, Any]]]:
