@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
 from itwinai import compat
@@ -157,7 +158,10 @@ _TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
 def _structure(module: LightningModule) -> dict[str, Any]:
-    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in named_tensors(module).items()}
+    return {
+        name: (None if is_lazy(tensor) else tuple(tensor.shape), tensor.dtype)
+        for name, tensor in named_tensors(module).items()
+    }
 
 
 def _own_attributes(shared: Any) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             whole model fits. All workers have to see the same folder.
         timeout: seconds after which a collective operation that some worker has not joined is an error.
         workers: where workers come from; processes of this machine by default.
+        check_drift: compare the parameters that are not sharded, of all ranks, after each epoch.
         **kwargs: further arguments of lightning's DeepSpeedStrategy.
 
     Raises:
@@ -66,6 +67,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         sharded_checkpoints: bool = False,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
         workers: WorkerSource | None = None,
+        check_drift: bool = True,
         **kwargs: Any,
     ) -> None:
         require("deepspeed", "Install it with `pip install 'itwinai[deepspeed]'`.", "The strategy 'deepspeed'")
@@ -80,6 +82,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         )
         self.collective_timeout = as_timedelta(timeout)
         self.worker_source = workers or LocalProcesses()
+        self.check_drift = check_drift
         # By id: the hash of a metric changes with what it has seen.
         self._own_attributes: dict[int, frozenset[str]] = {}
         self._groups: list[list[nn.Parameter]] = []
