@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from itwinai import compat
 from itwinai.errors import ConfigurationError
+from itwinai.launchers.environment import WorkerKind
 from itwinai.measure.steps import Communication, StepClock
 from itwinai.strategies.averaging import GradientAverager, unused_error
 from itwinai.strategies.backward import ParameterWatch, refuse_lazy
@@ -112,6 +113,7 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
             (Vogels et al., 2019, arXiv:1905.13727; rank 1, after 10 plain steps). Changes the numbers.
         timeout: seconds after which a collective operation that some worker has not joined is an error.
         process_group_backend: ``"gloo"`` or ``"nccl"``; picked by the device by default.
+        launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
         check_drift: compare the parameters of all ranks after each epoch. A ``ddp_comm_hook`` turns it off.
         **kwargs: further arguments of lightning's DDPStrategy and of torch's DistributedDataParallel.
@@ -131,6 +133,7 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
         gradient_compression: Compression | None = None,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
         process_group_backend: str | None = None,
+        launcher: WorkerKind = "auto",
         workers: WorkerSource | None = None,
         check_drift: bool = True,
         **kwargs: Any,
@@ -153,7 +156,7 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
         )
         self.collective_timeout = as_timedelta(timeout)
         self.backend = process_group_backend
-        self.worker_source = workers or LocalProcesses()
+        self.worker_source = workers or LocalProcesses(launcher)
         self.check_drift = check_drift and self.comm_hook is None
         self._averager: GradientAverager | None = None
         self._averages_for_good = False
