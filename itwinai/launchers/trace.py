@@ -21,6 +21,7 @@ import cloudpickle
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
 from itwinai import compat
@@ -258,7 +259,10 @@ _TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
 def _structure(module: LightningModule) -> dict[str, Any]:
-    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in named_tensors(module).items()}
+    return {
+        name: (None if is_lazy(tensor) else tuple(tensor.shape), tensor.dtype)
+        for name, tensor in named_tensors(module).items()
+    }
 
 
 def state_of(shared: Any) -> dict[str, Any]:

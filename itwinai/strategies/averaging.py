@@ -54,13 +54,16 @@ class GradientAverager:
     def _average(self) -> None:
         began = perf_counter_ns()
         names, hooks = list(self._parameters), self.hooks
-        used = [name in hooks.reached for name in names]
-        missing = [not was and self._parameters[name].requires_grad for name, was in zip(names, used, strict=True)]
+        used = [_kind(self._parameters[name].grad) if name in hooks.reached else _NONE for name in names]
+        missing = [not kind and self._parameters[name].requires_grad for name, kind in zip(names, used, strict=True)]
         flags = torch.tensor([*used, *missing, hooks.repeated, hooks.nested], dtype=torch.int32, device=self._device)
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         *found, repeated, nested = flags.tolist()
         used_anywhere, missing_anywhere = found[: len(names)], found[len(names) :]
-        average_gradients(self._parameters[name] for name, was in zip(names, used_anywhere, strict=True) if was)
+        for name, kind in zip(names, used_anywhere, strict=True):
+            if kind and self._parameters[name].grad is None:
+                self._parameters[name].grad = _zeros(self._parameters[name], kind)
+        average_gradients([self._parameters[name] for name, kind in zip(names, used_anywhere, strict=True) if kind])
         self.unused = [name for name, was in zip(names, missing_anywhere, strict=True) if was]
         self.averaged, self.repeated, self.nested = True, bool(repeated), bool(nested)
         if self.clock is not None:
@@ -69,7 +72,7 @@ class GradientAverager:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace gradients by their averages over all workers; where a worker has none, it counts as zero.
+    """Replace the gradients of parameters by their averages over all workers.
 
     Args:
         parameters: the same ones on all workers.
@@ -77,8 +80,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     world_size = dist.get_world_size()
     dense = []
     for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+        assert parameter.grad is not None
         if parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce() / world_size
             dist.all_reduce(parameter.grad)
@@ -94,6 +96,21 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         work.wait()
         for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
             gradient.copy_(part.view(gradient.shape))
+
+
+_NONE, _DENSE, _SPARSE = range(3)
+
+
+def _kind(gradient: Tensor | None) -> int:
+    return _NONE if gradient is None else _SPARSE if gradient.is_sparse else _DENSE
+
+
+def _zeros(parameter: nn.Parameter, kind: int) -> Tensor:
+    """Return what a worker without a gradient adds to those of others, which are of the same kind."""
+    if kind == _DENSE:
+        return torch.zeros_like(parameter)
+    nowhere = torch.empty(1, 0, dtype=torch.int64, device=parameter.device)
+    return torch.sparse_coo_tensor(nowhere, parameter.new_empty(0, *parameter.shape[1:]), parameter.shape)
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:

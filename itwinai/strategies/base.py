@@ -24,7 +24,7 @@ from itwinai.launchers.environment import PlacedEnvironment, WorkerKind, launche
 from itwinai.launchers.payload import Kept
 from itwinai.measure.steps import Communication, StepClock
 from itwinai.strategies import drift
-from itwinai.strategies.backward import ParameterWatch, shortened
+from itwinai.strategies.backward import Change, ParameterWatch, shortened
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -96,6 +96,8 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
     _weights: tuple[Callable[[int], float], ...] = ()
     strategy_name: str
     check_drift: bool = True
+    _watch: ParameterWatch | None = None
+    _epoch: int | None = None
     _agreements = 0
     _nodes = 1
 
@@ -299,6 +301,30 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
 
     # ------------------------------------------------------------------------------- what workers have in common
 
+    def look_at_parameters(self, watch: ParameterWatch) -> Change | None:
+        """Look for parameters that were added, replaced, frozen or unfrozen since the last step, on all workers alike.
+
+        Args:
+            watch: what follows them.
+
+        Returns:
+            What has changed, which may be nothing in the first step of an epoch; None where there was no need to look.
+
+        Raises:
+            DriftError: the workers do not train the same parameters, or learn at different rates.
+        """
+        assert self.lightning_module is not None
+        epoch = self.lightning_module.trainer.current_epoch
+        begins = epoch != self._epoch
+        if not begins and not watch.may_have_changed():
+            return None
+        change = watch.look()
+        if not begins and not change:
+            return None
+        self.agree_on_parameters(watch.parameters, together=begins)
+        self._epoch = epoch
+        return change
+
     def agree_on_parameters(self, parameters: Mapping[str, Tensor], together: bool) -> None:
         """Check that all workers train the same parameters, at the same learning rates.
 
@@ -354,6 +380,9 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
     def teardown(self) -> None:
         self.keep_for_caller()
         self._weights = ()
+        if self._watch is not None:
+            self._watch.end()
+        self._watch = self._epoch = None
         super().teardown()
 
     def announce(self) -> None:

@@ -158,11 +158,9 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
         self.backend = process_group_backend
         self.worker_source = workers or LocalProcesses(launcher)
         self.check_drift = check_drift and self.comm_hook is None
-        self._watch: ParameterWatch | None = None
         self._averager: GradientAverager | None = None
         self._averages_for_good = False
         self._unused: list[str] = []
-        self._epoch: int | None = None
         self._clock: StepClock | None = None
 
     @property
@@ -195,11 +193,9 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
             self.model.register_comm_hook(state=state, hook=hook)
 
     def teardown(self) -> None:
-        if self._watch is not None:
-            self._watch.end()
         if self._averager is not None:
             self._averager.remove()
-        self._watch = self._averager = self._epoch = self._clock = None
+        self._averager = self._clock = None
         self._averages_for_good, self._unused = False, []
         super().teardown()
 
@@ -300,20 +296,13 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
         return unused_error(names, "'ddp_find_unused_parameters_true' or DDPStrategy(find_unused_parameters=True)")
 
     def _look_at_parameters(self) -> None:
-        """Follow parameters that are added, replaced, frozen or unfrozen, on all workers alike."""
-        watch, module = self._watch, self.lightning_module
-        assert watch is not None and module is not None
+        """Follow parameters that are added, replaced, frozen or unfrozen."""
         if self._unused:
             raise self._unused_error(self._unused)
-        epoch = module.trainer.current_epoch
-        begins = epoch != self._epoch
-        if not begins and not watch.may_have_changed():
+        assert self._watch is not None
+        change = self.look_at_parameters(self._watch)
+        if change is None:
             return
-        change = watch.look()
-        if not begins and not change:
-            return
-        self.agree_on_parameters(watch.parameters, together=begins)
-        self._epoch = epoch
         if change:
             self._wrap_again(new=bool(change.new))
         # The first step of an epoch shows what the reducer has to cope with, and goes without it.
@@ -326,14 +315,11 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
         Args:
             new: whether there are parameters that rank 0 has to share first.
         """
-        wrapped = self.model
-        if isinstance(wrapped, DistributedDataParallel):
-            compat.end_reducer(wrapped)
-            new_to_all = new
-        else:
-            new_to_all = True
+        wrapped = isinstance(self.model, DistributedDataParallel)
+        if isinstance(self.model, DistributedDataParallel):
+            compat.end_reducer(self.model)
         self.model = self.lightning_module
-        with compat.ddp_options(self, {} if new_to_all else {"init_sync": False}):
+        with compat.ddp_options(self, {"init_sync": False} if wrapped and not new else {}):
             self.configure_ddp()
         if self._clock is not None:
             self.time_communication(self._clock)

@@ -58,6 +58,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         timeout: seconds after which a collective operation that some worker has not joined is an error.
         launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
+        check_drift: compare the parameters that are not sharded, of all ranks, after each epoch.
         **kwargs: further arguments of lightning's DeepSpeedStrategy.
 
     Raises:
@@ -79,6 +80,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         timeout: float | timedelta = DEFAULT_TIMEOUT,
         launcher: WorkerKind = "auto",
         workers: WorkerSource | None = None,
+        check_drift: bool = True,
         **kwargs: Any,
     ) -> None:
         require("deepspeed", "Install it with `pip install 'itwinai[deepspeed]'`.", "The strategy 'deepspeed'")
@@ -93,6 +95,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         )
         self.collective_timeout = as_timedelta(timeout)
         self.worker_source = workers or LocalProcesses(launcher)
+        self.check_drift = check_drift
         self.whole_gradients = whole_gradients
         self._clips_by_config = "gradient_clipping" in self.config
         self._original: Original | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter_ns
@@ -13,14 +12,15 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import Metric
-from torchmetrics.metric import jit_distributed_available
 
-from itwinai.errors import ConfigurationError, UnusedParametersError, require
+from itwinai.errors import ConfigurationError, require
 from itwinai.launchers.environment import WorkerKind
 from itwinai.launchers.local import free_port
 from itwinai.measure.steps import StepClock
+from itwinai.strategies.averaging import unused_error
+from itwinai.strategies.backward import BackwardHooks, ParameterWatch, can_require_grad, refuse_lazy
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses, WorkerSource
+from itwinai.strategies.ddp import DEFAULT_TIMEOUT, as_timedelta
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -70,6 +70,9 @@ class HorovodCollectives(ParallelStrategy):
         }
         if name not in operations:
             raise ConfigurationError(f"reduce_op={reduce_op!r} is unknown; choose one of {', '.join(operations)}.")
+        if tensor.is_complex() and operations[name] == hvd.Sum:
+            self.reduce(torch.view_as_real(tensor.detach()), reduce_op=reduce_op)
+            return tensor
         reduced = hvd.allreduce(_known_to_horovod(tensor.detach()), op=operations[name])
         if name in ("mean", "avg"):
             reduced = reduced / self.world_size
@@ -110,6 +113,8 @@ class _AllGather(torch.autograd.Function):
 def _stack(tensor: Tensor) -> Tensor:
     import horovod.torch as hvd
 
+    if tensor.is_complex():
+        return torch.view_as_complex(_stack(torch.view_as_real(tensor.detach().resolve_conj())))
     with torch.inference_mode(False):  # Horovod resizes its output in a thread that is not in inference mode
         # Horovod concatenates along the first dimension.
         rows = _known_to_horovod(tensor.detach()).contiguous().unsqueeze(0)
@@ -120,7 +125,8 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
     """Train with Horovod.
 
     The all-reduce of a gradient starts when backward has finished with it, and all are awaited at the end of backward,
-    so that closures, clipping and gradient accumulation see averaged gradients. The learning rate is not scaled.
+    so that hooks, closures, clipping and gradient accumulation see averaged gradients. The learning rate is not scaled.
+    Beside Horovod the workers form a group of torch.distributed, for code that asks there who takes part.
 
     Args:
         compression: exchange gradients as ``"fp16"``; changes the numbers.
@@ -133,6 +139,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
             without it such parameters are an error, as under DDP.
         launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
+        check_drift: compare the parameters of all ranks after each epoch, but for Adasum.
         **kwargs: further arguments of lightning's ParallelStrategy.
 
     Raises:
@@ -152,6 +159,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         find_unused_parameters: bool = False,
         launcher: WorkerKind = "auto",
         workers: WorkerSource | None = None,
+        check_drift: bool = True,
         **kwargs: Any,
     ) -> None:
         require("horovod", "Build it with `itwinai install horovod`.", "The strategy 'horovod'")
@@ -167,10 +175,10 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         self.op = op
         self.gradient_predivide_factor = gradient_predivide_factor
         self.find_unused_parameters = find_unused_parameters
+        self.check_drift = check_drift and op == "Average"
         self._synchronizer: GradientSynchronizer | None = None
-        self._buffers: list[Tensor] = []
-        self._metrics: list[Metric] = []
         self._store: dist.TCPStore | None = None
+        self._joined = False
         self._clock: StepClock | None = None
 
     # ---------------------------------------------------------------------------------------------- the group
@@ -182,24 +190,40 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         self.set_world_ranks()
         super().setup_environment()  # selects this worker's GPU, which has to come before Horovod touches any
         initialize(self.cluster_environment)
+        self._join_torch_group()
         self.announce()
 
-    def gather_objects(self, value: Any) -> list[Any]:
-        import horovod.torch as hvd
+    def _join_torch_group(self) -> None:
+        """Form the group by which code that knows torch.distributed only, as metrics do, finds the other workers."""
+        if dist.is_initialized():
+            return
+        store: dist.Store = dist.HashStore() if self.world_size == 1 else self._common_store()
+        on_gpu = self.root_device.type == "cuda" and dist.is_nccl_available()
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=store,
+            rank=self.global_rank,
+            world_size=self.world_size,
+            timeout=as_timedelta(DEFAULT_TIMEOUT),
+        )
+        self._joined = True
 
-        gathered: list[Any] = hvd.allgather_object(value, name="itwinai.gather")
-        return gathered
-
-    def coordination_store(self) -> dist.Store:
+    def _common_store(self) -> dist.TCPStore:
         """Return a store that rank 0 serves, until the next is asked for; Horovod itself has none."""
         assert self.cluster_environment is not None
         address = self.cluster_environment.main_address
         if self.is_global_zero:
             self._store = dist.TCPStore(address, free_port(), is_master=True, wait_for_workers=False)
         port = self.broadcast(self._store and self._store.port)
-        if self._store is not None:
-            return self._store.clone()  # type: ignore[attr-defined]
-        return dist.TCPStore(address, port, is_master=False)
+        return self._store or dist.TCPStore(address, port, is_master=False)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        import horovod.torch as hvd
+
+        if not hvd.is_initialized():  # on the caller, whose workers have ended
+            return [value]
+        gathered: list[Any] = hvd.allgather_object(value, name="itwinai.gather")
+        return gathered
 
     def describe_backend(self) -> str:
         import horovod.torch as hvd
@@ -214,8 +238,9 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         assert self.accelerator is not None and self.model is not None
         if self._layer_sync is not None:
             raise ConfigurationError(
-                "sync_batchnorm=True exchanges statistics through torch.distributed, which the strategy 'horovod' does "
-                "not use. Put horovod.torch.SyncBatchNorm into the module, or use the strategy 'ddp'."
+                "sync_batchnorm=True exchanges statistics during backward through torch.distributed, in between the "
+                "gradients of the strategy 'horovod', and each could wait for the other. Put "
+                "horovod.torch.SyncBatchNorm into the module, or use the strategy 'ddp'."
             )
         if self.op == "Adasum" and not hvd.mpi_built():
             raise ConfigurationError(
@@ -224,19 +249,29 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         self.accelerator.setup(trainer)
         self.precision_plugin.convert_module(self.model)
         self.model_to_device()
+        refuse_lazy(self.model)
         # Parameters, and buffers outside the state dict too: workers may have drawn different initial weights.
         _broadcast([*self.model.parameters(), *self.model.buffers()])
-        self._metrics = synchronize_metrics(self.model)
         if trainer.training:
             self.setup_optimizers(trainer)
             self.setup_precision_plugin()
-            self._buffers = list(self.model.buffers())
-            if self.op == "Average":
-                self._synchronizer = GradientSynchronizer(
-                    self.model, self.compression, self.gradient_predivide_factor, self.find_unused_parameters
-                )
+            self._watch = ParameterWatch(self.model)
+            self._average(self._watch)
         else:
             self.setup_precision_plugin()
+
+    def _average(self, watch: ParameterWatch) -> None:
+        """Let the gradients of all parameters that there are now be averaged."""
+        assert self.lightning_module is not None
+        if self._synchronizer is not None:
+            self._synchronizer.remove()
+        if self.op == "Average":
+            # In manual optimization it is usual that a pass reaches some parameters only.
+            partial = self.find_unused_parameters or not self.lightning_module.automatic_optimization
+            self._synchronizer = GradientSynchronizer(
+                watch.parameters, self.compression, self.gradient_predivide_factor, partial, self.batch_weight
+            )
+            self._synchronizer.clock = self._clock
 
     def model_to_device(self) -> None:
         assert self.model is not None
@@ -248,11 +283,10 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
             self._synchronizer.remove()
             self._synchronizer = None
         self._clock = None
-        self._buffers = []
-        for metric in self._metrics:
-            metric.dist_sync_fn, metric.distributed_available_fn = None, jit_distributed_available
-        self._metrics = []
         super().teardown()
+        if self._joined and dist.is_initialized():
+            dist.destroy_process_group()
+        self._joined = False
 
     # ------------------------------------------------------------------------------------------------- steps
 
@@ -263,28 +297,48 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         clock.covers_gradients = True
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        if self._buffers:
-            began = perf_counter_ns()
-            _broadcast(self._buffers)  # as DDP does: running statistics are rank 0's
-            self._waited_since(began)
-        return super().training_step(*args, **kwargs)
+        watch = self._watch
+        assert watch is not None
+        change = self.look_at_parameters(watch)
+        if change is not None and (change.new or change.gone):
+            _broadcast([watch.parameters[name] for name in change.new])
+            self._average(watch)
+        began = perf_counter_ns()
+        self._share_buffers()  # as DDP does: running statistics are rank 0's
+        self._waited_since(began)
+        output = super().training_step(*args, **kwargs)
+        self.refuse_late_parameters(watch)
+        return output
 
     def on_validation_start(self) -> None:
-        _broadcast(self._buffers)
+        self._share_buffers()
         super().on_validation_start()
+
+    def _share_buffers(self) -> None:
+        if self._watch is not None:  # those that there are now: modules may assign others
+            _broadcast(list(self._watch.module.buffers()))
+
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        super().pre_backward(closure_loss)
+        if self._synchronizer is not None:
+            self._synchronizer.hooks.begin(closure_loss)
 
     def post_backward(self, closure_loss: Tensor) -> None:
         super().post_backward(closure_loss)
         if self._synchronizer is not None:
-            self._synchronizer.wait()
+            self._synchronizer.hooks.end()
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         if self._synchronizer is None:
             yield
             return
-        with self._synchronizer.no_sync():
+        hooks = self._synchronizer.hooks
+        hooks.paused = True
+        try:
             yield
+        finally:
+            hooks.paused = False
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
         if self.op != "Adasum":
@@ -304,32 +358,42 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
 
 
 class GradientSynchronizer:
-    """Averages the gradients of a module over all workers while backward runs.
+    """Averages gradients over all workers while backward runs.
 
     Args:
-        module: the module; parameters are known by their names in it.
+        parameters: by name; also those that are frozen now, and may be unfrozen.
         compression: ``"fp16"`` or None.
         predivide_factor: see `HorovodStrategy`.
-        find_unused: see `HorovodStrategy`.
+        partial: expect that a pass may reach some parameters only, on some workers only.
+        weight: of gradients of passes that the strategy does not run.
+
+    Attributes:
+        hooks: what follows the backward passes.
     """
 
-    def __init__(self, module: nn.Module, compression: str | None, predivide_factor: float, find_unused: bool) -> None:
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        compression: str | None,
+        predivide_factor: float,
+        partial: bool,
+        weight: Callable[[], float],
+    ) -> None:
         import horovod.torch as hvd
 
         self.hvd = hvd
         self.compression = hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none
         self.predivide_factor = predivide_factor
-        self.find_unused = find_unused
-        self.parameters = dict(module.named_parameters())
-        self.enabled = True
+        self.partial = partial
+        self.parameters = {name: parameter for name, parameter in parameters.items() if can_require_grad(parameter)}
         self.clock: StepClock | None = None
         self._began = 0
         self._pending: dict[str, Callable[[], None]] = {}
-        # Also on parameters that are frozen now: they may be unfrozen during the run.
+        self.hooks = BackwardHooks(self.parameters, self._finish, weight, before=self._wait_for)
         frozen = [parameter for parameter in self.parameters.values() if not parameter.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(True)
-        self._hooks = [
+        self._handles = [
             parameter.register_post_accumulate_grad_hook(self._starter(name))
             for name, parameter in self.parameters.items()
         ]
@@ -338,12 +402,18 @@ class GradientSynchronizer:
 
     def _starter(self, name: str) -> Callable[[Tensor], None]:
         def start(parameter: Tensor) -> None:
-            if self.enabled:
+            if not self.hooks.paused:
                 if not self._pending:
                     self._began = perf_counter_ns()
                 self._pending[name] = self._all_reduce(name, parameter)
 
         return start
+
+    def _wait_for(self, name: str) -> None:
+        """Let a gradient that is being averaged arrive before another pass adds to it."""
+        if name in self._pending:
+            self._pending.pop(name)()
+            self._pending[name] = _nothing
 
     def _all_reduce(self, name: str, parameter: Tensor) -> Callable[[], None]:
         """Start averaging a gradient, and return what waits for the average and stores it."""
@@ -356,7 +426,10 @@ class GradientSynchronizer:
                 parameter.grad = finish()
 
             return store_sparse
-        compressed, context = self.compression.compress(_known_to_horovod(gradient))
+        if not gradient.numel():
+            return _nothing
+        plain = torch.view_as_real(gradient) if gradient.is_complex() else gradient
+        compressed, context = self.compression.compress(_known_to_horovod(plain.contiguous()))
         # The engine divides by the number of workers itself, after the sum.
         handle = hvd.allreduce_async_(
             compressed,
@@ -368,29 +441,23 @@ class GradientSynchronizer:
 
         def store() -> None:
             average = self.compression.decompress(hvd.synchronize(handle), context)
-            if average is not gradient:
-                gradient.copy_(average)
+            if average is not plain:
+                plain.copy_(average)
 
         return store
 
     @torch.no_grad()
-    def wait(self) -> None:
-        """Wait until all gradients of this backward are averaged.
+    def _finish(self) -> None:
+        """Wait until all gradients of this pass are averaged.
 
         Raises:
-            UnusedParametersError: a parameter got no gradient, and ``find_unused`` is off.
+            UnusedParametersError: a parameter got no gradient, and that is not expected.
         """
-        if not self.enabled:
-            return
         unused = [name for name, p in self.parameters.items() if p.requires_grad and name not in self._pending]
-        if self.find_unused:
+        if self.partial:
             self._complete(unused)
         elif unused:
-            raise UnusedParametersError(
-                f"{len(unused)} parameters got no gradient in this step: {', '.join(unused[:8])}"
-                f"{', ...' if len(unused) > 8 else ''}. Use them in the loss, freeze them with requires_grad_(False), "
-                "or set strategy=HorovodStrategy(find_unused_parameters=True)."
-            )
+            raise unused_error(unused, "HorovodStrategy(find_unused_parameters=True)")
         waiting = perf_counter_ns()
         for store in self._pending.values():
             store()
@@ -411,19 +478,15 @@ class GradientSynchronizer:
                     parameter.grad = torch.zeros_like(parameter)
                 self._pending[name] = self._all_reduce(name, parameter)
 
-    @contextmanager
-    def no_sync(self) -> Iterator[None]:
-        """Let gradients accumulate on each worker by itself."""
-        self.enabled = False
-        try:
-            yield
-        finally:
-            self.enabled = True
-
     def remove(self) -> None:
-        """Take the hooks off the module."""
-        for hook in self._hooks:
-            hook.remove()
+        """Take the hooks off the parameters."""
+        self.hooks.remove()
+        for handle in self._handles:
+            handle.remove()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _broadcast(tensors: list[Tensor]) -> None:
@@ -432,13 +495,18 @@ def _broadcast(tensors: list[Tensor]) -> None:
 
     if hvd.size() == 1:
         return
+    started = []
     with torch.no_grad():
-        handles = [
-            hvd.broadcast_async_(_bits(tensor.detach()), root_rank=0, name=f"tensor.{index}")
-            for index, tensor in enumerate(tensors)
-        ]
-        for handle in handles:
+        for index, tensor in enumerate(tensors):
+            if tensor.numel():
+                real = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+                dense = real.contiguous()
+                handle = hvd.broadcast_async_(_bits(dense), root_rank=0, name=f"tensor.{index}")
+                started.append((real, dense, handle))
+        for real, dense, handle in started:
             hvd.synchronize(handle)
+            if dense.data_ptr() != real.data_ptr():
+                real.copy_(dense)
 
 
 def _known_to_horovod(tensor: Tensor) -> Tensor:
@@ -468,34 +536,3 @@ def _combine_updates(parameters: list[Tensor], before: list[Tensor]) -> None:
 def _refuse_group(group: Any) -> None:
     if group is not None:
         raise ConfigurationError("The strategy 'horovod' works on all workers; process groups are not supported.")
-
-
-def synchronize_metrics(module: nn.Module) -> list[Metric]:
-    """Let torchmetrics synchronise through Horovod: by itself it knows torch.distributed only.
-
-    Returns:
-        The metrics that were changed; those with a synchronisation of the user's own are left alone.
-    """
-    metrics = [m for m in module.modules() if isinstance(m, Metric) and m.dist_sync_fn is None]
-    for metric in metrics:
-        metric.dist_sync_fn = gather_uneven
-        metric.distributed_available_fn = _always
-    return metrics
-
-
-def gather_uneven(tensor: Tensor, group: Any = None) -> list[Tensor]:
-    """Return the tensors of all workers by rank; their shapes may differ."""
-    import horovod.torch as hvd
-
-    _refuse_group(group)
-    with torch.inference_mode(False):  # see _stack
-        shapes = hvd.allgather_object(tuple(tensor.shape))
-        flat = hvd.allgather(_known_to_horovod(tensor.detach()).reshape(-1)).to(tensor.dtype)
-    parts = flat.split([math.prod(shape) for shape in shapes])
-    gathered = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-    gathered[hvd.rank()] = tensor  # the graph of this worker's own values stays intact
-    return gathered
-
-
-def _always() -> bool:
-    return True

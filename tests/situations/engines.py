@@ -6,17 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanSquaredError
 
 from tests.situations.situation import RIGHT, Situation
 from tests.support.cases import make_trainer
 
-ENGINES = ("ddp",)
+ENGINES = ("ddp", "horovod")
 
 # 14 samples in global batches of 4: the last batch of an epoch is smaller, and 3 workers could not divide it.
 SAMPLES, GLOBAL_BATCH = 14, 4
@@ -251,12 +253,66 @@ class OddParameters(Base):
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.01)
 
 
+class LooksUpSparsely(Base):
+    """Has an embedding with sparse gradients, of other rows on each rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, 3, sparse=True)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        x, y = batch
+        found = x[:, 0] > 0.3
+        return (self(x) + self.table(found.long() + 2 * (x[:, 1] > 0).long()).sum(1, keepdim=True) - y).square().mean()
+
+
+# ------------------------------------------------------------------------------ who knows torch.distributed only
+
+
+class KeepsAMetricInADict(Base):
+    """Sets a weight to what a metric says that is no part of the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics = {"error": MeanSquaredError()}
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        self.metrics["error"].update(self(batch[0]).detach(), batch[1])
+        return super().training_step(batch, batch_idx)
+
+    def on_train_epoch_end(self) -> None:
+        with torch.no_grad():
+            self.head.bias.fill_(self.metrics["error"].compute())
+        self.metrics["error"].reset()
+
+
+class CentersTheGlobalBatch(Base):
+    """Subtracts the mean over the samples of all ranks, which it exchanges by itself."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        x, y = batch
+        total = torch.cat([x.sum(0), torch.tensor([float(len(x))])])
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        return super().training_step([x - total[:3] / total[3], y], batch_idx)
+
+
+def save_after_fit(strategy: str) -> None:
+    """Save on the caller what workers have trained."""
+    module = Base()
+    trainer = make_trainer(strategy, 2, max_epochs=1)
+    trainer.fit(module, DataLoader(TensorDataset(torch.rand(8, 3), torch.rand(8, 1)), 2))
+    trainer.save_checkpoint("after.ckpt")
+    saved = torch.load("after.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(saved[name], value) for name, value in module.state_dict().items())
+
+
 # ------------------------------------------------------------------------------------------------------ drift
 
 
 class ChangesOneRank(Base):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if rank(self) == 1 and self.global_step == 2:
+        if rank(self) == 1 and self.global_step == 4:
             with torch.no_grad():
                 self.head.bias[0] = torch.nextafter(self.head.bias[0], torch.tensor(9.0))
 
@@ -281,6 +337,8 @@ def on_engines(outcome: str = RIGHT) -> dict[str, str]:
 def _finetuning() -> BackboneFinetuning:
     return BackboneFinetuning(1, lambda _: 1.0, backbone_initial_lr=0.05)
 
+
+_DRIFT = "DriftError 1 of 4 parameters are not the same on all ranks after epoch 0, step 4: head.bias; rank 1 differs"
 
 SITUATIONS = (
     Situation(
@@ -336,12 +394,14 @@ SITUATIONS = (
         as_in_one_process(OddParameters),
         on_engines(),
     ),
+    Situation("An embedding with sparse gradients", as_in_one_process(LooksUpSparsely), on_engines()),
+    Situation("A metric outside of the module", as_in_one_process(KeepsAMetricInADict), on_engines()),
+    Situation("`torch.distributed` by hand", as_in_one_process(CentersTheGlobalBatch), on_engines()),
+    Situation("`save_checkpoint` on the caller after a fit", save_after_fit, on_engines()),
     Situation(
         "A parameter that one rank changes",
         with_workers(ChangesOneRank, max_epochs=1),
-        on_engines(
-            "DriftError 1 of 4 parameters are not the same on all ranks after epoch 0, step 4: head.bias; rank 1"
-        ),
+        {**on_engines(_DRIFT), "deepspeed_stage_2": _DRIFT},
     ),
     Situation(
         "A plateau scheduler that monitors a value of each rank",
