@@ -464,9 +464,11 @@ def call_before_step(precision: Precision, module: LightningModule, optimizer: A
 
 
 def is_in_optimizer(parameter: nn.Parameter) -> bool:
-    """Tell whether the optimizer of an engine of ZeRO stage 3 has a parameter, so that it has it in full precision."""
-    optimizer = vars(parameter).get("_z3_optimizer")
-    return optimizer is None or optimizer.get_param_id(parameter) in optimizer.grad_position
+    """Tell whether the optimizer of an engine has a parameter, so that it has it in full precision."""
+    if not hasattr(parameter, "ds_id"):
+        return hasattr(parameter, "_hp_mapping")
+    optimizer = vars(parameter).get("_z3_optimizer")  # there is none for evaluation
+    return optimizer is not None and optimizer.get_param_id(parameter) in optimizer.grad_position
 
 
 def flat_states(engine_optimizer: Any, group: int) -> list[tuple[Tensor, dict[str, Any]]]:
