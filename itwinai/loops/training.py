@@ -44,6 +44,14 @@ class Coordinated(Protocol):
 
 
 @runtime_checkable
+class Comparing(Protocol):
+    """A strategy that knows what has to be the same on all workers."""
+
+    def compare_ranks(self) -> None:
+        """Raise an error if it is not; all workers call it."""
+
+
+@runtime_checkable
 class Abortable(Protocol):
     """A trainer whose worker can be ended from another thread, when its own waits in vain."""
 
@@ -208,6 +216,8 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
                         self.on_iteration_done()
                         restarted = False
             self.results.sync_epoch()
+            if isinstance(self.trainer.strategy, Comparing):
+                self.trainer.strategy.compare_ranks()
         finally:
             self.plan = None  # it refers to half of the run
             if self.clock is not None:

@@ -20,6 +20,7 @@ from itwinai import compat
 from itwinai.checkpoints.plugin import PortableCheckpointIO, selected_path
 from itwinai.checkpoints.sharded import SHARDED, ShardWriter, contents, is_sharded, read_content
 from itwinai.errors import ConfigurationError, require
+from itwinai.launchers.environment import WorkerKind
 from itwinai.measure.steps import StepClock
 from itwinai.strategies.base import LocalProcesses, WorkerSource
 from itwinai.strategies.ddp import DEFAULT_TIMEOUT, TorchDistributedStrategy, as_timedelta
@@ -55,6 +56,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             By default that is done if hooks on gradients are written, or the module optimizes manually. False says
             that these look at no gradients.
         timeout: seconds after which a collective operation that some worker has not joined is an error.
+        launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
         **kwargs: further arguments of lightning's DeepSpeedStrategy.
 
@@ -75,6 +77,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         sharded_checkpoints: bool = False,
         whole_gradients: bool | None = None,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
+        launcher: WorkerKind = "auto",
         workers: WorkerSource | None = None,
         **kwargs: Any,
     ) -> None:
@@ -89,7 +92,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             **kwargs,
         )
         self.collective_timeout = as_timedelta(timeout)
-        self.worker_source = workers or LocalProcesses()
+        self.worker_source = workers or LocalProcesses(launcher)
         self.whole_gradients = whole_gradients
         self._clips_by_config = "gradient_clipping" in self.config
         self._original: Original | None = None
@@ -275,6 +278,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
 
     def teardown(self) -> None:
         """Leave the module with plain, whole parameters, as it came."""
+        self.keep_for_caller()
         if self._timed is not None:
             self._timed.end()
             self._timed = None
