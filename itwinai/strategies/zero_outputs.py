@@ -47,7 +47,7 @@ def _names(slots: Any) -> tuple[str, ...]:
 
 def _made_of(cls: type, attributes: dict[str, Any]) -> Any:
     """Return an object with these attributes, without running its class' code: it may be frozen."""
-    made = object.__new__(cls)
+    made: Any = object.__new__(cls)
     for name, value in attributes.items():
         object.__setattr__(made, name, value)
     return made
