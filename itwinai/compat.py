@@ -485,12 +485,6 @@ def replace_zero_grad(strategy: Strategy, zero_grad: Callable[..., None]) -> Non
     vars(optimizer)["zero_grad"] = vars(wrapper)["zero_grad"] = zero_grad
 
 
-def call_after_backward(function: Callable[[], None]) -> int:
-    """Call a function when the backward pass that runs now is done; return the number of that pass."""
-    torch.autograd.Variable._execution_engine.queue_callback(function)
-    return backward_pass()
-
-
 def call_before_step(precision: Precision, module: LightningModule, optimizer: Any) -> None:
     """Run the hooks before the optimizer's step, and clip the gradients."""
     precision._after_closure(module, optimizer)
