@@ -485,21 +485,17 @@ def replace_zero_grad(strategy: Strategy, zero_grad: Callable[..., None]) -> Non
     vars(optimizer)["zero_grad"] = vars(wrapper)["zero_grad"] = zero_grad
 
 
-def call_after_backward(function: Callable[[], None]) -> int:
-    """Call a function when the backward pass that runs now is done; return the number of that pass."""
-    torch.autograd.Variable._execution_engine.queue_callback(function)
-    return backward_pass()
-
-
 def call_before_step(precision: Precision, module: LightningModule, optimizer: Any) -> None:
     """Run the hooks before the optimizer's step, and clip the gradients."""
     precision._after_closure(module, optimizer)
 
 
 def is_in_optimizer(parameter: nn.Parameter) -> bool:
-    """Tell whether the optimizer of an engine of ZeRO stage 3 has a parameter, so that it has it in full precision."""
-    optimizer = vars(parameter).get("_z3_optimizer")
-    return optimizer is None or optimizer.get_param_id(parameter) in optimizer.grad_position
+    """Tell whether the optimizer of an engine has a parameter, so that it has it in full precision."""
+    if not hasattr(parameter, "ds_id"):
+        return hasattr(parameter, "_hp_mapping")
+    optimizer = vars(parameter).get("_z3_optimizer")  # there is none for evaluation
+    return optimizer is not None and optimizer.get_param_id(parameter) in optimizer.grad_position
 
 
 def flat_states(engine_optimizer: Any, group: int) -> list[tuple[Tensor, dict[str, Any]]]:

@@ -5,6 +5,7 @@ Each test here fails when a release of theirs moves what it is about.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnv
 from lightning.fabric.utilities import rank_zero as fabric_rank_zero
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, ProgressBar
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -441,6 +443,156 @@ def test_whole_weights_are_loaded_into_shards_by_lightning(no_deepspeed: MagicMo
     strategy.restore_sharded({"state_dict": weights}, strict=True)
     assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
     no_deepspeed.zero.GatheredParameters.assert_called()
+
+
+def test_hooks_of_deepspeed_on_parameters_are_taken_off() -> None:
+    def foreign(*args: Any) -> None:
+        """A hook of an engine."""
+
+    foreign.__module__ = "deepspeed.runtime.zero.stage3"
+
+    def own(*args: Any) -> None:
+        """A hook of the user's."""
+
+    parameter = nn.Parameter(torch.ones(2))
+    for hook in (foreign, own):
+        parameter.register_hook(hook)
+        parameter.register_post_accumulate_grad_hook(hook)
+    compat.remove_hooks_of_engine(parameter)
+    left = [getattr(parameter, name) for name in compat._PARAMETER_HOOKS]
+    assert [list(hooks.values()) for hooks in left] == [[own]] * 2
+    compat.remove_hooks_of_engine(nn.Parameter(torch.ones(2)))  # that never had a hook
+
+
+NAMES_OF_DEEPSPEED = {
+    "runtime/engine.py": (
+        "def _backward_epilogue(",
+        "def _flush_coalesced_reduction_zero12(self, optimizer)",
+        "def _flush_coalesced_reduction_zero3(self, optimizer)",
+        "self._running_engine_backward_count = 0",
+        "self._running_engine_backward_lock = Lock()",
+        "elif self.enable_backward_allreduce and not self.inside_no_sync_ctxt:",
+        "elif hasattr(p, 'ds_optim_param'):\n                # do not broadcast",
+    ),
+    "runtime/zero/stage_1_and_2.py": (
+        "self._coalesce_grad_reduction = False",
+        "self.use_grad_accum_attribute = True",
+        "self.bit16_groups = []",
+        "self.all_grad_tensors = {}",
+        "self.averaged_gradients = {}",
+        "self._offload_accumulated_param_ids = set()",
+        "INITIAL_MICRO_STEP_ID = -1",
+    ),
+    "runtime/zero/stage3.py": (
+        "self._coalesce_grad_reduction = False",
+        "self.grad_partitions_flat_buffer",
+        "self._offload_boundary_param_ids = set()",
+        "self.micro_step_id = 0",
+        "self.fp32_partitioned_groups_flat",
+        "self.grad_position",
+        "._z3_optimizer = self",
+    ),
+    "runtime/zero/parameter_offload.py": ("module.pre_bwd_fn = PreBackwardFunctionForModule", "ctx.module = module"),
+    "runtime/base_optimizer.py": ("def clear_backward_seen_flag(self)", "def set_gradient_accumulation_boundary("),
+}
+
+
+@pytest.mark.parametrize("file", NAMES_OF_DEEPSPEED)
+def test_private_names_of_deepspeed_are_there(file: str) -> None:
+    """What they do is seen in the tests of the strategy; to import DeepSpeed would choose its accelerator."""
+    spec = importlib.util.find_spec("deepspeed")
+    assert spec is not None and spec.origin is not None
+    source = (Path(spec.origin).parent / file).read_text()
+    assert [name for name in NAMES_OF_DEEPSPEED[file] if name not in source] == []
+
+
+def test_engine_that_cannot_keep_gradients_is_found() -> None:
+    def engine(stage: int, **attributes: Any) -> Any:
+        return SimpleNamespace(
+            optimizer=SimpleNamespace(**attributes),
+            zero_optimization=lambda: stage > 0,
+            enable_backward_allreduce=True,
+        )
+
+    can = engine(2, _coalesce_grad_reduction=False, use_grad_accum_attribute=False)
+    assert compat.keep_gradients_whole(can)
+    assert can.optimizer._coalesce_grad_reduction and not can.enable_backward_allreduce
+    assert compat.keep_gradients_whole(engine(0))
+    assert not compat.keep_gradients_whole(engine(1))
+    assert not compat.keep_gradients_whole(engine(1, _coalesce_grad_reduction=False, use_grad_accum_attribute=True))
+
+
+def test_scalars_have_a_dimension_while_an_engine_is_made_and_nothing_is_broadcast() -> None:
+    scalar, vector = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.ones(3))
+    with compat.making_engine([scalar, vector]):
+        assert scalar.shape == (1,) and hasattr(vector, "ds_optim_param")
+        scalar.ds_shape = scalar.shape  # type: ignore[attr-defined]
+    assert scalar.shape == scalar.ds_shape == () and scalar.item() == 2  # type: ignore[attr-defined]
+    assert not hasattr(vector, "ds_optim_param")
+
+
+def test_second_derivatives_are_noticed_in_training_only() -> None:
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            ctx.module = module
+            return x * 1
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+            return None, gradient
+
+    noticed: list[bool] = []
+    module = nn.Linear(1, 1)
+    module.pre_bwd_fn = Function  # type: ignore[assignment]
+    compat.refuse_second_derivatives(module, lambda: noticed.append(True))
+    x = torch.ones(1, requires_grad=True)
+    torch.autograd.grad(Function.apply(module, x), x)
+    assert noticed == []
+    torch.autograd.grad(Function.apply(module, x), x, create_graph=True)
+    assert noticed == [True]
+    module.eval()
+    torch.autograd.grad(Function.apply(module, x), x, create_graph=True)
+    assert noticed == [True]
+
+
+def test_only_hooks_of_deepspeed_that_look_at_outputs_are_wrapped() -> None:
+    def foreign(*args: Any) -> None:
+        """A hook of an engine."""
+
+    foreign.__module__ = "deepspeed.runtime.zero.parameter_offload"
+
+    def own(*args: Any) -> None:
+        """A hook of the user's."""
+
+    module = nn.Linear(1, 1)
+    handle = module.register_forward_hook(foreign)
+    module.register_forward_hook(own)
+    compat.tolerate_outputs(module, lambda hook: ("wrapped", hook))
+    assert list(module._forward_hooks.values()) == [("wrapped", foreign), own]
+    handle.remove()  # DeepSpeed's own handle still takes it off
+    assert list(module._forward_hooks.values()) == [own]
+
+
+def test_gradients_are_cleared_by_us_through_the_optimizer_and_its_wrapper() -> None:
+    strategy = SingleDeviceStrategy("cpu")
+    strategy.optimizers = [torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)]
+    cleared: list[bool] = []
+    compat.replace_zero_grad(strategy, lambda set_to_none=True: cleared.append(set_to_none))
+    strategy.optimizers[0].zero_grad()
+    compat.lightning_optimizer(strategy).zero_grad(set_to_none=False)
+    assert cleared == [True, False]
+
+
+def test_hooks_before_a_step_are_those_of_lightning() -> None:
+    module, trainer = Tiny(), make_trainer()
+    module.trainer = trainer
+    trainer.strategy.connect(module)
+    calls: list[str] = []
+    module.on_before_optimizer_step = lambda optimizer: calls.append("before")  # type: ignore[method-assign]
+    module.configure_gradient_clipping = lambda *_, **__: calls.append("clip")  # type: ignore[method-assign]
+    compat.call_before_step(Precision(), module, MagicMock())
+    assert calls == ["before", "clip"]
 
 
 # ------------------------------------------------------------------------------------------- random numbers
