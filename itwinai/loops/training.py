@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from itwinai import compat
 from itwinai.checkpoints.content import training_samplers
 from itwinai.checkpoints.plugin import take_resumed
+from itwinai.data.weights import StepWeights
 from itwinai.launchers.base import stopped_by
 from itwinai.launchers.environment import requeue_job
 from itwinai.loggers.when import is_log_step
@@ -92,6 +93,7 @@ class TrainingPlan:
         self.run_section = sections.around(loop.optimize, "run_training_batch")
         self.on_train_batch_end = draw_hook("on_train_batch_end", trainer, sections)
         self.exchanges = loop.results.exchanges
+        self.weights = StepWeights(trainer, strict=False) if self.exchanges else None
         self.validates = trainer.enable_validation or compat.skips_next_validation(loop)
         self.steps_schedulers = bool(trainer.lr_scheduler_configs) and module.automatic_optimization
 
@@ -239,6 +241,8 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         progress.increment_ready()
         connector = compat.logger_connector(self.trainer)
         connector.begin_batch(self.results, batch)
+        if plan.weights is not None:
+            self.results.weight = plan.weights(batch_idx)
 
         outputs: Any = None
         skip_rest = False

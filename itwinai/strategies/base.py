@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.distributed import ReduceOp
 
 from itwinai import compat
+from itwinai.data.rank_streams import RankStreams
+from itwinai.data.weights import StepWeights, check_drawn, sampler_of
 from itwinai.launchers.environment import PlacedEnvironment, launcher_name
 from itwinai.measure.steps import Communication, StepClock
 
@@ -62,7 +64,8 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
     """
 
     worker_source: WorkerSource
-    _weights: tuple[Callable[[int], float], ...] = ()
+    _weights: StepWeights | None = None
+    _random_numbers: RankStreams | None = None
     strategy_name: str
     _nodes = 1
 
@@ -129,25 +132,78 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
         """The size of the group and this worker's rank in it."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
-    def weigh_batches(self, weight_of: Callable[[int], float]) -> None:
+    def weigh_batches(self, weights: StepWeights) -> None:
         """Weigh this worker's loss so that unequal parts of a global batch count by their samples.
 
         Averaging the gradients of workers averages over samples only if all have equally many, which the last global
         batch of an epoch often does not allow.
 
         Args:
-            weight_of: gives the weight of the loss, which is taken to be a mean, by the index of the batch.
+            weights: give the weight of the loss, which is taken to be a mean, by the index of the batch.
         """
-        # A second training loader makes a step out of several batches, whose sizes do not weigh the loss as a whole.
-        self._weights = (*self._weights, weight_of)
+        self._weights = weights
 
     def weigh_loss(self, loss: Tensor) -> Tensor:
         """Return this worker's loss weighed by its part of the global batch."""
-        if len(self._weights) != 1:
+        if self._weights is None:
             return loss
         assert self.lightning_module is not None
-        weight = self._weights[0](self.lightning_module.trainer.fit_loop.batch_idx)
+        weight = self._weights(self.lightning_module.trainer.fit_loop.batch_idx)
         return loss if weight == 1.0 else loss * weight
+
+    def on_train_start(self) -> None:
+        """Begin to train: every worker is here, after the hooks of the user."""
+        super().on_train_start()
+        if self._weights is not None:
+            self._weights.check()
+        self.random_numbers.begin()
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self.random_numbers.end()
+
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        self._begin_to_draw()
+
+    def on_validation_end(self) -> None:
+        super().on_validation_end()
+        self._end_to_draw()
+
+    def on_test_start(self) -> None:
+        super().on_test_start()
+        self._begin_to_draw()
+
+    def on_test_end(self) -> None:
+        super().on_test_end()
+        self._end_to_draw()
+
+    def on_predict_start(self) -> None:
+        super().on_predict_start()
+        self._begin_to_draw()
+
+    def on_predict_end(self) -> None:
+        super().on_predict_end()
+        assert self.lightning_module is not None
+        for loader in compat.prediction_loaders(self.lightning_module.trainer):
+            if (sampler := sampler_of(loader)) is not None:
+                check_drawn(loader, sampler)
+        self._end_to_draw()
+
+    def _begin_to_draw(self) -> None:
+        if not compat.is_fitting(self.lightning_module):
+            self.random_numbers.begin()
+
+    def _end_to_draw(self) -> None:
+        if not compat.is_fitting(self.lightning_module):
+            self.random_numbers.end()
+
+    @property
+    def random_numbers(self) -> RankStreams:
+        """The streams of random numbers of this worker."""
+        if self._random_numbers is None:
+            self._random_numbers = RankStreams(self.global_rank, self.world_size, self.broadcast)
+        return self._random_numbers
 
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return super().backward(self.weigh_loss(closure_loss), *args, **kwargs)
@@ -212,7 +268,7 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
         return compat.default_store() if dist.is_initialized() else None
 
     def teardown(self) -> None:
-        self._weights = ()
+        self._weights = self._random_numbers = None
         super().teardown()
 
     def announce(self) -> None:
