@@ -8,10 +8,14 @@ from __future__ import annotations
 import atexit
 import copy
 import functools
+import gc
+import logging
+import multiprocessing.util
 import os
 import signal
 import time
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -26,6 +30,7 @@ from lightning.fabric.utilities.data import has_iterable_dataset, sized_len
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loops import _EvaluationLoop, _Loop
@@ -44,6 +49,7 @@ from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
+from lightning.pytorch.trainer.connectors.callback_connector import _CallbackConnector
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
@@ -64,6 +70,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler, get_worker_info
 from torch.utils.data.dataloader import _BaseDataLoaderIter
+from torchmetrics import Metric
 
 from itwinai.errors import ConfigurationError
 
@@ -330,6 +337,29 @@ def silence_known_warnings() -> None:
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
 
+# --------------------------------------------------------------------------------- settings of the process
+
+
+def validates_distributions() -> bool:
+    """Tell whether torch's distributions validate their arguments by default."""
+    return torch.distributions.Distribution._validate_args
+
+
+def print_options() -> dict[str, Any]:
+    """Return how torch prints tensors."""
+    return dict(vars(torch._tensor_str.PRINT_OPTS))
+
+
+def set_print_options(options: dict[str, Any]) -> None:
+    """Let torch print tensors as another process does."""
+    vars(torch._tensor_str.PRINT_OPTS).update(options)
+
+
+def forget_warned() -> None:
+    """Let Python look at changed warning filters again also where it has warned before."""
+    warnings._filters_mutated()  # type: ignore[attr-defined]
+
+
 # ------------------------------------------------------------------------------------------- random numbers
 
 
@@ -351,6 +381,39 @@ def callbacks(trainer: Trainer) -> list[Callback]:
     return vars(trainer)["callbacks"]  # an attribute that lightning does not declare
 
 
+def set_callbacks(trainer: Trainer, callbacks: list[Callback]) -> None:
+    """Let a trainer have these callbacks, and no others."""
+    vars(trainer)["callbacks"] = callbacks
+
+
+class CallbackConnector(_CallbackConnector):
+    """lightning's connector of callbacks, which tells which the module has brought.
+
+    Args:
+        trainer: the trainer.
+        stock: the connector that it takes the place of.
+    """
+
+    trainer: Trainer
+
+    def __init__(self, trainer: Trainer, stock: _CallbackConnector) -> None:
+        super().__init__(trainer)
+        vars(self).update(vars(stock))
+
+    def joined(self, brought: list[Callback]) -> None:
+        """Act upon callbacks that the module's ``configure_callbacks`` has brought; in each worker, before any hook."""
+
+    def _attach_model_callbacks(self) -> None:
+        before = {id(callback) for callback in callbacks(self.trainer)}
+        super()._attach_model_callbacks()
+        self.joined([callback for callback in callbacks(self.trainer) if id(callback) not in before])
+
+
+def replace_callback_connector(trainer: Trainer, make: Callable[[Trainer, Any], CallbackConnector]) -> None:
+    """Let another connector attach the module's callbacks."""
+    trainer._callback_connector = make(trainer, trainer._callback_connector)
+
+
 def attach(trainer: Trainer, module: LightningModule, datamodule: Any) -> None:
     """Leave a trainer attached to its module and datamodule, as after a local run."""
     trainer.strategy._lightning_module = module
@@ -359,6 +422,55 @@ def attach(trainer: Trainer, module: LightningModule, datamodule: Any) -> None:
     if datamodule is not None:
         vars(trainer)["datamodule"] = datamodule
         datamodule.trainer = trainer
+
+
+def datamodule_of(arguments: tuple[Any, ...]) -> LightningDataModule | None:
+    """Return the datamodule among the arguments of an entry point of the trainer, if there is one."""
+    return next((value for value in arguments if isinstance(value, LightningDataModule)), None)
+
+
+def metric_state(metric: Metric) -> dict[str, Any]:
+    """Return what a metric has accumulated, by attribute."""
+    names = (*metric._defaults, "_update_count", "_computed", "_cache")
+    return {name: vars(metric)[name] for name in names if name in vars(metric)}
+
+
+def is_updated(metric: Metric) -> bool:
+    """Tell whether a metric has accumulated something since its last reset."""
+    return metric._update_count > 0 and not metric._is_synced
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """Return the number of changes in place that a tensor has seen; None where torch does not count them."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def is_compiled_in_place(module: nn.Module) -> bool:
+    """Tell whether ``module.compile()`` was called."""
+    return module._compiled_call_impl is not None
+
+
+ParameterHooks = dict[str, tuple[list[Any], list[Any]]]
+
+
+def parameter_hooks(module: nn.Module) -> ParameterHooks:
+    """Return the hooks on a module's parameters by name: those on gradients, and those after their accumulation."""
+    kinds = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    found = {
+        name: tuple(list((getattr(parameter, kind) or {}).values()) for kind in kinds)
+        for name, parameter in module.named_parameters()
+    }
+    return {name: hooks for name, hooks in found.items() if any(hooks)}  # type: ignore[misc]
+
+
+def register_parameter_hooks(module: nn.Module, hooks: ParameterHooks) -> None:
+    """Register hooks that `parameter_hooks` has returned."""
+    parameters = dict(module.named_parameters())
+    for name, (on_gradients, after_accumulation) in hooks.items():
+        for hook in on_gradients:
+            parameters[name].register_hook(hook)
+        for hook in after_accumulation:
+            parameters[name].register_post_accumulate_grad_hook(hook)
 
 
 def module_internals() -> frozenset[str]:
@@ -1202,6 +1314,17 @@ def dynamic_class_id(cls: type) -> str | None:
     return cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(cls)
 
 
+def register_dynamic_classes() -> None:
+    """Give every class that cloudpickle would send by value an id now, which copies of this process then share.
+
+    What a copy sends back is then of this process's own classes.
+    """
+    for cls in gc.get_objects():
+        # By its type: an object that stands for another one would be asked what it is.
+        if issubclass(type(cls), type) and (cls.__module__ == "__main__" or "<locals>" in cls.__qualname__):
+            cloudpickle.cloudpickle._get_or_create_tracker_id(cls)
+
+
 def dynamic_class(class_id: str) -> type:
     """Return the class of this process that cloudpickle sent by value under an id."""
     return cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID[class_id]
@@ -1453,6 +1576,19 @@ def forget_ray_cluster(address: str) -> None:
 
     if utils.read_ray_address() == address:
         Path(utils.get_ray_address_file(None)).unlink(missing_ok=True)
+
+
+def forget_exit_functions() -> None:
+    """Leave what was registered with `atexit`, or to be finalized at the end, to the process that was forked.
+
+    What the libraries of Python itself do at the end is done in this process too.
+    """
+    atexit._clear()
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
+    atexit.register(logging.shutdown)
+    atexit.register(multiprocessing.util._exit_function)  # type: ignore[attr-defined]
+    atexit.register(weakref.finalize._exitfunc)  # type: ignore[attr-defined]
 
 
 def run_exit_functions() -> None:

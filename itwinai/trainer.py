@@ -28,7 +28,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
 from itwinai import compat
-from itwinai.callbacks.defaults import with_defaults
+from itwinai.callbacks.defaults import check_finders, follow_module, with_defaults
 from itwinai.checkpoints.find import AUTO
 from itwinai.checkpoints.plugin import PortableCheckpointIO, PortableConnector, gather_of
 from itwinai.data.rank_streams import RankSeed
@@ -44,7 +44,7 @@ from itwinai.data.streams import Stateful, StreamLoader
 from itwinai.data.undivided import IterateShared
 from itwinai.data.weights import StepWeights
 from itwinai.errors import ConfigurationError
-from itwinai.launchers.environment import find_outer_environment, is_requeued_job, launcher_name
+from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
 from itwinai.loggers.guard import hide_secrets
 from itwinai.loggers.names import make_loggers
 from itwinai.loops.evaluation import LeanEvaluationLoop
@@ -61,7 +61,10 @@ def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., An
 
     @functools.wraps(entry_point)
     def wrapped(self: ItwinaiTrainer, *args: Any, **kwargs: Any) -> Any:
+        check_finders(self)
         self._fit_began = time.time()
+        if entry_point is Trainer.fit:
+            self._portable().parts_of_workers = {}
         try:
             with _cpu_threads(self.cpu_threads):
                 returned = entry_point(self, *args, **kwargs)
@@ -131,6 +134,11 @@ class ItwinaiTrainer(Trainer):
         watch: log what every run should have, sample the system, profile the steps, and tell all about it at the end:
             adds the callbacks `LoggingCallback`, `SystemMonitor`, `ProfilingCallback` and `RunSummary`, as far as they
             are not among ``callbacks``.
+        launcher: what the workers of this machine are made of, if not an outer launcher has started them. ``"fork"``:
+            copies of this process, which have all that it has, and send nothing but the result. ``"script"``: new
+            processes that run the script again as far as the call. ``"payload"``: new processes that are sent the
+            trainer and its arguments as a pickle. ``"auto"`` is a fork, unless this process has threads or a device
+            in use, which do not survive it; then the script, if there is one; then the payload.
         cpu_threads: threads that torch computes with in each worker. By default the workers share the machine's cores.
             Sums in another number of threads may round differently.
         split_batches: take a DataLoader's batch size as that of the global batch, and divide it among the workers.
@@ -162,6 +170,7 @@ class ItwinaiTrainer(Trainer):
         resume: str | os.PathLike[str] | None = None,
         preemption_signals: Sequence[str] = ("SIGTERM", "SIGUSR1"),
         watch: bool = False,
+        launcher: WorkerKind | None = None,
         cpu_threads: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -198,14 +207,17 @@ class ItwinaiTrainer(Trainer):
         if isinstance(strategy, RayStrategy):
             accelerator = strategy.accelerator(accelerator)
             strategy = strategy.build()
+        if launcher is not None and isinstance(strategy, LaunchedStrategy):
+            strategy.use_launcher(launcher)
         _check_gpus(accelerator, devices)
         if environment not in plugin_list and getattr(strategy, "cluster_environment", None) is None:
             plugin_list.append(environment)
         if kwargs.get("default_root_dir") is None and (session := find_session()) is not None:
             kwargs["default_root_dir"] = session.folder  # trials that run at the same time would write to one place
         loggers = _loggers(logger, kwargs.get("default_root_dir"))
+        given = kwargs.get("callbacks")
         if not kwargs.get("barebones"):
-            kwargs["callbacks"] = with_defaults(kwargs.get("callbacks"), kwargs, watch, loggers)
+            kwargs["callbacks"] = with_defaults(given, kwargs, watch, loggers)
         super().__init__(
             strategy=strategy,
             devices=devices,
@@ -216,6 +228,7 @@ class ItwinaiTrainer(Trainer):
             logger=loggers,
             **kwargs,
         )
+        follow_module(self, given)
         for one in self.loggers:
             hide_secrets(one)
         compat.replace_dataloader_preparation(self, self.prepare_dataloader, self.prepare_other_loader)
@@ -253,6 +266,10 @@ class ItwinaiTrainer(Trainer):
         if isinstance(error, KeyboardInterrupt):
             raise SystemExit(1)  # as lightning ends a local run on Ctrl-C
         raise error
+
+    def keep_checkpoint(self, parts: dict[str, Any]) -> None:
+        """Keep what only the workers of the last fit had, for `save_checkpoint` on the caller."""
+        self._portable().parts_of_workers = parts
 
     def _resumable_stream(self, dataloader: DataLoader) -> DataLoader:
         """Return a loader of an iterable dataset that goes on in mid-epoch, if its dataset can."""

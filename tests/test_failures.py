@@ -74,7 +74,7 @@ def test_unpicklable_module_is_named() -> None:
     module = Regression()
     module.source = (number for number in range(3))
     with pytest.raises(PayloadError, match="the module Regression .attribute source. cannot be pickled.*torchrun"):
-        make_trainer("ddp", 2, max_epochs=1).fit(module, loader(4))
+        make_trainer("ddp", 2, max_epochs=1, launcher="payload").fit(module, loader(4))
 
 
 def test_split_batches_that_do_not_divide() -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 
+from itwinai import compat
 from itwinai.callbacks.checkpointing import ModelCheckpoint
 from itwinai.callbacks.progress import TimedProgressBar
+from itwinai.errors import ConfigurationError
 from itwinai.report.telling import Telling
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
 def with_defaults(
@@ -52,3 +59,69 @@ def _watching() -> list[tuple[type, Callable[[], Callback]]]:
     from itwinai.callbacks.summary import RunSummary
 
     return [(SystemMonitor, SystemMonitor), (ProfilingCallback, ProfilingCallback), (RunSummary, RunSummary)]
+
+
+class ModuleCallbacks(compat.CallbackConnector):
+    """Lets the defaults give way to callbacks of their kind that the module brings, as lightning's own defaults do.
+
+    Args:
+        trainer: the trainer.
+        stock: lightning's connector.
+        defaults: those of the trainer's callbacks that nobody has given.
+    """
+
+    def __init__(self, trainer: Trainer, stock: Any, defaults: Sequence[Callback]) -> None:
+        super().__init__(trainer, stock)
+        self.defaults = list(defaults)
+
+    def joined(self, brought: list[Callback]) -> None:
+        """Take out the defaults of whose kind the module has brought one.
+
+        Raises:
+            ConfigurationError: a finder is among the callbacks, and there are several workers.
+        """
+        kinds = (LightningModelCheckpoint, ProgressBar)
+        brought_kinds = tuple(kind for kind in kinds if any(isinstance(callback, kind) for callback in brought))
+        gone = {id(callback) for callback in self.defaults if isinstance(callback, brought_kinds)}
+        callbacks = [callback for callback in compat.callbacks(self.trainer) if id(callback) not in gone]
+        compat.set_callbacks(self.trainer, callbacks)
+        check_finders(self.trainer)
+
+
+def follow_module(trainer: Trainer, given: Callback | Iterable[Callback] | None) -> None:
+    """Let the trainer's default callbacks give way to the module's.
+
+    Args:
+        trainer: a trainer with callbacks from `with_defaults`.
+        given: the user's callbacks.
+    """
+    own = {id(callback) for callback in ([given] if isinstance(given, Callback) else given or ())}
+    defaults = [callback for callback in compat.callbacks(trainer) if id(callback) not in own]
+    compat.replace_callback_connector(trainer, partial(ModuleCallbacks, defaults=defaults))
+
+
+_FINDERS: dict[type[Callback], tuple[str, str]] = {
+    LearningRateFinder: (
+        "learning-rate finder",
+        "the loss of each worker by itself, and does not restore the state of every strategy",
+    ),
+    BatchSizeFinder: ("batch-size finder", "what fits into the memory of one process"),
+}
+
+
+def check_finders(trainer: Trainer) -> None:
+    """Raise an error if values are searched for that only one process finds.
+
+    Raises:
+        ConfigurationError: a finder is among the callbacks, and there are several workers.
+    """
+    if trainer.world_size == 1 or getattr(trainer, "fast_dev_run", False):
+        return
+    for kind, (name, looks_at) in _FINDERS.items():
+        if any(isinstance(callback, kind) for callback in compat.callbacks(trainer)):
+            raise ConfigurationError(
+                f"lightning's {name} looks at {looks_at}; this run has {trainer.world_size} workers, and would get "
+                "another value than one process. Run it once with ItwinaiTrainer(devices=1, strategy='auto'), with "
+                f"the batch size of all workers together, give the module the value that it finds, and train with "
+                f"workers without the {name}."
+            )

@@ -96,6 +96,26 @@ def section(
     )
 
 
+def parts_of_workers(
+    trainer: Trainer, gather: Callable[[Any], list[Any]], parameter_names: list[list[list[str]]] | None
+) -> dict[str, Any]:
+    """Return the parts of a checkpoint that only workers have, at the end of a fit; all workers have to call it.
+
+    Args:
+        trainer: in a run.
+        gather: as in `section`.
+        parameter_names: as in `section`.
+    """
+    precision = trainer.precision_plugin
+    state = precision.state_dict()
+    return {
+        "optimizer_states": [trainer.strategy.optimizer_state(optimizer) for optimizer in trainer.optimizers],
+        "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+        **({type(precision).__qualname__: state} if state else {}),
+        KEY: section(trainer, gather, parameter_names).plain(),
+    }
+
+
 def training_samplers(trainer: Trainer) -> list[Resumable | None]:
     """Return the sampler of each training loader, or None for a loader whose sampler cannot go on in mid-epoch."""
     samplers = []

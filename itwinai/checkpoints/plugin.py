@@ -191,12 +191,19 @@ class PortableConnector(compat.CheckpointConnector):
         since: of a run whose workers are started again, when they were started first; only checkpoints that were
             written since count.
         first: what the workers that were started first went on from.
+        parts_of_workers: on the caller, what only the workers of the last fit had; empty if it did not get that, None
+            before any fit.
     """
 
     resumed: Resumed | None = None
     resume: str | None = None
     since = 0.0
     first: str | None = None
+    parts_of_workers: dict[str, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers have their own, and these may be large.
+        return {**vars(self), "parts_of_workers": None}
 
     def choose(self, given: str | None) -> str | None:
         self.first = given or self.resume
@@ -238,8 +245,20 @@ class PortableConnector(compat.CheckpointConnector):
                 "on from it steps with those of the batches that are left."
             )
         strategy = self.trainer.strategy
+        if self.trainer.strategy.launcher is not None and self.parts_of_workers is not None:
+            self._complete_on_caller(checkpoint, self.parts_of_workers)
+            return
         names = strategy.parameter_names() if isinstance(strategy, Gathering) else None
         checkpoint[content.KEY] = content.section(self.trainer, gather_of(strategy), names).plain()
+
+    def _complete_on_caller(self, checkpoint: dict[str, Any], parts: dict[str, Any]) -> None:
+        if not parts:
+            raise CheckpointError(
+                "This process has no optimizer states to save: the workers of the last fit have kept them, as the fit "
+                "did not end well, or as they are too large to be sent. Take a checkpoint that the run itself has "
+                "saved (ModelCheckpoint), or save the weights alone with weights_only=True."
+            )
+        checkpoint.update(parts)
 
     def _knows_all_workers(self) -> bool:
         """Whether the strategy is not one of lightning's own that shards the state over several workers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +64,13 @@ def main(argv: list[str]) -> int:
 
 
 def starting_workers(arguments: Sequence[str]) -> AbstractContextManager[None]:
-    """Return the context in which the workers' start is sped up: that of Ray's, or of local processes."""
+    """Return the context in which Ray's workers start while this process imports, if they are to be Ray's."""
     workers = ray_workers(arguments)
     if workers is not None:
         from itwinai.launchers.ray_start import ray_starting
 
         return ray_starting(workers)
-    import itwinai.trainer  # noqa: F401 - so that it is imported in the template
-    from itwinai.launchers.template import forked_template
-
-    return forked_template()
+    return nullcontext()
 
 
 def ray_workers(arguments: Sequence[str]) -> int | None:

@@ -17,6 +17,7 @@ from itwinai import compat
 from itwinai.errors import WorkerError
 from itwinai.launchers import payload as payloads
 from itwinai.launchers.failure import WorkersFailed
+from itwinai.launchers.script import HISTORY, Rerun, earlier_outcome, take_part
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -49,12 +50,11 @@ class PayloadLauncher(compat.Launcher):
         return True
 
     @abstractmethod
-    def run_workers(self, packed: bytes, trainer: Trainer) -> Sequence[payloads.Result]:
+    def run_workers(self, payload: payloads.Payload) -> Sequence[payloads.Result]:
         """Start the workers, supervise them, and return their results.
 
         Args:
-            packed: the packed payload, the same for every worker.
-            trainer: the caller's trainer, which may not be changed.
+            payload: what they run, with the caller's own objects, which may not be changed.
 
         Raises:
             WorkersFailed: the group ended without a result; no process of it is left.
@@ -75,12 +75,15 @@ class PayloadLauncher(compat.Launcher):
         if trainer is None:
             raise TypeError(f"{type(self).__name__}.launch() needs the trainer whose method it runs.")
         payload = payloads.Payload(trainer, function, args, kwargs)
+        number, rerun = HISTORY.begin(), Rerun.of_this_process()
+        if rerun is not None and number == rerun.number:
+            take_part(rerun, payload)
         with ExitStack() as contexts:
             for callback in compat.callbacks(trainer):
                 if isinstance(callback, ServingWorkers):
                     contexts.enter_context(callback.serving_workers())
             try:
-                results = self._run_until_done(payload, trainer)
+                results = self._results(payload, number, rerun)
             except WorkersFailed as failed:
                 # The workers have run the hooks on exceptions already. Raised from here, Lightning would run them
                 # again on the caller's untrained copies, and a callback might save those over a good checkpoint.
@@ -90,11 +93,31 @@ class PayloadLauncher(compat.Launcher):
                 raise failed.error from failed.error.__cause__
             return payloads.apply(payload, results)
 
-    def _run_until_done(self, payload: payloads.Payload, trainer: Trainer) -> Sequence[payloads.Result]:
+    def _results(self, payload: payloads.Payload, number: int, rerun: Rerun | None) -> Sequence[payloads.Result]:
+        """Return the results of a launch; in a process that runs the script again, those that the caller has kept."""
+        if rerun is not None:
+            outcome = earlier_outcome(rerun, number)
+            if isinstance(outcome, BaseException):
+                raise WorkersFailed(outcome)
+            return outcome
+        try:
+            results = self._run_until_done(payload)
+        except WorkersFailed as failed:
+            self.remember(number, failed.error)
+            raise
+        self.remember(number, results)
+        return results
+
+    def remember(self, number: int, outcome: Sequence[payloads.Result] | BaseException) -> None:
+        """Keep the outcome of a launch if later workers may run the script again."""
+        HISTORY.all_by_script = False
+
+    def _run_until_done(self, payload: payloads.Payload) -> Sequence[payloads.Result]:
         """Run the payload in new workers, again while workers die and the trainer allows restarts."""
+        trainer = payload.trainer
         for left in range(trainer.max_restarts if isinstance(trainer, Restartable) else 0, -1, -1):
             try:
-                return self.run_workers(payload.pack(), trainer)
+                return self.run_workers(payload)
             except WorkersFailed as failed:
                 # What the user's code has raised it would raise again.
                 if left == 0 or not isinstance(failed.error, WorkerError):
@@ -109,23 +132,25 @@ class PayloadLauncher(compat.Launcher):
 
 
 @contextmanager
-def on_signals(signals: Sequence[signal.Signals], act: Callable[[int], None]) -> Iterator[None]:
+def on_signals(signals: Sequence[signal.Signals], act: Callable[[int], None]) -> Iterator[dict[int, Any]]:
     """Let signals do something else meanwhile, unless this is not the main thread, which alone gets signals.
+
+    The context gives what they did before.
 
     Args:
         signals: which.
         act: what to do; it gets the number of the signal.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield {}
         return
 
     def handle(signum: int, _frame: FrameType | None) -> None:
         act(signum)
 
-    previous = {number: signal.signal(number, handle) for number in signals}
+    previous: dict[int, Any] = {number: signal.signal(number, handle) for number in signals}
     try:
-        yield
+        yield previous
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zlib
 from dataclasses import dataclass
+from typing import Literal
 
 from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
@@ -18,6 +19,9 @@ from lightning.fabric.plugins.environments import (
 
 from itwinai.compat import SrunEnvironment, tune_storage
 from itwinai.errors import ConfigurationError
+
+WorkerKind = Literal["auto", "fork", "script", "payload"]
+"""What the workers of this machine are made of; see `itwinai.launchers.local.LocalLauncher`."""
 
 
 @dataclass(frozen=True)

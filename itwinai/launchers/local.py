@@ -12,23 +12,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from itwinai.errors import WorkerError
+import cloudpickle
+
+from itwinai import compat
+from itwinai.errors import ConfigurationError, WorkerError
 from itwinai.files.whole import write_whole
+from itwinai.launchers import worker
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals, stopped_by
-from itwinai.launchers.environment import Place
+from itwinai.launchers.environment import Place, WorkerKind
 from itwinai.launchers.failure import Failure, WorkersFailed
-from itwinai.launchers.payload import Result
-from itwinai.launchers.template import ForkedWorker, WorkerTemplate, can_fork, offered_template
-from itwinai.launchers.worker import Start
+from itwinai.launchers.fork import ForkedProcess, fork, why_not_fork
+from itwinai.launchers.payload import Payload, Result
+from itwinai.launchers.payload import run as run_payload
+from itwinai.launchers.script import HISTORY, Rerun, ScriptOrder, script_command
+from itwinai.launchers.template import ForkedWorker, WorkerTemplate, can_fork, title_worker
+from itwinai.launchers.trace import named_tensors
+from itwinai.launchers.worker import Start, die_with_caller
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
-    from lightning.pytorch import Trainer
 
 # After the first failure the others get this long to report theirs and to run their hooks on exceptions. Together
 # with KILL_AFTER it stays well below the 30 s in which a failed job has to end.
@@ -39,6 +46,11 @@ KILL_AFTER = 4.0
 class LocalLauncher(PayloadLauncher):
     """Starts the workers of this node as processes, and ends all of them when one fails.
 
+    A worker is a copy of this process, forked off it (``fork``); or a new process that runs the script again as far as
+    this launch (``script``); or one that is sent the trainer and its arguments as a pickle (``payload``). ``auto`` is
+    the first of these that is possible: a fork unless this process has threads or a device in use, the script if there
+    is one.
+
     With several nodes, the same script is started once per node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set, and
     each node launches its own workers.
 
@@ -47,6 +59,7 @@ class LocalLauncher(PayloadLauncher):
         num_processes: number of workers on this node.
         num_nodes: number of nodes.
         variables: environment variables for the workers, beside those of this process.
+        kind: what the workers are made of.
     """
 
     def __init__(
@@ -55,34 +68,67 @@ class LocalLauncher(PayloadLauncher):
         num_processes: int,
         num_nodes: int = 1,
         variables: Mapping[str, str] | None = None,
+        kind: WorkerKind = "auto",
     ) -> None:
         self.environment = environment
         self.num_processes = num_processes
         self.num_nodes = num_nodes
         self.variables = dict(variables or {})
-        self.processes: dict[int, subprocess.Popen[bytes] | ForkedWorker] = {}
-        self.template = offered_template()
+        self.kind = kind
+        self.processes: dict[int, subprocess.Popen[bytes] | ForkedWorker | ForkedProcess] = {}
+        self.template: WorkerTemplate | None = None
         self._passed_on: int | None = None
+        self._by_script = False
 
-    def run_workers(self, packed: bytes, trainer: Trainer) -> Sequence[Result]:
+    def run_workers(self, payload: Payload) -> Sequence[Result]:
         """Start one process per worker and wait for their results."""
+        start_workers, how = self._choose(payload)
+        self._by_script = start_workers == self._run_script
         folder = Path(tempfile.mkdtemp(prefix="itwinai-launch-"))  # readable by this user only
-        places = self.places()
+        places = self.places(how)
         try:
-            write_whole(folder / "payload.pickle", packed)
-            start = Start(sys.path, os.getcwd(), self._environment(), places)
-            write_whole(folder / "start.pickle", pickle.dumps(start))
             self._passed_on = None
-            with on_signals(preemption_signals(trainer), self._pass_on):
-                self._start(folder, places, trainer)
+            with on_signals(preemption_signals(payload.trainer), self._pass_on) as handlers:
+                start_workers(folder, places, payload, handlers)
                 self._wait(folder)
             return [pickle.loads((folder / f"result-{rank}.pickle").read_bytes()) for rank in places]
         finally:
             self._end()
             shutil.rmtree(folder, ignore_errors=True)
 
-    def places(self) -> dict[int, Place]:
-        """Return the places of this node's workers by global rank."""
+    def _choose(self, payload: Payload) -> tuple[Callable[..., None], str]:
+        """Return what starts the workers, and how to name it in the line that announces them."""
+        unsafe = why_not_fork() if self.kind in ("auto", "fork") else None
+        if self.kind == "fork" and unsafe:
+            raise ConfigurationError(
+                f"launcher='fork' makes workers as copies of this process, and that is not safe now: {unsafe}. "
+                "Call the trainer before that begins, or choose launcher='script' or 'payload'."
+            )
+        if self.kind in ("auto", "fork") and unsafe is None:
+            return self._fork, "itwinai (fork)"
+        reason = "" if unsafe is None else f", as {unsafe}"
+        if self.kind == "script" or self.kind == "auto" and HISTORY.all_by_script and not payload.can_be_packed():
+            if (missing := _why_no_script()) is None:
+                return self._run_script, f"itwinai (script{reason})"
+            if self.kind == "script":
+                raise ConfigurationError(
+                    f"launcher='script' runs the script again in each worker, and that is not possible: {missing}. "
+                    "Choose launcher='fork' or 'payload'."
+                )
+        return self._send, f"itwinai (payload{reason})"
+
+    def remember(self, number: int, outcome: Sequence[Result] | BaseException) -> None:
+        if self._by_script and HISTORY.all_by_script:
+            HISTORY.keep(number, outcome)
+        else:
+            HISTORY.all_by_script = False
+
+    def places(self, launcher: str) -> dict[int, Place]:
+        """Return the places of this node's workers by global rank.
+
+        Args:
+            launcher: who starts them, for the line that announces them.
+        """
         node_rank = self.environment.node_rank()
         alone = self.num_nodes == 1
         main_address = "127.0.0.1" if alone else self.environment.main_address
@@ -97,7 +143,7 @@ class LocalLauncher(PayloadLauncher):
                 num_nodes=self.num_nodes,
                 main_address=main_address,
                 main_port=main_port,
-                launcher="itwinai",
+                launcher=launcher,
             )
             for local_rank in range(self.num_processes)
         ]
@@ -125,10 +171,33 @@ class LocalLauncher(PayloadLauncher):
             environment.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
         return environment
 
-    def _start(self, folder: Path, places: Mapping[int, Place], trainer: Trainer) -> None:
+    def _fork(self, folder: Path, places: Mapping[int, Place], payload: Payload, handlers: Mapping[int, Any]) -> None:
+        """Fork the workers off this process."""
+        variables = self._environment()
+        compat.register_dynamic_classes()
+        for rank, place in places.items():
+
+            def work(pipe: int, rank: int = rank, place: Place = place) -> None:
+                title_worker(rank)
+                die_with_caller(pipe)
+                self.processes = {}
+
+                def run(report: Callable[[BaseException], None]) -> Result:
+                    return run_payload(payload, place, report, traced=place.local_rank == 0)
+
+                worker.work(folder, rank, place, variables, run)
+
+            self.processes[rank] = fork(work, handlers, [*self.processes.values()])
+
+    def _send(self, folder: Path, places: Mapping[int, Place], payload: Payload, handlers: Mapping[int, Any]) -> None:
+        """Send the payload to new processes."""
+        write_whole(folder / "payload.pickle", payload.pack())
+        start = Start(sys.path, os.getcwd(), self._environment(), places)
+        write_whole(folder / "start.pickle", pickle.dumps(start))
         if can_fork():
             if self.template is None or not self.template.is_usable(self.variables):
                 # Of these and what they import; modules of the user's own might start threads, say.
+                trainer = payload.trainer
                 owners = (*type(trainer).__mro__, *type(trainer.strategy).__mro__)
                 modules = {owner.__module__ for owner in owners if owner.__module__.startswith("itwinai.")}
                 self.template = WorkerTemplate.start(sorted(modules), self.variables)
@@ -141,6 +210,25 @@ class LocalLauncher(PayloadLauncher):
                 stdin=subprocess.PIPE,
                 env=self._environment(),
                 start_new_session=True,  # Ctrl-C comes to this process, which passes it on
+            )
+
+    def _run_script(
+        self, folder: Path, places: Mapping[int, Place], payload: Payload, handlers: Mapping[int, Any]
+    ) -> None:
+        """Run the script again in new processes, as far as this launch."""
+        command = script_command()
+        assert command is not None
+        number = HISTORY.begun - 1
+        weights = {name: tensor.detach() for name, tensor in named_tensors(payload.trainer.lightning_module).items()}
+        order = ScriptOrder(places, payload.rng_states, weights)
+        write_whole(folder / "order.pickle", cloudpickle.dumps(order))
+        for rank in places:
+            rerun = Rerun(number, rank, str(folder), str(HISTORY.folder))
+            self.processes[rank] = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                env={**self._environment(), **rerun.variables()},
+                start_new_session=True,
             )
 
     def _wait(self, folder: Path) -> None:
@@ -205,6 +293,12 @@ class LocalLauncher(PayloadLauncher):
             if process.stdin is not None:
                 process.stdin.close()
         self.processes = {}
+
+
+def _why_no_script() -> str | None:
+    if script_command() is None:
+        return "this process runs no script (a notebook, a test runner or an interactive session is none)"
+    return None if HISTORY.all_by_script else "an earlier call of this process has gone another way"
 
 
 def _death(rank: int, code: int) -> WorkerError:

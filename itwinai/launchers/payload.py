@@ -22,18 +22,49 @@ from itwinai import compat
 from itwinai.errors import PayloadError
 from itwinai.launchers.environment import Place, PlacedEnvironment
 from itwinai.launchers.pickling import dumps
+from itwinai.launchers.settings import ProcessSettings
 from itwinai.launchers.trace import Observer, write_back
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
+OTHER_WAYS = (
+    "Where nothing has to be sent it works as it is: workers of this machine are copies of this process with "
+    "launcher='fork', or run the script again with launcher='script', as under `torchrun --nproc-per-node 2 script.py`."
+)
+
+
 @runtime_checkable
 class Worker(Protocol):
     """What a launcher needs of a strategy."""
 
+    kept: Kept
+
     def become_worker(self, environment: PlacedEnvironment) -> None:
-        """Turn the strategy, unpickled in a new process, into that of one worker."""
+        """Turn the strategy, in a new process, into that of one worker."""
+
+
+@runtime_checkable
+class KeepsCheckpoint(Protocol):
+    """A trainer that saves checkpoints on the caller with what only its workers had."""
+
+    def keep_checkpoint(self, parts: dict[str, Any]) -> None:
+        """Take the parts of a checkpoint that belong to the fit that has just ended."""
+
+
+@dataclass
+class Kept:
+    """What a strategy keeps of a run, over all workers, before it takes down what they share.
+
+    Attributes:
+        checkpoint: parts of a checkpoint that the caller's trainer has no other way to, such as the optimizers' states;
+            on rank 0.
+        metrics: the states of the module's metrics, by the metric's name.
+    """
+
+    checkpoint: dict[str, Any] | None = None
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -47,7 +78,7 @@ class Payload:
         kwargs: keyword arguments of ``function``.
         rng_states: global random states of the caller, so that every worker goes on where the caller stands.
         arguments: the command line of the caller, which the user's code may read in a worker as well.
-        deterministic: whether torch is restricted to deterministic algorithms, and whether it only warns.
+        settings: what the caller's process is set to.
     """
 
     trainer: Trainer
@@ -56,29 +87,43 @@ class Payload:
     kwargs: dict[str, Any]
     rng_states: dict[str, Any] = field(default_factory=lambda: compat.collect_rng_states(include_cuda=False))
     arguments: list[str] = field(default_factory=lambda: sys.argv)
-    deterministic: tuple[bool, bool] = field(
-        default_factory=lambda: (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        )
-    )
+    settings: ProcessSettings = field(default_factory=ProcessSettings.of_this_process)
+
+    @property
+    def given(self) -> tuple[Any, ...]:
+        """All arguments of the call."""
+        return (*self.args, *self.kwargs.values())
 
     @property
     def datamodule(self) -> LightningDataModule | None:
         """The datamodule among the arguments, if there is one."""
-        given = (*self.args, *self.kwargs.values())
-        return next((value for value in given if isinstance(value, LightningDataModule)), None)
+        return compat.datamodule_of(self.given)
 
     def pack(self) -> bytes:
-        """Pickle the payload.
+        """Pickle the payload, and what pickles of parameters leave out.
 
         Raises:
             PayloadError: something in it cannot be pickled; the message says where it sits.
         """
+        module = self.trainer.lightning_module
+        if compiled := [name for name, part in module.named_modules() if compat.is_compiled_in_place(part)]:
+            names = ", ".join(name or "the whole module" for name in compiled)
+            raise PayloadError(
+                f"The run cannot be sent to worker processes, because a pickle leaves out that {names} was compiled "
+                f"with .compile(). Call it in setup() or configure_model(), so that each worker does. {OTHER_WAYS}"
+            )
         try:
-            return dumps(self)
+            return dumps((self, compat.parameter_hooks(module)))
         except Exception as error:  # pickling runs the user's own __reduce__ and __getstate__: anything can come
             raise PayloadError(_explain_unpicklable(self, error)) from error
+
+    def can_be_packed(self) -> bool:
+        """Tell whether the payload can be pickled."""
+        try:
+            self.pack()
+        except PayloadError:
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -89,33 +134,58 @@ class Result:
         rank: the worker's global rank.
         returned: what the entry point returned, on the CPU.
         predict_dataloaders: number of dataloaders that were predicted; 0 unless the entry point predicts.
-        trace: what the run changed on trainer, module and callbacks, if it was asked for.
+        trace: what the run changed on the caller's objects, if it was asked for.
+        checkpoint: see `Kept`; of rank 0.
+        rng_states: where rank 0 stands in its random numbers.
     """
 
     rank: int
     returned: Any
     predict_dataloaders: int = 0
     trace: bytes | None = None
+    checkpoint: dict[str, Any] | None = None
+    rng_states: dict[str, Any] | None = None
 
 
-def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
-    """Run a packed payload in this process, which becomes the worker at `place`.
+def run_packed(packed: bytes, place: Place, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
+    """Unpack a payload and `run` it.
 
     Args:
         packed: what `Payload.pack` returned on the caller.
+        place: as in `run`.
+        on_failure: as in `run`.
+        traced: as in `run`.
+
+    Raises:
+        PayloadError: something in it cannot be made again in this process.
+    """
+    try:
+        payload, hooks = pickle.loads(packed)
+    except Exception as error:  # unpickling runs the user's own __new__ and __setstate__: anything can come
+        raise PayloadError(
+            f"The run was sent to this worker process, and something in it cannot be made again here: "
+            f"{type(error).__name__}: {error}. A class whose __new__ or __init__ takes arguments needs __reduce__ or "
+            f"__getnewargs__, and what is unpickled needs to be importable in the worker. {OTHER_WAYS}"
+        ) from error
+    sys.argv[:] = payload.arguments
+    compat.register_parameter_hooks(payload.trainer.lightning_module, hooks)
+    return run(payload, place, on_failure, traced)
+
+
+def run(payload: Payload, place: Place, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
+    """Run a payload in this process, which becomes the worker at `place`.
+
+    Args:
+        payload: the caller's, or a copy of it.
         place: this worker's place in the group.
         on_failure: called with an exception at once, before the hooks that Lightning runs on exceptions: these may
             wait for other workers, and the caller must know the first failure of several.
         traced: whether the caller needs to know what the run changed; true for one worker of each caller.
     """
-    compat.silence_known_warnings()
-    payload: Payload = pickle.loads(packed)
-    sys.argv[:] = payload.arguments
     trainer = payload.trainer
+    payload.settings.apply()
+    compat.silence_known_warnings()
     compat.set_rng_states(payload.rng_states)
-    deterministic, warn_only = payload.deterministic
-    if deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=warn_only)
     if (threads := getattr(trainer, "cpu_threads", None)) is None:
         compat.limit_threads(place.local_world_size)
     else:
@@ -123,7 +193,7 @@ def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None]
     strategy = trainer.strategy
     assert isinstance(strategy, Worker)
     strategy.become_worker(PlacedEnvironment(place))
-    observer = Observer(trainer) if traced else None
+    observer = Observer(trainer, payload.given) if traced else None
     compat.expect_late_signals(trainer)
     if hasattr(trainer, "report_failure"):
         trainer.report_failure = on_failure
@@ -136,11 +206,14 @@ def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None]
             raise
 
     returned = compat.call_in_worker(trainer, reporting, *payload.args, **payload.kwargs)
+    kept = strategy.kept
     return Result(
         rank=place.rank,
         returned=move_data_to_device(returned, torch.device("cpu")),
         predict_dataloaders=len(trainer.num_predict_batches) if compat.is_predicting(trainer) else 0,
-        trace=observer.trace() if observer else None,
+        trace=observer.trace(kept.metrics) if observer else None,
+        checkpoint=kept.checkpoint if place.rank == 0 else None,
+        rng_states=compat.collect_rng_states(include_cuda=False) if place.rank == 0 else None,
     )
 
 
@@ -158,7 +231,11 @@ def apply(payload: Payload, results: Sequence[Result]) -> Any:
     results = sorted(results, key=lambda result: result.rank)
     first = results[0]
     if first.trace is not None:
-        write_back(first.trace, payload.trainer)
+        write_back(first.trace, payload.trainer, payload.given)
+    if first.rng_states is not None:  # what the caller draws from now on is what one process would draw
+        compat.set_rng_states(first.rng_states)
+    if first.checkpoint is not None and isinstance(payload.trainer, KeepsCheckpoint):
+        payload.trainer.keep_checkpoint(first.checkpoint)
     compat.attach(payload.trainer, payload.trainer.lightning_module, payload.datamodule)
     if first.predict_dataloaders == 0 or first.returned is None:
         return first.returned
@@ -194,8 +271,7 @@ def _explain_unpicklable(payload: Payload, error: Exception) -> str:
             break
     return (
         f"The run cannot be sent to worker processes, because {where} cannot be pickled: {error}. Create such objects "
-        "in setup() or when they are first used, so that each worker makes its own; or start the script itself once "
-        "per worker, for example with `torchrun --nproc-per-node 2 script.py`, where nothing is sent."
+        f"in setup() or when they are first used, so that each worker makes its own. {OTHER_WAYS}"
     )
 
 

@@ -21,13 +21,13 @@ from itwinai.errors import ConfigurationError, ResourceError, WorkerError
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals
 from itwinai.launchers.environment import Place
 from itwinai.launchers.failure import Failure, WorkersFailed
-from itwinai.launchers.payload import Result
+from itwinai.launchers.payload import Payload, Result
 from itwinai.launchers.ray_start import connect, starting_ray
 from itwinai.launchers.ray_warm import offered_workers
 from itwinai.launchers.ray_worker import Mailbox, RayWorker
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    pass
 
 # How long resources that the whole cluster does not have are waited for: nodes may still be joining it.
 JOINING = 15.0
@@ -152,13 +152,14 @@ class RayLauncher(PayloadLauncher):
             raise SystemExit(128 + signum)
         self._to_pass_on.append(signum)  # Ray may be in the midst of a call, and takes no other from a handler
 
-    def run_workers(self, packed: bytes, trainer: Trainer) -> Sequence[Result]:
+    def run_workers(self, payload: Payload) -> Sequence[Result]:
         """Place the actors, hand each the payload, and wait for their results."""
         import ray
 
         self._connect()
         self._to_pass_on = []
-        with on_signals(preemption_signals(trainer), self._on_signal), self._placed() as (group, bundles):
+        packed = payload.pack()
+        with on_signals(preemption_signals(payload.trainer), self._on_signal), self._placed() as (group, bundles):
             warm = offered_workers()
             variables = self._environment()
             actors = warm.take(group, bundles, variables) if warm else None

@@ -66,7 +66,7 @@ class RayWorker:
                 Mailbox.leave(mailbox, failures[0])
 
         try:
-            result = payload.run(packed, place, report, traced=place.rank == 0)
+            result = payload.run_packed(packed, place, report, traced=place.rank == 0)
         except BaseException as error:
             return failures[0] if failures else Failure.of(place.rank, error)
         leave_group()  # this worker may be kept for another run

@@ -20,9 +20,8 @@ import tempfile
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
@@ -126,27 +125,6 @@ class WorkerTemplate:
             process.wait()
 
         return cls(ours, end, variables)
-
-    @classmethod
-    def fork(cls) -> WorkerTemplate:
-        """Make a template of this process, which has imported everything and done nothing else yet.
-
-        In the template process, and in the workers that it forks, this does not return: they end with SystemExit.
-        """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = _fork()
-        if pid == 0:
-            ours.close()
-            os.setsid()
-            serve(theirs)
-            raise SystemExit(0)
-        theirs.close()
-
-        def end() -> None:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-
-        return cls(ours, end, {})
 
     @classmethod
     def connect(cls, path: str) -> WorkerTemplate:
@@ -267,32 +245,6 @@ def can_fork() -> bool:
     return sys.platform == "linux"
 
 
-_offered: ContextVar[WorkerTemplate | None] = ContextVar("offered worker template", default=None)
-
-
-@contextmanager
-def forked_template() -> Iterator[None]:
-    """Fork a template off this process, for the launchers that are made meanwhile.
-
-    For the command line, which has imported everything anyway when it begins to work.
-    """
-    if not can_fork():
-        yield
-        return
-    template = WorkerTemplate.fork()
-    token = _offered.set(template)
-    try:
-        yield
-    finally:
-        _offered.reset(token)
-        template.close()
-
-
-def offered_template() -> WorkerTemplate | None:
-    """Return the template that `forked_template` offers, or None."""
-    return _offered.get()
-
-
 def serve(connection: socket.socket) -> None:
     """Fork a worker for every request, and tell when it ends; return when the caller is gone.
 
@@ -367,8 +319,7 @@ def raise_templates(listener: socket.socket) -> None:
 
 def _become_worker(streams: list[int], folder: Path, rank: int) -> NoReturn:
     os.setsid()
-    with suppress(OSError):  # for people who look at `top`, where all would have the same name
-        Path("/proc/self/comm").write_text(worker_title(rank))
+    title_worker(rank)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -376,6 +327,12 @@ def _become_worker(streams: list[int], folder: Path, rank: int) -> NoReturn:
 
     worker.main(folder, rank)
     worker.exit_at_once()
+
+
+def title_worker(rank: int) -> None:
+    """Name this process, for people who look at `top`, where all workers would have the same name."""
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(worker_title(rank))
 
 
 def worker_title(rank: int) -> str:

@@ -1,61 +1,110 @@
-"""What a run changes on the trainer, the module and the callbacks, and how that is written back on the caller.
+"""What a run changes on the caller's objects, and how that is written back.
 
 References between these objects travel by name, not by value: an attribute of a callback that is the module comes
-back as the caller's module, and weights are copied into the caller's tensors, which other objects may hold.
+back as the caller's module, and what has changed is written into the caller's own tensors, lists and objects, which
+others, such as the script, may hold.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import logging
 import pickle
+import zlib
+from collections.abc import Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
+import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from itwinai import compat
+from itwinai.launchers.known_objects import Key, children, contents, is_known_kind, restore
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 log = logging.getLogger(__name__)
 
-Key = tuple[str, str]
+# Beyond these a value counts as unchanged if it is still the same object, or is not sent back at all.
+_COMPARED_BYTES = 8 * 2**20
+_SENT_BYTES = 256 * 2**20
+# Tensors and arrays from this size on are compared by their version or by a sample of their values.
+_LARGE = 2**20
+_MAX_OBJECTS = 10_000
 
 
 class Shared:
     """The objects that exist on both sides of a launch, each under a key that is the same on both.
 
+    These are the trainer's parts, the datamodule and the data of a call, and the lists, dictionaries, random number
+    generators and objects of the user's own classes that are reached from them.
+
     Args:
         trainer: the trainer of this side, with its module attached.
+        arguments: of the call.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, arguments: tuple[Any, ...]) -> None:
         module = trainer.lightning_module
         self.objects: dict[Key, Any] = {("trainer", ""): trainer, ("strategy", ""): trainer.strategy}
         self.objects |= {("module", name): submodule for name, submodule in module.named_modules()}
         self.objects |= {("tensor", name): tensor for name, tensor in named_tensors(module).items()}
         self.objects |= {("callback", str(index)): value for index, value in enumerate(compat.callbacks(trainer))}
         self.objects |= {("logger", str(index)): value for index, value in enumerate(trainer.loggers)}
+        if (datamodule := compat.datamodule_of(arguments)) is not None:
+            self.objects["datamodule", ""] = datamodule
         self.keys: dict[int, Key] = {id(value): key for key, value in reversed(self.objects.items())}
+        self._reach(arguments)
+
+    def _reach(self, arguments: tuple[Any, ...]) -> None:
+        """Find what hangs on the shared objects and the arguments, in an order that is the same on both sides."""
+        waiting = [(f"argument {index}", value) for index, value in enumerate(arguments)]
+        for (kind, name), shared in self.objects.items():
+            waiting += [(f"{kind} {name}.{attribute}", value) for attribute, value in own_attributes(shared).items()]
+        seen: set[int] = set()
+        while waiting and len(seen) < _MAX_OBJECTS:
+            path, value = waiting.pop(0)
+            if id(value) in seen or id(value) in self.keys:
+                continue
+            seen.add(id(value))
+            if is_known_kind(value) and ("object", path) not in self.objects:
+                self.objects["object", path] = value
+                self.keys[id(value)] = ("object", path)
+            waiting += [(f"{path}{name}", child) for name, child in children(value)]
 
     def dumps(self, value: Any) -> bytes | None:
-        """Pickle a value with references to shared objects by key, or return None if it cannot be pickled."""
-        buffer = io.BytesIO()
+        """Pickle a value with references to shared objects by key; None if it cannot be pickled, or is too large."""
+        sink = _Limited(_SENT_BYTES)
         try:
-            _Pickler(buffer, self.keys).dump(value)
+            _Pickler(sink, self.keys).dump(value)
+        except _TooLargeError:
+            log.info("not sent back: a %s of more than %d MB", type(value).__name__, _SENT_BYTES >> 20)
+            return None
         except Exception as error:  # the user's own __reduce__ and __getstate__ run here: anything can come
             log.debug("not sent back, cannot be pickled: %s", error)
             return None
-        return buffer.getvalue()
+        return sink.buffer.getvalue()
 
     def loads(self, data: bytes) -> Any:
         """Unpickle what `dumps` made on the other side."""
         return _Unpickler(io.BytesIO(data), self.objects).load()
+
+    def fingerprint(self, value: Any) -> Any:
+        """Return what is equal as long as a value has not changed; None if that cannot be told."""
+        sink = _Hash(_COMPARED_BYTES)
+        try:
+            _ComparingPickler(sink, self.keys).dump(value)
+        except _TooLargeError:
+            return "large", type(value).__name__, len(value) if hasattr(value, "__len__") else 0
+        except Exception:  # as in `dumps`, where it is told
+            return None
+        return sink.digest.digest()
 
 
 class Observer:
@@ -63,36 +112,54 @@ class Observer:
 
     Args:
         trainer: the worker's trainer, with its module attached.
+        arguments: of the call.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, arguments: tuple[Any, ...]) -> None:
         self.trainer = trainer
-        self.shared = Shared(trainer)
-        self.attributes = self._pickled_attributes()
-        self.names = self._attribute_names()
+        self.shared = Shared(trainer, arguments)
+        self.fingerprints = self._fingerprints()
+        self.names = self._names()
         self.structure = _structure(trainer.lightning_module)
 
-    def _pickled_attributes(self) -> dict[Key, dict[str, bytes]]:
+    def _fingerprints(self) -> dict[Key, dict[str, Any]]:
         return {
-            key: {
-                name: pickled
-                for name, value in _own_attributes(shared).items()
-                if (pickled := self.shared.dumps(value)) is not None
-            }
+            key: {name: self.shared.fingerprint(value) for name, value in state_of(shared).items()}
             for key, shared in self.shared.objects.items()
         }
 
-    def _attribute_names(self) -> dict[Key, frozenset[str]]:
-        return {key: frozenset(_own_attributes(shared)) for key, shared in self.shared.objects.items()}
+    def _names(self) -> dict[Key, frozenset[str]]:
+        return {key: frozenset(state_of(shared)) for key, shared in self.shared.objects.items()}
 
-    def trace(self) -> bytes:
-        """Pickle all that the run changed since this observer was made."""
+    def _callbacks(self) -> list[Any] | None:
+        """Return the trainer's callbacks if they are others than before: keys, or class and attributes of new ones."""
+        callbacks = compat.callbacks(self.trainer)
+        keys = [self.shared.keys.get(id(callback)) for callback in callbacks]
+        if keys == [key for key in self.shared.objects if key[0] == "callback"]:
+            return None
+        return [
+            key
+            or (type(callback), {name: self.shared.dumps(value) for name, value in own_attributes(callback).items()})
+            for key, callback in zip(keys, callbacks, strict=True)
+        ]
+
+    def trace(self, metrics: Mapping[str, Mapping[str, Any]]) -> bytes:
+        """Pickle all that the run changed since this observer was made.
+
+        Args:
+            metrics: the states of the module's metrics over all workers, by the metric's name in the module.
+        """
         trainer, module = self.trainer, self.trainer.lightning_module
-        changed = {
-            key: {name: value for name, value in attributes.items() if self.attributes[key].get(name) != value}
-            for key, attributes in self._pickled_attributes().items()
-        }
+        changed: dict[Key, dict[str, bytes]] = {}
+        for key, shared in self.shared.objects.items():
+            before = self.fingerprints[key]
+            overall = metrics.get(key[1], {}) if key[0] == "module" else {}
+            for name, value in {**state_of(shared), **overall}.items():
+                now = self.shared.fingerprint(value)
+                if (now is None or now != before.get(name)) and (data := self.shared.dumps(value)) is not None:
+                    changed.setdefault(key, {})[name] = data
         # Layers that were added or replaced during the run have no counterpart on the caller: send the whole tree.
+        tensors = {name: tensor.detach() for name, tensor in named_tensors(module).items()}
         same_structure = _structure(module) == self.structure
         trace = {
             "state": trainer.state,
@@ -100,14 +167,25 @@ class Observer:
             "metrics": compat.read_metrics(trainer),
             "loops": compat.read_loops(trainer),
             "attributes": changed,
+            "callbacks": self._callbacks(),
             # None in the place of a layer that configure_model makes would hide the layer.
-            "removed": {key: self.names[key] - names for key, names in self._attribute_names().items()},
-            "tensors": {name: tensor.detach() for name, tensor in named_tensors(module).items()}
-            if same_structure
-            else None,
+            "removed": {key: self.names[key] - names for key, names in self._names().items()},
+            "tensors": tensors,
             "tree": None if same_structure else {name: vars(module)[name] for name in _TREE},
             "requires_grad": {name: parameter.requires_grad for name, parameter in module.named_parameters()},
         }
+        try:
+            return self._pickled(trace)
+        except Exception as error:  # whatever hangs on a layer: the weights have to come back all the same
+            if trace["tree"] is None:
+                raise
+            rank_zero_warn(
+                f"Layers that were made or replaced during the run cannot be sent back: {error}. Weights are written "
+                "into the layers that are there already; save a checkpoint to have the others."
+            )
+            return self._pickled({**trace, "tree": None})
+
+    def _pickled(self, trace: dict[str, Any]) -> bytes:
         buffer = io.BytesIO()
         # Tensors go by value here: their values are what this is about.
         _Pickler(buffer, {i: key for i, key in self.shared.keys.items() if key[0] in ("trainer", "strategy")}).dump(
@@ -116,9 +194,9 @@ class Observer:
         return buffer.getvalue()
 
 
-def write_back(data: bytes, trainer: Trainer) -> None:
-    """Write a trace from `Observer.trace` into the caller's trainer, module, callbacks and loggers."""
-    shared = Shared(trainer)
+def write_back(data: bytes, trainer: Trainer, arguments: tuple[Any, ...]) -> None:
+    """Write a trace from `Observer.trace` into the caller's objects."""
+    shared = Shared(trainer, arguments)
     trace = shared.loads(data)
     module = trainer.lightning_module
     trainer.state = trace["state"]
@@ -129,20 +207,43 @@ def write_back(data: bytes, trainer: Trainer) -> None:
         vars(module).update(trace["tree"])
     else:
         for name, tensor in named_tensors(module).items():
-            tensor.detach().copy_(trace["tensors"][name])
+            if name in trace["tensors"] and trace["tensors"][name].shape == tensor.shape:
+                tensor.detach().copy_(trace["tensors"][name])
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(trace["requires_grad"][name])
+        parameter.requires_grad_(trace["requires_grad"].get(name, parameter.requires_grad))
     for key, names in trace["removed"].items():
-        for name in names:
+        for name in names if key in shared.objects else ():
             vars(shared.objects[key]).pop(name, None)
     for key, attributes in trace["attributes"].items():
-        for name, value in attributes.items():
-            try:
-                loaded = shared.loads(value)
-            except Exception as error:  # tqdm's bars, for example, can be pickled and not be made again
-                log.debug("%s of the %s is not written back, it cannot be made again here: %s", name, key, error)
-                continue
-            vars(shared.objects[key])[name] = loaded
+        if key not in shared.objects:
+            log.debug("%s is not written back, it is not there on the caller", key)
+            continue
+        _write_attributes(shared, shared.objects[key], attributes)
+    if trace["callbacks"] is not None:
+        compat.set_callbacks(trainer, [_callback(shared, told) for told in trace["callbacks"]])
+
+
+def _write_attributes(shared: Shared, target: Any, attributes: dict[str, bytes | None]) -> None:
+    for name, value in attributes.items():
+        if value is None:
+            continue
+        try:
+            loaded = shared.loads(value)
+        except Exception as error:  # tqdm's bars, for example, can be pickled and not be made again
+            log.debug("%s of %s is not written back, it cannot be made again here: %s", name, target, error)
+            continue
+        if not restore(target, loaded):
+            vars(target)[name] = loaded
+
+
+def _callback(shared: Shared, told: Any) -> Any:
+    """Return a callback that the run has ended with: one of the caller's, or a new one with what was sent of it."""
+    kind, rest = told
+    if isinstance(kind, str):  # a key
+        return shared.objects[kind, rest]
+    callback = kind.__new__(kind)
+    _write_attributes(shared, callback, rest)
+    return callback
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -160,14 +261,20 @@ def _structure(module: LightningModule) -> dict[str, Any]:
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in named_tensors(module).items()}
 
 
-def _own_attributes(shared: Any) -> dict[str, Any]:
+def state_of(shared: Any) -> dict[str, Any]:
+    """Return what a shared object holds: its own attributes, or its contents under one name."""
+    inside = contents(shared)
+    return own_attributes(shared) if inside is None else {"": inside}
+
+
+def own_attributes(shared: Any) -> dict[str, Any]:
     """Return the attributes of a shared object that its owner, not a framework, keeps on it."""
-    if isinstance(shared, (Tensor, Metric)):  # metrics are reset before each epoch, their values are in the trainer's
-        return {}
+    if isinstance(shared, Metric):
+        return compat.metric_state(shared)
     internals: frozenset[str] = frozenset()
     if isinstance(shared, nn.Module):
         internals = compat.module_internals()
-    elif not hasattr(shared, "__dict__") or _is_trainer_or_strategy(shared):
+    elif isinstance(shared, Tensor) or not hasattr(shared, "__dict__") or _is_trainer_or_strategy(shared):
         return {}
     return {
         name: value for name, value in vars(shared).items() if name not in internals and not isinstance(value, _CODE)
@@ -181,8 +288,41 @@ def _is_trainer_or_strategy(shared: Any) -> bool:
     return isinstance(shared, (Trainer, Strategy))
 
 
+class _TooLargeError(Exception):
+    """More was pickled than is wanted."""
+
+
+class _Limited:
+    """A file in memory, up to a size."""
+
+    def __init__(self, limit: int) -> None:
+        self.buffer = io.BytesIO()
+        self.left = limit
+
+    def write(self, data: Any) -> int:
+        self.left -= len(data)
+        if self.left < 0:
+            raise _TooLargeError
+        return self.buffer.write(data)
+
+
+class _Hash(_Limited):
+    """A file of which only a hash is kept."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.digest = hashlib.blake2b(digest_size=16)
+
+    def write(self, data: Any) -> int:
+        self.left -= len(data)
+        if self.left < 0:
+            raise _TooLargeError
+        self.digest.update(data)
+        return len(data)
+
+
 class _Pickler(cloudpickle.Pickler):
-    def __init__(self, file: io.BytesIO, keys: dict[int, Key]) -> None:
+    def __init__(self, file: Any, keys: dict[int, Key]) -> None:
         super().__init__(file)
         self.shared_keys = keys
 
@@ -196,6 +336,18 @@ class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Tensor) and obj.device.type != "cpu":
             return _itself, (obj.detach().cpu(),)  # the caller may have no such device
+        return super().reducer_override(obj)
+
+
+class _ComparingPickler(_Pickler):
+    """Replaces large tensors and arrays by what shows whether they have changed."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Tensor) and obj.numel() * obj.element_size() >= _LARGE:
+            return _itself, (("tensor", id(obj), compat.version_of(obj), tuple(obj.shape)),)
+        if type(obj) is np.ndarray and obj.nbytes >= _LARGE and obj.dtype != object:
+            sample = obj.reshape(-1)[:: max(1, obj.size // 65536)]
+            return _itself, (("array", id(obj), obj.shape, zlib.crc32(np.ascontiguousarray(sample).tobytes())),)
         return super().reducer_override(obj)
 
 

@@ -11,12 +11,11 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import cloudpickle
 
@@ -36,14 +35,15 @@ class Start:
         variables: the environment variables of the worker.
         places: the places of all workers of this launch, by global rank. A process that is no worker of a group has
             none.
-        entry: what runs the payload, as ``module:function``; see `itwinai.launchers.payload.run` for its arguments.
+        entry: what runs the payload, as ``module:function``, with the arguments of
+            `itwinai.launchers.payload.run_packed`.
     """
 
     sys_path: list[str]
     folder: str
     variables: dict[str, str]
     places: Mapping[int, Place | None]
-    entry: str = "itwinai.launchers.payload:run"
+    entry: str = "itwinai.launchers.payload:run_packed"
 
 
 def die_with_caller(pipe: int) -> None:
@@ -65,15 +65,40 @@ def main(folder: Path, rank: int) -> None:
     sys.path[:] = start.sys_path
     os.chdir(start.folder)
     place = start.places[rank]
+
+    def run(report: Callable[[BaseException], None]) -> Any:
+        module, _, name = start.entry.partition(":")
+        entry = getattr(import_module(module), name)
+        packed = (folder / "payload.pickle").read_bytes()
+        # With several nodes each has a caller of its own.
+        return entry(packed, place, report, traced=place is not None and place.local_rank == 0)
+
+    work(folder, rank, place, start.variables, run)
+
+
+def work(
+    folder: Path,
+    rank: int,
+    place: Place | None,
+    variables: Mapping[str, str],
+    run: Callable[[Callable[[BaseException], None]], Any],
+) -> None:
+    """Do a worker's work in this process, and leave the result or the failure in a folder.
+
+    Args:
+        folder: of the launch.
+        rank: which worker.
+        place: its place in the group, if it is in one.
+        variables: the environment variables of this process from now on.
+        run: what to do. It is given what to call at once with an exception, and returns the result.
+    """
     os.environ.clear()
-    os.environ.update(start.variables)
+    os.environ.update(variables)
     if place is not None:
         os.environ.update(place.variables())
 
     from itwinai.launchers.failure import Failure
 
-    module, _, name = start.entry.partition(":")
-    entry = getattr(import_module(module), name)
     own = os.getpid()
     reported = False
 
@@ -84,9 +109,7 @@ def main(folder: Path, rank: int) -> None:
             write_whole(folder / f"failure-{rank}.pickle", cloudpickle.dumps(Failure.of(rank, error)))
 
     try:
-        packed = (folder / "payload.pickle").read_bytes()
-        # With several nodes each has a caller of its own.
-        result = entry(packed, place, report, traced=place is not None and place.local_rank == 0)
+        result = run(report)
     except BaseException as error:
         if os.getpid() != own:  # a process that was forked off this one, and ends
             raise
@@ -104,21 +127,23 @@ def leave_group() -> None:
         dist.destroy_process_group()
 
 
-def exit_at_once() -> NoReturn:
+def exit_at_once(code: int = 0) -> NoReturn:
     """End this process as the interpreter would, but for tidying up its memory.
 
     That takes seconds in a forked process, which by it gets a copy of each page that it has shared.
+
+    Args:
+        code: the exit code.
     """
     from itwinai import compat
+    from itwinai.launchers.fork import flush_files
 
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
     compat.run_exit_functions()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(0)
+    flush_files()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributed import ReduceOp
+from torchmetrics import Metric
 
 from itwinai import compat
+from itwinai.checkpoints.content import parts_of_workers
 from itwinai.data.rank_streams import RankStreams
 from itwinai.data.weights import StepWeights, check_drawn, sampler_of
-from itwinai.launchers.environment import PlacedEnvironment, launcher_name
+from itwinai.errors import ConfigurationError
+from itwinai.launchers.environment import PlacedEnvironment, WorkerKind, launcher_name
+from itwinai.launchers.payload import Kept
 from itwinai.measure.steps import Communication, StepClock
 
 if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
     from itwinai.launchers.base import PayloadLauncher
+
+# Of a larger model the optimizers' states stay with the workers: 2 GiB in fp32.
+MOST_KEPT_ELEMENTS = 2**29
 
 
 class WorkerSource(Protocol):
@@ -39,7 +50,20 @@ class WorkerSource(Protocol):
 
 
 class LocalProcesses:
-    """The workers are processes of this machine; a single one is this process itself."""
+    """The workers are processes of this machine; a single one is this process itself.
+
+    Args:
+        kind: what they are made of, as the argument ``launcher`` of `ItwinaiTrainer` says.
+
+    Raises:
+        ConfigurationError: there is no such kind of worker.
+    """
+
+    def __init__(self, kind: WorkerKind = "auto") -> None:
+        if kind not in get_args(WorkerKind):
+            names = ", ".join(get_args(WorkerKind))
+            raise ConfigurationError(f"launcher={kind!r} is unknown; choose one of {names}.")
+        self.kind: WorkerKind = kind
 
     def launcher(
         self,
@@ -53,7 +77,7 @@ class LocalProcesses:
             return None
         from itwinai.launchers.local import LocalLauncher
 
-        return LocalLauncher(environment, num_processes, num_nodes, variables)
+        return LocalLauncher(environment, num_processes, num_nodes, variables, self.kind)
 
 
 class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
@@ -61,9 +85,12 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
 
     Attributes:
         worker_source: where workers come from, unless an outer launcher has started this process as one.
+        kept: of the run that has ended last in a worker that was launched, for the caller.
     """
 
     worker_source: WorkerSource
+    kept: Kept = Kept()
+    _is_launched = False
     _weights: StepWeights | None = None
     _random_numbers: RankStreams | None = None
     strategy_name: str
@@ -95,6 +122,21 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
             self.worker_variables(),
         )
 
+    def use_launcher(self, kind: WorkerKind) -> None:
+        """Choose what the workers of this machine are made of.
+
+        Raises:
+            ConfigurationError: there is no such kind of worker, or the workers come from elsewhere.
+        """
+        if not isinstance(self.worker_source, LocalProcesses):
+            if kind in ("auto", "payload"):
+                return
+            raise ConfigurationError(
+                f"launcher={kind!r} is for workers of this machine, and those of the strategy '{self.strategy_name}' "
+                "are started by Ray, which sends them the trainer as a payload. Leave launcher out."
+            )
+        self.worker_source = LocalProcesses(kind)
+
     def worker_variables(self) -> dict[str, str]:
         """Return environment variables that this strategy's workers need before they import anything."""
         return {}
@@ -106,6 +148,7 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
             environment: the worker's place in its group.
         """
         self.cluster_environment = environment
+        self.kept, self._is_launched = Kept(), True
         self.drop_launcher()
         self.set_world_ranks()
 
@@ -267,7 +310,41 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
         """Return the store by which the workers have found each other, or None if they have none."""
         return compat.default_store() if dist.is_initialized() else None
 
+    def keep_for_caller(self) -> None:
+        """Collect what the caller cannot have otherwise, while the workers are still connected; all have to call it."""
+        module = self.lightning_module
+        # After an exception the other workers may be gone.
+        if not self._is_launched or module is None or module.trainer.state.status == TrainerStatus.INTERRUPTED:
+            return
+        self._is_launched = False  # once per run
+        self.kept = Kept(self._checkpoint_parts(module.trainer), self._metric_states(module))
+
+    def _checkpoint_parts(self, trainer: Trainer) -> dict[str, Any] | None:
+        if trainer.state.fn != TrainerFn.FITTING or self._state_elements(trainer) > MOST_KEPT_ELEMENTS:
+            return None
+        parts = parts_of_workers(trainer, self.gather_objects, self.parameter_names())
+        return move_data_to_device(parts, torch.device("cpu")) if self.is_global_zero else None
+
+    def _state_elements(self, trainer: Trainer) -> int:
+        """Return about how many numbers the optimizers' states have: Adam has two for each parameter."""
+        sizes = [self.full_size(parameter) for parameter in trainer.lightning_module.parameters()]
+        return 2 * sum(sizes)
+
+    def _metric_states(self, module: LightningModule) -> dict[str, dict[str, Any]]:
+        """Return what the metrics have accumulated on all workers together."""
+        metrics = {name: metric for name, metric in module.named_modules() if isinstance(metric, Metric)}
+        if not metrics:
+            return {}
+        updated = [name for name, metric in metrics.items() if compat.is_updated(metric)]
+        states: dict[str, dict[str, Any]] = {}
+        everywhere = set.intersection(*map(set, self.gather_objects(updated)))
+        for name in (name for name in metrics if name in everywhere):  # in the same order on all workers
+            with metrics[name].sync_context():
+                states[name] = dict(compat.metric_state(metrics[name]))
+        return states
+
     def teardown(self) -> None:
+        self.keep_for_caller()
         self._weights = self._random_numbers = None
         super().teardown()
 

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from itwinai import compat
 from itwinai.errors import ConfigurationError
+from itwinai.launchers.environment import WorkerKind
 from itwinai.measure.steps import Communication, StepClock
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses, WorkerSource
 
@@ -100,6 +101,7 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
             (Vogels et al., 2019, arXiv:1905.13727; rank 1, after 10 plain steps). Changes the numbers.
         timeout: seconds after which a collective operation that some worker has not joined is an error.
         process_group_backend: ``"gloo"`` or ``"nccl"``; picked by the device by default.
+        launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
         **kwargs: further arguments of lightning's DDPStrategy and of torch's DistributedDataParallel.
 
@@ -118,6 +120,7 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
         gradient_compression: Compression | None = None,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
         process_group_backend: str | None = None,
+        launcher: WorkerKind = "auto",
         workers: WorkerSource | None = None,
         **kwargs: Any,
     ) -> None:
@@ -138,7 +141,7 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
         )
         self.collective_timeout = as_timedelta(timeout)
         self.backend = process_group_backend
-        self.worker_source = workers or LocalProcesses()
+        self.worker_source = workers or LocalProcesses(launcher)
 
     @property
     def is_distributed(self) -> bool:

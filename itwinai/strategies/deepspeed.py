@@ -19,6 +19,7 @@ from itwinai import compat
 from itwinai.checkpoints.plugin import PortableCheckpointIO, selected_path
 from itwinai.checkpoints.sharded import SHARDED, ShardWriter, contents, is_sharded, read_content
 from itwinai.errors import ConfigurationError, require
+from itwinai.launchers.environment import WorkerKind
 from itwinai.measure.steps import StepClock
 from itwinai.strategies.base import LocalProcesses, WorkerSource
 from itwinai.strategies.ddp import DEFAULT_TIMEOUT, TorchDistributedStrategy, as_timedelta
@@ -46,6 +47,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             that are too large for one host. They resume with any number of workers, and under any strategy where the
             whole model fits. All workers have to see the same folder.
         timeout: seconds after which a collective operation that some worker has not joined is an error.
+        launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
         **kwargs: further arguments of lightning's DeepSpeedStrategy.
 
@@ -65,6 +67,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         config: str | Path | dict[str, Any] | None = None,
         sharded_checkpoints: bool = False,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
+        launcher: WorkerKind = "auto",
         workers: WorkerSource | None = None,
         **kwargs: Any,
     ) -> None:
@@ -79,7 +82,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             **kwargs,
         )
         self.collective_timeout = as_timedelta(timeout)
-        self.worker_source = workers or LocalProcesses()
+        self.worker_source = workers or LocalProcesses(launcher)
         # By id: the hash of a metric changes with what it has seen.
         self._own_attributes: dict[int, frozenset[str]] = {}
         self._groups: list[list[nn.Parameter]] = []
@@ -185,6 +188,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
 
     def teardown(self) -> None:
         """Leave the module with plain, whole parameters, as it came."""
+        self.keep_for_caller()
         if self._timed is not None:
             self._timed.end()
             self._timed = None

@@ -17,6 +17,7 @@ from torchmetrics import Metric
 from torchmetrics.metric import jit_distributed_available
 
 from itwinai.errors import ConfigurationError, UnusedParametersError, require
+from itwinai.launchers.environment import WorkerKind
 from itwinai.launchers.local import free_port
 from itwinai.measure.steps import StepClock
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses, WorkerSource
@@ -130,6 +131,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         find_unused_parameters: expect that some parameters get no gradient in some steps. They then count as zero on
             workers that have none, and stay untouched where no worker has one. Costs a small exchange per step;
             without it such parameters are an error, as under DDP.
+        launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
         **kwargs: further arguments of lightning's ParallelStrategy.
 
@@ -148,6 +150,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         op: Operation = "Average",
         gradient_predivide_factor: float = 1.0,
         find_unused_parameters: bool = False,
+        launcher: WorkerKind = "auto",
         workers: WorkerSource | None = None,
         **kwargs: Any,
     ) -> None:
@@ -159,7 +162,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         if op == "Adasum" and gradient_predivide_factor != 1.0:
             raise ConfigurationError("gradient_predivide_factor is for op='Average'; Adasum does not average.")
         super().__init__(**kwargs)
-        self.worker_source = workers or LocalProcesses()
+        self.worker_source = workers or LocalProcesses(launcher)
         self.compression = compression
         self.op = op
         self.gradient_predivide_factor = gradient_predivide_factor
@@ -240,6 +243,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         self.model.to(self.root_device)
 
     def teardown(self) -> None:
+        self.keep_for_caller()
         if self._synchronizer is not None:
             self._synchronizer.remove()
             self._synchronizer = None

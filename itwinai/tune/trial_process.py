@@ -13,7 +13,6 @@ import itwinai.tune.bodies
 import itwinai.tune.space
 import itwinai.tune.trial_loggers  # noqa: F401
 from itwinai.checkpoints.find import newest_valid
-from itwinai.launchers.template import forked_template
 from itwinai.trials.session import in_trial
 from itwinai.tune.order import Assignment
 
@@ -30,10 +29,7 @@ def run(packed: bytes, place: Place | None, on_failure: Callable[[BaseException]
         on_failure: called with an exception at once.
         traced: nobody needs to know what the run changes.
     """
-    assignment: Assignment = pickle.loads(packed)
-    # Before anything else: what starts threads has to come after the fork.
-    with forked_template():
-        train(assignment)
+    train(pickle.loads(packed))
 
 
 def train(assignment: Assignment) -> None:

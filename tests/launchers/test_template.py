@@ -46,7 +46,7 @@ def test_later_launches_of_a_trainer_fork_off_the_same_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], no_leftovers: None
 ) -> None:
     module = Curious()
-    trainer = make_trainer("ddp", 2, max_epochs=1, limit_train_batches=1)
+    trainer = make_trainer("ddp", 2, max_epochs=1, limit_train_batches=1, launcher="payload")
     trainer.fit(module, loader(4))
     first = module.seen
     assert first["name"] == worker_title(0)
@@ -92,19 +92,19 @@ class Orphaned(Regression):
 def test_workers_whose_template_is_killed(no_leftovers: None) -> None:
     started = time.monotonic()
     with pytest.raises(WorkerError, match="ended with exit code 1 before it had a result"):
-        make_trainer("ddp", 2, max_epochs=1).fit(Orphaned(), loader(4))
+        make_trainer("ddp", 2, max_epochs=1, launcher="payload").fit(Orphaned(), loader(4))
     assert time.monotonic() - started < 60
 
 
-def test_command_line_is_its_own_template(run_command: RunCommand, tmp_path: Path) -> None:
-    """What the command has imported is not imported again: its workers are forked off it before it does anything."""
+def test_workers_of_the_command_line_are_copies_of_it(run_command: RunCommand, tmp_path: Path) -> None:
+    """What the command has imported is not imported again."""
     (tmp_path / "own.py").write_text(
         "import os, psutil, sys\n"
         "from tests.support.cases import Regression, loader\n"
         "class Own(Regression):\n"
         "    def on_fit_start(self):\n"
-        "        print(psutil.Process(os.getppid()).cmdline() == psutil.Process(psutil.Process(os.getppid())"
-        ".ppid()).cmdline(), 'torch is', 'torch' in sys.modules)\n"
+        "        print(psutil.Process(os.getppid()).cmdline() == psutil.Process().cmdline(), 'torch is', "
+        "'torch' in sys.modules)\n"
         "    def train_dataloader(self):\n"
         "        return loader(4)\n"
     )

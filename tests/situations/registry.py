@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.situations import loaders
+from tests.situations import edges, loaders
 from tests.situations.situation import STRATEGIES, Situation
 
 # Each file of this folder has a tuple SITUATIONS; the order here is that of the tables.
 SITUATIONS: dict[str, tuple[Situation, ...]] = {
+    "Callbacks, tools and loggers, and workers that are not alike": edges.SITUATIONS,
     "Loaders, samplers and random numbers": loaders.SITUATIONS,
 }
 

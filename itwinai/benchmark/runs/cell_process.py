@@ -72,13 +72,7 @@ def _starting_workers(trainer: dict[str, Any]) -> AbstractContextManager[None]:
         from itwinai.launchers.ray_start import ray_starting
 
         return ray_starting(workers)
-    if workers == 1:
-        return nullcontext()
-    import itwinai.benchmark.runs.stopwatch
-    import itwinai.trainer  # noqa: F401 - so that they are imported in the template
-    from itwinai.launchers.template import forked_template
-
-    return forked_template()
+    return nullcontext()
 
 
 def _run(order: Order, began: float) -> None:

@@ -1,0 +1,127 @@
+"""The kinds of objects that a worker's changes are written into, where they are: the caller may hold them elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections import deque
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+Key = tuple[str, str]
+
+# Who made the classes of these knows what hangs on their objects, and nobody else does: they are sent whole.
+_FRAMEWORKS = sys.stdlib_module_names | {
+    "cloudpickle",
+    "deepspeed",
+    "horovod",
+    "itwinai",
+    "jsonargparse",
+    "lightning",
+    "lightning_fabric",
+    "matplotlib",
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pytorch_lightning",
+    "ray",
+    "scipy",
+    "tensorboard",
+    "torch",
+    "torchmetrics",
+    "tqdm",
+    "wandb",
+    "xarray",
+    "zarr",
+}
+# Elements of longer lists are not looked into one by one.
+_LONG = 1000
+
+Container = list | dict | set | deque | bytearray
+RandomSource = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+
+
+def is_known_kind(value: Any) -> bool:
+    """Tell whether changes are written into a value, and not a new one put in its place."""
+    return (
+        isinstance(value, (Container, RandomSource)) and type(value) is not random.SystemRandom or _is_own_object(value)
+    )
+
+
+def _is_own_object(value: Any) -> bool:
+    kind = type(value)
+    if kind in (SimpleNamespace, argparse.Namespace) or isinstance(value, (Dataset, Sampler)):
+        return True
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, (type, nn.Module, torch.Tensor, Callback, Logger))
+        # What is called for a module of Python, a function or a lock has its class in one of these.
+        and kind.__module__.partition(".")[0] not in _FRAMEWORKS | {"builtins"}
+        and "__reduce__" not in kind.__dict__
+    )
+
+
+def children(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what is directly reached from a value, with the step of the path to it."""
+    if isinstance(value, DataLoader):
+        for name in ("dataset", "sampler", "batch_sampler", "generator"):
+            yield f".{name}", getattr(value, name, None)
+    elif isinstance(value, dict):
+        if len(value) <= _LONG:
+            for key, child in value.items():
+                yield f"[{key!r}]" if isinstance(key, (str, int)) else "[?]", child
+    elif isinstance(value, (list, tuple, deque)):
+        if len(value) <= _LONG:
+            for index, child in enumerate(value):
+                yield f"[{index}]", child
+    elif _is_own_object(value):
+        for name, child in vars(value).items():
+            yield f".{name}", child
+
+
+def contents(value: Any) -> Any:
+    """Return a copy of what a container or a random number generator holds; None for objects with attributes."""
+    if isinstance(value, dict):
+        return tuple(value.items())
+    if isinstance(value, Container):
+        return tuple(value)
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, np.random.Generator):
+        return value.bit_generator.state
+    if isinstance(value, np.random.RandomState):
+        return value.get_state()
+    if isinstance(value, random.Random):
+        return value.getstate()
+    return None
+
+
+def restore(value: Any, held: Any) -> bool:
+    """Let a container or a random number generator hold what `contents` has returned; return whether it is one."""
+    if isinstance(value, dict | set):
+        value.clear()
+        value.update(held)
+    elif isinstance(value, list | deque | bytearray):
+        value.clear()
+        value.extend(held)
+    elif isinstance(value, torch.Generator):
+        value.set_state(held)
+    elif isinstance(value, np.random.Generator):
+        value.bit_generator.state = held
+    elif isinstance(value, np.random.RandomState):
+        value.set_state(held)
+    elif isinstance(value, random.Random):
+        value.setstate(held)
+    else:
+        return False
+    return True
