@@ -1409,16 +1409,9 @@ def training_loaders(trainer: Trainer) -> list[Any]:
 
 
 def training_mode(trainer: Trainer) -> str:
-    """Return how several training loaders are combined; "sequential" takes one after the other."""
+    """Return how several training loaders are combined: ``min_size``, ``max_size`` or ``max_size_cycle``."""
     combined = trainer.fit_loop._combined_loader
     return "max_size_cycle" if combined is None else str(combined._mode)
-
-
-def training_limits(trainer: Trainer) -> list[int | float]:
-    """Return how many batches are taken of each training loader at most."""
-    combined = trainer.fit_loop._combined_loader
-    assert combined is not None and combined.limits is not None
-    return combined.limits
 
 
 def step_values(trainer: Trainer) -> dict[str, float]:

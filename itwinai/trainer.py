@@ -427,7 +427,7 @@ class ItwinaiTrainer(Trainer):
             self._check_equal_lengths(loader)
         if isinstance(loader, DataLoader):
             loader = self._own_noise(loader)
-        if not self.split_batches or self.world_size == 1:
+        if not self.split_batches or self.world_size == 1 or sized_len(loader) == 0:
             return loader
         if not isinstance(loader, DataLoader):
             raise MisconfiguredTrainerError(

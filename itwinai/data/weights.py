@@ -104,7 +104,7 @@ class StepWeights:
             if sampler is not None and length
             for step in range(length - 1, steps, length)
         }
-        for step in sorted(ends) if compat.training_mode(self.trainer) != "sequential" else ():
+        for step in sorted(ends):
             planned = [
                 None if (sampler := samplers[index]) is None else sampler.planned_weights(batch)
                 for index, batch in self._batches(step)
@@ -125,15 +125,8 @@ class StepWeights:
 
     def _batches(self, step: int) -> list[tuple[int, int]]:
         """Return from which loaders a step takes a batch, and which of it."""
-        mode, lengths = compat.training_mode(self.trainer), self._lengths()
-        if mode == "sequential":
-            for index, (length, limit) in enumerate(zip(lengths, compat.training_limits(self.trainer), strict=True)):
-                batches = limit if length is None else min(length, limit)
-                if step < batches:
-                    return [(index, step)]
-                step -= int(batches)
-            return []
-        if mode == "max_size_cycle":
+        lengths = self._lengths()
+        if compat.training_mode(self.trainer) == "max_size_cycle":
             return [(index, step % length if length else step) for index, length in enumerate(lengths)]
         return [(index, step) for index, length in enumerate(lengths) if length is None or step < length]
 

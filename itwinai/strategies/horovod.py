@@ -187,7 +187,8 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
     def gather_objects(self, value: Any) -> list[Any]:
         import horovod.torch as hvd
 
-        gathered: list[Any] = hvd.allgather_object(value, name="itwinai.gather")
+        with torch.inference_mode(False):  # Horovod changes in place what it has made
+            gathered: list[Any] = hvd.allgather_object(value, name="itwinai.gather")
         return gathered
 
     def coordination_store(self) -> dist.Store:

@@ -48,7 +48,6 @@ def weights_of(mode: str, *numbers: int, strict: bool = True, rank: int = 0) -> 
         ("max_size_cycle", (4, 8), [1, 1]),
         ("min_size", (8, 11), [1, 1]),
         ("max_size", (4, 7), [1, 4 / 3]),
-        ("sequential", (7, 9), [1, 4 / 3, 1, 1, 2]),
     ],
 )
 def test_steps_weigh_as_the_loaders_that_give_their_batches(

@@ -354,15 +354,16 @@ def reloaded(strategy: str) -> None:
 
 
 # Numbers of samples of two loaders, so that in no step their ends ask for different weights.
-LIKE_ENDS = {"max_size_cycle": (7, 7), "min_size": (8, 11), "max_size": (4, 7), "sequential": (7, 11)}
+LIKE_ENDS: dict[Any, tuple[int, int]] = {"max_size_cycle": (7, 7), "min_size": (8, 11), "max_size": (4, 7)}
 
 
 def several_loaders(strategy: str) -> None:
-    """All ways to combine loaders."""
+    """All ways to combine training loaders."""
 
-    def combined(mode: str, batch_size: int) -> CombinedLoader:
-        loaders = [points(number, batch_size) for number in LIKE_ENDS[mode]]
-        return CombinedLoader(loaders if mode == "sequential" else {"a": loaders[0], "b": loaders[1]}, mode)  # type: ignore[arg-type]
+    def combined(mode: Any, batch_size: int) -> CombinedLoader:
+        return CombinedLoader(
+            {str(number): points(size, batch_size) for number, size in enumerate(LIKE_ENDS[mode])}, mode
+        )
 
     for mode in LIKE_ENDS:
         same_as_stock(strategy, lambda workers, mode=mode: combined(mode, 4 // workers))  # type: ignore[misc]
