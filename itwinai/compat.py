@@ -33,14 +33,14 @@ from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
-from lightning.pytorch.loops import _EvaluationLoop, _Loop
+from lightning.pytorch.loops import _EvaluationLoop, _FitLoop, _Loop
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
 from lightning.pytorch.loops.progress import _OptimizerProgress
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
-from lightning.pytorch.plugins import _PLUGIN_INPUT
+from lightning.pytorch.plugins import _PLUGIN_INPUT, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
@@ -55,11 +55,14 @@ from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSourc
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from lightning.pytorch.trainer.connectors.logger_connector.result import (
     _METRICS,
+    _Metadata,
     _ResultCollection,
     _ResultMetric,
+    _Sync,
 )
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.argparse import _parse_env_variables
 from lightning.pytorch.utilities.data import _get_dataloader_init_args_and_kwargs, _reinstantiate_wrapped_cls
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -71,6 +74,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler, get_worker_info
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat, dim_zero_max, dim_zero_min, dim_zero_sum
 
 from itwinai.errors import ConfigurationError
 
@@ -170,6 +174,33 @@ def exchange_time(model: DistributedDataParallel) -> tuple[float, float, float]:
     return total / 1e9, overlapped / 1e9, computing / 1e9
 
 
+@contextmanager
+def ddp_options(strategy: LightningDDPStrategy, options: dict[str, Any]) -> Iterator[None]:
+    """Let lightning wrap modules with further options of DistributedDataParallel for a while."""
+    before = strategy._ddp_kwargs
+    strategy._ddp_kwargs = {**before, **options}
+    try:
+        yield
+    finally:
+        strategy._ddp_kwargs = before
+
+
+def end_reducer(model: DistributedDataParallel) -> None:
+    """Take the hooks of DDP's reducer off the parameters, so that the module can be wrapped again."""
+    del model.logger  # refers to the reducer, whose hooks go when it does
+    del model.reducer
+
+
+def backward_pass() -> int:
+    """Return a number of the backward pass that runs in this thread, the innermost of several; -1 if none does."""
+    return int(torch._C._current_graph_task_id())
+
+
+def after_backward_pass(function: Callable[[], None]) -> None:
+    """Call a function at the end of the backward pass that runs in this thread, before ``backward`` returns."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)
+
+
 def is_profiling() -> bool:
     """Tell whether a profiler of torch is recording in this process."""
     return bool(torch.autograd._profiler_enabled())
@@ -218,16 +249,97 @@ def is_attribute_of_engine(name: str) -> bool:
     return name.startswith("ds_") or name in _ENGINE_ATTRIBUTES
 
 
+_ENGINE_PARAMETER_ATTRIBUTES = frozenset(
+    {
+        "_dp_group",
+        "_hp_mapping",
+        "_index_in_param_group",
+        "_z3_optimizer",
+        "_zero_optimizer",
+        "aligned_size",
+        "all_gather",
+        "all_gather_coalesced",
+        "convert_to_zero_parameters",
+        "get_full_hp_grad",
+        "get_full_hp_param",
+        "grad_accum",
+        "is_external_param",
+        "item",
+        "load_hp_checkpoint_state",
+        "nvme_swapper",
+        "padding_size",
+        "param_idx_in_group",
+        "partition",
+        "partition_gradients",
+        "partition_numel",
+        "reduce_gradients_at_owner",
+        "set_full_hp_grad",
+        "set_full_hp_param",
+    }
+)
+
+
+def is_parameter_attribute_of_engine(name: str) -> bool:
+    """Tell whether an attribute that a parameter did not have before is one that a DeepSpeed engine has set."""
+    return name.startswith("ds_") or name in _ENGINE_PARAMETER_ATTRIBUTES
+
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
-def remove_hooks_of_engine(module: nn.Module) -> None:
-    """Take the hooks of a DeepSpeed engine off a module: they keep the engine, and cannot be pickled."""
-    for name in _HOOKS:
-        hooks = getattr(module, name)
+def remove_hooks_of_engine(owner: nn.Module | nn.Parameter) -> None:
+    """Take the hooks of a DeepSpeed engine off a module or a parameter: they keep the engine, and cannot be pickled."""
+    for name in _HOOKS if isinstance(owner, nn.Module) else _PARAMETER_HOOKS:
+        hooks = getattr(owner, name) or {}
         for key, hook in list(hooks.items()):
             if (getattr(hook, "__module__", None) or "").startswith("deepspeed."):
                 del hooks[key]
+
+
+@contextmanager
+def making_engine(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Let an engine that is made meanwhile take parameters of any shape, and broadcast none of them.
+
+    Its broadcast fails for parameters without dimensions, and for those whose memory is in another order.
+    """
+    scalars = [parameter for parameter in parameters if parameter.dim() == 0]
+    for parameter in scalars:
+        parameter.data = parameter.data.view(1)
+    for parameter in parameters:
+        vars(parameter)["ds_optim_param"] = True
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            vars(parameter).pop("ds_optim_param", None)
+        for parameter in scalars:
+            if hasattr(parameter, "ds_shape"):
+                parameter.ds_shape = torch.Size(())
+            if parameter.numel() == 1:  # not where it is sharded
+                parameter.data = parameter.data.view(())
+
+
+def refuse_second_derivatives(module: nn.Module, refuse: Callable[[], None]) -> None:
+    """Call a function when a gradient that is to be differentiated itself is computed in training, in ZeRO stage 3."""
+    for submodule in module.modules():
+        function = vars(submodule).get("pre_bwd_fn")
+        if function is not None:
+            function.backward = staticmethod(functools.partial(_first_derivative, function.backward, refuse))
+
+
+def _first_derivative(backward: Callable[..., Any], refuse: Callable[[], None], ctx: Any, *gradients: Any) -> Any:
+    if torch.is_grad_enabled() and ctx.module.training:
+        refuse()
+    return backward(ctx, *gradients)
+
+
+def tolerate_outputs(module: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Wrap the hooks by which ZeRO stage 3 looks at what the layers of a module return."""
+    for submodule in module.modules():
+        for key, hook in list(submodule._forward_hooks.items()):
+            if (getattr(hook, "__module__", None) or "").startswith("deepspeed."):
+                submodule._forward_hooks[key] = wrap(hook)
 
 
 class EngineMaker(LightningDeepSpeedStrategy):
@@ -248,6 +360,15 @@ class EngineMaker(LightningDeepSpeedStrategy):
         return self.make_engine(
             self.config, model, optimizer=optimizer, lr_scheduler=lr_scheduler, model_parameters=parameters
         )
+
+    def init_deepspeed(self) -> None:
+        # Not lightning's: that one refuses to clip by value, and warns of hooks that are ignored.
+        assert self.lightning_module is not None
+        assert isinstance(self.model, nn.Module)
+        if self.lightning_module.trainer.training:
+            self._initialize_deepspeed_train(self.model)
+        else:
+            self._initialize_deepspeed_inference(self.model)
 
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
         kept = ["fp16", "bf16"]
@@ -280,6 +401,115 @@ class EngineMaker(LightningDeepSpeedStrategy):
         super()._format_batch_size_and_grad_accum_config()
         # The loop divides the loss by the number of accumulated batches; the engine would do it again.
         self.config["gradient_accumulation_steps"] = 1
+
+
+@contextmanager
+def counted_backward(engine: Any) -> Iterator[None]:
+    """Let backward passes of others count as one of a DeepSpeed engine."""
+    with engine._running_engine_backward_lock:
+        engine._running_engine_backward_count += 1
+        engine._running_engine_backward = True
+    try:
+        yield
+        engine._backward_epilogue()
+    finally:
+        with engine._running_engine_backward_lock:
+            engine._running_engine_backward_count -= 1
+            engine._running_engine_backward = engine._running_engine_backward_count > 0
+
+
+def keep_gradients_whole(engine: Any) -> bool:
+    """Let a DeepSpeed engine leave gradients in the parameters, on each worker, until they are handed over to it.
+
+    Returns:
+        Whether it can: not in all combinations of stage and precision does it accumulate in the parameters.
+    """
+    optimizer = engine.optimizer
+    if engine.zero_optimization():
+        if not hasattr(optimizer, "_coalesce_grad_reduction") or getattr(optimizer, "use_grad_accum_attribute", False):
+            return False
+        optimizer._coalesce_grad_reduction = True
+    engine.enable_backward_allreduce = False
+    return True
+
+
+def hand_over_gradients(engine: Any) -> None:
+    """Let a DeepSpeed engine reduce the gradients that it was to leave in the parameters, right before its step."""
+    optimizer, stage = engine.optimizer, int(engine.zero_optimization_stage())
+    if stage == 0:
+        return
+    begin_accumulation(engine)
+    optimizer._coalesce_grad_reduction = False
+    # Stage 1 reduces at the boundary only; stages 2 and 3 draw their shards together in the step itself.
+    optimizer.set_gradient_accumulation_boundary(stage == 1)
+    try:
+        if stage == 3:
+            engine._flush_coalesced_reduction_zero3(optimizer)
+        else:
+            engine._flush_coalesced_reduction_zero12(optimizer)
+    finally:
+        optimizer._coalesce_grad_reduction = True
+
+
+def begin_accumulation(engine: Any) -> None:
+    """Let the next backward pass of a DeepSpeed engine begin a new sum of gradients, whatever has come before it.
+
+    DeepSpeed does so in its step only, and not all of it: from stage 3's shards the gradient of a parameter that gets
+    none in a step would be taken once more.
+    """
+    optimizer, stage = engine.optimizer, int(engine.zero_optimization_stage())
+    if stage < 2:
+        return
+    if stage == 3:
+        optimizer.grad_partitions_flat_buffer.zero_()
+        optimizer._offload_boundary_param_ids = set()
+        optimizer.micro_step_id = 0
+        flats = optimizer.fp32_partitioned_groups_flat
+    else:
+        for gradients in (optimizer.averaged_gradients, optimizer.all_grad_tensors):
+            gradients.update(dict.fromkeys(gradients))
+        optimizer._offload_accumulated_param_ids = set()
+        optimizer.micro_step_id = -1
+        flats = optimizer.single_partition_of_fp32_groups
+    for flat in flats:
+        if flat.grad is not None:  # they stay where the optimizer is offloaded
+            flat.grad.zero_()
+
+
+def parameters_of_groups(engine_optimizer: Any) -> list[list[nn.Parameter]]:
+    """Return the parameters that ZeRO trains, by group."""
+    stage_3 = hasattr(engine_optimizer, "fp16_groups")
+    groups: list[list[nn.Parameter]] = engine_optimizer.fp16_groups if stage_3 else engine_optimizer.bit16_groups
+    return groups
+
+
+def begin_backward(engine_optimizer: Any) -> None:
+    """Let ZeRO add the gradients of the next backward pass to those before; it counts on a forward pass in between."""
+    if hasattr(engine_optimizer, "clear_backward_seen_flag"):
+        engine_optimizer.clear_backward_seen_flag()
+
+
+def replace_zero_grad(strategy: Strategy, zero_grad: Callable[..., None]) -> None:
+    """Let a function of ours clear the gradients of a strategy's one optimizer, and of lightning's wrapper of it."""
+    (optimizer,), (wrapper,) = strategy.optimizers, strategy._lightning_optimizers
+    vars(optimizer)["zero_grad"] = vars(wrapper)["zero_grad"] = zero_grad
+
+
+def call_after_backward(function: Callable[[], None]) -> int:
+    """Call a function when the backward pass that runs now is done; return the number of that pass."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)
+    return backward_pass()
+
+
+def call_before_step(precision: Precision, module: LightningModule, optimizer: Any) -> None:
+    """Run the hooks before the optimizer's step, and clip the gradients."""
+    precision._after_closure(module, optimizer)
+
+
+def is_in_optimizer(parameter: nn.Parameter) -> bool:
+    """Tell whether the optimizer of an engine of ZeRO stage 3 has a parameter, so that it has it in full precision."""
+    optimizer = vars(parameter).get("_z3_optimizer")
+    return optimizer is None or optimizer.get_param_id(parameter) in optimizer.grad_position
 
 
 def flat_states(engine_optimizer: Any, group: int) -> list[tuple[Tensor, dict[str, Any]]]:
@@ -527,17 +757,18 @@ def write_loops(trainer: Trainer, loops: Mapping[str, Any]) -> None:
     for name, state in loops["states"].items():
         loop: _Loop = getattr(trainer, name)
         loop.load_state_dict(state)
-        _forget_loading(loop)  # ended, not interrupted: a second fit() starts at the next epoch
+        forget_loading(loop)  # ended, not interrupted: a second fit() starts at the next epoch
     for name, value in loops["fit_loop"].items():
         setattr(trainer.fit_loop, name, value)
 
 
-def _forget_loading(loop: _Loop) -> None:
+def forget_loading(loop: _Loop) -> None:
+    """Let a loop and those in it take what was loaded for what they have run themselves."""
     # Not by the setter of `restarting`: with max_steps the fit loop turns False into True.
     loop._restarting = loop._loaded_from_state_dict = loop._resuming_from_checkpoint = False
     for child in vars(loop).values():
         if isinstance(child, _Loop):
-            _forget_loading(child)
+            forget_loading(child)
 
 
 def is_fitting(module: LightningModule | None) -> bool:
@@ -840,6 +1071,127 @@ class EvaluationLoop(_EvaluationLoop):
         self.end_loader()
         super()._store_dataloader_outputs()
 
+    def begin_end(self) -> None:
+        """Note that the hooks at the end of an evaluation are about to be called."""
+
+    def _on_evaluation_end(self, *args: Any, **kwargs: Any) -> None:
+        self.begin_end()
+        super()._on_evaluation_end(*args, **kwargs)
+
+    @property
+    def loaders(self) -> list[Any]:
+        """The loaders, once they are made."""
+        return [] if self._combined_loader is None else list(self._combined_loader.flattened)
+
+    def read_history(self) -> dict[str, Any]:
+        """Return what a loop within a fit knows of its past, and lightning does not save."""
+        return {"reloaded": self._last_val_dl_reload_epoch, "seen": dict(self._seen_batches_per_dataloader)}
+
+    def write_history(self, history: Mapping[str, Any]) -> None:
+        """Set what `read_history` returned, once the loaders are made."""
+        self._last_val_dl_reload_epoch = history["reloaded"]
+        self._seen_batches_per_dataloader.update(history["seen"])
+
+
+class FitLoop(_FitLoop):
+    """lightning's fit loop, with its private attributes and methods under public names."""
+
+    def loaders_made(self, loader: CombinedLoader) -> None:
+        """Act upon the training loaders, which are about to be iterated."""
+
+    def _load_combined_loader_states(self) -> None:
+        super()._load_combined_loader_states()
+        assert self._combined_loader is not None
+        self.loaders_made(self._combined_loader)
+
+    @property
+    def combined_loader(self) -> CombinedLoader | None:
+        """The training loaders, once they are made."""
+        return self._combined_loader
+
+    @property
+    def last_reload(self) -> float:
+        """The epoch in which the training loaders were made."""
+        return self._last_train_dl_reload_epoch
+
+    @last_reload.setter
+    def last_reload(self, epoch: float) -> None:
+        self._last_train_dl_reload_epoch = epoch
+
+    def progress(self) -> dict[str, Any]:
+        """Return the progress of this loop and of those in it, without the states of loaders."""
+        loader, self._combined_loader = self._combined_loader, None
+        try:
+            return self.state_dict()
+        finally:
+            self._combined_loader = loader
+
+    def load_progress(self, progress: dict[str, Any]) -> None:
+        """Restore what `progress` returned."""
+        states = self._combined_loader_states_to_load
+        self.load_state_dict(progress)
+        self._combined_loader_states_to_load = states
+
+
+def replace_fit_loop(trainer: Trainer, loop_class: type[_FitLoop]) -> None:
+    """Let another class run the trainer's fits, with the same loop of epochs."""
+    stock = trainer.fit_loop
+    trainer.fit_loop = loop_class(trainer, min_epochs=stock.min_epochs, max_epochs=stock.max_epochs)
+    trainer.fit_loop.epoch_loop = stock.epoch_loop
+
+
+class _LaterLoader(CombinedLoader):
+    """Training loaders that are not iterated before it is known where they go on."""
+
+    waits: bool
+
+    def __iter__(self) -> Any:
+        if not self.waits:
+            return super().__iter__()
+        # For the length alone: lightning iterates as soon as the loaders are made.
+        flattened, self._flattened = self._flattened, [_Sized(loader) for loader in self._flattened]
+        try:
+            return super().__iter__()
+        finally:
+            self._flattened = flattened
+
+    def __next__(self) -> Any:
+        if self.waits:
+            raise StopIteration
+        return super().__next__()
+
+
+class _Sized:
+    """Has the length of a loader, and nothing else of it."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+def iterate_later(loader: CombinedLoader) -> None:
+    """Let training loaders not be iterated until `iterate_now` is called."""
+    if type(loader) is CombinedLoader:
+        loader.__class__ = _LaterLoader
+    if isinstance(loader, _LaterLoader):
+        loader.waits = True
+
+
+def iterate_now(loader: CombinedLoader) -> None:
+    """Let training loaders be iterated from now on."""
+    if isinstance(loader, _LaterLoader):
+        loader.waits = False
+
+
+def loader_mode(loader: CombinedLoader) -> str:
+    """Return how training loaders are combined, such as ``max_size_cycle``."""
+    return loader._mode
+
 
 def leave_fetches_out_of_profile(loop: _Loop, data_fetcher: _DataFetcher | None = None) -> None:
     """Let a loop's fetcher not tell the profiler of every batch, if the profiler is one that does nothing.
@@ -1022,6 +1374,32 @@ def count_stepped_batch(loop: _TrainingEpochLoop) -> None:
 def stepped_batches(loop: _TrainingEpochLoop) -> int:
     """Return the number of batches after which the optimizer has stepped."""
     return loop._batches_that_stepped
+
+
+def iterates_again(loop: _TrainingEpochLoop) -> bool:
+    """Tell whether an epoch that begins iterates its loaders; the first finds them iterated."""
+    trainer = loop.trainer
+    return trainer.current_epoch > 0 and not trainer.fit_loop.is_resuming and not loop.restarting
+
+
+def is_validation_due(loop: _TrainingEpochLoop, data_fetcher: _DataFetcher) -> bool:
+    """Tell whether the batch in work would be followed by validation also if the run did not stop here."""
+    trainer = loop.trainer
+    stops, trainer.should_stop = trainer.should_stop, False
+    try:
+        return loop._should_check_val_fx(data_fetcher)
+    finally:
+        trainer.should_stop = stops
+
+
+def skip_next_validation(loop: _TrainingEpochLoop) -> None:
+    """Leave out the validation that may be due after the batch in work."""
+    loop._skip_next_val = True
+
+
+def is_epoch_over(loop: _TrainingEpochLoop) -> bool:
+    """Tell whether the batches of the epoch are used up."""
+    return loop._num_ready_batches_reached()
 
 
 def does_nothing_per_batch(callback: Callback) -> bool:
@@ -1270,6 +1648,107 @@ def set_epoch_value(metric: _ResultMetric, value: Tensor) -> None:
     metric._computed = value  # type: ignore[assignment]
 
 
+def read_result(metric: _ResultMetric) -> dict[str, Any] | None:
+    """Return what is kept of a key for the end of its epoch, as tensors and plain values; None if there is nothing."""
+    meta = metric.meta
+    if metric.has_reset or not meta.on_epoch:
+        return None
+    options = {name: getattr(meta, name) for name in _RESULT_OPTIONS}
+    sync = meta.sync
+    state: dict[str, Any] = {
+        "options": {**options, "reduce_fx": meta.reduce_fx.__name__},
+        "sync": {"_should": sync.should, "rank_zero_only": sync.rank_zero_only},
+        "grouped": sync.group is not None,
+        "is_tensor": metric.is_tensor,
+        "updates": metric._update_count,
+    }
+    if metric.is_tensor:
+        state["value"] = metric.value.detach().cpu()
+        if meta.is_mean_reduction:
+            state["weight"] = torch.as_tensor(metric.cumulated_batch_size).cpu()
+    return state
+
+
+_RESULT_OPTIONS = (
+    "fx",
+    "name",
+    "prog_bar",
+    "logger",
+    "on_step",
+    "on_epoch",
+    "enable_graph",
+    "add_dataloader_idx",
+    "dataloader_idx",
+    "metric_attribute",
+)
+
+
+def make_result(state: Mapping[str, Any], trainer: Trainer) -> _ResultMetric:
+    """Make a key of what `read_result` returned, as `self.log` registers it."""
+    meta = _Metadata(**state["options"])
+    meta.sync = _Sync(fn=trainer.strategy.reduce, **state["sync"])
+    metric = _ResultMetric(meta, state["is_tensor"])
+    if not state["is_tensor"]:
+        metric.value = trainer.lightning_module.get_submodule(meta.metric_attribute or "")
+    return metric
+
+
+def write_result(metric: _ResultMetric, state: Mapping[str, Any], device: torch.device) -> None:
+    """Let a key go on with what `read_result` returned."""
+    metric._update_count = state["updates"]
+    metric._computed = None
+    metric.has_reset = False
+    if "value" in state:
+        metric.value = state["value"].to(device, copy=True)
+    if "weight" in state:
+        metric.cumulated_batch_size = state["weight"].to(device, copy=True)
+
+
+def go_on_iterating(connector: _LoggerConnector) -> None:
+    """Note that the next batch of the loop is not its first."""
+    connector._first_loop_iter = False
+
+
+def read_metric(metric: Metric) -> dict[str, Any] | None:
+    """Return what a metric of torchmetrics has accumulated; None if there is nothing."""
+    if not metric._update_count:
+        return None
+    states = {
+        name: value.detach().cpu().clone() if isinstance(value, Tensor) else [part.detach().cpu() for part in value]
+        for name, value in metric.metric_state.items()
+    }
+    return {"updates": metric._update_count, "states": states}
+
+
+def write_metric(metric: Metric, kept: Mapping[str, Any]) -> None:
+    """Let a metric go on with what `read_metric` returned."""
+    for name, value in kept["states"].items():
+        there = (
+            value.to(metric.device, copy=True) if isinstance(value, Tensor) else [v.to(metric.device) for v in value]
+        )
+        setattr(metric, name, there)
+    metric._update_count = kept["updates"]
+    metric._computed = None
+
+
+def can_merge(metric: Metric) -> bool:
+    """Tell whether what several workers have accumulated in a metric is that of one, once reduced."""
+    return all(
+        reduction in (dim_zero_sum, dim_zero_max, dim_zero_min, dim_zero_cat)
+        for reduction in metric._reductions.values()
+    )
+
+
+def merge_metric(metric: Metric, kept: Mapping[str, Any]) -> None:
+    """Add what `read_metric` returned for another worker to what a metric has accumulated."""
+    there = {
+        name: value.to(metric.device) if isinstance(value, Tensor) else [part.to(metric.device) for part in value]
+        for name, value in kept["states"].items()
+    }
+    metric._update_count += kept["updates"]
+    metric._reduce_states(there)
+
+
 def count_iteration(connector: _LoggerConnector) -> None:
     """Note that a batch of the loop begins, the first or another."""
     first = connector._first_loop_iter
@@ -1339,6 +1818,14 @@ class CheckpointConnector(_CheckpointConnector):
     trainer: Trainer
 
     selected: Any = None  # what is about to be restored; `_ckpt_path` is set only when it is read
+    loops: dict[str, Any] | None = None  # the progress that goes into a checkpoint, if not that of this moment
+
+    def read_loops(self) -> dict[str, Any]:
+        """Return the progress of all loops, as it is in checkpoints."""
+        return super()._get_loops_state_dict()
+
+    def _get_loops_state_dict(self) -> dict[str, Any]:
+        return self.read_loops() if self.loops is None else self.loops
 
     def complete(self, checkpoint: dict[str, Any], weights_only: bool) -> None:
         """Add to the content of a checkpoint; all workers come here."""
@@ -1536,6 +2023,80 @@ class ModelCheckpoint(LightningModelCheckpoint):
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         with self.saving(trainer):
             super()._remove_checkpoint(trainer, filepath)
+
+
+@contextmanager
+def postponing_saves(
+    callbacks: list[Callback], postpone: Callable[[str, Callable[[], None]], bool], is_coming: Callable[[str], bool]
+) -> Iterator[None]:
+    """Let lightning's callbacks that save checkpoints, and classes derived from them, save later.
+
+    What they decide, and what of it they remember, is not postponed.
+
+    Args:
+        callbacks: all callbacks of a trainer.
+        postpone: is given ``save``, ``remove`` or ``link`` with what does it; returns False if that has to be done now.
+        is_coming: tells whether a path will be there later.
+    """
+    changed = [callback for callback in callbacks if isinstance(callback, LightningModelCheckpoint)]
+    names = ("_save_checkpoint", "_remove_checkpoint", "_link_checkpoint", "file_exists")
+    before = [{name: vars(callback)[name] for name in names if name in vars(callback)} for callback in changed]
+    for callback in changed:
+        vars(callback).update(_later_methods(callback, postpone, is_coming))
+    try:
+        yield
+    finally:
+        for callback, own in zip(changed, before, strict=True):
+            for name in names:
+                vars(callback).pop(name, None)
+            vars(callback).update(own)
+
+
+def _later_methods(
+    callback: LightningModelCheckpoint,
+    postpone: Callable[[str, Callable[[], None]], bool],
+    is_coming: Callable[[str], bool],
+) -> dict[str, Callable[..., Any]]:
+    save_now, remove_now = callback._save_checkpoint, callback._remove_checkpoint
+    link_now, exists_now = callback._link_checkpoint, callback.file_exists
+    # Code of a class of the user's may use the file as soon as lightning's method has returned.
+    waits = (
+        type(callback).__module__.startswith("lightning.")
+        or isinstance(callback, ModelCheckpoint)
+        or not any(
+            getattr(type(callback), hook) is not getattr(LightningModelCheckpoint, hook)
+            for hook in ("on_train_batch_end", "on_validation_end", "on_train_epoch_end")
+        )
+    )
+
+    def save(trainer: Trainer, filepath: str) -> None:
+        module = trainer.lightning_module
+        if not module.automatic_optimization and hasattr(module, "saved_models"):
+            save_now(trainer, filepath)  # lightning has put other weights into the module meanwhile
+            return
+        later = save_now if waits else _save_again
+        if postpone(filepath, functools.partial(later, trainer, filepath)) and waits:
+            callback._last_global_step_saved = trainer.global_step
+            callback._last_checkpoint_saved = filepath
+        else:
+            save_now(trainer, filepath)
+
+    def _save_again(trainer: Trainer, filepath: str) -> None:
+        if exists_now(filepath, trainer):
+            trainer.save_checkpoint(filepath, callback.save_weights_only)
+
+    def remove(trainer: Trainer, filepath: str) -> None:
+        if not postpone("", functools.partial(remove_now, trainer, filepath)):
+            remove_now(trainer, filepath)
+
+    def link(trainer: Trainer, filepath: str, linkpath: str) -> None:
+        if not postpone(linkpath, functools.partial(link_now, trainer, filepath, linkpath)):
+            link_now(trainer, filepath, linkpath)
+
+    def exists(filepath: Any, trainer: Trainer) -> bool:
+        return is_coming(str(filepath)) or exists_now(filepath, trainer)
+
+    return {"_save_checkpoint": save, "_remove_checkpoint": remove, "_link_checkpoint": link, "file_exists": exists}
 
 
 def uploads_at_once(logger: Logger, callback: LightningModelCheckpoint) -> bool:

@@ -54,6 +54,10 @@ class UnusedParametersError(ItwinaiError, RuntimeError):
     """Parameters got no gradient, and the strategy was not told to expect that."""
 
 
+class DriftError(ItwinaiError, RuntimeError):
+    """The workers train different parameters, hold different values of them, or learn at different rates."""
+
+
 class LoggedKeysError(ItwinaiError, RuntimeError):
     """The workers have logged different keys, so that their values cannot be reduced."""
 

@@ -48,6 +48,7 @@ from itwinai.launchers.environment import WorkerKind, find_outer_environment, is
 from itwinai.loggers.guard import hide_secrets
 from itwinai.loggers.names import make_loggers
 from itwinai.loops.evaluation import LeanEvaluationLoop
+from itwinai.loops.fit import LeanFitLoop
 from itwinai.loops.results import LeanLoggerConnector
 from itwinai.loops.training import LeanTrainingEpochLoop
 from itwinai.strategies.base import LaunchedStrategy
@@ -243,6 +244,7 @@ class ItwinaiTrainer(Trainer):
             compat.signal_connector(self).others = tuple(self.preemption_signals)
             compat.replace_logger_connector(self, LeanLoggerConnector)
             compat.replace_training_epoch_loop(self, LeanTrainingEpochLoop)
+            compat.replace_fit_loop(self, LeanFitLoop)
             compat.replace_evaluation_loops(self, LeanEvaluationLoop)
         else:
             rank_zero_warn(
@@ -276,7 +278,10 @@ class ItwinaiTrainer(Trainer):
         if type(dataloader) is not DataLoader or dataloader.num_workers or not isinstance(dataloader.dataset, Stateful):
             return dataloader
         loader = compat.with_class(dataloader, StreamLoader)
-        loader.consumed = lambda: self.fit_loop.epoch_loop.batch_progress.current.ready
+        loader.consumed = lambda: (
+            self.fit_loop.epoch_loop.batch_progress.current.ready,
+            compat.is_epoch_over(self.fit_loop.epoch_loop),
+        )
         loader.gather = gather_of(self.strategy)
         loader.rank = self.global_rank
         return loader

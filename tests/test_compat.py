@@ -26,10 +26,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.fabric.utilities import rank_zero as fabric_rank_zero
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, ProgressBar
+from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.strategies import deepspeed as lightning_deepspeed
@@ -1308,6 +1309,68 @@ def test_ddp_tells_how_long_its_exchange_takes() -> None:
         assert model._get_ddp_logging_data()["backward_comm_time_start"] > before
     finally:
         dist.destroy_process_group()
+
+
+def test_ddp_options_hold_for_a_while() -> None:
+    strategy = LightningDDPStrategy(static_graph=True)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        strategy.parallel_devices, strategy.cluster_environment = [torch.device("cpu")], LightningEnvironment()
+        with compat.ddp_options(strategy, {"find_unused_parameters": True}):
+            model = strategy._setup_model(nn.Linear(1, 1))
+            assert model.find_unused_parameters and model.static_graph
+        assert not strategy._setup_model(nn.Linear(1, 1)).find_unused_parameters
+    finally:
+        dist.destroy_process_group()
+
+
+def test_reducer_whose_hooks_are_gone_when_it_ends() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        layer = nn.Linear(1, 1)
+        exchanged: list[int] = []
+
+        def exchange(state: Any, bucket: Any) -> Any:
+            exchanged.append(bucket.index())
+            done: Any = torch.futures.Future()
+            done.set_result(bucket.buffer())
+            return done
+
+        exchange.__annotations__ = {}  # strings, which DDP refuses
+        model = nn.parallel.DistributedDataParallel(layer)
+        model.register_comm_hook(None, exchange)
+        model(torch.ones(1, 1)).sum().backward()
+        output = model(torch.ones(1, 1)).sum()  # prepared for a backward
+        compat.end_reducer(model)
+        del model
+        before = len(exchanged)
+        output.backward()
+        assert before == len(exchanged) == 1
+    finally:
+        dist.destroy_process_group()
+
+
+def test_backward_passes_have_numbers_and_ends() -> None:
+    told: list[Any] = []
+
+    def within(gradient: Tensor) -> None:
+        told.append(compat.backward_pass())
+        compat.after_backward_pass(lambda: told.append("end"))
+
+    x = torch.ones(1, requires_grad=True)
+    x.register_hook(lambda gradient: told.append("later"))
+    y = x * 2
+    y.register_hook(within)
+    y.sum().backward()
+    first, *rest = told
+    assert rest == ["later", "end"]
+    (x * 2).sum().backward()
+    told.clear()
+    y = x * 2
+    y.register_hook(within)
+    y.sum().backward()
+    assert told[0] > first >= 0
+    assert compat.backward_pass() == -1
 
 
 def test_only_hooks_of_deepspeed_are_taken_off() -> None:

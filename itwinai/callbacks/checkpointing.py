@@ -83,7 +83,6 @@ class ModelCheckpoint(compat.ModelCheckpoint):
         self._saved: list[str] = []
         self._next_look = 0
         self._began = 0, 0.0
-        self._waits_for_epoch_end = False
 
     @property
     def is_idle_per_batch(self) -> bool:
@@ -107,24 +106,11 @@ class ModelCheckpoint(compat.ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time to, after so many steps, or so many seconds of rank 0's clock."""
-        if self.monitor is None and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            # A run that goes on from here would leave out the validation that is about to come.
-            self._waits_for_epoch_end = True
+        if self.train_time_interval is not None and compat.is_accumulating(trainer):
             return
-        if self.train_time_interval is None or not compat.is_accumulating(trainer):
-            self._save_if_due(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if it is time to, also what the last batch has left to be saved here."""
-        if self._waits_for_epoch_end:
-            self._waits_for_epoch_end = False
-            self._save_if_due(trainer, pl_module)
-        super().on_train_epoch_end(trainer, pl_module)
-
-    def _save_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # lightning exchanges the time in every step. Looking again at half of the time that is left is enough.
         if self.train_time_interval is None or trainer.global_step >= self._next_look:
-            super().on_train_batch_end(trainer, pl_module, None, None, 0)
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             if self.train_time_interval is not None:
                 self._next_look = trainer.global_step + trainer.strategy.broadcast(self._steps_to_wait(trainer))
 

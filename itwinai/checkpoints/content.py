@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import lightning
 import torch
@@ -28,6 +28,46 @@ KEY = "itwinai"
 """The key of our part in the dictionary of a checkpoint."""
 
 
+Place = Literal["batch", "validation", "iteration", "end of epoch", "epoch"]
+"""What of a fit is done: the hooks at the end of a batch; the validation after it; all that follows upon a batch; the
+batches of an epoch; all of an epoch."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a worker of a fit stands.
+
+    Attributes:
+        place: what is done.
+        progress: of the loops.
+        history: what the loops know of their past beside that.
+        random: states of the worker's random number generators.
+        begun_with: the same when the training loaders were iterated for this epoch.
+        kept: what has been accumulated of logged values and metrics.
+    """
+
+    place: Place
+    progress: dict[str, Any]
+    history: dict[str, Any]
+    random: RandomStates
+    begun_with: RandomStates | None
+    kept: dict[str, Any]
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A fit loop that knows where it stands.
+
+    Attributes:
+        begun_with: as in `Point`, also in the midst of something.
+    """
+
+    begun_with: RandomStates | None
+
+    def point(self) -> Point | None:
+        """Return where this worker stands; None if that is in the midst of something."""
+
+
 @dataclass(frozen=True)
 class Section:
     """Our part of a checkpoint.
@@ -40,6 +80,11 @@ class Section:
             numbers, as torch does it; these names say which parameters the numbers stand for.
         random_states: of each rank, as `pack_random_states` gives them.
         positions: of the training loaders; None for a loader that cannot go on in mid-epoch.
+        place: what of the fit is done; None if it was in the midst of something.
+        progress: as in `Point`.
+        history: as in `Point`.
+        begun_with: of each rank, as in `Point`.
+        kept: of each rank, as in `Point`.
     """
 
     format: int
@@ -48,10 +93,17 @@ class Section:
     parameter_names: list[list[list[str]]]
     random_states: list[RandomStates]
     positions: list[Position | None]
+    place: Place | None = None
+    progress: dict[str, Any] | None = None
+    history: dict[str, Any] | None = None
+    begun_with: list[RandomStates | None] | None = None
+    kept: list[dict[str, Any]] | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return it as a dictionary of tensors and plain values."""
-        return asdict(self)
+        own = {field.name: getattr(self, field.name) for field in fields(self)}  # asdict would copy every tensor
+        positions = [None if position is None else dict(vars(position)) for position in self.positions]
+        return {**own, "positions": positions}
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any]) -> Section | None:
@@ -67,7 +119,7 @@ class Section:
             raise CheckpointError(
                 f"The checkpoint has format {plain.get('format')} of itwinai, and this version reads format {FORMAT}."
             )
-        missing = [field.name for field in fields(cls) if field.name not in plain]
+        missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in plain]
         if missing:
             raise CheckpointError(f"The checkpoint lacks {', '.join(missing)} in its part '{KEY}': it is incomplete.")
         positions = [None if position is None else Position(**position) for position in plain["positions"]]
@@ -86,13 +138,23 @@ def section(
     """
     if parameter_names is None:
         parameter_names = names_of_parameters(trainer.lightning_module, trainer.optimizers)
+    loop: Any = trainer.fit_loop
+    point = loop.point() if isinstance(loop, Placed) else None
+    begun = loop.begun_with if isinstance(loop, Placed) else None
+    own = (pack_random_states(), begun, {}) if point is None else (point.random, point.begun_with, point.kept)
+    random_states, begun_with, kept = map(list, zip(*gather(own), strict=True))
     return Section(
         format=FORMAT,
         strategy=str(getattr(trainer.strategy, "strategy_name", type(trainer.strategy).__name__)),
         world_size=trainer.world_size,
         parameter_names=parameter_names,
-        random_states=gather(pack_random_states()),
+        random_states=random_states,
         positions=[None if sampler is None else sampler.position() for sampler in training_samplers(trainer)],
+        place=None if point is None else point.place,
+        progress=None if point is None else point.progress,
+        history=None if point is None else point.history,
+        begun_with=begun_with,
+        kept=kept,
     )
 
 

@@ -179,6 +179,8 @@ class Resumed:
 
         lightning begins the next epoch if the checkpoint was written at the end of the last batch.
         """
+        if self.section.begun_with is not None:
+            return self.in_epoch
         return self.in_epoch and (batches > 0 or self.batches == 0)
 
 
@@ -288,6 +290,9 @@ class PortableConnector(compat.CheckpointConnector):
                 "these weights, load them with load_from_checkpoint."
             )
         section = content.Section.of(checkpoint)
+        loop = self.trainer.fit_loop
+        if section is not None and section.progress is not None and isinstance(loop, compat.FitLoop):
+            loop.load_progress(section.progress)
         self.resumed = (
             None
             if section is None

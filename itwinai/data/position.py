@@ -34,5 +34,8 @@ class Resumable(Protocol):
     def position(self) -> Position:
         """Return what is needed to draw the order of this epoch again."""
 
+    def go_on_drawing(self, position: Position) -> None:
+        """Let the sampler's own generator, if it has one, go on where it was at a position."""
+
     def resume(self, position: Position, batches: int) -> None:
         """Let the next iteration repeat the order of a position, without its first batches."""

@@ -151,21 +151,22 @@ class DealtBatchSampler(Sampler[Batch]):
             generator_begun_with=self._generator_begun_with,
         )
 
+    def go_on_drawing(self, position: Position) -> None:
+        """Let the sampler's own generator, if it has one, go on where it was at a position."""
+        if self.generator is not None and position.generator is not None:
+            self.generator.set_state(position.generator)
+
     def resume(self, position: Position, batches: int) -> None:
         """Let the next iteration repeat the order of a position, without its first batches.
 
         Args:
-            position: of the run that is gone on with.
-            batches: number of global batches that it has consumed of this epoch; 0 begins a new epoch.
+            position: of the run that is gone on with, in the midst of an epoch.
+            batches: number of global batches that are left out.
 
         Raises:
             CheckpointError: the global batch has another size, so that the samples that were consumed do not end
                 where a batch ends.
         """
-        if batches == 0:
-            if self.generator is not None and position.generator is not None:
-                self.generator.set_state(position.generator)
-            return
         if position.global_batch != self.global_batch:
             raise CheckpointError(
                 f"The checkpoint was written in mid-epoch, after {batches} global batches of {position.global_batch} "
@@ -202,7 +203,7 @@ class DealtBatchSampler(Sampler[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         # Taken here and not by the generator: it may never be asked for anything, at the end of an epoch.
         position, skipped = self._resumed or (None, 0)
-        self._resumed = None
+        self._resumed = self._begun_with = self._generator_begun_with = None
         self.iterations += 1
         return self._batches(position, skipped)
 
@@ -389,6 +390,10 @@ class DealtSampler(Sampler[Any]):
         """Return what is needed to draw the order of this epoch again."""
         return self.dealt.position()
 
+    def go_on_drawing(self, position: Position) -> None:
+        """Let the sampler's own generator go on where it was at a position."""
+        self.dealt.go_on_drawing(position)
+
     def resume(self, position: Position, batches: int) -> None:
         """Let the next iteration repeat the order of a position, without its first batches."""
         self.dealt.resume(position, batches)
@@ -499,7 +504,7 @@ class WholeSampler(DealtBatchSampler):
 
     def __iter__(self) -> Iterator[Any]:
         position, skipped = self._resumed or (None, 0)
-        self._resumed = None
+        self._resumed = self._begun_with = self._generator_begun_with = None
         self.iterations += 1
         return itertools.islice(self._order(position), skipped * (self.batch_size or 1), None)
 

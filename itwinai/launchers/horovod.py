@@ -17,6 +17,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment
 
+from itwinai import compat
 from itwinai.errors import ConfigurationError
 
 RENDEZVOUS_TIMEOUT = timedelta(seconds=300)

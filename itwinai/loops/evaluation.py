@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -44,6 +45,9 @@ class LeanEvaluationLoop(compat.EvaluationLoop):
     """
 
     plan: EvaluationPlan | None = None
+    history: Mapping[str, Any] | None = None  # of the run that is gone on with, until the loaders are made
+    at_end: Callable[[], None] | None = None  # called before the hooks at the end of a validation within a fit
+    is_running = False
 
     def __init__(self, stock: compat.StockEvaluationLoop) -> None:
         super().__init__(stock.trainer, **compat.evaluation_options(stock))
@@ -52,11 +56,24 @@ class LeanEvaluationLoop(compat.EvaluationLoop):
 
     def run(self) -> Any:
         trainer = self.trainer
+        self.is_running = True  # also after an exception
         try:
             with quick_log(trainer.lightning_module, self.results, compat.logger_connector(trainer)):
-                return super().run()
+                outputs = super().run()
         finally:
             self.plan = None  # it refers to half of the run
+        self.is_running = False
+        return outputs
+
+    def setup_data(self) -> None:
+        super().setup_data()
+        if self.history is not None and self.loaders:
+            self.write_history(self.history)
+            self.history = None
+
+    def begin_end(self) -> None:
+        if self.at_end is not None:
+            self.at_end()
 
     def on_run_start(self) -> None:
         super().on_run_start()

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from itwinai import compat
+from itwinai.errors import CheckpointError
 from itwinai.loops.exchange import WEIGHT, Entry, exchange
 from itwinai.loops.missing import MissingWorkers
 
@@ -41,6 +42,8 @@ class LeanResults(compat.ResultCollection):
         # How much this worker's part of the batch in work counts, and by key how much the value of the step does.
         self.weight = 1.0
         self.step_weights: dict[str, float] = {}
+        # What was accumulated before the checkpoint that this run goes on from, until the key is logged again.
+        self.restored: dict[str, dict[str, Any]] = {}
 
     @property
     def exchanges(self) -> bool:
@@ -49,6 +52,8 @@ class LeanResults(compat.ResultCollection):
 
     def update_metrics(self, key: str, value: Any, batch_size: int) -> None:
         metric = self[key]
+        if self.restored and (state := self.restored.pop(key, None)) is not None:
+            compat.write_result(metric, state, metric.device if value is None else value.device)
         if not metric.is_tensor or metric.meta.enable_graph:
             super().update_metrics(key, value, batch_size)
             return
@@ -61,6 +66,28 @@ class LeanResults(compat.ResultCollection):
             self.unsynced[key] = metric
             sized = self.is_size_given or (metric.meta.on_epoch and metric.meta.is_mean_reduction)
             self.step_weights[key] = float(batch_size) if sized or not self.weight else self.weight
+
+    def accumulated(self) -> dict[str, dict[str, Any]]:
+        """Return what is kept of each key for the end of the epoch, as tensors and plain values."""
+        found = {key: compat.read_result(metric) for key, metric in self.items()}
+        return self.restored | {key: state for key, state in found.items() if state is not None}
+
+    def take_up_restored(self) -> None:
+        """Register the keys that were logged before the checkpoint of this epoch, and have not been since.
+
+        Raises:
+            CheckpointError: a key was reduced over a group of workers, which no checkpoint can hold.
+        """
+        while self.restored:
+            key, state = self.restored.popitem()
+            if state["grouped"]:
+                raise CheckpointError(
+                    f"The checkpoint was written in mid-epoch, and {state['options']['name']!r} was logged before it "
+                    "with sync_dist_group, and has not been since. Log it in every step, or go on from a checkpoint of "
+                    "the end of an epoch."
+                )
+            self[key] = compat.make_result(state, self.trainer)
+            compat.write_result(self[key], state, self.trainer.strategy.root_device)
 
     def sync_step(self, everyone: bool = False) -> None:
         """Reduce the step's values over the workers, at a point of the step that all of them reach.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from itwinai import compat
 from itwinai.checkpoints.content import Section, training_samplers
 from itwinai.data.random_states import unpack_random_states
 from itwinai.data.rank_streams import RankStreams, seed_generators, seed_of_rank
-from itwinai.data.streams import StreamLoader
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+    from itwinai.data.position import Position
 
 
 @runtime_checkable
@@ -25,54 +26,87 @@ class Drawing(Protocol):
         """The streams of this worker."""
 
 
-def go_on_in_epoch(trainer: Trainer, resumed: Section, batches: int) -> None:
-    """Let the training loaders go on where the checkpoint was written.
+def iterate_in_epoch(trainer: Trainer, data_fetcher: compat.DataFetcher, resumed: Section, batches: int) -> None:
+    """Iterate the training loaders so that the batch after so many comes next.
+
+    Samplers and loaders that can go on where they were do so. Where one cannot, all that came before is loaded once
+    more and left out.
 
     Args:
-        trainer: in a fit, before its first epoch iterates the loaders.
+        trainer: in a fit, before the loaders are iterated.
+        data_fetcher: through which they are.
         resumed: our part of the checkpoint.
-        batches: number of global batches that were consumed of the epoch; 0 begins a new one.
+        batches: number of batches of the epoch that were trained.
 
     Raises:
-        CheckpointError: the global batch has another size, in mid-epoch.
+        CheckpointError: the global batch has another size.
     """
-    if batches >= trainer.num_training_batches:
-        return  # nothing of the epoch is left, and the next one is drawn as any other
-    samplers = training_samplers(trainer)
-    if batches and len(samplers) != 1:
-        rank_zero_warn(
-            f"The checkpoint was written in mid-epoch, and there are {len(samplers)} training loaders: they begin "
-            "their epoch anew. Only a single loader can go on where it was."
-        )
-        return
-    for index, sampler in enumerate(samplers):
-        position = resumed.positions[index] if index < len(resumed.positions) else None
+    loaders, samplers = compat.training_loaders(trainer), training_samplers(trainer)
+    positions = [resumed.positions[i] if i < len(resumed.positions) else None for i in range(len(loaders))]
+    skipped = [_skipped(trainer, loader, len(loaders), batches) for loader in loaders]
+    begun_with = resumed.begun_with or []
+    rank = trainer.global_rank
+    begun = begun_with[rank] if len(begun_with) == trainer.world_size else None
+    stateful = [compat.is_stateful(loader) for loader in loaders]
+    jumps = [
+        keeps or (position is not None and sampler is not None and skip is not None)
+        for keeps, sampler, position, skip in zip(stateful, samplers, positions, skipped, strict=True)
+    ]
+    replays = batches > 0 and not all(jumps)
+    if replays and (begun is None or any(stateful)):
+        _warn_of_samples_seen_twice(batches)
+        replays = False
+    if begun is not None:
+        compat.set_rng_states(unpack_random_states(begun))
+    for sampler, position, skip in zip(samplers, positions, skipped, strict=True):
+        if sampler is None or position is None or not (replays or skip is not None):
+            continue
+        if batches or (begun is not None and _is_drawn(position)):
+            sampler.resume(position, 0 if replays else skip or 0)
+    iter(data_fetcher)
+    if replays:
+        rank_zero_info(f"itwinai: loading the first {batches} batches of the epoch again, to go on after them")
+        for _ in range(batches):
+            next(data_fetcher)
+    for sampler, position in zip(samplers, positions, strict=True):
+        if sampler is not None and position is not None and not batches and not _is_drawn(position):
+            sampler.go_on_drawing(position)
+
+
+def generators_go_on(trainer: Trainer, resumed: Section) -> None:
+    """Let the generators of the training samplers go on where the checkpoint was written."""
+    for sampler, position in zip(training_samplers(trainer), resumed.positions, strict=False):
         if sampler is not None and position is not None:
-            sampler.resume(position, batches)
-        elif batches and not compat.is_stateful(compat.training_loaders(trainer)[index]):
-            rank_zero_warn(
-                f"The checkpoint was written in mid-epoch, after {batches} batches, and the training loader begins its "
-                "epoch anew: the first samples are seen twice, and the last ones not at all. A loader of a dataset "
-                "with indices, of torch's own class DataLoader, can go on where it was; so can any loader with the "
-                "methods state_dict and load_state_dict, or whose iterable dataset has them, with num_workers=0."
-            )
+            sampler.go_on_drawing(position)
 
 
-def rewind(trainer: Trainer, in_epoch: bool) -> bool:
-    """Let the loaders be iterated anew, now that they know where to go on; return False if they need not be.
+def _is_drawn(position: Position) -> bool:
+    """Tell whether the order of the epoch was drawn."""
+    return position.begun_with is not None
 
-    lightning has let those that keep their own state begin where they stood.
 
-    Args:
-        trainer: in a fit, before its first epoch iterates the loaders.
-        in_epoch: whether it goes on in mid-epoch.
-    """
-    stateful = [loader for loader in compat.training_loaders(trainer) if compat.is_stateful(loader)]
-    if stateful and (in_epoch or not all(isinstance(loader, StreamLoader) for loader in stateful)):
-        return False
-    for loader in stateful:
-        loader.rewind()
-    return True
+def _skipped(trainer: Trainer, loader: Any, loaders: int, batches: int) -> int | None:
+    """Return how many batches of its present iteration a loader has given; None if that cannot be told."""
+    if loaders == 1:
+        return batches
+    combined = trainer.fit_loop.combined_loader  # type: ignore[attr-defined]
+    try:
+        length = len(loader)
+    except TypeError:
+        return None
+    if compat.loader_mode(combined) == "max_size_cycle" and batches:
+        return (batches - 1) % length + 1  # it is begun again when a batch is asked for, and not before
+    return min(batches, length)
+
+
+def _warn_of_samples_seen_twice(batches: int) -> None:
+    rank_zero_warn(
+        f"The checkpoint was written in mid-epoch, after {batches} batches, and the training loader begins its "
+        "epoch anew: the first samples are seen twice, and the last ones not at all. It was written by another "
+        "number of workers, or in the midst of a batch, and a loader cannot go on where it was. A loader of a dataset "
+        "with indices, of torch's own class DataLoader, can; so can any loader with the methods state_dict and "
+        "load_state_dict, or whose iterable dataset has them, with num_workers=0."
+    )
 
 
 def go_on_drawing(trainer: Trainer, resumed: Section) -> None:

@@ -12,19 +12,21 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from itwinai import compat
-from itwinai.checkpoints.content import training_samplers
-from itwinai.checkpoints.plugin import take_resumed
+from itwinai.checkpoints.content import Place, training_samplers
+from itwinai.checkpoints.plugin import Resumed
+from itwinai.data.random_states import pack_random_states
 from itwinai.data.weights import StepWeights
 from itwinai.launchers.base import stopped_by
 from itwinai.launchers.environment import requeue_job
 from itwinai.loggers.when import is_log_step
 from itwinai.loops.evaluation import LeanEvaluationLoop
+from itwinai.loops.fit import LeanFitLoop
 from itwinai.loops.log import quick_log
 from itwinai.loops.missing import MissingWorkers
 from itwinai.loops.optimization import LeanOptimization
 from itwinai.loops.plan import BatchTransfer, InScope, Sections, draw_hook, is_written
 from itwinai.loops.results import LeanResults
-from itwinai.loops.resuming import go_on_drawing, go_on_in_epoch, rewind
+from itwinai.loops.resuming import generators_go_on, go_on_drawing, iterate_in_epoch
 from itwinai.loops.stopping import StopAgreement
 from itwinai.loops.timing import clock_for
 from itwinai.loops.watching import Duty, Watch
@@ -42,6 +44,14 @@ class Coordinated(Protocol):
 
     def coordination_store(self) -> dist.Store | None:
         """Return the store, through an object that nobody else uses."""
+
+
+@runtime_checkable
+class Comparing(Protocol):
+    """A strategy that knows what has to be the same on all workers."""
+
+    def compare_ranks(self) -> None:
+        """Raise an error if it is not; all workers call it."""
 
 
 @runtime_checkable
@@ -120,22 +130,78 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         compat.replace_results(self, self.results)
         self.val_loop: LeanEvaluationLoop = LeanEvaluationLoop(self.val_loop)
 
+    @property
+    def fit_loop(self) -> LeanFitLoop:
+        """The loop that this one is in."""
+        fit_loop = self.trainer.fit_loop
+        assert isinstance(fit_loop, LeanFitLoop)
+        return fit_loop
+
+    @property
+    def place(self) -> Place | None:
+        """Where this fit goes on exactly, if it does, until its first epoch begins."""
+        resumed = self.fit_loop.resumed
+        return None if resumed is None else resumed.section.place
+
+    def update_restart_stage(self) -> None:
+        super().update_restart_stage()
+        if self.place is not None:  # what is left of the batch is known, and lightning need not guess
+            self.reset_restart_stage()
+
     def on_run_start(self, data_fetcher: compat.DataFetcher) -> None:
-        resumed, batches = take_resumed(self.trainer), self.batch_progress.current.ready
-        in_epoch = resumed is not None and resumed.goes_on_in_epoch(batches)
-        if resumed is not None:
-            if not in_epoch:  # the loaders draw from where the checkpoint was written, as for any epoch
-                go_on_drawing(self.trainer, resumed.section)
-            go_on_in_epoch(self.trainer, resumed.section, batches)
-            if rewind(self.trainer, in_epoch):  # what was begun is not where the checkpoint was written
-                iter(data_fetcher)
-        super().on_run_start(data_fetcher)
-        if resumed is not None and in_epoch:
-            go_on_drawing(self.trainer, resumed.section)
+        fit_loop = self.fit_loop
+        resumed, fit_loop.resumed = fit_loop.resumed, None
+        if resumed is None:
+            if compat.iterates_again(self):
+                fit_loop.begun_with = pack_random_states()
+            super().on_run_start(data_fetcher)
+        else:
+            self.go_on(data_fetcher, resumed)
         compat.leave_fetches_out_of_profile(self, data_fetcher)
         if self.watch is None and self.trainer.world_size > 1:
             self.start_watch()
         self.plan = self.draw_plan(data_fetcher)
+        if resumed is not None and resumed.section.place is not None:
+            self.finish_batch(data_fetcher, resumed.section.place)
+
+    def go_on(self, data_fetcher: compat.DataFetcher, resumed: Resumed) -> None:
+        """Iterate the loaders where the checkpoint was written, and draw the random numbers that come next."""
+        trainer, section = self.trainer, resumed.section
+        batches, over = self.batch_progress.current.ready, compat.is_epoch_over(self)
+        if section.place is None:
+            in_epoch = resumed.goes_on_in_epoch(batches)
+            if not in_epoch:
+                go_on_drawing(trainer, section)
+        else:
+            in_epoch = section.place not in ("epoch", "end of epoch")
+        compat.iterate_now(data_fetcher.combined_loader)
+        begins = not in_epoch and compat.iterates_again(self)
+        if not in_epoch:
+            generators_go_on(trainer, section)
+            self.fit_loop.begun_with = pack_random_states()
+            if not begins:
+                iter(data_fetcher)
+        elif over:  # the next epoch iterates
+            generators_go_on(trainer, section)
+        else:
+            iterate_in_epoch(trainer, data_fetcher, section, batches)
+            own = section.begun_with or []
+            self.fit_loop.begun_with = own[trainer.global_rank] if len(own) == trainer.world_size else None
+        super().on_run_start(data_fetcher)
+        if in_epoch:
+            go_on_drawing(trainer, section)
+
+    def finish_batch(self, data_fetcher: compat.DataFetcher, place: Place) -> None:
+        """Do what was left to be done after the last batch when the checkpoint was written."""
+        if place in ("epoch", "end of epoch"):
+            return
+        compat.forget_loading(self.fit_loop)
+        if self.batch_progress.current.ready:
+            compat.go_on_iterating(compat.logger_connector(self.trainer))
+        if place == "validation":
+            compat.skip_next_validation(self)
+        if place in ("batch", "validation"):
+            self.on_advance_end(data_fetcher)
 
     def draw_plan(self, data_fetcher: compat.DataFetcher) -> TrainingPlan | None:
         """Return a plan for this epoch, or None if lightning's own steps have to run."""
@@ -209,16 +275,22 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
                     if restarted:
                         self.on_iteration_done()
                         restarted = False
+            self.results.take_up_restored()
             self.results.sync_epoch()
+            if isinstance(self.trainer.strategy, Comparing):
+                self.trainer.strategy.compare_ranks()
         finally:
             self.plan = None  # it refers to half of the run
             if self.clock is not None:
                 self.clock.pause()
 
     def advance(self, data_fetcher: compat.DataFetcher) -> None:
-        plan = self.plan
+        plan, fit_loop = self.plan, self.fit_loop
+        fit_loop.place = None
         if plan is None or self.restarting:
+            fit_loop.saves.collects = True
             super().advance(data_fetcher)
+            fit_loop.reach("batch")
             return
         if not plan.holds(self.trainer):
             plan = self.plan = TrainingPlan(self)
@@ -278,11 +350,14 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             self.results.sync_step(everyone=self.watch is None and compat.is_first_iteration(connector))
             if split is not None:
                 split.mark(Phase.COMMUNICATION)
+        fit_loop.place = "batch"
         if plan.on_train_batch_end is not None:
+            fit_loop.saves.collects = True
             plan.on_train_batch_end(outputs, batch, batch_idx)
             if split is not None:
                 split.mark(Phase.CALLBACKS)
         metrics = connector.end_batch(self.results)
+        fit_loop.saves.flush()
         progress.increment_completed()
         logs = (metrics["log"] or plan.reporters) and is_log_step(self.trainer)
         if logs and not (plan.optimization is not None and self.is_accumulating()):
@@ -326,9 +401,17 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         return saves and compat.is_accumulating(self.trainer)
 
     def reset(self) -> None:
-        going_on = all(sampler is not None for sampler in training_samplers(self.trainer))
-        with compat.without_warning_of_mid_epoch() if self.restarting and going_on else nullcontext():
-            super().reset()
+        place = self.place
+        if place in ("batch", "validation", "iteration"):
+            if self.batch_progress.current.completed < self.batch_progress.current.ready:
+                self.batch_progress.increment_completed()  # it was saved by a hook at the end of the batch
+            return
+        if place is None and self.restarting:
+            going_on = all(sampler is not None for sampler in training_samplers(self.trainer))
+            with compat.without_warning_of_mid_epoch() if going_on else nullcontext():
+                super().reset()
+            return
+        super().reset()
 
     @property
     def done(self) -> bool:
@@ -340,19 +423,46 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
     def on_advance_end(self, data_fetcher: compat.DataFetcher) -> None:
         plan, trainer = self.plan, self.trainer
         if plan is None or (plan.validates and compat.validates_now(self, data_fetcher)):
-            try:
-                super().on_advance_end(data_fetcher)
-            except SIGTERMException:
-                self.stop()
-            return
-        if plan.steps_schedulers:
-            self.update_lr_schedulers("step", update_plateau_schedulers=True)
-        if not self.is_accumulating():
-            compat.count_stepped_batch(self)
-        if trainer.should_stop:
-            compat.flush_loggers(self)
-        if trainer.received_sigterm and not compat.is_training_done(self) and not self.is_within_step():
+            signalled = self.validate(data_fetcher)
+        else:
+            if plan.steps_schedulers:
+                self.update_lr_schedulers("step", update_plateau_schedulers=True)
+            if not self.is_accumulating():
+                compat.count_stepped_batch(self)
+            if trainer.should_stop:
+                compat.flush_loggers(self)
+            signalled = trainer.received_sigterm and not compat.is_training_done(self)
+            self.fit_loop.place = "iteration"
+        if signalled and not self.is_within_step():
             self.stop()
+
+    def validate(self, data_fetcher: compat.DataFetcher) -> bool:
+        """Do what follows upon a batch, validation among it; tell whether a signal has come."""
+        fit_loop, trainer = self.fit_loop, self.trainer
+        fit_loop.hold("batch")
+        stops_here = trainer.should_stop and not compat.is_validation_due(self, data_fetcher)
+        self.val_loop.at_end = None if stops_here else self.reach_end_of_validation
+        fit_loop.saves.collects = True
+        signalled = False
+        try:
+            super().on_advance_end(data_fetcher)
+        except SIGTERMException:
+            signalled = True
+            if self.val_loop.is_running:  # it is begun again
+                fit_loop.saves.forget()
+                self.stop()
+        finally:
+            self.val_loop.at_end = None
+        if stops_here:
+            fit_loop.hold_before_stop()
+        else:
+            fit_loop.held = None
+        fit_loop.reach("iteration")
+        return signalled
+
+    def reach_end_of_validation(self) -> None:
+        """Let checkpoints that hooks save from now on be those of a run that has validated."""
+        self.fit_loop.held, self.fit_loop.place = None, "validation"
 
     def stop(self) -> NoReturn:
         """End the run because of a signal, with a checkpoint of where it stands, and say where."""

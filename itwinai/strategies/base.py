@@ -25,6 +25,8 @@ from itwinai.errors import ConfigurationError
 from itwinai.launchers.environment import PlacedEnvironment, WorkerKind, launcher_name
 from itwinai.launchers.payload import Kept
 from itwinai.measure.steps import Communication, StepClock
+from itwinai.strategies import drift
+from itwinai.strategies.backward import ParameterWatch, shortened
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -86,6 +88,8 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
     Attributes:
         worker_source: where workers come from, unless an outer launcher has started this process as one.
         kept: of the run that has ended last in a worker that was launched, for the caller.
+        check_drift: compare the parameters of all ranks after each epoch, which costs one look at each of them and an
+            exchange of two numbers. Off for ranks that differ on purpose.
     """
 
     worker_source: WorkerSource
@@ -94,6 +98,8 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
     _weights: StepWeights | None = None
     _random_numbers: RankStreams | None = None
     strategy_name: str
+    check_drift: bool = True
+    _agreements = 0
     _nodes = 1
 
     @property
@@ -186,12 +192,16 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
         """
         self._weights = weights
 
+    def batch_weight(self) -> float:
+        """Return the weight of this worker's part of the global batch in work."""
+        if self._weights is None:
+            return 1.0
+        assert self.lightning_module is not None
+        return self._weights(self.lightning_module.trainer.fit_loop.batch_idx)
+
     def weigh_loss(self, loss: Tensor) -> Tensor:
         """Return this worker's loss weighed by its part of the global batch."""
-        if self._weights is None:
-            return loss
-        assert self.lightning_module is not None
-        weight = self._weights(self.lightning_module.trainer.fit_loop.batch_idx)
+        weight = self.batch_weight()
         return loss if weight == 1.0 else loss * weight
 
     def on_train_start(self) -> None:
@@ -200,10 +210,6 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
         if self._weights is not None:
             self._weights.check()
         self.random_numbers.begin()
-
-    def on_train_end(self) -> None:
-        super().on_train_end()
-        self.random_numbers.end()
 
     def on_validation_start(self) -> None:
         super().on_validation_start()
@@ -342,6 +348,61 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
             with metrics[name].sync_context():
                 states[name] = dict(compat.metric_state(metrics[name]))
         return states
+
+    # ------------------------------------------------------------------------------- what workers have in common
+
+    def agree_on_parameters(self, parameters: Mapping[str, Tensor], together: bool) -> None:
+        """Check that all workers train the same parameters, at the same learning rates.
+
+        Args:
+            parameters: all of the module, by name.
+            together: whether all workers are known to come here at the same time.
+
+        Raises:
+            DriftError: they do not.
+        """
+        if self.world_size == 1:
+            return
+        trained = {name: tuple(parameter.shape) for name, parameter in parameters.items() if parameter.requires_grad}
+        mine = (trained, drift.learning_rates(self.optimizers) if self.check_drift else [])
+        assert self.lightning_module is not None
+        if together:
+            drift.compare_trained(self.gather_objects(mine), self.lightning_module.trainer)
+            return
+        self._agreements += 1
+        store = dist.PrefixStore(f"itwinai/parameters/{self._agreements}", compat.default_store())
+        drift.compare_trained(
+            drift.gather(store, self.global_rank, self.world_size, mine), self.lightning_module.trainer
+        )
+
+    def refuse_late_parameters(self, watch: ParameterWatch) -> None:
+        """Refuse parameters that a training step has made: each worker has drawn other values for them.
+
+        Raises:
+            ConfigurationError: there are some.
+        """
+        late = watch.new()
+        if late and self.world_size > 1:
+            raise ConfigurationError(
+                f"{shortened(late)} were made or replaced in training_step, by each worker for itself and with values "
+                "of its own. Make parameters before the step, in __init__, configure_model, on_train_start or "
+                "on_train_epoch_start, where all workers get those of rank 0."
+            )
+
+    def compare_ranks(self) -> None:
+        """Check that all ranks hold the same parameters and learn at the same rates; all have to call it.
+
+        Raises:
+            DriftError: they do not.
+        """
+        if self.check_drift and self.world_size > 1:
+            assert self.lightning_module is not None
+            drift.compare(self.lightning_module, self.optimizers, self)
+
+    def on_train_end(self) -> None:
+        self.compare_ranks()
+        super().on_train_end()
+        self.random_numbers.end()
 
     def teardown(self) -> None:
         self.keep_for_caller()

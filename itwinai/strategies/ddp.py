@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,7 +20,12 @@ from itwinai import compat
 from itwinai.errors import ConfigurationError
 from itwinai.launchers.environment import WorkerKind
 from itwinai.measure.steps import Communication, StepClock
+from itwinai.strategies.averaging import GradientAverager, unused_error
+from itwinai.strategies.backward import ParameterWatch, refuse_lazy
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses, WorkerSource
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 Compression = Literal["fp16", "bf16", "powersgd"]
 
@@ -90,6 +98,10 @@ class TorchDistributedStrategy(LaunchedStrategy):
 class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
     """Train with DistributedDataParallel: every worker has the whole model, gradients are averaged in buckets.
 
+    Parameters may be frozen, unfrozen, added and replaced between steps: DDP is then told of them anew. What DDP cannot
+    average, it is spared: passes of reentrant checkpoints that reach a parameter twice, and all backward passes of
+    manual optimization, ``loss.backward()`` included. These gradients are averaged when the pass has ended.
+
     Args:
         gradient_as_bucket_view: let gradients live in the communication buckets, which saves one copy of them in
             memory and in time. On by default; it forbids ``detach_()`` on gradients.
@@ -103,6 +115,7 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
         process_group_backend: ``"gloo"`` or ``"nccl"``; picked by the device by default.
         launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
+        check_drift: compare the parameters of all ranks after each epoch. A ``ddp_comm_hook`` turns it off.
         **kwargs: further arguments of lightning's DDPStrategy and of torch's DistributedDataParallel.
 
     Raises:
@@ -122,6 +135,7 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
         process_group_backend: str | None = None,
         launcher: WorkerKind = "auto",
         workers: WorkerSource | None = None,
+        check_drift: bool = True,
         **kwargs: Any,
     ) -> None:
         if gradient_compression not in (None, *get_args(Compression)):
@@ -133,6 +147,7 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
             raise ConfigurationError("Both gradient_compression and ddp_comm_hook are set; choose one.")
         self.gradient_compression = gradient_compression
         self.comm_hook, self.comm_state = kwargs.get("ddp_comm_hook"), kwargs.get("ddp_comm_state")
+        self.static_graph, self.find_unused_parameters = static_graph, find_unused_parameters
         super().__init__(
             gradient_as_bucket_view=gradient_as_bucket_view,
             static_graph=static_graph,
@@ -142,12 +157,33 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
         self.collective_timeout = as_timedelta(timeout)
         self.backend = process_group_backend
         self.worker_source = workers or LocalProcesses(launcher)
+        self.check_drift = check_drift and self.comm_hook is None
+        self._watch: ParameterWatch | None = None
+        self._averager: GradientAverager | None = None
+        self._averages_for_good = False
+        self._unused: list[str] = []
+        self._epoch: int | None = None
+        self._clock: StepClock | None = None
 
     @property
     def is_distributed(self) -> bool:
         return True
 
+    # ---------------------------------------------------------------------------------------------- the model
+
+    def setup(self, trainer: Trainer) -> None:
+        super().setup(trainer)
+        if trainer.state.fn == TrainerFn.FITTING:
+            assert self.lightning_module is not None
+            self._watch = ParameterWatch(self.lightning_module)
+            if self._averages_manually:
+                self._average_after_backward()
+
     def configure_ddp(self) -> None:
+        assert self.model is not None
+        refuse_lazy(self.model)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            return  # DDP refuses that; something may be unfrozen later
         super().configure_ddp()
         hook, state = self.comm_hook, self.comm_state
         if self.gradient_compression is not None:
@@ -158,10 +194,157 @@ class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
             assert isinstance(self.model, DistributedDataParallel)
             self.model.register_comm_hook(state=state, hook=hook)
 
+    def teardown(self) -> None:
+        if self._watch is not None:
+            self._watch.end()
+        if self._averager is not None:
+            self._averager.remove()
+        self._watch = self._averager = self._epoch = self._clock = None
+        self._averages_for_good, self._unused = False, []
+        super().teardown()
+
+    # ------------------------------------------------------------------------------------------- the gradients
+
+    @property
+    def _has_hook(self) -> bool:
+        """Whether the reducer does more than to average."""
+        return self.comm_hook is not None or self.gradient_compression is not None
+
+    @property
+    def _averages_manually(self) -> bool:
+        """Whether it is the module that runs backward, and the reducer may not hear of it."""
+        assert self.lightning_module is not None
+        return not self.lightning_module.automatic_optimization and self.comm_hook is None
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._look_at_parameters()
+        model = self.model
+        if not isinstance(model, DistributedDataParallel):
+            return super().training_step(*args, **kwargs)
+        exchanges = model.require_backward_grad_sync
+        reduces = self._averager is None or self._has_hook
+        model.require_backward_grad_sync = exchanges and reduces
+        try:
+            output = super().training_step(*args, **kwargs)
+        except RuntimeError as error:
+            if "Expected to have finished reduction in the prior iteration" not in str(error):
+                raise
+            assert self._watch is not None
+            known = self._watch.parameters.items()
+            raise self._unused_error([name for name, p in known if p.requires_grad and p.grad is None]) from error
+        finally:
+            model.require_backward_grad_sync = exchanges
+        if not reduces:
+            model.require_forward_param_sync = exchanges  # so that buffers follow those of rank 0
+        assert self._watch is not None
+        self.refuse_late_parameters(self._watch)
+        return output
+
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        averager = self._averager
+        if averager is not None:
+            averager.hooks.begin(closure_loss)
+            if not self._has_hook:
+                return
+            averager.hooks.paused = True  # the reducer does it, in its own way
+        super().pre_backward(closure_loss)
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        averager = self._averager
+        if averager is not None:
+            averager.hooks.end()
+            if not self._has_hook:
+                if averager.averaged and not self._averages_manually:
+                    self._conclude(averager)
+                return
+            averager.hooks.paused = False
+        super().post_backward(closure_loss)
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        averager = self._averager
+        if averager is None:
+            with super().block_backward_sync():
+                yield
+            return
+        averager.hooks.paused = True
+        try:
+            with super().block_backward_sync():
+                yield
+        finally:
+            averager.hooks.paused = False
+
+    def _average_after_backward(self) -> None:
+        assert self._watch is not None
+        if self._averager is not None:
+            self._averager.remove()
+        self._averager = GradientAverager(self._watch.parameters, self.root_device, self.batch_weight)
+        self._averager.clock = self._clock
+
+    def _conclude(self, averager: GradientAverager) -> None:
+        """Decide from a step that went without the reducer whether it can do the next ones."""
+        self._unused = [] if self.find_unused_parameters else averager.unused
+        if averager.repeated or averager.nested and self.find_unused_parameters:
+            if not self._averages_for_good:
+                rank_zero_info(
+                    "itwinai: parameters get gradients from backward passes inside another, of reentrant activation "
+                    "checkpointing, which DDP would average in part only. So they are averaged after each backward; "
+                    "with use_reentrant=False DDP does it during backward."
+                )
+            self._averages_for_good = True
+        if not self._averages_for_good:
+            averager.remove()
+            self._averager = None
+
+    def _unused_error(self, names: list[str]) -> Exception:
+        return unused_error(names, "'ddp_find_unused_parameters_true' or DDPStrategy(find_unused_parameters=True)")
+
+    def _look_at_parameters(self) -> None:
+        """Follow parameters that are added, replaced, frozen or unfrozen, on all workers alike."""
+        watch, module = self._watch, self.lightning_module
+        assert watch is not None and module is not None
+        if self._unused:
+            raise self._unused_error(self._unused)
+        epoch = module.trainer.current_epoch
+        begins = epoch != self._epoch
+        if not begins and not watch.may_have_changed():
+            return
+        change = watch.look()
+        if not begins and not change:
+            return
+        self.agree_on_parameters(watch.parameters, together=begins)
+        self._epoch = epoch
+        if change:
+            self._wrap_again(new=bool(change.new))
+        # The first step of an epoch shows what the reducer has to cope with, and goes without it.
+        if self._averages_manually or not (self.static_graph or self._has_hook):
+            self._average_after_backward()
+
+    def _wrap_again(self, new: bool) -> None:
+        """Make another reducer, for the parameters that are trained now.
+
+        Args:
+            new: whether there are parameters that rank 0 has to share first.
+        """
+        wrapped = self.model
+        if isinstance(wrapped, DistributedDataParallel):
+            compat.end_reducer(wrapped)
+            new_to_all = new
+        else:
+            new_to_all = True
+        self.model = self.lightning_module
+        with compat.ddp_options(self, {} if new_to_all else {"init_sync": False}):
+            self.configure_ddp()
+        if self._clock is not None:
+            self.time_communication(self._clock)
+
     def time_communication(self, clock: StepClock) -> None:
+        self._clock = clock
         if isinstance(self.model, DistributedDataParallel):
             compat.sample_exchanges(self.model, clock.every)
             clock.covers_gradients = True
+        if self._averager is not None:
+            self._averager.clock = clock
 
     def exchange_time(self) -> Communication | None:
         if not isinstance(self.model, DistributedDataParallel):

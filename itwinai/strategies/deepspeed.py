@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from itwinai import compat
@@ -23,8 +24,12 @@ from itwinai.launchers.environment import WorkerKind
 from itwinai.measure.steps import StepClock
 from itwinai.strategies.base import LocalProcesses, WorkerSource
 from itwinai.strategies.ddp import DEFAULT_TIMEOUT, TorchDistributedStrategy, as_timedelta
+from itwinai.strategies.zero_checks import check_optimizer, check_parameters, refuse_second_derivatives
+from itwinai.strategies.zero_gradients import EnginePrecision, WholeGradients, hooks_on_gradients
+from itwinai.strategies.zero_module import Original
+from itwinai.strategies.zero_outputs import tolerant
 from itwinai.strategies.zero_shards import Shards
-from itwinai.strategies.zero_state import ShardedOptimizer, gather_weights
+from itwinai.strategies.zero_state import ShardedOptimizer, gather_weights, keeps_variables, whole_parameters
 from itwinai.strategies.zero_timing import TimedExchanges
 
 if TYPE_CHECKING:
@@ -46,6 +51,10 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         sharded_checkpoints: write checkpoints of stage 3 as folders, into which each worker writes its part, for models
             that are too large for one host. They resume with any number of workers, and under any strategy where the
             whole model fits. All workers have to see the same folder.
+        whole_gradients: keep the gradients whole on each worker until the step, averaged, where hooks see them and
+            may change them, and where they may be summed up in any way. It takes the memory of stage 1 for gradients.
+            By default that is done if hooks on gradients are written, or the module optimizes manually. False says
+            that these look at no gradients.
         timeout: seconds after which a collective operation that some worker has not joined is an error.
         launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
@@ -66,6 +75,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         offload_parameters: bool = False,
         config: str | Path | dict[str, Any] | None = None,
         sharded_checkpoints: bool = False,
+        whole_gradients: bool | None = None,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
         launcher: WorkerKind = "auto",
         workers: WorkerSource | None = None,
@@ -83,9 +93,11 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         )
         self.collective_timeout = as_timedelta(timeout)
         self.worker_source = workers or LocalProcesses(launcher)
-        # By id: the hash of a metric changes with what it has seen.
-        self._own_attributes: dict[int, frozenset[str]] = {}
+        self.whole_gradients = whole_gradients
+        self._clips_by_config = "gradient_clipping" in self.config
+        self._original: Original | None = None
         self._groups: list[list[nn.Parameter]] = []
+        self._trained: frozenset[int] = frozenset()
         self._timed: TimedExchanges | None = None
         self.sharded_checkpoints = sharded_checkpoints
         self._shard_writer: ShardWriter | None = None
@@ -159,7 +171,10 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         if self._layer_sync is not None and trainer.training:
             assert self.model is not None
             self.model = self._layer_sync.apply(self.model)
+        self.precision_plugin = EnginePrecision(self.precision_plugin.precision, self._check_frozen)
         super().setup(trainer)
+        if self.stage and self.optimizers:
+            compat.replace_zero_grad(self, self.precision_plugin.clear_gradients(self.model))
         if self.sharded_checkpoints and trainer.state.fn == TrainerFn.FITTING:  # now, and not when hours are at stake
             self._shard_writer = ShardWriter(self.collective_timeout)
 
@@ -176,15 +191,90 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         """
         import deepspeed
 
+        optimizer = options.get("optimizer")
+        self._groups = [list(group["params"]) for group in optimizer.param_groups] if optimizer else []
+        if optimizer is not None:
+            check_optimizer(optimizer)
+        check_parameters(model, self.stage, self._precision_of_engine(config))
+        trained = {id(parameter): parameter for group in self._groups for parameter in group if parameter.requires_grad}
+        self._trained = frozenset(trained)
+        rounded = [one for one in model.parameters() if id(one) not in trained and one.dtype == torch.float32]
+        self._original = Original(model, rounded if self._precision_of_engine(config) != torch.float32 else [])
+        self._original.align()
+        reasons = self._reasons_for_whole_gradients() if optimizer is not None else []
+        if reasons and not self._clips_by_config:
+            config = {**config, "gradient_clipping": 0.0}  # as in one process, the hooks clip
         # By default DeepSpeed takes the device's index for the local rank, and a CPU has none.
         arguments = argparse.Namespace(device_rank=self.local_rank)
-        self._own_attributes = {id(submodule): frozenset(vars(submodule)) for submodule in model.modules()}
-        user_optimizer = options.get("optimizer")
-        self._groups = [list(group["params"]) for group in user_optimizer.param_groups] if user_optimizer else []
-        engine, optimizer, _, _ = deepspeed.initialize(
-            args=arguments, config=config, model=model, dist_init_required=False, **options
+        with compat.making_engine([one for one in model.parameters() if not hasattr(one, "ds_id")]):
+            engine, engine_optimizer, _, _ = deepspeed.initialize(
+                args=arguments, config=config, model=model, dist_init_required=False, **options
+            )
+        if reasons:
+            self._keep_gradients_whole(engine, list(trained.values()), reasons)
+        if self.stage == 3:
+            compat.tolerate_outputs(model, tolerant)
+            compat.refuse_second_derivatives(model, refuse_second_derivatives)
+        return engine, engine_optimizer
+
+    def _precision_of_engine(self, config: dict[str, Any]) -> torch.dtype:
+        for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+            if config.get(name, {}).get("enabled", False):
+                return dtype
+        return torch.float32
+
+    def _reasons_for_whole_gradients(self) -> list[str]:
+        """Return what asks for whole gradients, by name."""
+        assert self.lightning_module is not None
+        if self.whole_gradients is not None:
+            return ["whole_gradients=True"] if self.whole_gradients else []
+        reasons = hooks_on_gradients(self.lightning_module.trainer)
+        if self.stage == 0:  # whose own exchange knows real numbers only
+            named = self.lightning_module.named_parameters()
+            reasons += [f"the complex parameter {name}" for name, parameter in named if parameter.is_complex()]
+        return reasons
+
+    def _keep_gradients_whole(self, engine: Any, parameters: list[nn.Parameter], reasons: list[str]) -> None:
+        precision, module = self.precision_plugin, self.lightning_module
+        assert isinstance(precision, EnginePrecision) and module is not None
+        named = ", ".join(reasons)
+        if self._precision_of_engine(self.config) == torch.float16 or not compat.keep_gradients_whole(engine):
+            raise ConfigurationError(
+                f"DeepSpeed does not support hooks on gradients ({named}) in stage {self.stage} with this precision: "
+                "until the step they are scaled, or accumulated elsewhere in another type. Take precision='bf16-mixed' "
+                "or '32-true' without a `data_types` section in the config, or the strategy 'ddp'."
+            )
+        if self.stage > 1:
+            rank_zero_info(
+                f"itwinai: gradients are kept whole on each worker until the step, which takes the memory of stage 1 "
+                f"for them, because of {named}. whole_gradients=False says that these look at no gradients."
+            )
+        early = any(name.endswith((".on_after_backward", ".optimizer_step")) for name in reasons)
+        precision.gradients = WholeGradients(
+            engine, parameters, self.weigh_loss, manual=not module.automatic_optimization, early=early
         )
-        return engine, optimizer
+
+    def _check_frozen(self) -> None:
+        """Refuse parameters of the optimizer that were frozen, or no longer are, since the engine was made.
+
+        Raises:
+            ConfigurationError: there is one.
+        """
+        assert self.lightning_module is not None
+        if self.stage == 0:
+            return
+        for group in self._groups:
+            for parameter in group:
+                if parameter.requires_grad == (id(parameter) in self._trained):
+                    continue
+                names = {id(value): name for name, value in self.lightning_module.named_parameters()}
+                raise ConfigurationError(
+                    f"DeepSpeed does not support to {'un' * parameter.requires_grad}freeze "
+                    f"{names.get(id(parameter), 'a parameter')} while it trains: ZeRO's stages 1 to 3 step all "
+                    "parameters that were trainable at the start, and no others. Take the strategy "
+                    "'deepspeed_stage_0', 'ddp' or 'horovod'; or train in two fits, with what is frozen set before "
+                    "each."
+                )
 
     def teardown(self) -> None:
         """Leave the module with plain, whole parameters, as it came."""
@@ -195,11 +285,14 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         engine: Any = self.model
         module = self.lightning_module
         if hasattr(engine, "destroy") and module is not None:
-            # After an exception the other workers may be gone, and gathering needs them all.
-            if self.zero_stage_3 and module.trainer.state.status != TrainerStatus.INTERRUPTED:
-                gather_parameters(module)
+            assert self._original is not None
+            values = self._values_at_end(self._original, module)
+            if isinstance(self.precision_plugin, EnginePrecision) and self.precision_plugin.gradients is not None:
+                self.precision_plugin.gradients.end()
+                self.precision_plugin.gradients = None
             engine.destroy()
-            self._remove_traces(module)
+            self._original.restore(values)
+            self._original = None
             self.model = module
         super().teardown()
         if self._shard_writer is not None:
@@ -214,8 +307,11 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             clock.covers_gradients = True
 
     def gradients(self) -> list[Tensor] | None:
-        """None: until the step they are shards, or not averaged yet."""
-        return None
+        """None: until the step they are shards, or not averaged yet, unless they are kept whole."""
+        precision = self.precision_plugin
+        if not isinstance(precision, EnginePrecision) or precision.gradients is None:
+            return None
+        return [one.grad for one in precision.gradients.parameters if one.grad is not None]
 
     def full_size(self, parameter: Tensor) -> int:
         return int(getattr(parameter, "ds_numel", parameter.numel()))
@@ -226,16 +322,14 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         norm = engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def _remove_traces(self, module: nn.Module) -> None:
-        """Take off what an engine hangs on submodules: the next engine would take it for its own."""
-        for submodule in module.modules():
-            compat.remove_hooks_of_engine(submodule)
-            before = self._own_attributes.get(id(submodule), frozenset(vars(submodule)))
-            for name in vars(submodule).keys() - before:
-                if compat.is_attribute_of_engine(name):
-                    delattr(submodule, name)
-            submodule._parameters = dict(submodule._parameters)
-        self._own_attributes = {}
+    def _values_at_end(self, original: Original, module: nn.Module) -> dict[int, Tensor]:
+        """Return the values of the parameters, by id, as far as this worker can have them."""
+        assert self.lightning_module is not None
+        if self.lightning_module.trainer.state.status != TrainerStatus.INTERRUPTED:
+            return original.whole_values()
+        # After an exception the other workers may be gone, and gathering needs them all.
+        plain = [parameter for parameter in module.parameters() if not hasattr(parameter, "ds_id")]
+        return {id(parameter): parameter.detach().clone() for parameter in plain}
 
     # -------------------------------------------------------------------------------------------- checkpoints
 
@@ -326,7 +420,11 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             self._shards().load_weights(Path(str(self.lightning_module.trainer.ckpt_path)))
             return
         if any(hasattr(parameter, "ds_id") for parameter in self.lightning_module.parameters()):
-            self.restore_sharded(checkpoint, strict)
+            if keeps_variables(self.lightning_module):
+                self.restore_sharded(checkpoint, strict)
+                return
+            with whole_parameters(self.lightning_module):  # its state dict is its own, and so is how it is loaded
+                self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
         else:
             self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
 
@@ -368,23 +466,6 @@ def read_engine_checkpoint(folder: Path) -> dict[str, Any]:
     weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), TAG) if sharded.exists() else None
     checkpoint["state_dict"] = checkpoint.pop("module") if weights is None else dict(weights)
     return checkpoint
-
-
-def gather_parameters(module: nn.Module) -> None:
-    """Replace the sharded parameters of a module by plain ones that hold the whole values.
-
-    All workers have to call it. The parameters are new objects: DeepSpeed leaves its state on the sharded ones.
-    """
-    import deepspeed
-
-    whole: dict[int, nn.Parameter] = {}
-    for submodule in module.modules():
-        for name, parameter in list(submodule.named_parameters(recurse=False)):
-            if id(parameter) not in whole:  # tied parameters stay tied
-                with deepspeed.zero.GatheredParameters([parameter]):
-                    values = parameter.detach().clone()
-                whole[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
-            submodule._parameters[name] = whole[id(parameter)]
 
 
 def _complete(config: dict[str, Any]) -> None:

@@ -5,7 +5,9 @@ DeepSpeed's own functions move the state of one parameter; all workers have to c
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,12 +24,15 @@ def gather_weights(module: nn.Module, keep: bool) -> dict[str, Any]:
         module: the module inside an engine.
         keep: whether this worker needs the result; the others get an empty dictionary.
     """
+    if not keeps_variables(module):
+        with whole_parameters(module):
+            return _gather_own_state(module, keep)
     whole: dict[int, Tensor | None] = {}
     state: dict[str, Any] = {}
     for name, value in module.state_dict(keep_vars=True).items():
         if isinstance(value, nn.Parameter):
             if id(value) not in whole:  # tied parameters stay tied
-                tensor = _whole_parameter(value)
+                tensor = whole_parameter(value)
                 whole[id(value)] = tensor.detach().to("cpu", copy=True) if keep else None
             value = whole[id(value)]
         elif isinstance(value, Tensor):
@@ -37,11 +42,47 @@ def gather_weights(module: nn.Module, keep: bool) -> dict[str, Any]:
     return state
 
 
-def _whole_parameter(parameter: nn.Parameter) -> Tensor:
+def keeps_variables(module: nn.Module) -> bool:
+    """Tell whether ``state_dict`` takes ``keep_vars``; one that a user has written need not."""
+    parameters = inspect.signature(module.state_dict).parameters.values()
+    return any(one.name == "keep_vars" or one.kind == inspect.Parameter.VAR_KEYWORD for one in parameters)
+
+
+def _gather_own_state(module: nn.Module, keep: bool) -> dict[str, Any]:
+    """Return the state dict that a module makes itself, with the parameters in it in full precision."""
+    # What is in it are views of the parameters, by which they are known.
+    views = {_place(parameter): parameter for parameter in module.parameters() if parameter.numel()}
+    state: dict[str, Any] = {}
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor):
+            parameter = views.get(_place(value)) if value.numel() else None
+            value = value if parameter is None else whole_parameter(parameter)
+            value = value.detach().to("cpu", copy=True)
+        state[name] = value
+    return state if keep else {}
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.Size]:
+    return tensor.data_ptr(), tensor.shape
+
+
+@contextmanager
+def whole_parameters(module: nn.Module) -> Iterator[None]:
+    """Let all workers have the whole parameters meanwhile, and take over what rank 0 makes of them."""
+    import deepspeed
+
+    sharded = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0):
+        yield
+
+
+def whole_parameter(parameter: nn.Parameter) -> Tensor:
+    """Return the whole value of a parameter inside an engine, in full precision; all workers have to call it."""
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
-    full: Tensor | None = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+    trained = parameter.requires_grad and compat.is_in_optimizer(parameter)
+    full: Tensor | None = safe_get_full_fp32_param(parameter) if trained else None
     if full is not None:
         return full
     if not hasattr(parameter, "ds_id"):

@@ -185,11 +185,37 @@ class Stream(IterableDataset):
         return iter(dataset())  # type: ignore[call-overload]
 
 
-def test_warning_where_samples_are_seen_twice(tmp_path: Path) -> None:
+def test_stream_is_read_again_up_to_there(tmp_path: Path) -> None:
     saves = Saves(tmp_path / "a.ckpt", "on_train_batch_end", 11)
-    run(lambda: DataLoader(Stream(), BATCH), [saves])
+    check(lambda: DataLoader(Stream(), BATCH), saves, EPOCHS * 8 - 11)
+
+
+class KnowsItsPlace(DataLoader):
+    """A loader with a state of its own that it does not restore, beside one that has none."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Ignore it."""
+
+
+def test_warning_where_samples_are_seen_twice(tmp_path: Path) -> None:
+    def loaders() -> Any:
+        return [KnowsItsPlace(dataset(), BATCH), DataLoader(Stream(), BATCH)]
+
+    class First(Random):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step(batch[0], batch_idx)
+
+    def fit(callbacks: list[L.Callback], resume: Path | None = None) -> None:
+        trainer = make_trainer("auto", 1, max_epochs=EPOCHS, callbacks=callbacks)
+        trainer.fit(First(), loaders(), ckpt_path=resume)
+
+    saves = Saves(tmp_path / "a.ckpt", "on_train_batch_end", 11)
+    fit([saves])
     with pytest.warns(UserWarning, match="the training loader begins its epoch anew"):
-        run(lambda: DataLoader(Stream(), BATCH), [], saves.path)
+        fit([], saves.path)
 
 
 class StatefulStream(Stream):

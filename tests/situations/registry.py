@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.situations import edges, loaders
+from tests.situations import edges, engines, loaders
 from tests.situations.situation import STRATEGIES, Situation
 
 # Each file of this folder has a tuple SITUATIONS; the order here is that of the tables.
 SITUATIONS: dict[str, tuple[Situation, ...]] = {
     "Callbacks, tools and loggers, and workers that are not alike": edges.SITUATIONS,
+    "Graphs, gradients and drift": engines.SITUATIONS,
     "Loaders, samplers and random numbers": loaders.SITUATIONS,
 }
 

@@ -1,0 +1,158 @@
+"""The fit: lightning's loop, which knows at every stop what is done, so that a run goes on from there exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from itwinai import compat
+from itwinai.checkpoints.content import Place, Point
+from itwinai.checkpoints.plugin import Resumed, take_resumed
+from itwinai.data.random_states import RandomStates, pack_random_states
+from itwinai.loops.evaluation import LeanEvaluationLoop
+from itwinai.loops.keeping import keep, take_up
+from itwinai.loops.results import LeanResults
+from itwinai.loops.resuming import go_on_drawing
+from itwinai.loops.saving import LaterSaves
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+_ALL_DONE = ("epoch", "end of epoch")
+
+
+@runtime_checkable
+class _Epochs(Protocol):
+    """What the fit needs of the loop of an epoch."""
+
+    results: LeanResults
+    val_loop: LeanEvaluationLoop
+
+    def stop(self) -> None:
+        """End the run because of a signal."""
+
+
+class LeanFitLoop(compat.FitLoop):
+    """lightning's fit loop, which keeps account of what is done.
+
+    Takes the place of ``trainer.fit_loop``; what it leaves in lightning's part of checkpoints is the same.
+
+    Attributes:
+        place: what is done; None in the midst of something.
+        held: where a run stood before it did what only a run does that stops there, or what is done again.
+        resumed: our part of the checkpoint that this fit goes on from, until its first epoch begins.
+        saves: what waits until the hooks are done.
+        begun_with: random states when the training loaders were iterated for this epoch.
+    """
+
+    place: Place | None = None
+    held: Point | None = None
+    resumed: Resumed | None = None
+    begun_with: RandomStates | None = None
+    epoch_loop: Any
+
+    def __init__(self, trainer: Trainer, min_epochs: int | None = None, max_epochs: int | None = None) -> None:
+        super().__init__(trainer, min_epochs=min_epochs, max_epochs=max_epochs)
+        self.saves = LaterSaves(trainer)
+
+    # ------------------------------------------------------------------------------------- where the fit stands
+
+    def point(self) -> Point | None:
+        """Return where this worker stands; None if that is in the midst of something."""
+        if self.held is not None:
+            return self.held
+        return None if self.place is None else self.capture(self.place)
+
+    def capture(self, place: Place) -> Point:
+        """Return what this worker needs to go on from here."""
+        return Point(
+            place=place,
+            progress=self.progress(),
+            history={"reloaded": self.last_reload, "validation": self.epoch_loop.val_loop.read_history()},
+            random=pack_random_states(),
+            begun_with=self.begun_with,
+            kept=keep(self.trainer, self.epoch_loop.results),
+        )
+
+    def hold(self, place: Place) -> None:
+        """Let checkpoints that are saved from now on be those of where the fit stands now."""
+        self.held = self.capture(place)
+
+    def hold_before_stop(self) -> None:
+        """Let what only a run does that stops after this batch be no part of where it stands."""
+        assert self.held is not None
+        self.held = replace(self.held, place="iteration", progress=self.progress())
+
+    def reach(self, place: Place) -> None:
+        """Note that something is done, and save what has waited for it."""
+        self.place = place
+        self.saves.flush()
+
+    # --------------------------------------------------------------------------------------------- lightning's loop
+
+    def run(self) -> None:
+        self.place = self.held = self.resumed = None
+        callbacks = compat.callbacks(self.trainer)
+        try:
+            with compat.postponing_saves(callbacks, self.saves.postpone, self.saves.is_coming):
+                super().run()
+        finally:
+            self.saves.forget()
+
+    def loaders_made(self, loader: Any) -> None:
+        if self.resumed is None and (resumed := take_resumed(self.trainer)) is not None:
+            self.resumed = resumed
+            compat.iterate_later(loader)  # what is drawn now is not what comes next
+        else:
+            self.begun_with = pack_random_states()
+
+    def reset(self) -> None:
+        section = None if self.resumed is None else self.resumed.section
+        if section is not None and section.place is not None:
+            self._restore(section.place, section.kept or [], section.history or {})
+        super().reset()
+
+    def _restore(self, place: Place, kept: list[Any], history: Mapping[str, Any]) -> None:
+        """Let all be as it was where the checkpoint was written."""
+        epochs: _Epochs = self.epoch_loop
+        self.last_reload = history["reloaded"]
+        epochs.val_loop.history = history["validation"]
+        in_epoch = place not in _ALL_DONE
+        take_up(self.trainer, epochs.results, kept, in_epoch)
+        if in_epoch:
+            return
+        compat.forget_loading(self)
+        if place == "end of epoch":
+            if compat.is_epoch_over(self.epoch_loop):
+                self.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+            self.epoch_progress.increment_completed()
+
+    def on_advance_start(self) -> None:
+        self.place = self.held = None
+        if self.resumed is not None and self.resumed.section.place in _ALL_DONE:
+            go_on_drawing(self.trainer, self.resumed.section)
+        super().on_advance_start()
+
+    def on_advance_end(self) -> None:
+        over = compat.is_epoch_over(self.epoch_loop)
+        if self.held is None and not over and (self.trainer.should_stop or compat.is_training_done(self.epoch_loop)):
+            self.hold("iteration")
+        completed = self.epoch_progress.total.completed
+        self.place = "end of epoch"
+        self.saves.collects = True
+        try:
+            super().on_advance_end()
+        except SIGTERMException:
+            if self.epoch_progress.total.completed == completed:  # raised by a hook
+                raise
+            self._end_epoch(over)
+            self.epoch_loop.stop()
+        self._end_epoch(over)
+
+    def _end_epoch(self, over: bool) -> None:
+        if over and self.held is not None:  # the last batch was followed by a validation that only a stop brings
+            self.held = replace(self.capture("epoch"), random=self.held.random)
+        self.reach("epoch")

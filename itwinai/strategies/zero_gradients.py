@@ -1,0 +1,292 @@
+"""The gradients of a module inside a DeepSpeed engine: what sees them, and what may change them, until the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from torch import Tensor, nn
+
+from itwinai import compat
+from itwinai.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+HOOKS = ("on_after_backward", "on_before_optimizer_step", "configure_gradient_clipping", "clip_gradients")
+"""Hooks that see gradients or change them."""
+
+BUCKET = 2**24
+"""Number of elements that are exchanged at once."""
+
+
+def hooks_on_gradients(trainer: Trainer) -> list[str]:
+    """Return the names of what the user has written that sees gradients before the optimizer steps, or changes them."""
+    module = trainer.lightning_module
+    found = [
+        f"{type(owner).__name__}.{name}"
+        for owner in (module, *compat.callbacks(trainer))
+        for name in (*HOOKS, *(("optimizer_step",) if owner is module else ()))
+        if _is_of_user(getattr(owner, name, None))
+    ]
+    if not module.automatic_optimization:
+        found.append("manual optimization")
+    if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+        found.append("gradient_clip_algorithm='value'")
+    return found
+
+
+def _is_of_user(hook: Callable[..., Any] | None) -> bool:
+    if hook is None:
+        return False
+    return (getattr(hook, "__module__", None) or "").partition(".")[0] not in (
+        "lightning",
+        "pytorch_lightning",
+        "itwinai",
+    )
+
+
+class WholeGradients:
+    """Keeps gradients in the parameters, whole on each worker, until the engine steps.
+
+    As it is, an engine reduces gradients in its step (stages 0 and 1) or to shards while backward runs (2 and 3), so
+    that hooks see what is not averaged yet, or nothing at all. Here they are averaged over the workers whenever
+    somebody may look at them, and the engine is given them when all hooks are done.
+
+    Args:
+        engine: the engine.
+        parameters: those that it trains.
+        weigh: weighs what this worker adds, by its part of the global batch.
+        manual: whether the module runs backward and steps itself.
+        early: whether somebody looks right after backward, and not only before the step.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        parameters: list[nn.Parameter],
+        weigh: Callable[[Tensor], Tensor],
+        manual: bool,
+        early: bool,
+    ) -> None:
+        self.engine = engine
+        self.parameters = parameters
+        self.weigh = weigh
+        self.manual = manual
+        self.early = early
+        self._weighed = False
+        self._awaited: set[int] = set()
+        self._handles: list[Any] = []
+        if manual:  # every backward pass ends as under DDP, whoever runs it
+            self._handles += [parameter.register_hook(self._weigh) for parameter in parameters]
+            self._handles += [parameter.register_post_accumulate_grad_hook(self._await_end) for parameter in parameters]
+
+    @contextmanager
+    def weighed_backward(self) -> Iterator[None]:
+        """Say that the loss of the backward pass within is weighed already."""
+        self._weighed = True
+        try:
+            yield
+        finally:
+            self._weighed = False
+
+    def _weigh(self, gradient: Tensor) -> Tensor:
+        return gradient if self._weighed else self.weigh(gradient)
+
+    def _await_end(self, _: Tensor) -> None:
+        if compat.backward_pass() not in self._awaited:
+            self._awaited.add(compat.call_after_backward(self._end))
+
+    def _end(self) -> None:
+        self._awaited.clear()
+        self.average()
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Average the gradients over the workers; what is averaged already stays as it is."""
+        from deepspeed import comm
+
+        workers = comm.get_world_size()
+        if workers == 1:
+            return
+        used = torch.tensor(
+            [parameter.grad is not None for parameter in self.parameters],
+            dtype=torch.int32,
+            device=self.parameters[0].device,
+        )
+        comm.all_reduce(used, op=comm.ReduceOp.MAX)
+        gradients = [
+            _gradient(parameter)
+            for parameter, is_used in zip(self.parameters, used.tolist(), strict=True)
+            if is_used and _size(parameter)
+        ]
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.flatten() for gradient in bucket]) if len(bucket) > 1 else bucket[0].flatten()
+            comm.all_reduce(flat)
+            flat /= workers
+            for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def before_step(self) -> None:
+        """Average the gradients, unless that was done after each backward pass."""
+        if not (self.manual or self.early):
+            self.average()
+
+    def hand_over(self) -> None:
+        """Give the gradients to the engine, which steps next."""
+        compat.hand_over_gradients(self.engine)
+
+    def clip(self, value: float, algorithm: GradClipAlgorithmType) -> None:
+        """Clip the gradients, which are averaged."""
+        if algorithm == GradClipAlgorithmType.VALUE:
+            torch.nn.utils.clip_grad_value_(self.parameters, value)
+        else:
+            torch.nn.utils.clip_grad_norm_(self.parameters, value)
+
+    def end(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+class EnginePrecision(DeepSpeedPrecision):
+    """lightning's precision plugin for DeepSpeed, with all hooks around backward and step as in one process.
+
+    Args:
+        precision: as lightning takes it.
+        check: called before each step.
+
+    Attributes:
+        gradients: the gradients, if they are kept whole.
+        stepping: whether the engine is stepping right now.
+    """
+
+    def __init__(self, precision: Any, check: Callable[[], None]) -> None:
+        super().__init__(precision)
+        self.check = check
+        self.gradients: WholeGradients | None = None
+        self.stepping = False
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        """Convert a module to half precision; full precision leaves it as it is, as without DeepSpeed."""
+        return module if self.precision == "32-true" else super().convert_module(module)
+
+    def convert_input(self, data: Any) -> Any:
+        """Convert a batch to half precision; full precision leaves it as it is, as without DeepSpeed."""
+        return data if self.precision == "32-true" else super().convert_input(data)
+
+    def backward(self, tensor: Tensor, model: LightningModule, optimizer: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Propagate the loss back, by the module's own ``backward`` if it has one."""
+        engine: Any = model.trainer.model
+        compat.begin_backward(engine.optimizer)
+        if self.gradients is None:
+            self._backward(engine, tensor, model, *args, **kwargs)
+            return
+        with self.gradients.weighed_backward():
+            self._backward(engine, tensor, model, *args, **kwargs)
+        if self.gradients.early:
+            self.gradients.average()
+
+    @staticmethod
+    def _backward(engine: Any, tensor: Tensor, model: LightningModule, *args: Any, **kwargs: Any) -> None:
+        try:
+            if not _is_of_user(model.backward):
+                engine.backward(tensor, *args, **kwargs)
+                return
+            with compat.counted_backward(engine):
+                model.backward(engine.scale(tensor), *args, **kwargs)
+        except AssertionError as error:
+            raise ConfigurationError(
+                "DeepSpeed does not support that the gradient of a parameter is computed twice in one backward pass, "
+                "as by reentrant activation checkpointing of a layer that is used twice. Take "
+                "checkpoint(use_reentrant=False), or DeepSpeedStrategy(whole_gradients=True), by which gradients are "
+                "summed up before they are reduced."
+            ) from error
+
+    def optimizer_step(  # type: ignore[override]
+        self, optimizer: Any, model: LightningModule, closure: Callable[[], Any], **kwargs: Any
+    ) -> Any:
+        """Run the closure, the hooks and the engine's step."""
+        result = closure()
+        if model.automatic_optimization and result is None:
+            raise ConfigurationError(
+                "DeepSpeed does not support a `training_step` that returns None: the other workers would wait for its "
+                "gradients for ever. Return a loss in every step, for example one multiplied by zero."
+            )
+        self.check()
+        if self.gradients is not None:
+            self.gradients.before_step()
+        compat.call_before_step(self, model, optimizer)
+        if self.gradients is not None:
+            self.gradients.hand_over()
+        engine: Any = model.trainer.model
+        self.stepping = True
+        try:
+            stepped = engine.step(**kwargs)
+        finally:
+            self.stepping = False
+        compat.begin_accumulation(engine)
+        return stepped
+
+    def clear_gradients(self, engine: Any) -> Callable[..., None]:
+        """Return what clears the gradients of an engine's optimizer, those too that it has reduced already."""
+        optimizer = engine.optimizer
+        clear = optimizer.zero_grad
+
+        def zero_grad(set_to_none: bool = True) -> None:
+            if not self.stepping:
+                compat.begin_accumulation(engine)
+                for group in compat.parameters_of_groups(optimizer):
+                    for parameter in group:
+                        parameter.grad = None  # stage 3 fails on the CPU where there is one
+            clear(set_to_none=set_to_none)
+
+        return zero_grad
+
+    def clip_gradients(
+        self,
+        optimizer: Any,
+        clip_val: int | float = 0.0,
+        gradient_clip_algorithm: GradClipAlgorithmType = GradClipAlgorithmType.NORM,
+    ) -> None:
+        """Clip gradients that are kept whole; the engine clips its shards itself."""
+        if self.gradients is not None and clip_val > 0:
+            self.gradients.clip(clip_val, gradient_clip_algorithm)
+
+
+def _gradient(parameter: Any) -> Tensor:
+    """Return the gradient of a parameter as a dense, real tensor; with zeros if it has none."""
+    if parameter.grad is None:
+        value = parameter.data
+        parameter.data = torch.zeros(
+            getattr(parameter, "ds_shape", value.shape), dtype=value.dtype, device=value.device
+        )
+        parameter.grad = torch.zeros_like(parameter.data)
+        parameter.data = value
+    elif parameter.grad.is_sparse:
+        parameter.grad = parameter.grad.to_dense()
+    gradient: Tensor = parameter.grad
+    return torch.view_as_real(gradient) if gradient.is_complex() else gradient
+
+
+def _size(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Divide tensors into parts of one type that are exchanged at once."""
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        bucket: list[Tensor] = []
+        for tensor in (tensor for tensor in tensors if tensor.dtype == dtype):
+            if bucket and sum(one.numel() for one in bucket) + tensor.numel() > BUCKET:
+                yield bucket
+                bucket = []
+            bucket.append(tensor)
+        if bucket:
+            yield bucket
