@@ -30,11 +30,13 @@ class Entry:
         name: what all workers call it.
         value: this worker's, with one element.
         op: ``mean``, ``sum``, ``max`` or ``min``.
+        weight: this worker's, in a mean.
     """
 
     name: str
     value: Tensor
     op: str
+    weight: float = 1.0
 
 
 def exchange(strategy: Strategy, entries: Sequence[Entry]) -> list[Tensor]:
@@ -53,9 +55,11 @@ def exchange(strategy: Strategy, entries: Sequence[Entry]) -> list[Tensor]:
     order = sorted(range(len(entries)), key=lambda index: entries[index].name)
     names = [entries[index].name for index in order]
     device = strategy.root_device
-    own = torch.zeros(len(entries), dtype=torch.float64, device=device)
+    own = torch.zeros(0, dtype=torch.float64, device=device)
     if entries:
         own = torch.stack([entries[index].value.detach().reshape(()).to(device, torch.float64) for index in order])
+        weights = [entries[index].weight for index in order]
+        own = torch.cat([own, torch.tensor(weights, dtype=torch.float64).to(device)])
     first = own[: ROOM - HEADER]
     message = torch.zeros(ROOM, dtype=torch.float64, device=device)
     message[0], message[1] = fingerprint(names), len(entries)
@@ -67,8 +71,9 @@ def exchange(strategy: Strategy, entries: Sequence[Entry]) -> list[Tensor]:
     if len(own) > len(first):
         values = torch.cat([values, strategy.all_gather(own[len(first) :])], dim=1)
     results: list[Tensor] = [own] * len(entries)
-    for index, column in zip(order, values.unbind(1), strict=True):
-        results[index] = reduce_column(column, entries[index].value.dtype, entries[index].op)
+    columns = values.unbind(1)
+    for index, column, weights_of in zip(order, columns, columns[len(entries) :], strict=False):
+        results[index] = reduce_column(column, entries[index].value.dtype, entries[index].op, weights_of)
     return results
 
 
@@ -77,16 +82,20 @@ def fingerprint(names: Sequence[str]) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(names).encode()).digest()[:8], "big") >> 12
 
 
-def reduce_column(column: Tensor, dtype: torch.dtype, op: str) -> Tensor:
+def reduce_column(column: Tensor, dtype: torch.dtype, op: str, weights: Tensor | None = None) -> Tensor:
     """Reduce what all workers have sent of one value, to the number that a collective reduction would give.
 
     Args:
         column: float64, one number per worker.
         dtype: of the value. Means of integers are floating-point numbers.
         op: ``mean``, ``sum``, ``max`` or ``min``.
+        weights: of the workers, in a mean; they count alike by default.
     """
     if op == "mean" and not dtype.is_floating_point:
         dtype = torch.get_default_dtype()
+    if op == "mean" and weights is not None and bool((weights != weights[0]).any()):
+        counting = weights > 0
+        return ((column[counting] * weights[counting]).sum() / weights.sum()).to(dtype)
     column = column.to(dtype)
     if op == "max":
         return column.max()

@@ -15,6 +15,7 @@ from itwinai import compat
 from itwinai.checkpoints.content import Place, training_samplers
 from itwinai.checkpoints.plugin import Resumed
 from itwinai.data.random_states import pack_random_states
+from itwinai.data.weights import StepWeights
 from itwinai.launchers.base import stopped_by
 from itwinai.launchers.environment import requeue_job
 from itwinai.loggers.when import is_log_step
@@ -102,6 +103,7 @@ class TrainingPlan:
         self.run_section = sections.around(loop.optimize, "run_training_batch")
         self.on_train_batch_end = draw_hook("on_train_batch_end", trainer, sections)
         self.exchanges = loop.results.exchanges
+        self.weights = StepWeights(trainer, strict=False) if self.exchanges else None
         self.validates = trainer.enable_validation or compat.skips_next_validation(loop)
         self.steps_schedulers = bool(trainer.lr_scheduler_configs) and module.automatic_optimization
 
@@ -311,6 +313,8 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         progress.increment_ready()
         connector = compat.logger_connector(self.trainer)
         connector.begin_batch(self.results, batch)
+        if plan.weights is not None:
+            self.results.weight = plan.weights(batch_idx)
 
         outputs: Any = None
         skip_rest = False

@@ -222,7 +222,8 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
 
         if not hvd.is_initialized():  # on the caller, whose workers have ended
             return [value]
-        gathered: list[Any] = hvd.allgather_object(value, name="itwinai.gather")
+        with torch.inference_mode(False):  # Horovod changes in place what it has made
+            gathered: list[Any] = hvd.allgather_object(value, name="itwinai.gather")
         return gathered
 
     def describe_backend(self) -> str:
