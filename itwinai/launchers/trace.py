@@ -195,7 +195,7 @@ def _own_attributes(shared: Any) -> dict[str, Any]:
     """Return the attributes of a shared object that its owner, not a framework, keeps on it."""
     if isinstance(shared, (Tensor, Metric)):  # metrics are reset before each epoch, their values are in the trainer's
         return {}
-    internals: frozenset[str] = frozenset()
+    internals = compat.live_attributes(shared)
     if isinstance(shared, nn.Module):
         internals = compat.module_internals()
     elif not hasattr(shared, "__dict__") or _is_trainer_or_strategy(shared):

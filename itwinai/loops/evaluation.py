@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from itwinai import compat
@@ -52,7 +53,10 @@ class LeanEvaluationLoop(compat.EvaluationLoop):
         trainer = self.trainer
         try:
             with quick_log(trainer.lightning_module, self.results, compat.logger_connector(trainer)):
-                return super().run()
+                outcome = super().run()
+            if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+                compat.logger_connector(trainer).check_monitored()
+            return outcome
         finally:
             self.plan = None  # it refers to half of the run
 

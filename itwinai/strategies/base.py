@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributed import ReduceOp
@@ -54,7 +53,7 @@ class LocalProcesses:
         return LocalLauncher(environment, num_processes, num_nodes, variables)
 
 
-class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
+class LaunchedStrategy(compat.ConfiguresLauncher, compat.UnlistedParallelStrategy):
     """Mixin, before a parallel strategy of lightning: ranks come from the environment, workers from a source.
 
     Attributes:
@@ -142,7 +141,8 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
         self._weights = (*self._weights, weight_of)
 
     def weigh_loss(self, loss: Tensor) -> Tensor:
-        """Return this worker's loss weighed by its part of the global batch."""
+        """Return this worker's loss weighed by its part of the global batch, as a tensor of torch's own class."""
+        loss = compat.plain_tensor(loss)  # engines do arithmetic with it as well
         if len(self._weights) != 1:
             return loss
         assert self.lightning_module is not None

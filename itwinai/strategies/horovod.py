@@ -18,6 +18,7 @@ from torchmetrics.metric import jit_distributed_available
 
 from itwinai.errors import ConfigurationError, UnusedParametersError, require
 from itwinai.launchers.local import free_port
+from itwinai.loops.exchange import check_shapes
 from itwinai.measure.steps import StepClock
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses, WorkerSource
 
@@ -88,7 +89,12 @@ class HorovodCollectives(ParallelStrategy):
         if not hvd.is_initialized():
             return tensor
         _refuse_group(group)
+        check_shapes(self, tensor)
         return _AllGather.apply(tensor) if sync_grads else _stack(tensor)
+
+    def gather_alike(self, tensor: Tensor) -> Tensor:
+        """Return the tensors of all workers, stacked, without a check that they have one shape."""
+        return _stack(tensor)
 
 
 class _AllGather(torch.autograd.Function):
