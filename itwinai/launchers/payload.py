@@ -109,7 +109,7 @@ def run(packed: bytes, place: Place, on_failure: Callable[[BaseException], None]
         traced: whether the caller needs to know what the run changed; true for one worker of each caller.
     """
     compat.silence_known_warnings()
-    payload: Payload = pickle.loads(packed)
+    payload = _unpacked(packed)
     sys.argv[:] = payload.arguments
     trainer = payload.trainer
     compat.set_rng_states(payload.rng_states)
@@ -175,6 +175,20 @@ def interleave(per_rank: Sequence[Sequence[Any]]) -> list[Any]:
     """
     longest = max(len(batches) for batches in per_rank)
     return [batches[index] for index in range(longest) for batches in per_rank if index < len(batches)]
+
+
+def _unpacked(packed: bytes) -> Payload:
+    """Return the payload, or raise what says that something in it can be sent and not be made again."""
+    try:
+        payload: Payload = pickle.loads(packed)
+    except Exception as error:  # the user's own __new__ and __setstate__ run here: anything can come
+        raise PayloadError(
+            f"What was sent to this worker cannot be made again here: {type(error).__name__}: {error}. It was pickled, "
+            "but unpickling fails: let its class define __getnewargs__ or __reduce__, which say with which arguments "
+            "it is made again; or make such objects in setup(), or when they are first used; or start the script "
+            "itself once per worker, for example with `torchrun --nproc-per-node 2 script.py`, where nothing is sent."
+        ) from error
+    return payload
 
 
 def _explain_unpicklable(payload: Payload, error: Exception) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 import cloudpickle
 
 from itwinai.files.whole import write_whole
+from itwinai.unify import unify_if_asked
 
 if TYPE_CHECKING:  # importing it takes seconds, and this process has to watch its caller before that
     from itwinai.launchers.environment import Place
@@ -67,6 +68,7 @@ def main(folder: Path, rank: int) -> None:
     place = start.places[rank]
     os.environ.clear()
     os.environ.update(start.variables)
+    unify_if_asked()
     if place is not None:
         os.environ.update(place.variables())
 

@@ -154,8 +154,8 @@ class LeanLoggerConnector(compat.LoggerConnector):
         check_callbacks(self.trainer, self._warned_of)
 
     def update_train_epoch_metrics(self) -> None:
-        self.check_monitored()  # all callbacks have read the values of the epoch
         super().update_train_epoch_metrics()
+        self.check_monitored()  # all workers have read all values of the epoch
 
     def begin_batch(self, results: LeanResults, batch: Any, dataloader_idx: int | None = None) -> None:
         """Note which batch is in work, for the batch size that `self.log` takes from it."""
