@@ -33,6 +33,7 @@ from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loops import _EvaluationLoop, _FitLoop, _Loop
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
@@ -44,7 +45,7 @@ from lightning.pytorch.plugins import _PLUGIN_INPUT, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer import call
@@ -96,6 +97,36 @@ def trainer_arguments_from_environment() -> dict[str, Any]:
     from lightning.pytorch.trainer.trainer import Trainer
 
     return vars(_parse_env_variables(Trainer))
+
+
+# ------------------------------------------------------------------------------------------ command lines
+
+Class = TypeVar("Class", bound=type)
+
+
+def unlisted(base: Class) -> Class:
+    """Return a subclass of a class whose own subclasses the short names of command lines do not mean.
+
+    jsonargparse takes a short name such as ``ModelCheckpoint`` for any class of that name below the one that is asked
+    for, and refuses one that several have. It does not look below classes that are defined in a function.
+    """
+
+    class Unlisted(base):  # type: ignore[valid-type, misc]
+        pass
+
+    return Unlisted  # type: ignore[return-value]
+
+
+if TYPE_CHECKING:  # which cannot follow a function that makes a class
+    UnlistedParallelStrategy = ParallelStrategy
+    UnlistedDDPStrategy = LightningDDPStrategy
+    UnlistedDeepSpeedStrategy = LightningDeepSpeedStrategy
+    UnlistedModelCheckpoint = LightningModelCheckpoint
+else:
+    UnlistedParallelStrategy = unlisted(ParallelStrategy)
+    UnlistedDDPStrategy = unlisted(LightningDDPStrategy)
+    UnlistedDeepSpeedStrategy = unlisted(LightningDeepSpeedStrategy)
+    UnlistedModelCheckpoint = unlisted(LightningModelCheckpoint)
 
 
 # ------------------------------------------------------------------------------------------------ launching
@@ -342,7 +373,7 @@ def tolerate_outputs(module: nn.Module, wrap: Callable[[Callable[..., Any]], Cal
                 submodule._forward_hooks[key] = wrap(hook)
 
 
-class EngineMaker(LightningDeepSpeedStrategy):
+class EngineMaker(UnlistedDeepSpeedStrategy):
     """lightning's DeepSpeed strategy, which leaves making engines to a public method."""
 
     config: dict[str, Any]  # lightning refuses None before it gets here
@@ -724,6 +755,12 @@ def read_metrics(trainer: Trainer) -> dict[str, dict[str, Any]]:
     }
 
 
+def callback_metric(trainer: Trainer, key: str) -> float:
+    """Return a value as callbacks have last read it, or NaN if there is none; nothing is computed or exchanged."""
+    value = trainer._logger_connector._callback_metrics.get(key)
+    return float("nan") if value is None else float(value)
+
+
 def write_metrics(trainer: Trainer, metrics: Mapping[str, dict[str, Any]]) -> None:
     """Set the trainer's metric dictionaries to what `read_metrics` returned."""
     connector = trainer._logger_connector
@@ -1041,8 +1078,16 @@ class TrainingEpochLoop(_TrainingEpochLoop):
         """Raise `SIGTERMException` if the workers have agreed to stop before this batch."""
         raise NotImplementedError
 
+    def check_monitored(self, key: str, value: float) -> None:
+        """Act upon the value that a plateau scheduler is about to be given."""
+
     def _broadcast_sigterm_tensor(self) -> None:
         self.stop_if_agreed()
+
+    def _get_monitor_value(self, key: str) -> Any:
+        value = super()._get_monitor_value(key)
+        self.check_monitored(key, float("nan") if value is None else float(value))
+        return value
 
 
 DataFetcher = _DataFetcher
@@ -1362,6 +1407,11 @@ def validates_now(loop: _TrainingEpochLoop, data_fetcher: _DataFetcher) -> bool:
     return loop._skip_next_val or loop._should_check_val_fx(data_fetcher)
 
 
+def begun_batches(loop: _TrainingEpochLoop) -> int:
+    """Return the number of batches of the epoch whose training step has begun; those that a hook skips do not count."""
+    return loop.batch_progress.current.started  # type: ignore[attr-defined]
+
+
 def count_stepped_batch(loop: _TrainingEpochLoop) -> None:
     """Count a batch after which the optimizer has stepped; loggers number their steps by it."""
     loop._batches_that_stepped += 1
@@ -1505,6 +1555,11 @@ def default_store() -> dist.Store:
     return dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
 
 
+def can_stop_early(trainer: Trainer) -> bool:
+    """Tell whether a fit may end as soon as ``should_stop`` is set: it has had its least epochs and steps."""
+    return trainer.fit_loop._can_stop_early
+
+
 def is_training_done(loop: _TrainingEpochLoop) -> bool:
     """Tell whether the epoch's batches, or the run's steps, are used up."""
     return loop._is_training_done
@@ -1550,6 +1605,18 @@ def common_size(batch: Any) -> int | None:
     tensors = batch.values() if type(batch) is dict else batch if type(batch) in (list, tuple) else (batch,)
     sizes = {tensor.shape[0] if type(tensor) is Tensor and tensor.ndim else None for tensor in tensors}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def plain_tensor(value: Tensor) -> Tensor:
+    """Return a tensor without the class that somebody has derived of torch's: the same memory, the same graph.
+
+    Such a class may refuse what is done with a number here, or cannot be loaded again from a checkpoint. One that holds
+    its values elsewhere stays as it is.
+    """
+    if type(value) is Tensor or type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return value
+    with torch._C.DisableTorchFunctionSubclass():
+        return value.as_subclass(Tensor)
 
 
 def result_key(results: _ResultCollection, hook: str, name: str, add_dataloader_idx: bool) -> str:
@@ -1941,7 +2008,7 @@ def is_stateful(loader: Any) -> bool:
     return isinstance(loader, _Stateful)
 
 
-class ModelCheckpoint(LightningModelCheckpoint):
+class ModelCheckpoint(UnlistedModelCheckpoint):
     """lightning's callback that saves checkpoints, with its private attributes and methods under public names."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -2093,6 +2160,15 @@ def _later_methods(
         return is_coming(str(filepath)) or exists_now(filepath, trainer)
 
     return {"_save_checkpoint": save, "_remove_checkpoint": remove, "_link_checkpoint": link, "file_exists": exists}
+
+
+def live_attributes(logger: Any) -> frozenset[str]:
+    """Return the attributes of a logger that are a connection of this process, and mean nothing in another.
+
+    lightning's WandbLogger opens its run in the caller, where it is pickled, and attaches to it in a worker. The caller
+    keeps the run that it has opened, which knows what the worker has logged.
+    """
+    return frozenset({"_experiment", "_attach_id"}) if isinstance(logger, WandbLogger) else frozenset()
 
 
 def uploads_at_once(logger: Logger, callback: LightningModelCheckpoint) -> bool:

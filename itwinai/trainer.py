@@ -55,6 +55,7 @@ from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.ray import RayStrategy
 from itwinai.strategies.registry import make_strategy
 from itwinai.trials.session import find_session
+from itwinai.unify import refuse_foreign
 
 
 def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,6 +64,7 @@ def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., An
     @functools.wraps(entry_point)
     def wrapped(self: ItwinaiTrainer, *args: Any, **kwargs: Any) -> Any:
         check_finders(self)
+        refuse_foreign(*args, *kwargs.values())
         self._fit_began = time.time()
         if entry_point is Trainer.fit:
             self._portable().parts_of_workers = {}
@@ -217,6 +219,8 @@ class ItwinaiTrainer(Trainer):
             kwargs["default_root_dir"] = session.folder  # trials that run at the same time would write to one place
         loggers = _loggers(logger, kwargs.get("default_root_dir"))
         given = kwargs.get("callbacks")
+        for value in (given, logger, strategy, plugins, kwargs.get("profiler")):
+            refuse_foreign(*(value if isinstance(value, (list, tuple)) else [value]))
         if not kwargs.get("barebones"):
             kwargs["callbacks"] = with_defaults(given, kwargs, watch, loggers)
         super().__init__(

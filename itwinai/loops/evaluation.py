@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from itwinai import compat
@@ -60,6 +61,8 @@ class LeanEvaluationLoop(compat.EvaluationLoop):
         try:
             with quick_log(trainer.lightning_module, self.results, compat.logger_connector(trainer)):
                 outputs = super().run()
+            if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+                compat.logger_connector(trainer).check_monitored()
         finally:
             self.plan = None  # it refers to half of the run
         self.is_running = False

@@ -18,6 +18,7 @@ from itwinai import compat
 from itwinai.errors import CheckpointError
 from itwinai.loops.exchange import WEIGHT, Entry, exchange
 from itwinai.loops.missing import MissingWorkers
+from itwinai.loops.monitors import check_callbacks
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -49,6 +50,9 @@ class LeanResults(compat.ResultCollection):
     def exchanges(self) -> bool:
         """Whether there are other workers to exchange values with."""
         return self.trainer.world_size > 1 and isinstance(self.trainer.strategy, ParallelStrategy)
+
+    def log(self, fx: str, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        super().log(fx, name, compat.plain_tensor(value) if isinstance(value, Tensor) else value, *args, **kwargs)
 
     def update_metrics(self, key: str, value: Any, batch_size: int) -> None:
         metric = self[key]
@@ -183,6 +187,18 @@ class LeanResults(compat.ResultCollection):
 
 class LeanLoggerConnector(compat.LoggerConnector):
     """lightning's keeper of logged values, which does per batch only what the batch has made necessary."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(trainer)
+        self._warned_of: set[str] = set()
+
+    def check_monitored(self) -> None:
+        """Compare what callbacks have monitored with the other workers."""
+        check_callbacks(self.trainer, self._warned_of)
+
+    def update_train_epoch_metrics(self) -> None:
+        super().update_train_epoch_metrics()
+        self.check_monitored()  # all workers have read all values of the epoch
 
     def begin_batch(self, results: LeanResults, batch: Any, dataloader_idx: int | None = None) -> None:
         """Note which batch is in work, for the batch size that `self.log` takes from it."""

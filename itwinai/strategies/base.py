@@ -10,7 +10,6 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
@@ -82,7 +81,7 @@ class LocalProcesses:
         return LocalLauncher(environment, num_processes, num_nodes, variables, self.kind)
 
 
-class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
+class LaunchedStrategy(compat.ConfiguresLauncher, compat.UnlistedParallelStrategy):
     """Mixin, before a parallel strategy of lightning: ranks come from the environment, workers from a source.
 
     Attributes:
@@ -202,7 +201,8 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
         return self._weights(self.lightning_module.trainer.fit_loop.batch_idx)
 
     def weigh_loss(self, loss: Tensor) -> Tensor:
-        """Return this worker's loss weighed by its part of the global batch."""
+        """Return this worker's loss weighed by its part of the global batch, as a tensor of torch's own class."""
+        loss = compat.plain_tensor(loss)  # engines do arithmetic with it as well
         weight = self.batch_weight()
         return loss if weight == 1.0 else loss * weight
 
