@@ -98,7 +98,12 @@ class LeanFitLoop(compat.FitLoop):
         callbacks = compat.callbacks(self.trainer)
         try:
             with compat.postponing_saves(callbacks, self.saves.postpone, self.saves.is_coming):
-                super().run()
+                try:
+                    super().run()
+                except BaseException:
+                    if self.trainer.world_size == 1:  # others may not have come so far, and saving takes them all
+                        self.saves.flush()
+                    raise
         finally:
             self.saves.forget()
 
