@@ -599,6 +599,12 @@ class FitLoop(_FitLoop):
         assert self._combined_loader is not None
         self.loaders_made(self._combined_loader)
 
+    def load_loaders(self) -> None:
+        """Restore the states of loaders, which lightning does not do at the end of an epoch."""
+        assert self._combined_loader is not None
+        self._combined_loader._load_state_dicts(self._combined_loader_states_to_load)
+        self._combined_loader_states_to_load = []
+
     @property
     def combined_loader(self) -> CombinedLoader | None:
         """The training loaders, once they are made."""

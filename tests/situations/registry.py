@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.situations import stops
 from tests.situations.situation import STRATEGIES, Situation
 
 # Each file of this folder has a tuple SITUATIONS; the order here is that of the tables.
-SITUATIONS: dict[str, tuple[Situation, ...]] = {}
+SITUATIONS: dict[str, tuple[Situation, ...]] = {
+    "Stops": stops.SITUATIONS,
+}
 
 
 def table(situations: tuple[Situation, ...]) -> str:

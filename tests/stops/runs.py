@@ -393,6 +393,12 @@ def differences(reference: Seen, resumed: Seen, cut: int, counts: bool) -> list[
     return found
 
 
+def batches_in(path: Path) -> int:
+    """Return after how many batches a checkpoint was written; with gradients that wait for more it cannot be exact."""
+    progress = torch.load(path, weights_only=False)["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return int(progress["total"]["processed"])
+
+
 def batches_per_epoch(reference: Seen) -> int:
     """Return the number of batches of an epoch."""
     return (
@@ -462,7 +468,7 @@ def check_case(
                 continue
             if case.trigger != "epoch":
                 yield batch, compare(path, batch, "batch")
-            elif path.exists():
+            elif path.exists() and batch < total and batches_in(path) == batch:
                 # It saves after validation where there are several in an epoch.
                 after_epoch = saves._should_save_on_train_epoch_end(whole.trainer) and batch % per_epoch == 0
                 yield batch, compare(path, batch, "epoch" if after_epoch else "iteration")
