@@ -1145,6 +1145,12 @@ class FitLoop(_FitLoop):
         assert self._combined_loader is not None
         self.loaders_made(self._combined_loader)
 
+    def load_loaders(self) -> None:
+        """Restore the states of loaders, which lightning does not do at the end of an epoch."""
+        assert self._combined_loader is not None
+        self._combined_loader._load_state_dicts(self._combined_loader_states_to_load)
+        self._combined_loader_states_to_load = []
+
     @property
     def combined_loader(self) -> CombinedLoader | None:
         """The training loaders, once they are made."""
@@ -1881,14 +1887,11 @@ class CheckpointConnector(_CheckpointConnector):
     trainer: Trainer
 
     selected: Any = None  # what is about to be restored; `_ckpt_path` is set only when it is read
-    loops: dict[str, Any] | None = None  # the progress that goes into a checkpoint, if not that of this moment
+    earlier: dict[str, Any] | None = None  # the progress that goes into a checkpoint, if not the present one
 
-    def read_loops(self) -> dict[str, Any]:
-        """Return the progress of all loops, as it is in checkpoints."""
-        return super()._get_loops_state_dict()
-
-    def _get_loops_state_dict(self) -> dict[str, Any]:
-        return self.read_loops() if self.loops is None else self.loops
+    def read_progress(self) -> dict[str, Any]:
+        """Return the progress of the run, as it is in checkpoints."""
+        return {"epoch": self.trainer.current_epoch, "loops": self._get_loops_state_dict()}
 
     def complete(self, checkpoint: dict[str, Any], weights_only: bool) -> None:
         """Add to the content of a checkpoint; all workers come here."""
@@ -1900,7 +1903,7 @@ class CheckpointConnector(_CheckpointConnector):
         """Take what the loops will need of a checkpoint that a fit goes on from."""
 
     def dump_checkpoint(self, weights_only: bool | None = None) -> dict:
-        checkpoint = super().dump_checkpoint(weights_only)
+        checkpoint = super().dump_checkpoint(weights_only) | (self.earlier or {})
         self.complete(checkpoint, bool(weights_only))
         return checkpoint
 

@@ -10,10 +10,15 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
+from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
+from torchmetrics import MeanSquaredError
+from torchmetrics.regression import PearsonCorrCoef
 
 from itwinai import ItwinaiTrainer, compat
 from itwinai.callbacks import ModelCheckpoint
@@ -235,3 +240,216 @@ def test_sharded_state_of_deepspeed() -> None:
     assert "self._hp_optimizer_states_linked = False" in text and "self.single_partition_of_fp32_groups" in text
     text = Path(DeepSpeedZeroOptimizer_Stage3.__init__.__code__.co_filename).read_text()
     assert "self.sub_group_to_group_id" in text and "self.fp32_partitioned_groups_flat" in text
+
+
+class Placing(compat.FitLoop):
+    """Writes down what it is told."""
+
+    def loaders_made(self, loader: Any) -> None:
+        self.made = loader
+
+
+def test_fit_loop(tmp_path: Path) -> None:
+    trainer, _ = connected()
+    compat.replace_fit_loop(trainer, Placing)
+    loop: Any = trainer.fit_loop
+    assert (type(loop), loop.max_epochs) == (Placing, 2) and loop.combined_loader is None
+    trainer.fit(Regression(), loader(8))
+    assert loop.made is loop.combined_loader
+    assert compat.loader_mode(loop.made) == "max_size_cycle" and loop.last_reload == 0
+    loop.last_reload = 1
+    assert loop._last_train_dl_reload_epoch == 1
+    progress = loop.progress()
+    assert progress["epoch_progress"]["total"]["completed"] == 2
+    assert loop.combined_loader is loop.made
+    other: Any = Placing(trainer, max_epochs=2)
+    other.epoch_loop = loop.epoch_loop
+    other.load_progress(progress)
+    assert other.epoch_progress.total.completed == 2 and other._loaded_from_state_dict
+    compat.forget_loading(other)
+    assert not other._loaded_from_state_dict and not other.epoch_loop.val_loop.restarting
+
+
+class Kept(DataLoader):
+    """A loader with a state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": 3}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loaded = state
+
+
+def test_states_of_loaders_are_loaded() -> None:
+    trainer, _ = connected()
+    compat.replace_fit_loop(trainer, Placing)
+    loop: Any = trainer.fit_loop
+    kept = Kept(loader(8).dataset, 8)
+    trainer.fit(Regression(), kept)
+    loop.on_load_checkpoint(loop.on_save_checkpoint())
+    loop.load_loaders()
+    assert kept.loaded == {"kept": 3}
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_loaders_are_iterated_later(length: bool) -> None:
+    begun: list[int] = []
+
+    class Noting(DataLoader):
+        def __iter__(self) -> Any:
+            begun.append(1)
+            return super().__iter__()
+
+    combined = CombinedLoader([Noting(range(6) if length else Numbers(), batch_size=2)], "max_size_cycle")  # type: ignore[arg-type]
+    compat.iterate_later(combined)
+    fetcher = _PrefetchDataFetcher()
+    fetcher.setup(combined)
+    iter(fetcher)
+    assert not begun and fetcher.length == (3 if length else None)
+    compat.iterate_now(combined)
+    iter(fetcher)
+    assert begun == [1] and len(list(fetcher)) == 3
+
+
+def test_history_of_validation() -> None:
+    found, trainer = looked(lambda trainer: compat.is_epoch_over(trainer.fit_loop.epoch_loop))
+    assert found == [False] * 12 + [True]
+    loop: Any = trainer.fit_loop.epoch_loop.val_loop
+    assert loop.loaders == []
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(Regression(), loader(8), loader(8))
+    assert len(loop.loaders) == 1
+    history = loop.read_history()
+    assert history["reloaded"] == 1 or history["reloaded"] == 0
+    loop.write_history({"reloaded": 5, "seen": {0: 7}})
+    assert loop.read_history() == {"reloaded": 5, "seen": {**history["seen"], 0: 7}}
+
+
+def test_progress_of_an_earlier_moment() -> None:
+    trainer, connector = connected()
+    trainer.fit(Regression(), loader(8))
+    progress = connector.read_progress()
+    assert progress["epoch"] == 2 and set(progress["loops"]) >= {"fit_loop", "validate_loop"}
+    connector.earlier = {"epoch": 7, "loops": {}}
+    checkpoint = connector.dump_checkpoint(False)
+    assert (checkpoint["epoch"], checkpoint["loops"]) == (7, {})
+
+
+def test_saves_are_postponed(tmp_path: Path) -> None:
+    callback = LightningModelCheckpoint(tmp_path, monitor="train_loss", save_top_k=1, save_last="link", mode="max")
+    waiting: list[Any] = []
+    coming: list[str] = []
+
+    def postpone(path: str, action: Any) -> bool:
+        coming.append(path)
+        waiting.append(action)
+        return True
+
+    with compat.postponing_saves([callback], postpone, coming.__contains__):
+        trainer = L.Trainer(
+            accelerator="cpu", max_epochs=2, logger=False, callbacks=[callback], enable_progress_bar=False
+        )
+        trainer.fit(Regression(), loader(8))
+        assert not list(tmp_path.glob("*.ckpt")) and callback.best_model_path in coming
+        assert callback.file_exists(callback.best_model_path, trainer)
+    for action in waiting:
+        action()
+    assert Path(callback.best_model_path).exists() and (tmp_path / "last.ckpt").is_symlink()
+    assert not {"_save_checkpoint", "_remove_checkpoint", "_link_checkpoint", "file_exists"} & set(vars(callback))
+
+
+def test_class_with_hooks_of_its_own_finds_its_file(tmp_path: Path) -> None:
+    class Uploads(LightningModelCheckpoint):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            super().on_train_epoch_end(trainer, pl_module)
+            assert Path(self.best_model_path).exists()
+
+    trainer = make_trainer("auto", 1, max_epochs=1, callbacks=[Uploads(tmp_path)], enable_checkpointing=True)
+    trainer.fit(Regression(), loader(8))
+
+
+class Logs(Regression):
+    """Logs a metric and values with all reductions."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        for name in ("sum", "max"):
+            self.log(name, loss, on_step=True, on_epoch=True, reduce_fx=name)
+        self.error(batch[1], batch[1] + 1)
+        self.log("error", self.error, on_step=False, on_epoch=True)
+        return loss
+
+
+class Takes(L.Callback):
+    """Takes the logged values in mid-epoch, and lets them be made anew of that."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        results = trainer.fit_loop.epoch_loop._results
+        for key, metric in list(results.items()):
+            state = compat.read_result(metric)
+            assert state is not None
+            made = compat.make_result(state, trainer)
+            assert made.meta == metric.meta  # otherwise the next call of `self.log` would be refused
+            compat.write_result(made, state, module.device)
+            results[key] = made
+        kept = compat.read_metric(module.error)
+        module.error.reset()
+        assert kept is not None and compat.read_metric(module.error) is None
+        compat.write_metric(module.error, kept)
+
+
+def test_logged_values_are_made_anew() -> None:
+    found = []
+    for callbacks in ([], [Takes()]):
+        L.seed_everything(3)
+        trainer = L.Trainer(
+            accelerator="cpu", max_epochs=1, logger=False, callbacks=callbacks, enable_progress_bar=False
+        )
+        trainer.fit(Logs(), loader(8))
+        found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+    epochs = [{name: value for name, value in values.items() if not name.endswith("_step")} for values in found]
+    names = ("sum", "max")  # by which also the value of the step is read
+    assert {name: value for name, value in epochs[0].items() if name not in names} == {
+        name: value for name, value in epochs[1].items() if name not in names
+    }
+    assert {"train_loss", "sum_epoch", "max_epoch", "error"} <= epochs[0].keys()
+
+
+def test_metrics_are_merged() -> None:
+    one, other, whole = MeanSquaredError(), MeanSquaredError(), MeanSquaredError()
+    for number, metrics in enumerate([(one, whole), (other, whole), (other, whole)]):
+        for metric in metrics:
+            metric.update(torch.tensor([1.0, 2.0]), torch.tensor([0.5, float(number)]))
+    kept = compat.read_metric(other)
+    assert kept is not None and compat.can_merge(one) and not compat.can_merge(PearsonCorrCoef())
+    compat.merge_metric(one, kept)
+    torch.testing.assert_close(one.compute(), whole.compute())
+
+
+def test_validation_that_only_a_stop_brings() -> None:
+    def look(trainer: Any) -> Any:
+        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        trainer.should_stop = True
+        found = compat.validates_now(loop, fetcher), compat.is_validation_due(loop, fetcher)
+        assert trainer.should_stop
+        trainer.should_stop = False
+        return found
+
+    looks = Looks(look)
+    trainer = make_trainer("auto", 1, max_epochs=1, callbacks=[looks])
+    trainer.fit(Regression(), loader(8), loader(8))
+    assert looks.found == [(True, False)] * 12 + [(True, True)]
+    loop: Any = trainer.fit_loop.epoch_loop
+    compat.skip_next_validation(loop)
+    assert compat.skips_next_validation(loop)
+    assert compat.iterates_again(loop)
+    loop._restarting = True
+    assert not compat.iterates_again(loop)
+
+
+def test_go_on_iterating() -> None:
+    trainer = make_trainer("auto", 1)
+    connector = compat.logger_connector(trainer)
+    compat.go_on_iterating(connector)
+    compat.count_iteration(connector)
+    assert not compat.is_first_iteration(connector)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Checkpoint
@@ -13,6 +14,7 @@ from torch import Tensor
 from itwinai import compat
 from itwinai.callbacks.mutation import Hyperparameters, hyperparameters_of, mutate
 from itwinai.errors import ConfigurationError, MissingMetricError
+from itwinai.loops.saving import when_hooks_are_done
 from itwinai.trials.moments import parse_moment
 from itwinai.trials.ray_function import FunctionSession
 from itwinai.trials.records import Mode, Objective
@@ -190,6 +192,10 @@ class TuneReportCallback(Checkpoint):
         values = self._values(trainer) if trainer.is_global_zero else {}
         self._last, self._reported = values, True
         improved = self._note_best(trainer, values)
+        when_hooks_are_done(trainer, partial(self._finish_report, trainer, values, improved))
+
+    def _finish_report(self, trainer: Trainer, values: dict[str, float], improved: bool) -> None:
+        """Save what is due, and tell the search."""
         path = ""
         if self.checkpoint_every and self.reports % self.checkpoint_every == 0 and (improved or not self.best_only):
             path = self._save(trainer, improved)

@@ -12,6 +12,7 @@ from itwinai import compat
 from itwinai.checkpoints.content import Place, Point
 from itwinai.checkpoints.plugin import Resumed, take_resumed
 from itwinai.data.random_states import RandomStates, pack_random_states
+from itwinai.data.streams import StreamLoader
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.keeping import keep, take_up
 from itwinai.loops.results import LeanResults
@@ -44,6 +45,7 @@ class LeanFitLoop(compat.FitLoop):
         place: what is done; None in the midst of something.
         held: where a run stood before it did what only a run does that stops there, or what is done again.
         resumed: our part of the checkpoint that this fit goes on from, until its first epoch begins.
+        resumed_loader: the training loaders that were made to go on, which may be made anew before they are iterated.
         saves: what waits until the hooks are done.
         begun_with: random states when the training loaders were iterated for this epoch.
     """
@@ -51,6 +53,7 @@ class LeanFitLoop(compat.FitLoop):
     place: Place | None = None
     held: Point | None = None
     resumed: Resumed | None = None
+    resumed_loader: Any = None
     begun_with: RandomStates | None = None
     epoch_loop: Any
 
@@ -98,14 +101,23 @@ class LeanFitLoop(compat.FitLoop):
         callbacks = compat.callbacks(self.trainer)
         try:
             with compat.postponing_saves(callbacks, self.saves.postpone, self.saves.is_coming):
-                super().run()
+                try:
+                    super().run()
+                except BaseException:
+                    if self.trainer.world_size == 1:  # others may not have come so far, and saving takes them all
+                        self.saves.flush()
+                    raise
         finally:
             self.saves.forget()
 
     def loaders_made(self, loader: Any) -> None:
         if self.resumed is None and (resumed := take_resumed(self.trainer)) is not None:
             self.resumed = resumed
+            self.resumed_loader = loader
             compat.iterate_later(loader)  # what is drawn now is not what comes next
+            stateful = [one for one in loader.flattened if compat.is_stateful(one)]
+            if resumed.section.place in _ALL_DONE and all(isinstance(one, StreamLoader) for one in stateful):
+                self.load_loaders()
         else:
             self.begun_with = pack_random_states()
 

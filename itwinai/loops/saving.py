@@ -54,14 +54,14 @@ class LaterSaves:
         connector = compat.checkpoint_connector(self.trainer)
         if not isinstance(connector, compat.CheckpointConnector):
             return self.add(action)
-        loops = connector.read_loops()
+        progress = connector.read_progress()
 
         def save() -> None:
-            connector.loops = loops
+            connector.earlier = progress
             try:
                 action()
             finally:
-                connector.loops = None
+                connector.earlier = None
 
         return self.add(save)
 
@@ -83,3 +83,10 @@ class LaterSaves:
         self.collects = False
         self.waiting.clear()
         self._coming.clear()
+
+
+def when_hooks_are_done(trainer: Trainer, action: Action) -> None:
+    """Do something after all hooks that are being called now, so that a checkpoint holds what they change."""
+    saves = getattr(trainer.fit_loop, "saves", None)
+    if not (isinstance(saves, LaterSaves) and saves.add(action)):
+        action()

@@ -184,7 +184,8 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         compat.iterate_now(data_fetcher.combined_loader)
         begins = not in_epoch and compat.iterates_again(self)
         if not in_epoch:
-            generators_go_on(trainer, section)
+            if self.fit_loop.combined_loader is self.fit_loop.resumed_loader:
+                generators_go_on(trainer, section)
             self.fit_loop.begun_with = pack_random_states()
             if not begins:
                 iter(data_fetcher)

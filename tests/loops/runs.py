@@ -520,7 +520,7 @@ def make_callback(actor: str, hooks: tuple[str, ...]) -> Callback:
 
     methods: dict[str, Any] = {hook: note(hook) for hook in hooks}
     if "state_dict" in hooks:
-        methods["state_dict"] = lambda self: {"visits": len(Journal.current.entries)}
+        methods["state_dict"] = lambda self: {"kept by": self.actor}
     if "load_state_dict" in hooks:
         methods["load_state_dict"] = lambda self, state: Journal.current.entries.append((self.actor, freeze(state)))
     return type("Recorder", (DrawnCallback,), {"actor": actor, **methods})()
@@ -849,7 +849,15 @@ def run(scenario: Scenario, trainer_class: type[Trainer], folder: Path) -> dict[
         files = {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.glob("csv/**/*.csv"))}
     finally:
         shutil.rmtree(folder)
-    return {"entries": journal.entries, "ends": ends, "checkpoints": checkpoints, "files": files}
+    # lightning saves in the midst of hooks, and we when all are done.
+    saving = [entry[:2] for entry in journal.entries if is_about_saving(entry)]
+    entries = [entry for entry in journal.entries if not is_about_saving(entry)]
+    return {"entries": entries, "saving": saving, "ends": ends, "checkpoints": checkpoints, "files": files}
+
+
+def is_about_saving(entry: Any) -> bool:
+    """Tell whether something that happened is part of saving a checkpoint."""
+    return entry[1] in ("after_save_checkpoint", "on_save_checkpoint")
 
 
 def lightnings_part(path: Path) -> dict[str, Any]:

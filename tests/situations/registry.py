@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.situations import deepspeed, edges, engines, launching, loaders
+from tests.situations import deepspeed, edges, engines, launching, loaders, stops
 from tests.situations.situation import STRATEGIES, Situation
 
 # Each file of this folder has a tuple SITUATIONS; the order here is that of the tables.
@@ -14,6 +14,7 @@ SITUATIONS: dict[str, tuple[Situation, ...]] = {
     "Graphs, gradients and drift": engines.SITUATIONS,
     "What DeepSpeed's engines have to be helped with": deepspeed.SITUATIONS,
     "Loaders, samplers and random numbers": loaders.SITUATIONS,
+    "Stops": stops.SITUATIONS,
 }
 
 

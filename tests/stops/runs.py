@@ -393,6 +393,12 @@ def differences(reference: Seen, resumed: Seen, cut: int, counts: bool) -> list[
     return found
 
 
+def batches_in(path: Path) -> int:
+    """Return after how many batches a checkpoint was written; with gradients that wait for more it cannot be exact."""
+    progress = torch.load(path, weights_only=False)["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return int(progress["total"]["processed"])
+
+
 def batches_per_epoch(reference: Seen) -> int:
     """Return the number of batches of an epoch."""
     return (
@@ -419,8 +425,22 @@ def cut_after(events: list[Any], batch: int, level: str) -> int:
     return number
 
 
-def check_case(case: Case, folder: Path, reference: Seen, module_class: type[Everything] = Everything) -> Iterator[Any]:
-    """Stop at every step of a case; yield each stop with what differs."""
+def check_case(
+    case: Case,
+    folder: Path,
+    reference: Seen,
+    chosen: Callable[[int, int], bool] = lambda batch, per_epoch: True,
+    module_class: type[Everything] = Everything,
+) -> Iterator[tuple[int, list[str]]]:
+    """Stop at the steps of a case; yield the number of each batch, from 1 over all epochs, with what differs.
+
+    Args:
+        case: the combination.
+        folder: for its checkpoints.
+        reference: the fit that is not stopped.
+        chosen: tells of the number of a batch, and of the batches of an epoch, whether to stop there.
+        module_class: what is trained.
+    """
     per_epoch = batches_per_epoch(reference)
     total = per_epoch * EPOCHS
     steps = [  # batch numbers after which the optimizer has stepped
@@ -444,14 +464,18 @@ def check_case(case: Case, folder: Path, reference: Seen, module_class: type[Eve
         yield 0, differences(reference, whole, 0, True)
         for number, batch in enumerate(steps, start=1):
             path = folder / f"step={number}.ckpt"
+            if not chosen(batch, per_epoch) and case.trigger != "epoch":
+                continue
             if case.trigger != "epoch":
                 yield batch, compare(path, batch, "batch")
-            elif path.exists():
+            elif path.exists() and batch < total and batches_in(path) == batch:
                 # It saves after validation where there are several in an epoch.
                 after_epoch = saves._should_save_on_train_epoch_end(whole.trainer) and batch % per_epoch == 0
                 yield batch, compare(path, batch, "epoch" if after_epoch else "iteration")
         return
     for number, batch in enumerate(steps, start=1):
+        if not chosen(batch, per_epoch):
+            continue
         callbacks: list[L.Callback] = [ModelCheckpoint(folder, every="2epochs")]
         options: dict[str, Any] = {}
         if case.trigger == "max_steps":
@@ -473,7 +497,9 @@ def check_case(case: Case, folder: Path, reference: Seen, module_class: type[Eve
         if batch < total:
             level = "epoch" if at_end else "iteration"
             interrupted = case.trigger == "signal" and stopped.trainer.fit_loop.epoch_loop.val_loop.is_running
-            counts = at_end or case.trigger == "signal"
+            # A validation, or the end of an epoch, that only a run has that stops here is counted by its hooks.
+            undisturbed = same(stopped.events, reference.events[: cut_after(reference.events, batch, level)])
+            counts = undisturbed and at_end or case.trigger == "signal"
             yield batch, compare(path, batch, "batch" if interrupted else level, counts)
         for file in folder.glob("*.ckpt"):
             os.unlink(file)
