@@ -141,7 +141,7 @@ class ItwinaiTrainer(Trainer):
             copies of this process, which have all that it has, and send nothing but the result. ``"script"``: new
             processes that run the script again as far as the call. ``"payload"``: new processes that are sent the
             trainer and its arguments as a pickle. ``"auto"`` is a fork, unless this process has threads or a device
-            in use, which do not survive it; then the script, if there is one; then the payload.
+            in use, which do not survive it; then a payload, if all can be sent; then the script, if there is one.
         cpu_threads: threads that torch computes with in each worker. By default the workers share the machine's cores.
             Sums in another number of threads may round differently.
         split_batches: take a DataLoader's batch size as that of the global batch, and divide it among the workers.
