@@ -48,8 +48,8 @@ class LocalLauncher(PayloadLauncher):
 
     A worker is a copy of this process, forked off it (``fork``); or a new process that runs the script again as far as
     this launch (``script``); or one that is sent the trainer and its arguments as a pickle (``payload``). ``auto`` is
-    a fork unless this process has threads or a device in use; then a payload if everything can be sent, for what a script
-    does before its call is better not done again; then the script.
+    a fork unless this process has threads or a device in use; then a payload if everything can be sent, for what a
+    script does before its call is better not done again; then the script.
 
     Args:
         environment: says which node this is, and where rank 0 of the group is.
