@@ -453,6 +453,9 @@ class GradientSynchronizer:
         Raises:
             UnusedParametersError: a parameter got no gradient, and that is not expected.
         """
+        for name, parameter in self.parameters.items():  # what has only got a gradient while they accumulated
+            if name in self.hooks.reached and name not in self._pending and parameter.grad is not None:
+                self._pending[name] = self._all_reduce(name, parameter)
         unused = [name for name, p in self.parameters.items() if p.requires_grad and name not in self._pending]
         if self.partial:
             self._complete(unused)
