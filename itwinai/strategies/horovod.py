@@ -51,7 +51,7 @@ class HorovodCollectives(ParallelStrategy):
 
         Args:
             tensor: the same shape on all workers.
-            group: not supported by Horovod; None.
+            group: all workers; Horovod supports no other.
             reduce_op: ``"mean"``, ``"sum"``, ``"min"``, ``"max"``, ``"product"``, or the ReduceOp of torch.
         """
         import horovod.torch as hvd
@@ -84,7 +84,7 @@ class HorovodCollectives(ParallelStrategy):
 
         Args:
             tensor: the same shape on all workers.
-            group: not supported by Horovod; None.
+            group: all workers; Horovod supports no other.
             sync_grads: let gradients flow back to the workers that the tensors came from.
         """
         import horovod.torch as hvd
@@ -537,5 +537,6 @@ def _combine_updates(parameters: list[Tensor], before: list[Tensor]) -> None:
 
 
 def _refuse_group(group: Any) -> None:
-    if group is not None:
-        raise ConfigurationError("The strategy 'horovod' works on all workers; process groups are not supported.")
+    # lightning names the group of all workers where none is given.
+    if group is not None and group is not dist.group.WORLD:
+        raise ConfigurationError("The strategy 'horovod' works on all workers; other process groups are not supported.")
