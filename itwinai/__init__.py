@@ -1,18 +1,22 @@
 """Run any LightningModule unchanged on DDP, DeepSpeed, Horovod or Ray, chosen by one flag.
 
 Names are resolved when they are first used, so that ``import itwinai`` loads neither torch nor lightning and changes
-nothing in the process.
+nothing in the process, unless ITWINAI_UNIFY_LIGHTNING asks for it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from itwinai.unify import unify_if_asked, unify_lightning
+
 if TYPE_CHECKING:
     from itwinai.trainer import ItwinaiTrainer
 
 __version__ = "0.1.0"
-__all__ = ["ItwinaiTrainer", "__version__"]
+__all__ = ["ItwinaiTrainer", "__version__", "unify_lightning"]
+
+unify_if_asked()
 
 
 def __getattr__(name: str) -> Any:

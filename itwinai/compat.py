@@ -26,13 +26,14 @@ import cloudpickle.cloudpickle
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.fabric.utilities.data import has_iterable_dataset
+from lightning.fabric.utilities.data import has_iterable_dataset, sized_len
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loops import _EvaluationLoop, _FitLoop, _Loop
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
@@ -44,13 +45,14 @@ from lightning.pytorch.plugins import _PLUGIN_INPUT, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from lightning.pytorch.trainer.connectors.callback_connector import _CallbackConnector
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from lightning.pytorch.trainer.connectors.logger_connector.result import (
     _METRICS,
@@ -64,12 +66,14 @@ from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerSta
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.argparse import _parse_env_variables
 from lightning.pytorch.utilities.data import _get_dataloader_init_args_and_kwargs, _reinstantiate_wrapped_cls
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.rank_zero import rank_zero_only as utils_rank_zero_only
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler, get_worker_info
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, dim_zero_max, dim_zero_min, dim_zero_sum
 
@@ -93,6 +97,36 @@ def trainer_arguments_from_environment() -> dict[str, Any]:
     from lightning.pytorch.trainer.trainer import Trainer
 
     return vars(_parse_env_variables(Trainer))
+
+
+# ------------------------------------------------------------------------------------------ command lines
+
+Class = TypeVar("Class", bound=type)
+
+
+def unlisted(base: Class) -> Class:
+    """Return a subclass of a class whose own subclasses the short names of command lines do not mean.
+
+    jsonargparse takes a short name such as ``ModelCheckpoint`` for any class of that name below the one that is asked
+    for, and refuses one that several have. It does not look below classes that are defined in a function.
+    """
+
+    class Unlisted(base):  # type: ignore[valid-type, misc]
+        pass
+
+    return Unlisted  # type: ignore[return-value]
+
+
+if TYPE_CHECKING:  # which cannot follow a function that makes a class
+    UnlistedParallelStrategy = ParallelStrategy
+    UnlistedDDPStrategy = LightningDDPStrategy
+    UnlistedDeepSpeedStrategy = LightningDeepSpeedStrategy
+    UnlistedModelCheckpoint = LightningModelCheckpoint
+else:
+    UnlistedParallelStrategy = unlisted(ParallelStrategy)
+    UnlistedDDPStrategy = unlisted(LightningDDPStrategy)
+    UnlistedDeepSpeedStrategy = unlisted(LightningDeepSpeedStrategy)
+    UnlistedModelCheckpoint = unlisted(LightningModelCheckpoint)
 
 
 # ------------------------------------------------------------------------------------------------ launching
@@ -339,7 +373,7 @@ def tolerate_outputs(module: nn.Module, wrap: Callable[[Callable[..., Any]], Cal
                 submodule._forward_hooks[key] = wrap(hook)
 
 
-class EngineMaker(LightningDeepSpeedStrategy):
+class EngineMaker(UnlistedDeepSpeedStrategy):
     """lightning's DeepSpeed strategy, which leaves making engines to a public method."""
 
     config: dict[str, Any]  # lightning refuses None before it gets here
@@ -386,6 +420,13 @@ class EngineMaker(LightningDeepSpeedStrategy):
                 "put all parameters into one, as parameter groups, or train with the strategy 'ddp' or 'horovod'."
             )
         return optimizers[0], schedulers[0] if schedulers else None
+
+    def _auto_select_batch_size(self) -> int:
+        # DeepSpeed divides by it for the throughput that it prints. lightning makes the training loader once more to
+        # look it up, which may draw random numbers, and not every loader has it.
+        assert self.lightning_module is not None
+        size = getattr(self.lightning_module.trainer.fit_loop._data_source.instance, "batch_size", None)
+        return size if isinstance(size, int) and size > 0 else 1
 
     def _format_batch_size_and_grad_accum_config(self) -> None:
         super()._format_batch_size_and_grad_accum_config()
@@ -485,21 +526,17 @@ def replace_zero_grad(strategy: Strategy, zero_grad: Callable[..., None]) -> Non
     vars(optimizer)["zero_grad"] = vars(wrapper)["zero_grad"] = zero_grad
 
 
-def call_after_backward(function: Callable[[], None]) -> int:
-    """Call a function when the backward pass that runs now is done; return the number of that pass."""
-    torch.autograd.Variable._execution_engine.queue_callback(function)
-    return backward_pass()
-
-
 def call_before_step(precision: Precision, module: LightningModule, optimizer: Any) -> None:
     """Run the hooks before the optimizer's step, and clip the gradients."""
     precision._after_closure(module, optimizer)
 
 
 def is_in_optimizer(parameter: nn.Parameter) -> bool:
-    """Tell whether the optimizer of an engine of ZeRO stage 3 has a parameter, so that it has it in full precision."""
-    optimizer = vars(parameter).get("_z3_optimizer")
-    return optimizer is None or optimizer.get_param_id(parameter) in optimizer.grad_position
+    """Tell whether the optimizer of an engine has a parameter, so that it has it in full precision."""
+    if not hasattr(parameter, "ds_id"):
+        return hasattr(parameter, "_hp_mapping")
+    optimizer = vars(parameter).get("_z3_optimizer")  # there is none for evaluation
+    return optimizer is not None and optimizer.get_param_id(parameter) in optimizer.grad_position
 
 
 def flat_states(engine_optimizer: Any, group: int) -> list[tuple[Tensor, dict[str, Any]]]:
@@ -718,6 +755,12 @@ def read_metrics(trainer: Trainer) -> dict[str, dict[str, Any]]:
     }
 
 
+def callback_metric(trainer: Trainer, key: str) -> float:
+    """Return a value as callbacks have last read it, or NaN if there is none; nothing is computed or exchanged."""
+    value = trainer._logger_connector._callback_metrics.get(key)
+    return float("nan") if value is None else float(value)
+
+
 def write_metrics(trainer: Trainer, metrics: Mapping[str, dict[str, Any]]) -> None:
     """Set the trainer's metric dictionaries to what `read_metrics` returned."""
     connector = trainer._logger_connector
@@ -761,6 +804,11 @@ def forget_loading(loop: _Loop) -> None:
             forget_loading(child)
 
 
+def is_fitting(module: LightningModule | None) -> bool:
+    """Tell whether the current entry point of a module's trainer is ``fit``."""
+    return module is not None and module.trainer.state.fn == TrainerFn.FITTING
+
+
 def is_predicting(trainer: Trainer) -> bool:
     """Tell whether the trainer's current or last entry point is ``predict``."""
     return trainer.state.fn == TrainerFn.PREDICTING
@@ -776,92 +824,245 @@ def mark_interrupted(trainer: Trainer) -> None:
 
 
 def replace_dataloader_preparation(
-    trainer: Trainer, prepare: Callable[[DataLoader, RunningStage, bool], DataLoader]
+    trainer: Trainer,
+    prepare: Callable[[DataLoader, RunningStage, bool], DataLoader],
+    prepare_other: Callable[[Any, RunningStage], Any] | None = None,
 ) -> None:
     """Let a function of ours prepare each DataLoader where Lightning would inject its DistributedSampler.
 
     Args:
         trainer: the trainer.
         prepare: gets the loader, the stage, and whether its dataset has indices; returns the loader to use.
+        prepare_other: gets the loader and the stage for what is no DataLoader, or is dealt out by the user; returns
+            the loader to use. By default they stay as they are.
     """
     connector = trainer._data_connector
     stock = type(connector)._prepare_dataloader
-    vars(connector)["_prepare_dataloader"] = functools.partial(_prepare_dataloader, connector, stock, prepare)
+    vars(connector)["_prepare_dataloader"] = functools.partial(
+        _prepare_dataloader, connector, stock, prepare, prepare_other
+    )
 
 
 def _prepare_dataloader(
     connector: Any,
     stock: Callable[..., object],
     prepare: Callable[[DataLoader, RunningStage, bool], DataLoader],
-    dataloader: object,
+    prepare_other: Callable[[Any, RunningStage], Any] | None,
+    dataloader: Any,
     shuffle: bool,
     mode: RunningStage,
 ) -> object:
     flags = connector.trainer._accelerator_connector
+    if isinstance(dataloader, DataLoader):
+        # A collection of loaders that the user has made keeps what the last run has put into it.
+        dataloader = vars(dataloader).get(_PREPARED_FROM, dataloader)
+    given = dataloader
     if (
         not isinstance(dataloader, DataLoader)
         or not flags.use_distributed_sampler
-        or not (flags.is_distributed or mode == RunningStage.TRAINING)
         or isinstance(dataloader.sampler, DistributedSampler)  # the user deals the samples out
     ):
-        return stock(connector, dataloader, shuffle=shuffle, mode=mode)
-    return prepare(dataloader, mode, not has_iterable_dataset(dataloader))
+        if flags.is_distributed and prepare_other is not None:
+            dataloader = prepare_other(dataloader, mode)
+        prepared = stock(connector, dataloader, shuffle=shuffle, mode=mode)
+    elif flags.is_distributed or mode in (RunningStage.TRAINING, RunningStage.PREDICTING):
+        prepared = prepare(dataloader, mode, not has_iterable_dataset(dataloader))
+    else:
+        prepared = stock(connector, dataloader, shuffle=shuffle, mode=mode)
+    if isinstance(prepared, DataLoader) and prepared is not given:
+        vars(prepared)[_PREPARED_FROM] = given
+    return prepared
 
 
-def with_batch_size(dataloader: DataLoader, batch_size: int) -> DataLoader:
-    """Build a loader of an iterable dataset like another, with another batch size."""
-    args, kwargs = _get_dataloader_init_args_and_kwargs(dataloader, SequentialSampler(()), RunningStage.TRAINING)
-    return _reinstantiate_wrapped_cls(dataloader, **{**_by_name(dataloader, args), **kwargs, "batch_size": batch_size})
+# The attribute of a loader of ours that holds the user's.
+_PREPARED_FROM = "_itwinai_prepared_from"
+
+
+def _copied(dataloader: Loader) -> Loader:
+    """Return a loader with the same attributes, whatever its class makes of copying and of its constructor.
+
+    To call the constructor again takes its arguments, which the loader may not have kept, or not as they were given.
+    """
+    copied: Loader = object.__new__(type(dataloader))
+    vars(copied).update(vars(dataloader))
+    vars(copied)["_iterator"] = None  # persistent workers belong to the loader that has started them
+    return copied
 
 
 Loader = TypeVar("Loader", bound=DataLoader)
 
 
+def with_batch_size(dataloader: Loader, batch_size: int) -> Loader:
+    """Return a loader like another, with another batch size.
+
+    Args:
+        dataloader: a loader with a batch size.
+        batch_size: that of the new one.
+    """
+    changed = _copied(dataloader)
+    batches = BatchSampler(dataloader.sampler, batch_size, dataloader.drop_last)
+    vars(changed).update(batch_size=batch_size, batch_sampler=batches)
+    return changed
+
+
 def with_class(dataloader: DataLoader, loader_class: type[Loader]) -> Loader:
-    """Build a loader of an iterable dataset like another, of a class that takes the same arguments."""
-    args, kwargs = _get_dataloader_init_args_and_kwargs(dataloader, SequentialSampler(()), RunningStage.TRAINING)
-    loader: Loader = _reinstantiate_wrapped_cls(
-        dataloader, explicit_cls=loader_class, **{**_by_name(dataloader, args), **kwargs}
-    )
-    return loader
-
-
-def _by_name(dataloader: DataLoader, args: tuple[Any, ...]) -> dict[str, Any]:
-    """Return by name the arguments that were given by position where the loader was made, as lightning noted them."""
-    return dict(zip(getattr(dataloader, "__pl_saved_arg_names", ()), args, strict=False))
+    """Return a loader like another, of a subclass of its class that needs no attributes of its own."""
+    changed: Any = _copied(dataloader)
+    changed.__class__ = loader_class
+    return changed
 
 
 def with_sampler(dataloader: DataLoader, sampler: Any, stage: RunningStage) -> DataLoader:
-    """Build a loader like another, of the same class, that draws from another sampler.
+    """Return a loader like another, of the same class, that draws from another sampler.
 
     Args:
         dataloader: the user's loader.
         sampler: a batch sampler; for a loader with ``batch_size=None`` a sampler.
         stage: the stage that the loader is for.
+
+    Raises:
+        ConfigurationError: the loader's class has begun to iterate, or computes its length, in its constructor, and
+            cannot be made with another sampler.
     """
+    batched = dataloader.batch_sampler is not None
+    if batched and stage == RunningStage.PREDICTING:
+        dealt, sampler = sampler, _IndexBatchSamplerWrapper(sampler)  # prediction writers ask it for the indices
+        vars(sampler)["sampler"] = dealt  # to which lightning announces the epoch; the wrapper hides properties
+    if any(isinstance(value, _BaseDataLoaderIter) for name, value in vars(dataloader).items() if name != "_iterator"):
+        return _built_anew(dataloader, sampler)
+    name = "batch_sampler" if batched else "sampler"
+    given = getattr(dataloader, name)
+    changed = _copied(dataloader)
+    scope = vars(changed)
+    scope.update({attribute: sampler for attribute, value in scope.items() if value is given})
+    if getattr(changed, name) is not sampler:
+        return _built_anew(dataloader, sampler)
+    if type(dataloader).__len__ is not DataLoader.__len__:
+        _mend_length(dataloader, changed, given, sampler)
+    return changed
+
+
+def _mend_length(dataloader: DataLoader, changed: DataLoader, given: Any, sampler: Any) -> None:
+    """Let a loader whose class has a length of its own have that of its new sampler, if it had that of the given."""
+    lengths = [sized_len(sized) for sized in (dataloader, changed, given, sampler)]
+    before, after, given_length, length = lengths
+    if None in lengths or given_length == length or before != after:
+        return
+    if before != given_length:
+        raise ConfigurationError(
+            f"{type(dataloader).__name__} has a length of its own, {before}, with {given_length} batches in its "
+            f"sampler, and still has it with {length} of them: it cannot be told how many batches it gives. Let "
+            "its __len__ follow from len(self.batch_sampler), or divide the samples yourself and let the trainer take "
+            "the loader as it is: ItwinaiTrainer(use_distributed_sampler=False)."
+        )
+    cls: Any = type(changed)
+    own: Any = type(cls.__name__, (cls,), {"__len__": DataLoader.__len__, "__module__": cls.__module__})
+    cast_changed: Any = changed
+    cast_changed.__class__ = own
+
+
+def _built_anew(dataloader: DataLoader, sampler: Any) -> DataLoader:
+    """Call the constructor of a loader again, which has begun to iterate in it, as lightning does."""
     plain = copy.copy(dataloader)
     batched = dataloader.batch_sampler is not None
     if batched:
         # lightning would build the user's batch sampler anew around a sampler, which not every class allows.
         vars(plain)["batch_sampler"] = BatchSampler(SequentialSampler(()), 1, False)
-    args, kwargs = _get_dataloader_init_args_and_kwargs(plain, SequentialSampler(()), RunningStage.TRAINING)
-    if batched and stage == RunningStage.PREDICTING:
-        dealt, sampler = sampler, _IndexBatchSamplerWrapper(sampler)  # prediction writers ask it for the indices
-        vars(sampler)["sampler"] = dealt  # to which lightning announces the epoch; the wrapper hides properties
-    place = {"batch_sampler": sampler, "sampler": None} if batched else {"batch_sampler": None, "sampler": sampler}
-    kwargs.update(place, shuffle=False, drop_last=False, batch_size=1 if batched else None)
-    return _reinstantiate_wrapped_cls(dataloader, **{**_by_name(dataloader, args), **kwargs})
+    try:
+        args, kwargs = _get_dataloader_init_args_and_kwargs(plain, SequentialSampler(()), RunningStage.TRAINING)
+        place = {"batch_sampler": sampler, "sampler": None} if batched else {"batch_sampler": None, "sampler": sampler}
+        kwargs.update(place, shuffle=False, drop_last=False, batch_size=1 if batched else None)
+        named = dict(zip(getattr(dataloader, "__pl_saved_arg_names", ()), args, strict=False))
+        return _reinstantiate_wrapped_cls(dataloader, **{**named, **kwargs})
+    except (MisconfigurationException, TypeError) as error:
+        raise ConfigurationError(
+            f"{type(dataloader).__name__} begins to iterate in its constructor, or hides its sampler, and cannot be "
+            f"made with another one: {error} Divide the samples yourself and let the trainer take the loader as it is: "
+            "ItwinaiTrainer(use_distributed_sampler=False)."
+        ) from error
 
 
 def with_index_sampler(dataloader: DataLoader, sampler: Any) -> DataLoader:
-    """Build a loader like another, with the same batch size, that draws its indices from another sampler.
+    """Return a loader like another, with the same batch size, that draws its indices from another sampler.
 
     Args:
-        dataloader: the user's loader, of torch's own class and without a batch sampler of the user's.
+        dataloader: the user's loader, without a batch sampler of the user's.
         sampler: a sampler of indices.
     """
-    args, kwargs = _get_dataloader_init_args_and_kwargs(dataloader, sampler, RunningStage.TRAINING)
-    return _reinstantiate_wrapped_cls(dataloader, **{**_by_name(dataloader, args), **kwargs})
+    assert dataloader.batch_size is not None
+    changed = _copied(dataloader)
+    vars(changed).update(
+        sampler=sampler, batch_sampler=BatchSampler(sampler, dataloader.batch_size, dataloader.drop_last)
+    )
+    return changed
+
+
+def without_index_wrapper(sampler: Any) -> Any:
+    """Return a sampler without what notes the indices that were predicted."""
+    return sampler._batch_sampler if isinstance(sampler, _IndexBatchSamplerWrapper) else sampler
+
+
+def prediction_loaders(trainer: Trainer) -> list[Any]:
+    """Return the loaders of a prediction, as they are iterated."""
+    combined = trainer.predict_loop._combined_loader
+    return [] if combined is None else list(combined.flattened)
+
+
+def with_worker_init(dataloader: Loader, function: Callable[[int], None]) -> Loader:
+    """Return a loader like another, whose processes are initialised by another function."""
+    changed = _copied(dataloader)
+    changed.worker_init_fn = function
+    return changed
+
+
+def with_iterator(dataloader: Loader, wrap: Callable[[Callable[[], Any]], Any]) -> Loader:
+    """Return a loader like another, whose iterators are made by another function.
+
+    Args:
+        dataloader: a loader.
+        wrap: gets what makes the loader's own iterator, and returns an iterator. That of a loader with processes has
+            to be the loader's own.
+    """
+    changed = _copied(dataloader)
+    vars(changed)["_get_iterator"] = functools.partial(wrap, functools.partial(type(changed)._get_iterator, changed))
+    return changed
+
+
+def seeds_loader_workers(dataloader: DataLoader) -> bool:
+    """Tell whether lightning initialises the loader's processes, as `seed_everything` was told: each rank's its own."""
+    return bool(int(os.environ.get("PL_SEED_WORKERS", 0))) and dataloader.worker_init_fn is None
+
+
+def set_seed_of_loader_worker(seed: int) -> None:
+    """Let `get_worker_info` in a process of a DataLoader tell a seed that was set later."""
+    info: Any = get_worker_info()
+    if info is not None:
+        object.__setattr__(info, "seed", seed)  # it refuses to be changed
+
+
+class _SharedSource(_DataLoaderSource):
+    """Makes loaders in a context; lightning asks it for those of a stage."""
+
+    context: Callable[[], AbstractContextManager[None]]
+
+    def dataloader(self) -> Any:
+        with self.context():
+            return super().dataloader()
+
+
+def make_loaders_within(trainer: Trainer, context: Callable[[], AbstractContextManager[None]]) -> None:
+    """Let the hooks that make loaders run in a context."""
+    loops = (trainer.fit_loop.epoch_loop.val_loop, *(getattr(trainer, name) for name in _LOOPS))
+    for loop in loops:
+        loop._data_source = _SharedSource(loop._data_source.instance, loop._data_source.name)
+        loop._data_source.context = context
+
+
+def iterates_plainly(dataloader: DataLoader) -> bool:
+    """Tell whether a loader is iterated as torch's own class: each time from its sampler."""
+    return type(dataloader).__iter__ is DataLoader.__iter__ and not any(
+        isinstance(value, _BaseDataLoaderIter) for name, value in vars(dataloader).items() if name != "_iterator"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- loops
@@ -877,8 +1078,16 @@ class TrainingEpochLoop(_TrainingEpochLoop):
         """Raise `SIGTERMException` if the workers have agreed to stop before this batch."""
         raise NotImplementedError
 
+    def check_monitored(self, key: str, value: float) -> None:
+        """Act upon the value that a plateau scheduler is about to be given."""
+
     def _broadcast_sigterm_tensor(self) -> None:
         self.stop_if_agreed()
+
+    def _get_monitor_value(self, key: str) -> Any:
+        value = super()._get_monitor_value(key)
+        self.check_monitored(key, float("nan") if value is None else float(value))
+        return value
 
 
 DataFetcher = _DataFetcher
@@ -1057,6 +1266,12 @@ def evaluates_several_loaders(loop: _EvaluationLoop) -> bool:
     return loop._is_sequential and loop.num_dataloaders > 1
 
 
+def evaluation_loaders(loop: _EvaluationLoop) -> list[Any]:
+    """Return the loaders of an evaluation, as they are iterated."""
+    combined = loop._combined_loader
+    return [] if combined is None else list(combined.flattened)
+
+
 def count_evaluated_batch(loop: _EvaluationLoop, dataloader_idx: int) -> int:
     """Count a batch of a loader; return how many came before it, which is the step that loggers are given."""
     loop._has_run = True
@@ -1190,6 +1405,11 @@ def skips_next_validation(loop: _TrainingEpochLoop) -> bool:
 def validates_now(loop: _TrainingEpochLoop, data_fetcher: _DataFetcher) -> bool:
     """Tell whether validation is due after the batch in work."""
     return loop._skip_next_val or loop._should_check_val_fx(data_fetcher)
+
+
+def begun_batches(loop: _TrainingEpochLoop) -> int:
+    """Return the number of batches of the epoch whose training step has begun; those that a hook skips do not count."""
+    return loop.batch_progress.current.started  # type: ignore[attr-defined]
 
 
 def count_stepped_batch(loop: _TrainingEpochLoop) -> None:
@@ -1335,6 +1555,11 @@ def default_store() -> dist.Store:
     return dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
 
 
+def can_stop_early(trainer: Trainer) -> bool:
+    """Tell whether a fit may end as soon as ``should_stop`` is set: it has had its least epochs and steps."""
+    return trainer.fit_loop._can_stop_early
+
+
 def is_training_done(loop: _TrainingEpochLoop) -> bool:
     """Tell whether the epoch's batches, or the run's steps, are used up."""
     return loop._is_training_done
@@ -1348,7 +1573,21 @@ def replace_training_epoch_loop(trainer: Trainer, loop_class: type[_TrainingEpoc
 
 # ------------------------------------------------------------------------------------------- logged values
 
-ResultCollection = _ResultCollection
+
+class ResultCollection(_ResultCollection):
+    """lightning's collection of logged values, which notes whether `self.log` was given a batch size.
+
+    Attributes:
+        is_size_given: whether it was, for the value in work.
+    """
+
+    is_size_given = False
+
+    def _extract_batch_size(self, value: _ResultMetric, batch_size: int | None, meta: Any) -> int:
+        self.is_size_given = batch_size is not None
+        return super()._extract_batch_size(value, batch_size, meta)
+
+
 ResultMetric = _ResultMetric
 LoggerConnector = _LoggerConnector
 Metrics = _METRICS
@@ -1366,6 +1605,18 @@ def common_size(batch: Any) -> int | None:
     tensors = batch.values() if type(batch) is dict else batch if type(batch) in (list, tuple) else (batch,)
     sizes = {tensor.shape[0] if type(tensor) is Tensor and tensor.ndim else None for tensor in tensors}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def plain_tensor(value: Tensor) -> Tensor:
+    """Return a tensor without the class that somebody has derived of torch's: the same memory, the same graph.
+
+    Such a class may refuse what is done with a number here, or cannot be loaded again from a checkpoint. One that holds
+    its values elsewhere stays as it is.
+    """
+    if type(value) is Tensor or type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return value
+    with torch._C.DisableTorchFunctionSubclass():
+        return value.as_subclass(Tensor)
 
 
 def result_key(results: _ResultCollection, hook: str, name: str, add_dataloader_idx: bool) -> str:
@@ -1707,6 +1958,12 @@ def training_loaders(trainer: Trainer) -> list[Any]:
     return [] if combined is None else list(combined.flattened)
 
 
+def training_mode(trainer: Trainer) -> str:
+    """Return how several training loaders are combined: ``min_size``, ``max_size`` or ``max_size_cycle``."""
+    combined = trainer.fit_loop._combined_loader
+    return "max_size_cycle" if combined is None else str(combined._mode)
+
+
 def step_values(trainer: Trainer) -> dict[str, float]:
     """Return the values for the loggers that this worker has logged in the step in work."""
     values = trainer._logger_connector.metrics["log"]
@@ -1751,7 +2008,7 @@ def is_stateful(loader: Any) -> bool:
     return isinstance(loader, _Stateful)
 
 
-class ModelCheckpoint(LightningModelCheckpoint):
+class ModelCheckpoint(UnlistedModelCheckpoint):
     """lightning's callback that saves checkpoints, with its private attributes and methods under public names."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -1903,6 +2160,15 @@ def _later_methods(
         return is_coming(str(filepath)) or exists_now(filepath, trainer)
 
     return {"_save_checkpoint": save, "_remove_checkpoint": remove, "_link_checkpoint": link, "file_exists": exists}
+
+
+def live_attributes(logger: Any) -> frozenset[str]:
+    """Return the attributes of a logger that are a connection of this process, and mean nothing in another.
+
+    lightning's WandbLogger opens its run in the caller, where it is pickled, and attaches to it in a worker. The caller
+    keeps the run that it has opened, which knows what the worker has logged.
+    """
+    return frozenset({"_experiment", "_attach_id"}) if isinstance(logger, WandbLogger) else frozenset()
 
 
 def uploads_at_once(logger: Logger, callback: LightningModelCheckpoint) -> bool:

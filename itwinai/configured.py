@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jsonargparse
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -16,6 +17,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from itwinai import compat
 from itwinai.errors import ConfigurationError
 from itwinai.trainer import ItwinaiTrainer
+
+_VERSION = tuple(int(part) for part in jsonargparse.__version__.split(".")[:2])
 
 
 class ConfiguredCLI(LightningCLI):
@@ -51,8 +54,16 @@ class ParsedCLI(ConfiguredCLI):
             without_defaults: leave out what a run has anyway.
         """
         # None is a value too: one that has it may be varied, and one that was set to it differs from its default.
-        text = self.parser.dump(self.config, skip_unset=False, skip_default=without_defaults, skip_validation=True)
-        plain: dict[str, Any] = {**yaml.safe_load(text), "seed_everything": self.seed}
+        if _VERSION >= (4, 49):
+            options = {"skip_unset": False, "skip_default": without_defaults}
+            values = yaml.safe_load(self.parser.dump(self.config, skip_validation=True, **options))
+        else:  # there `skip_default` fails where a default is None
+            values, defaults = (
+                yaml.safe_load(self.parser.dump(config, skip_none=False, skip_validation=True))
+                for config in (self.config, self.parser.get_defaults())
+            )
+            values = different(values, defaults) if without_defaults else values
+        plain: dict[str, Any] = {**values, "seed_everything": self.seed}
         plain.pop("tune", None)
         return plain
 
@@ -70,6 +81,18 @@ class ParsedCLI(ConfiguredCLI):
             self.parser.parse_object(copy.deepcopy(dict(config)))
         except ArgumentError as error:
             raise ConfigurationError(f"{what}, which does not fit there: {told_by_parser(error)}") from None
+
+
+def different(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a config that differ from the defaults; those of classes as a whole."""
+    left: dict[str, Any] = {}
+    for name, value in config.items():
+        default = defaults.get(name)
+        if name in defaults and value == default:
+            continue
+        sections = isinstance(value, dict) and isinstance(default, dict) and "class_path" not in value
+        left[name] = different(value, default) if sections else value  # type: ignore[arg-type]
+    return left
 
 
 def told_by_parser(error: Exception) -> str:

@@ -62,6 +62,18 @@ class LoggedKeysError(ItwinaiError, RuntimeError):
     """The workers have logged different keys, so that their values cannot be reduced."""
 
 
+class UnequalShapesError(ItwinaiError, RuntimeError):
+    """The workers want to gather tensors of different shapes."""
+
+
+class UnequalStepsError(ItwinaiError, RuntimeError):
+    """A worker ends an epoch, or the run, where another goes on."""
+
+
+class UnequalValuesError(ItwinaiError, RuntimeError):
+    """The workers have different values by which each would decide on the course of the run."""
+
+
 class MissingMetricError(ConfigurationError):
     """A metric that is to be reported was not logged."""
 

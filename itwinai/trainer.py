@@ -9,13 +9,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.loggers import Logger
@@ -23,15 +24,25 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
 from itwinai import compat
 from itwinai.callbacks.defaults import check_finders, follow_module, with_defaults
 from itwinai.checkpoints.find import AUTO
 from itwinai.checkpoints.plugin import PortableCheckpointIO, PortableConnector, gather_of
-from itwinai.data.samplers import DealtBatchSampler, DealtSampler, WholeSampler
+from itwinai.data.rank_streams import RankSeed
+from itwinai.data.samplers import (
+    DealtBatchSampler,
+    DealtSampler,
+    OwnPartBatchSampler,
+    WholeSampler,
+    divides_itself,
+    name_of,
+)
 from itwinai.data.streams import Stateful, StreamLoader
+from itwinai.data.undivided import IterateShared
+from itwinai.data.weights import StepWeights
 from itwinai.errors import ConfigurationError
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
 from itwinai.loggers.guard import hide_secrets
@@ -44,6 +55,7 @@ from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.ray import RayStrategy
 from itwinai.strategies.registry import make_strategy
 from itwinai.trials.session import find_session
+from itwinai.unify import refuse_foreign
 
 
 def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,6 +64,7 @@ def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., An
     @functools.wraps(entry_point)
     def wrapped(self: ItwinaiTrainer, *args: Any, **kwargs: Any) -> Any:
         check_finders(self)
+        refuse_foreign(*args, *kwargs.values())
         self._fit_began = time.time()
         if entry_point is Trainer.fit:
             self._portable().parts_of_workers = {}
@@ -133,6 +146,9 @@ class ItwinaiTrainer(Trainer):
             Sums in another number of threads may round differently.
         split_batches: take a DataLoader's batch size as that of the global batch, and divide it among the workers.
             By default it is the batch size of each worker, as in lightning.
+        weigh_uneven_batches: where the last global batch cannot be divided evenly, weigh each worker's loss by its
+            number of samples. Right for losses that are means over a worker's own samples. Switch it off for losses
+            that are global already, because the module gathers or reduces over the workers before it computes them.
         **kwargs: all other arguments of lightning's Trainer.
 
     Raises:
@@ -152,6 +168,7 @@ class ItwinaiTrainer(Trainer):
         plugins: compat.PluginInput | list[compat.PluginInput] | None = None,
         use_distributed_sampler: bool = True,
         split_batches: bool = False,
+        weigh_uneven_batches: bool = True,
         max_restarts: int = 0,
         resume: str | os.PathLike[str] | None = None,
         preemption_signals: Sequence[str] = ("SIGTERM", "SIGUSR1"),
@@ -168,6 +185,7 @@ class ItwinaiTrainer(Trainer):
         if max_restarts < 0:
             raise MisconfiguredTrainerError(f"max_restarts={max_restarts} is the number of restarts: 0 or more.")
         self.split_batches = split_batches
+        self.weigh_uneven_batches = weigh_uneven_batches
         if cpu_threads is not None and cpu_threads < 1:
             raise MisconfiguredTrainerError(f"cpu_threads={cpu_threads} is a number of threads: 1 or more.")
         self.max_restarts = max_restarts
@@ -201,6 +219,8 @@ class ItwinaiTrainer(Trainer):
             kwargs["default_root_dir"] = session.folder  # trials that run at the same time would write to one place
         loggers = _loggers(logger, kwargs.get("default_root_dir"))
         given = kwargs.get("callbacks")
+        for value in (given, logger, strategy, plugins, kwargs.get("profiler")):
+            refuse_foreign(*(value if isinstance(value, (list, tuple)) else [value]))
         if not kwargs.get("barebones"):
             kwargs["callbacks"] = with_defaults(given, kwargs, watch, loggers)
         super().__init__(
@@ -216,7 +236,7 @@ class ItwinaiTrainer(Trainer):
         follow_module(self, given)
         for one in self.loggers:
             hide_secrets(one)
-        compat.replace_dataloader_preparation(self, self.prepare_dataloader)
+        compat.replace_dataloader_preparation(self, self.prepare_dataloader, self.prepare_other_loader)
         compat.replace_checkpoint_connector(self, PortableConnector)
         if resume is None and is_requeued_job():
             resume = AUTO
@@ -235,6 +255,8 @@ class ItwinaiTrainer(Trainer):
                 f"itwinai's loops were compared with those of lightning {', '.join(compat.VERIFIED_LOOPS)}, and not "
                 f"yet with those of {lightning.__version__}: lightning's own run, which are slower."
             )
+
+        compat.make_loaders_within(self, self.shared_random_numbers)
 
     fit = _raising_launch_failure(Trainer.fit)
     validate = _raising_launch_failure(Trainer.validate)
@@ -306,31 +328,136 @@ class ItwinaiTrainer(Trainer):
         if not map_style:
             if self.split_batches and dataloader.batch_size is not None:
                 dataloader = compat.with_batch_size(dataloader, dataloader.batch_size // self.world_size)
-            return self._resumable_stream(dataloader) if stage == RunningStage.TRAINING else dataloader
+            if stage == RunningStage.TRAINING:
+                self._check_equal_lengths(dataloader)
+                dataloader = self._resumable_stream(dataloader)
+            return self._shared_stream(dataloader, stage)
         if self.world_size == 1 and stage != RunningStage.PREDICTING:
             return _resumable(dataloader) if stage == RunningStage.TRAINING else dataloader
+        if stage == RunningStage.TRAINING and self.weigh_uneven_batches and isinstance(self.strategy, LaunchedStrategy):
+            self.strategy.weigh_batches(StepWeights(self))
+        return self._own_noise(compat.with_sampler(dataloader, self._dealt(dataloader, stage), stage))
+
+    def shared_random_numbers(self) -> AbstractContextManager[None]:
+        """Return a context in which all ranks draw the same random numbers; all workers have to enter it."""
+        return self.strategy.random_numbers.shared() if isinstance(self.strategy, LaunchedStrategy) else nullcontext()
+
+    def _own_noise(self, dataloader: DataLoader) -> DataLoader:
+        """Return a loader whose processes draw other random numbers on each rank."""
+        if not self.global_rank or not dataloader.num_workers or compat.seeds_loader_workers(dataloader):
+            return dataloader
+        return compat.with_worker_init(dataloader, RankSeed(self.global_rank, dataloader.worker_init_fn))
+
+    def _shared_stream(self, dataloader: DataLoader, stage: RunningStage) -> DataLoader:
+        """Return a loader of an iterable dataset that draws the same random numbers on all ranks.
+
+        Datasets that divide themselves rely on it: they draw one order on all ranks, of which each takes its part. In
+        prediction the workers take turns, unless the dataset divides itself.
+        """
+        if self.world_size == 1 or not isinstance(self.strategy, LaunchedStrategy):
+            return dataloader
+        iterate = IterateShared(self.strategy, dataloader.num_workers > 0, in_turns=stage == RunningStage.PREDICTING)
+        return compat.with_iterator(dataloader, iterate)
+
+    def _check_equal_lengths(self, loader: Any) -> None:
+        """Raise an error if the workers would train on unequal numbers of batches."""
+        limit = self.limit_train_batches
+        length = sized_len(loader)
+        if isinstance(limit, int) and length is not None:
+            length = min(length, limit)
+        lengths = gather_of(self.strategy)(length)
+        if None not in lengths and len(set(lengths)) > 1:
+            raise MisconfiguredTrainerError(
+                f"{type(loader).__name__} has {', '.join(map(str, lengths))} batches on ranks 0 to {len(lengths) - 1}. "
+                "The workers train in step, and those with more batches would wait for the others for ever. Give each "
+                f"rank equally many, or set limit_train_batches={min(lengths)}."
+            )
+
+    def _dealt(self, dataloader: DataLoader, stage: RunningStage) -> DealtSampler | DealtBatchSampler:
+        """Return a sampler that gives this worker its part of what a loader's sampler draws."""
+        gather = gather_of(self.strategy)
         options: dict[str, Any] = {
             "num_replicas": self.world_size,
             "rank": self.global_rank,
             "lockstep": stage != RunningStage.PREDICTING,
             "lend": stage != RunningStage.TRAINING,
             "broadcast": self.strategy.broadcast,
+            "gather": gather if isinstance(self.strategy, LaunchedStrategy) else None,
         }
-        if dataloader.batch_sampler is None:
-            dealt: DealtSampler | DealtBatchSampler = DealtSampler(dataloader.sampler, **options)
-        else:
-            batches = dataloader.batch_sampler
-            if stage == RunningStage.PREDICTING and type(batches) is BatchSampler:  # lightning drops none either
-                batches = BatchSampler(batches.sampler, batches.batch_size, drop_last=False)
-            dealt = DealtBatchSampler(batches, split=self.split_batches, **options)
-        if stage == RunningStage.TRAINING and isinstance(self.strategy, LaunchedStrategy):
-            self.strategy.weigh_batches(dealt.weight_of)
-        return compat.with_sampler(dataloader, dealt, stage)
+        # Without a batch size a sampler may still draw batches: then the dataset takes a list of indices.
+        batches: Any = dataloader.batch_sampler
+        if batches is None and isinstance(dataloader.sampler, BatchSampler):
+            batches = dataloader.sampler
+        drawn_from = dataloader.sampler if batches is None else batches
+        if options["gather"] and divides_itself(drawn_from, dataloader.dataset, self.strategy.broadcast, gather):
+            return self._own_part(drawn_from, options, single=batches is None)
+        if batches is None:
+            return DealtSampler(drawn_from, **options)
+        if stage == RunningStage.PREDICTING and type(batches) is BatchSampler:  # lightning drops none either
+            batches = BatchSampler(batches.sampler, batches.batch_size, drop_last=False)
+        return DealtBatchSampler(batches, split=self.split_batches, **options)
+
+    def _own_part(self, sampler: Any, options: dict[str, Any], single: bool) -> DealtSampler | DealtBatchSampler:
+        """Return a sampler that gives this worker what the user's sampler, which divides itself, draws here.
+
+        Args:
+            sampler: the user's.
+            options: of the samplers.
+            single: whether what it draws are no batches.
+        """
+        if self.split_batches:
+            if type(sampler) is not BatchSampler:
+                raise MisconfiguredTrainerError(
+                    f"split_batches=True divides every batch among {self.world_size} workers, and the batch sampler "
+                    f"{type(sampler).__name__} has divided the samples already: it draws other batches on each rank. "
+                    "Leave split_batches out, or let the batch sampler draw the same batches on all ranks."
+                )
+            size = sampler.batch_size // self.world_size
+            sampler = BatchSampler(sampler.sampler, size, sampler.drop_last)
+        lengths = options["gather"](sized_len(sampler))
+        options["length"] = None if None in lengths else max(lengths)
+        rank_zero_info(
+            f"itwinai: {type(sampler).__name__ if single else name_of(sampler)} draws other samples on each rank: it "
+            "divides them itself, and is taken as it is"
+        )
+        return DealtSampler(sampler, **options) if single else OwnPartBatchSampler(sampler, **options)
+
+    def prepare_other_loader(self, loader: Any, stage: RunningStage) -> Any:
+        """Return the loader to use for one that the user divides: no DataLoader, or with a sampler that does it.
+
+        Args:
+            loader: the user's loader.
+            stage: the stage that the loader is for.
+
+        Raises:
+            ConfigurationError: its batches shall be divided, and nobody but the user can do it.
+        """
+        if stage == RunningStage.TRAINING:
+            self._check_equal_lengths(loader)
+        if isinstance(loader, DataLoader):
+            loader = self._own_noise(loader)
+        if not self.split_batches or self.world_size == 1 or sized_len(loader) == 0:
+            return loader
+        if not isinstance(loader, DataLoader):
+            raise MisconfiguredTrainerError(
+                f"split_batches=True divides the batches of DataLoaders among {self.world_size} workers, and "
+                f"{type(loader).__name__} is no DataLoader: every worker would train on its whole batches. Return a "
+                "DataLoader; or leave split_batches out, and let the loader give each worker its own batches "
+                "(trainer.global_rank and trainer.world_size tell which)."
+            )
+        _check_divisible(loader, self.world_size)
+        if type(loader.batch_sampler) is not BatchSampler or loader.batch_size is None:
+            raise MisconfiguredTrainerError(
+                f"split_batches=True divides every batch among {self.world_size} workers, and the loader's "
+                f"DistributedSampler has divided the samples already, for {type(loader.batch_sampler).__name__}. "
+                "Leave split_batches out, or the DistributedSampler."
+            )
+        return compat.with_batch_size(loader, loader.batch_size // self.world_size)
 
 
 def _resumable(dataloader: DataLoader) -> DataLoader:
-    """Return a loader of a single worker with a sampler that can go on in mid-epoch, if it can be built anew."""
-    if type(dataloader) is not DataLoader:  # nobody has promised how to build it
+    """Return a loader of a single worker with a sampler that can go on in mid-epoch."""
+    if not compat.iterates_plainly(dataloader):  # it may draw from whatever it has kept
         return dataloader
     if type(dataloader.batch_sampler) is BatchSampler:
         return compat.with_index_sampler(dataloader, WholeSampler(dataloader.sampler, dataloader.batch_size))
@@ -396,7 +523,7 @@ def _check_gpus(accelerator: object, devices: object) -> None:
 
 
 def _check_divisible(dataloader: DataLoader, workers: int) -> None:
-    size = dataloader.batch_size or getattr(dataloader.batch_sampler, "batch_size", None)
+    size = dataloader.batch_size or getattr(dataloader.batch_sampler or dataloader.sampler, "batch_size", None)
     if size is None and dataloader.batch_sampler is not None:
         return  # batches of a sampler of the user's own: each is split as evenly as it can be
     if size is None or size % workers:

@@ -5,6 +5,7 @@ Each test here fails when a release of theirs moves what it is about.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +31,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnv
 from lightning.fabric.utilities import rank_zero as fabric_rank_zero
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, ProgressBar
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -311,7 +314,7 @@ OVERRIDDEN = {name for name, value in vars(compat.EngineMaker).items() if name[0
 
 def test_engine_maker_overrides_what_is_known_here() -> None:
     known = {"_setup_model_and_optimizer", "_initialize_deepspeed_inference", "_init_optimizers"}
-    assert known | {"_format_batch_size_and_grad_accum_config"} == OVERRIDDEN
+    assert known | {"_auto_select_batch_size", "_format_batch_size_and_grad_accum_config"} == OVERRIDDEN
 
 
 @pytest.mark.parametrize("name", sorted(OVERRIDDEN))
@@ -389,6 +392,24 @@ def test_engine_for_training_is_made_by_us_with_the_module_s_optimizer(no_deepsp
     no_deepspeed.initialize.assert_not_called()
 
 
+@pytest.mark.parametrize(
+    ("loader", "size"), [(lambda: numbers(8, 4), 4), (lambda: numbers(8, None), 1), (lambda: [torch.ones(1)], 1)]
+)
+def test_batch_size_that_deepspeed_asks_for_comes_from_the_loader_that_is_there(
+    no_deepspeed: MagicMock, loader: Callable[[], Any], size: int
+) -> None:
+    class Making(Scheduled):
+        def train_dataloader(self) -> Any:
+            raise AssertionError("made once more")
+
+    for source, expected in ((loader(), size), (Making(), 1)):
+        strategy, module = FakeEngines({"zero_optimization": {"stage": 2}}), Making()
+        trainer = deepspeed_run(strategy, module, RunningStage.TRAINING)
+        trainer.fit_loop._data_source.instance = source
+        strategy._format_batch_size_and_grad_accum_config()
+        assert strategy.config["train_micro_batch_size_per_gpu"] == expected
+
+
 @pytest.mark.parametrize("optimizers", [0, 2])
 def test_engine_takes_exactly_one_optimizer(no_deepspeed: MagicMock, optimizers: int) -> None:
     strategy, module = FakeEngines({"zero_optimization": {"stage": 1}}), Scheduled(optimizers)
@@ -441,6 +462,156 @@ def test_whole_weights_are_loaded_into_shards_by_lightning(no_deepspeed: MagicMo
     strategy.restore_sharded({"state_dict": weights}, strict=True)
     assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
     no_deepspeed.zero.GatheredParameters.assert_called()
+
+
+def test_hooks_of_deepspeed_on_parameters_are_taken_off() -> None:
+    def foreign(*args: Any) -> None:
+        """A hook of an engine."""
+
+    foreign.__module__ = "deepspeed.runtime.zero.stage3"
+
+    def own(*args: Any) -> None:
+        """A hook of the user's."""
+
+    parameter = nn.Parameter(torch.ones(2))
+    for hook in (foreign, own):
+        parameter.register_hook(hook)
+        parameter.register_post_accumulate_grad_hook(hook)
+    compat.remove_hooks_of_engine(parameter)
+    left = [getattr(parameter, name) for name in compat._PARAMETER_HOOKS]
+    assert [list(hooks.values()) for hooks in left] == [[own]] * 2
+    compat.remove_hooks_of_engine(nn.Parameter(torch.ones(2)))  # that never had a hook
+
+
+NAMES_OF_DEEPSPEED = {
+    "runtime/engine.py": (
+        "def _backward_epilogue(",
+        "def _flush_coalesced_reduction_zero12(self, optimizer)",
+        "def _flush_coalesced_reduction_zero3(self, optimizer)",
+        "self._running_engine_backward_count = 0",
+        "self._running_engine_backward_lock = Lock()",
+        "elif self.enable_backward_allreduce and not self.inside_no_sync_ctxt:",
+        "elif hasattr(p, 'ds_optim_param'):\n                # do not broadcast",
+    ),
+    "runtime/zero/stage_1_and_2.py": (
+        "self._coalesce_grad_reduction = False",
+        "self.use_grad_accum_attribute = True",
+        "self.bit16_groups = []",
+        "self.all_grad_tensors = {}",
+        "self.averaged_gradients = {}",
+        "self._offload_accumulated_param_ids = set()",
+        "INITIAL_MICRO_STEP_ID = -1",
+    ),
+    "runtime/zero/stage3.py": (
+        "self._coalesce_grad_reduction = False",
+        "self.grad_partitions_flat_buffer",
+        "self._offload_boundary_param_ids = set()",
+        "self.micro_step_id = 0",
+        "self.fp32_partitioned_groups_flat",
+        "self.grad_position",
+        "._z3_optimizer = self",
+    ),
+    "runtime/zero/parameter_offload.py": ("module.pre_bwd_fn = PreBackwardFunctionForModule", "ctx.module = module"),
+    "runtime/base_optimizer.py": ("def clear_backward_seen_flag(self)", "def set_gradient_accumulation_boundary("),
+}
+
+
+@pytest.mark.parametrize("file", NAMES_OF_DEEPSPEED)
+def test_private_names_of_deepspeed_are_there(file: str) -> None:
+    """What they do is seen in the tests of the strategy; to import DeepSpeed would choose its accelerator."""
+    spec = importlib.util.find_spec("deepspeed")
+    assert spec is not None and spec.origin is not None
+    source = (Path(spec.origin).parent / file).read_text()
+    assert [name for name in NAMES_OF_DEEPSPEED[file] if name not in source] == []
+
+
+def test_engine_that_cannot_keep_gradients_is_found() -> None:
+    def engine(stage: int, **attributes: Any) -> Any:
+        return SimpleNamespace(
+            optimizer=SimpleNamespace(**attributes),
+            zero_optimization=lambda: stage > 0,
+            enable_backward_allreduce=True,
+        )
+
+    can = engine(2, _coalesce_grad_reduction=False, use_grad_accum_attribute=False)
+    assert compat.keep_gradients_whole(can)
+    assert can.optimizer._coalesce_grad_reduction and not can.enable_backward_allreduce
+    assert compat.keep_gradients_whole(engine(0))
+    assert not compat.keep_gradients_whole(engine(1))
+    assert not compat.keep_gradients_whole(engine(1, _coalesce_grad_reduction=False, use_grad_accum_attribute=True))
+
+
+def test_scalars_have_a_dimension_while_an_engine_is_made_and_nothing_is_broadcast() -> None:
+    scalar, vector = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.ones(3))
+    with compat.making_engine([scalar, vector]):
+        assert scalar.shape == (1,) and hasattr(vector, "ds_optim_param")
+        scalar.ds_shape = scalar.shape  # type: ignore[attr-defined]
+    assert scalar.shape == scalar.ds_shape == () and scalar.item() == 2  # type: ignore[attr-defined]
+    assert not hasattr(vector, "ds_optim_param")
+
+
+def test_second_derivatives_are_noticed_in_training_only() -> None:
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            ctx.module = module
+            return x * 1
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+            return None, gradient
+
+    noticed: list[bool] = []
+    module = nn.Linear(1, 1)
+    module.pre_bwd_fn = Function  # type: ignore[assignment]
+    compat.refuse_second_derivatives(module, lambda: noticed.append(True))
+    x = torch.ones(1, requires_grad=True)
+    torch.autograd.grad(Function.apply(module, x), x)
+    assert noticed == []
+    torch.autograd.grad(Function.apply(module, x), x, create_graph=True)
+    assert noticed == [True]
+    module.eval()
+    torch.autograd.grad(Function.apply(module, x), x, create_graph=True)
+    assert noticed == [True]
+
+
+def test_only_hooks_of_deepspeed_that_look_at_outputs_are_wrapped() -> None:
+    def foreign(*args: Any) -> None:
+        """A hook of an engine."""
+
+    foreign.__module__ = "deepspeed.runtime.zero.parameter_offload"
+
+    def own(*args: Any) -> None:
+        """A hook of the user's."""
+
+    module = nn.Linear(1, 1)
+    handle = module.register_forward_hook(foreign)
+    module.register_forward_hook(own)
+    compat.tolerate_outputs(module, lambda hook: ("wrapped", hook))
+    assert list(module._forward_hooks.values()) == [("wrapped", foreign), own]
+    handle.remove()  # DeepSpeed's own handle still takes it off
+    assert list(module._forward_hooks.values()) == [own]
+
+
+def test_gradients_are_cleared_by_us_through_the_optimizer_and_its_wrapper() -> None:
+    strategy = SingleDeviceStrategy("cpu")
+    strategy.optimizers = [torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)]
+    cleared: list[bool] = []
+    compat.replace_zero_grad(strategy, lambda set_to_none=True: cleared.append(set_to_none))
+    strategy.optimizers[0].zero_grad()
+    compat.lightning_optimizer(strategy).zero_grad(set_to_none=False)
+    assert cleared == [True, False]
+
+
+def test_hooks_before_a_step_are_those_of_lightning() -> None:
+    module, trainer = Tiny(), make_trainer()
+    module.trainer = trainer
+    trainer.strategy.connect(module)
+    calls: list[str] = []
+    module.on_before_optimizer_step = lambda optimizer: calls.append("before")  # type: ignore[method-assign]
+    module.configure_gradient_clipping = lambda *_, **__: calls.append("clip")  # type: ignore[method-assign]
+    compat.call_before_step(Precision(), module, MagicMock())
+    assert calls == ["before", "clip"]
 
 
 # ------------------------------------------------------------------------------------------- random numbers
@@ -785,14 +956,42 @@ def test_other_loaders_are_left_to_lightning(kind: str, entry_point: str) -> Non
     else:
         options = {"strategy": DistributedStrategy(is_distributed=False)}
     getattr(prepared_trainer(prepare, **options), entry_point)(module, loader)
-    # A single worker's training loader is prepared too: for going on in mid-epoch.
+    # A single worker's loader is prepared too for training, to go on in mid-epoch, and for prediction.
     stages = [stage for _, stage, _ in prepare.prepared]
-    if kind == "one process" and entry_point == "fit":
-        assert stages == [RunningStage.TRAINING]
+    if kind == "one process" and entry_point in ("fit", "predict"):
+        assert stages == [STAGES[entry_point]]
         expected = [[0], [1], [2]]
     else:
         assert stages == []
     assert module.got[entry_point] == expected
+
+
+@pytest.mark.parametrize("kind", ["distributed sampler", "no loader", "left alone", "plain"])
+def test_loaders_that_the_user_divides_are_prepared_by_another_function(kind: str) -> None:
+    loader: Any = NoLoader() if kind == "no loader" else numbers(8)
+    if kind == "distributed sampler":
+        loader = numbers(8, sampler=DistributedSampler(Numbers(8), num_replicas=2, rank=1, shuffle=False))
+    trainer = make_trainer(strategy=DistributedStrategy(), use_distributed_sampler=kind != "left alone")
+    others: list[Any] = []
+
+    def other(loader: Any, stage: RunningStage) -> Any:
+        others.append((loader, stage))
+        return [torch.tensor([0])]
+
+    compat.replace_dataloader_preparation(trainer, Preparation(), other)
+    module = Watched()
+    trainer.test(module, loader)
+    assert others == ([] if kind == "plain" else [(loader, RunningStage.TESTING)])
+    assert module.got["test"] == ([[0], [1], [2]] if kind == "plain" else [[0]])
+
+
+def test_collection_of_the_user_is_prepared_from_the_user_s_loaders_again() -> None:
+    prepare = Preparation()
+    loaders = [numbers(8), DataLoader(Stream(8), batch_size=2)]
+    collection = CombinedLoader(list(loaders), "sequential")
+    for _ in range(2):
+        prepared_trainer(prepare).predict(Watched(), collection)
+    assert [loader for loader, _, _ in prepare.prepared] == 2 * loaders
 
 
 def test_preparation_travels_with_the_trainer() -> None:
@@ -1003,6 +1202,137 @@ def test_loader_made_in_a_hook_may_be_returned_again() -> None:
 
     assert in_hook(make, max_epochs=2, reload_dataloaders_every_n_epochs=1) == 2 * [[4, 3, 2], [1, 0]]
     assert len(loaders) == 2
+
+
+class Computed(DataLoader):
+    """Computes its length in the constructor, from arguments that have other names."""
+
+    def __init__(self, samples: int, size: int, times: int = 1) -> None:
+        super().__init__(Numbers(samples), size)
+        self.number = times * -(-samples // size)
+
+    def __len__(self) -> int:
+        return self.number
+
+
+def test_length_that_was_computed_before_follows_the_sampler() -> None:
+    built = compat.with_sampler(Computed(8, 2), Reversed(8, 4), RunningStage.TRAINING)
+    assert (len(built), batches_of(built)) == (2, [[7, 6, 5, 4], [3, 2, 1, 0]])
+    assert isinstance(built, Computed) and type(built).__name__ == "Computed"
+    same = compat.with_sampler(Computed(8, 2), Reversed(8, 2), RunningStage.TRAINING)
+    assert type(same) is Computed
+    with pytest.raises(ConfigurationError, match="has a length of its own, 8, with 4 batches in its sampler"):
+        compat.with_sampler(Computed(8, 2, times=2), Reversed(8, 4), RunningStage.TRAINING)
+
+
+class Repeating(DataLoader):
+    """Begins to iterate in its constructor, to keep its processes from one epoch to the next."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.iterator = super().__iter__()
+
+    def __iter__(self) -> Any:
+        for _ in range(len(self)):
+            yield next(self.iterator)
+
+
+def test_loader_that_has_begun_to_iterate_is_made_again() -> None:
+    built = compat.with_sampler(Repeating(Numbers(4), batch_size=2), Reversed(4, 2), RunningStage.TRAINING)
+    assert type(built) is Repeating and batches_of(built) == [[3, 2], [1, 0]]
+    assert not compat.iterates_plainly(built)
+    assert compat.iterates_plainly(RememberingLoader(Numbers(4), "mine"))
+
+    class Closed(Repeating):
+        def __init__(self, samples: int) -> None:
+            super().__init__(Numbers(samples))
+
+    with pytest.raises(ConfigurationError, match="begins to iterate in its constructor"):
+        compat.with_sampler(Closed(4), Reversed(4, 2), RunningStage.TRAINING)
+
+
+def test_sampler_that_a_loader_keeps_under_another_name_is_replaced_too() -> None:
+    class Kept(DataLoader):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.kept = self.batch_sampler
+
+        def __iter__(self) -> Any:
+            return iter(self.kept)
+
+    built = compat.with_sampler(Kept(Numbers(4), 2), Reversed(4, 2), RunningStage.TRAINING)
+    assert list(built) == [[3, 2], [1, 0]]
+
+
+def test_persistent_processes_stay_with_their_loader() -> None:
+    loader = numbers(4, num_workers=1, persistent_workers=True)
+    own = iter(loader)
+    built = compat.with_sampler(loader, Reversed(4, 2), RunningStage.TRAINING)
+    assert batches_of(built) == [[3, 2], [1, 0]]
+    assert loader._iterator is own is not built._iterator
+    assert batches_of(loader) == [[0, 1], [2, 3]]
+
+
+def test_iterators_of_a_loader_may_be_wrapped() -> None:
+    loader = numbers(4)
+    built = compat.with_iterator(loader, lambda make: [10 * batch for batch in make()].__iter__())
+    assert batches_of(built) == [[0, 10], [20, 30]]
+    assert batches_of(loader) == [[0, 1], [2, 3]]
+    built = compat.with_worker_init(loader, initialise)
+    assert built.worker_init_fn is initialise and loader.worker_init_fn is None
+
+
+def test_seed_that_a_loader_s_process_tells() -> None:
+    compat.set_seed_of_loader_worker(3)  # in no such process
+
+    class Telling(Numbers):
+        def __getitem__(self, index: int) -> int:
+            compat.set_seed_of_loader_worker(7)
+            info = torch.utils.data.get_worker_info()
+            assert info is not None
+            return info.seed
+
+    assert batches_of(DataLoader(Telling(2), 2, num_workers=1)) == [[7, 7]]
+
+
+def test_lightning_seeds_the_processes_of_loaders_when_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not compat.seeds_loader_workers(numbers(2))
+    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+    assert compat.seeds_loader_workers(numbers(2))
+    assert not compat.seeds_loader_workers(numbers(2, worker_init_fn=initialise))
+
+
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_hooks_that_make_loaders_run_in_a_context(entry_point: str) -> None:
+    within: list[str] = []
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        within.append("begins")
+        yield
+        within.append("ends")
+
+    class Making(Watched):
+        def train_dataloader(self) -> Any:
+            assert within[-1] == "begins"
+            return numbers(4)
+
+        val_dataloader = test_dataloader = predict_dataloader = train_dataloader
+
+    trainer = make_trainer(max_epochs=1)
+    compat.make_loaders_within(trainer, context)
+    getattr(trainer, entry_point)(Making())
+    assert within == ["begins", "ends"] * (2 if entry_point == "fit" else 1)
+
+
+def test_samplers_and_loaders_of_predictions() -> None:
+    trainer = make_trainer()
+    assert compat.prediction_loaders(trainer) == []
+    trainer.predict(Tiny(), numbers(4))
+    (loader,) = compat.prediction_loaders(trainer)
+    assert type(compat.without_index_wrapper(loader.batch_sampler)) is BatchSampler
+    sampler = Reversed(4, 2)
+    assert compat.without_index_wrapper(sampler) is sampler
 
 
 @pytest.mark.parametrize("batch_size", [2, None])

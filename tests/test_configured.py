@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from itwinai.config_paths import spelled_out, with_values
-from itwinai.configured import ParsedCLI, parsed
+from itwinai.configured import ParsedCLI, different, parsed
 from itwinai.errors import ConfigurationError
 
 CONFIG = {
@@ -41,3 +41,10 @@ def test_a_file_that_is_not_there_is_told_with_the_one_that_is(tmp_path: Path) -
     (tmp_path / "config.yaml").touch()
     with pytest.raises(ConfigurationError, match=r"no config file .*config\.yml\. Did you mean .*config\.yaml\?"):
         parsed(["-c", str(tmp_path / "config.yml")])
+
+
+def test_what_differs_from_defaults_keeps_its_place() -> None:
+    defaults = {"trainer": {"max_epochs": None, "devices": 1, "logger": None}, "model": None, "seed_everything": True}
+    model = {"class_path": "a.Model", "init_args": {"lr": 0.1}}
+    config = {"trainer": {"max_epochs": 2, "devices": 1, "logger": None}, "model": model, "seed_everything": True}
+    assert different(config, defaults) == {"trainer": {"max_epochs": 2}, "model": model}

@@ -266,4 +266,4 @@ def _input_of(module: LightningModule, batch: Any) -> Any:
     if getattr(module, "example_input_array", None) is not None:
         return module.example_input_array
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    return first[:2].detach().cpu() if isinstance(first, Tensor) and first.numel() > 0 else None
+    return compat.plain_tensor(first)[:2].detach().cpu() if isinstance(first, Tensor) and first.numel() > 0 else None

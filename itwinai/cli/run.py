@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from itwinai.unify import unify_lightning
+
 SHORT_FLAGS = {
     "--strategy": "--trainer.strategy",
     "--devices": "--trainer.devices",
@@ -18,11 +20,14 @@ SHORT_FLAGS = {
 }
 
 
+UNIFY = "--unify-lightning"
+
 _DESCRIPTION = {
     "description": "Short flags: --strategy NAME, --devices N, --num-nodes N and --logger NAME (csv, jsonl, "
     "tensorboard, mlflow, wandb, provenance; several with commas between) stand for "
     "--trainer.strategy, --trainer.devices, --trainer.num_nodes and --trainer.logger, and win over the config file. "
-    "--watch logs, profiles and monitors the run, and tells about it at the end."
+    "--watch logs, profiles and monitors the run, and tells about it at the end. --unify-lightning lets modules train "
+    "that are made with the package pytorch_lightning."
 }
 
 
@@ -58,6 +63,9 @@ def main(argv: list[str]) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     arguments = expand_short_flags(argv)
+    if UNIFY in arguments:
+        arguments.remove(UNIFY)
+        unify_lightning()
     with starting_workers(arguments):
         _run(arguments)
     return 0

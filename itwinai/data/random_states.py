@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -36,3 +37,12 @@ def unpack_random_states(packed: RandomStates) -> RandomStates:
     if len(states.get("torch.cuda", ())) != torch.cuda.device_count():
         states.pop("torch.cuda", None)
     return states
+
+
+def same_states(one: RandomStates, other: RandomStates) -> bool:
+    """Tell whether generators in these states draw the same numbers."""
+    return (
+        torch.equal(one["torch"], other["torch"])
+        and one["python"] == other["python"]
+        and pickle.dumps(one.get("numpy")) == pickle.dumps(other.get("numpy"))
+    )

@@ -6,23 +6,44 @@ rank r the r-th part of each. Global batch k therefore holds the same samples at
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import itertools
-import pickle
-from collections.abc import Callable, Iterable, Iterator, Sized
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, RandomSampler, Sampler, SequentialSampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from itwinai import compat
 from itwinai.data.position import Position
-from itwinai.data.random_states import plain_random_states, unpack_random_states
-from itwinai.errors import CheckpointError
+from itwinai.data.random_states import plain_random_states, same_states, unpack_random_states
+from itwinai.errors import CheckpointError, ConfigurationError
+
+log = logging.getLogger(__name__)
 
 Batch = list[Any]
 
+# In what Python writes of objects that do not say how; it differs between processes.
+_ADDRESS = re.compile(r"\b0x[0-9a-f]+")
+
 # These draw a seed when the first sample is asked for, and no random number of the process after that.
 _DRAWS_ONCE = (RandomSampler, WeightedRandomSampler)
+
+# These know nothing of ranks. Others may, whatever their class is called.
+_PLAIN = (SequentialSampler, SubsetRandomSampler, *_DRAWS_ONCE)
+
+# Batches by which samplers are compared before they are used; a sampler without end cannot be drawn to its end.
+_COMPARED = 64
 
 
 class DealtBatchSampler(Sampler[Batch]):
@@ -41,14 +62,18 @@ class DealtBatchSampler(Sampler[Batch]):
             evaluation, where it does not matter which samples share a batch.
         broadcast: sends an object from rank 0 to all workers. The user's sampler runs in the random state of rank 0
             on all of them: each would draw another order otherwise.
+        gather: returns the objects of all workers, by rank. With it a sampler that is not one of torch's plain ones
+            has to draw the same order on all ranks.
 
-    When the random state of rank 0 is exchanged, all workers have to iterate: once per epoch, and only if the
-    sampler is not sequential.
+    All workers have to iterate at the same time, unless the sampler is sequential: they exchange the random state of
+    rank 0. Nothing is drawn before it is needed, so that a generator of the user's own stands where it would stand
+    in one process.
 
     Attributes:
         weights: for batches whose parts are of unequal size, by the index of the batch: this worker's number of
             samples times W, divided by the size of the global batch. With it as the weight of each worker's mean
             loss, the mean over workers is the mean over the samples of the global batch.
+        iterations: how often a loader has begun to iterate.
     """
 
     def __init__(
@@ -61,6 +86,7 @@ class DealtBatchSampler(Sampler[Batch]):
         lockstep: bool,
         lend: bool,
         broadcast: Callable[[Any], Any],
+        gather: Callable[[Any], list[Any]] | None = None,
     ) -> None:
         self.batches = batches
         self.num_replicas = num_replicas
@@ -69,15 +95,22 @@ class DealtBatchSampler(Sampler[Batch]):
         self.lockstep = lockstep
         self.lend = lend
         self.broadcast = broadcast
+        self.gather = gather
         self.weights: dict[int, float] = {}
         self.epoch = 0
-        self._synchronized_epoch: int | None = None
+        self.iterations = 0
         self._leading_states: dict[str, Any] = {}
         self._begun_with: dict[str, Any] | None = None
         self._generator_begun_with: torch.Tensor | None = None
         self._resumed: tuple[Position, int] | None = None
         self._drop_last = bool(getattr(batches, "drop_last", False))
         self.batch_size = getattr(batches, "batch_size", None)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else the user's sampler has, for code that asks the loader's sampler."""
+        if name.startswith("__") or "batches" not in vars(self):  # a copy that is being made
+            raise AttributeError(name)
+        return getattr(self.batches, name)
 
     @property
     def sampler(self) -> DealtBatchSampler:
@@ -147,6 +180,18 @@ class DealtBatchSampler(Sampler[Batch]):
         """Return the weight of this worker's mean loss for a batch of the current epoch; 1 for even batches."""
         return self.weights.get(batch_index, 1.0)
 
+    def planned_weights(self, batch_index: int) -> list[float] | None:
+        """Return the weights of all workers for a batch, before it is drawn; None where that cannot be told."""
+        if self.global_batch is None or not _has_length(self.batches) or self.lend:
+            return None
+        assert isinstance(self.batches, BatchSampler)
+        samples: int = len(self.batches.sampler)  # type: ignore[arg-type]
+        total = max(0, min(self.global_batch, samples - batch_index * self.global_batch))
+        if not total:
+            return None
+        size, larger = divmod(total, self.num_replicas)
+        return [(size + (rank < larger)) * self.num_replicas / total for rank in range(self.num_replicas)]
+
     def __len__(self) -> int:
         if not isinstance(self.batches, Sized):
             raise TypeError(f"{type(self.batches).__name__} has no length.")
@@ -159,6 +204,7 @@ class DealtBatchSampler(Sampler[Batch]):
         # Taken here and not by the generator: it may never be asked for anything, at the end of an epoch.
         position, skipped = self._resumed or (None, 0)
         self._resumed = self._begun_with = self._generator_begun_with = None
+        self.iterations += 1
         return self._batches(position, skipped)
 
     def _batches(self, position: Position | None, skipped: int) -> Iterator[Batch]:
@@ -176,15 +222,27 @@ class DealtBatchSampler(Sampler[Batch]):
 
     def _groups(self, position: Position | None) -> Iterator[list[Batch]]:
         """Yield each global batch, as the list of the user's batches that make it up, with samples lent."""
+        if not self._lends():
+            yield from self._global_batches(position)
+            return
         previous: list[Batch] | None = None
         for group in self._global_batches(position):
             if previous is not None:
-                if self.lend:
-                    previous, group = self._lend(previous, group)
+                previous, group = self._lend(previous, group)
                 yield previous
             previous = group
         if previous is not None:
             yield previous
+
+    def _lends(self) -> bool:
+        """Tell whether the last global batch may have to borrow, so that each has to wait for the next."""
+        if not self.lend or self.num_replicas == 1:
+            return False
+        size = self.global_batch
+        if size is None or not _has_length(self.batches):
+            return True
+        assert isinstance(self.batches, BatchSampler)
+        return 0 < len(self.batches.sampler) % size < self.num_replicas  # type: ignore[arg-type]
 
     def _global_batches(self, position: Position | None) -> Iterator[list[Batch]]:
         """Yield each global batch as the list of the user's batches that make it up."""
@@ -231,21 +289,21 @@ class DealtBatchSampler(Sampler[Batch]):
         # A generator: like the samplers themselves it draws when the first batch is asked for, and not before.
         own = compat.collect_rng_states(include_cuda=False)
         if position is not None and position.begun_with is not None:
-            self._synchronized_epoch = self.epoch
             self._leading_states = unpack_random_states(position.begun_with)
             if self.generator is not None and position.generator_begun_with is not None:
                 self.generator.set_state(position.generator_begun_with)
         elif self.num_replicas == 1:
             self._leading_states = own
-        elif self._synchronized_epoch != self.epoch:
-            self._synchronized_epoch = self.epoch
-            self._leading_states = self.broadcast(own)
+        else:
+            self._leading_states, generator_state = self.broadcast((own, self._generator_state()))
+            if self.generator is not None and generator_state is not None:
+                self.generator.set_state(generator_state)
         self._begun_with = self._leading_states
         self._generator_begun_with = self._generator_state()
         if self.num_replicas == 1 and position is None:
             yield from self.batches
             return
-        in_step = _same_states(own, self._leading_states)
+        in_step = same_states(own, self._leading_states)
         if not in_step:
             compat.set_rng_states(self._leading_states)
         order = iter(self.batches)
@@ -253,14 +311,36 @@ class DealtBatchSampler(Sampler[Batch]):
         endless = not draws_once and not _has_length(self.batches)
         if not draws_once and not endless:
             first += order  # may draw at any time, and the workers' random states may part meanwhile
-        # A second iteration of this epoch goes on from here, whatever each worker has drawn until then.
         self._leading_states = compat.collect_rng_states(include_cuda=False)
         if not in_step:
             compat.set_rng_states(own)
+        if position is None and self._may_know_ranks():
+            self._compare(first)
         yield from first
         while endless and (batch := self._drawn_apart(order)):
             yield from batch
         yield from order
+
+    def _may_know_ranks(self) -> bool:
+        return self.gather is not None and not is_plain(self.batches)
+
+    def _compare(self, drawn: Sequence[Any]) -> None:
+        """Raise an error unless all workers have drawn the same."""
+        assert self.gather is not None
+        prints = self.gather(fingerprint(drawn))
+        if len(set(prints)) > 1:
+            raise ConfigurationError(
+                f"{name_of(self.batches)} draws another order on rank {self._other(prints)} than on rank 0, although "
+                "both are in the same random state: it divides the samples among the ranks itself, or draws random "
+                f"numbers of its own. To be divided among {self.num_replicas} workers it has to draw the same order "
+                "on all of them. If it divides the samples itself, let the trainer take it as it is: "
+                "ItwinaiTrainer(use_distributed_sampler=False). If it draws random numbers, let it take its seed from "
+                "torch, numpy or random, which all workers share while it draws."
+            )
+
+    @staticmethod
+    def _other(prints: list[Any]) -> int:
+        return next(rank for rank, one in enumerate(prints) if one != prints[0])
 
     def _drawn_apart(self, order: Iterator[Batch]) -> list[Batch]:
         """Draw the next batch, if there is one, in the states that the sampler left; keep this process's own."""
@@ -279,11 +359,28 @@ class DealtSampler(Sampler[Any]):
         sampler: the user's sampler.
         num_replicas: number of workers.
         rank: this worker's rank.
-        **options: ``lockstep``, ``lend`` and ``broadcast`` of `DealtBatchSampler`.
+        **options: ``lockstep``, ``lend``, ``broadcast`` and ``gather`` of `DealtBatchSampler`; ``length`` of
+            `OwnPartBatchSampler`, for a sampler that divides itself.
     """
 
     def __init__(self, sampler: Iterable[Any], num_replicas: int, rank: int, **options: Any) -> None:
-        self.dealt = DealtBatchSampler(BatchSampler(sampler, 1, False), num_replicas, rank, split=False, **options)
+        batches = BatchSampler(sampler, 1, False)
+        self.dealt: DealtBatchSampler
+        if "length" in options:
+            self.dealt = OwnPartBatchSampler(batches, num_replicas, rank, **options)
+        else:
+            self.dealt = DealtBatchSampler(batches, num_replicas, rank, split=False, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else the user's sampler has."""
+        if name.startswith("__") or "dealt" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.dealt.batches.sampler, name)  # type: ignore[attr-defined]
+
+    @property
+    def iterations(self) -> int:
+        """How often a loader has begun to iterate."""
+        return self.dealt.iterations
 
     def set_epoch(self, epoch: int) -> None:
         """Announce a new epoch."""
@@ -305,11 +402,84 @@ class DealtSampler(Sampler[Any]):
         """Return the weight of this worker's mean loss for a batch of the current epoch."""
         return self.dealt.weight_of(batch_index)
 
+    def planned_weights(self, batch_index: int) -> list[float] | None:
+        """Return the weights of all workers for a batch, before it is drawn; None where that cannot be told."""
+        return self.dealt.planned_weights(batch_index)
+
     def __len__(self) -> int:
         return len(self.dealt)
 
     def __iter__(self) -> Iterator[Any]:
         return (index for batch in self.dealt for index in batch)
+
+
+class OwnPartBatchSampler(DealtBatchSampler):
+    """Give one worker the batches of a sampler that divides itself by rank, in step with the other workers.
+
+    Args:
+        batches: the user's batch sampler, as each worker has it.
+        num_replicas: number of workers.
+        rank: this worker's rank.
+        length: number of batches of the worker that has most; None if the sampler has no length.
+        lockstep: as of `DealtBatchSampler`. A worker whose batches have ended repeats a sample, with weight 0.
+        lend: without effect: the samples are divided.
+        broadcast: as of `DealtBatchSampler`: samplers divide one permutation, which all have to draw.
+        gather: as of `DealtBatchSampler`; tells how many samples the others have in the last batches.
+    """
+
+    gather: Callable[[Any], list[Any]]
+
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        num_replicas: int,
+        rank: int,
+        *,
+        length: int | None,
+        lockstep: bool,
+        lend: bool,
+        broadcast: Callable[[Any], Any],
+        gather: Callable[[Any], list[Any]],
+    ) -> None:
+        options: dict[str, Any] = {"lockstep": lockstep, "lend": False, "broadcast": broadcast, "gather": gather}
+        super().__init__(batches, num_replicas, rank, split=False, **options)
+        self.length = length
+
+    @property
+    def global_batch(self) -> int | None:
+        """None: the user's sampler decides."""
+        return None
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError(f"{name_of(self.batches)} has no length.")
+        return self.length if self.lockstep else len(self.batches)  # type: ignore[arg-type]
+
+    def _may_know_ranks(self) -> bool:
+        return False
+
+    def _batches(self, position: Position | None, skipped: int) -> Iterator[Batch]:
+        self.weights = {}
+        order = self._order_of_rank_0(False, position)
+        if not self.lockstep or self.length is None:
+            yield from itertools.islice(order, skipped, None)
+            return
+        own = [list(batch) for batch in order]
+        sizes = self.gather([len(batch) for batch in own])
+        numbers = [len(of_rank) for of_rank in sizes]
+        if not min(numbers):
+            raise ConfigurationError(
+                f"{name_of(self.batches)} divides the samples among the ranks itself, and leaves rank "
+                f"{numbers.index(0)} without any ({numbers} batches, by rank)."
+            )
+        # Before its end a sampler has batches of what sizes it likes, each of which counts as one.
+        for index in range(min(numbers) - 1, max(numbers)):
+            total = sum(of_rank[index] for of_rank in sizes if index < len(of_rank))
+            mine = len(own[index]) if index < len(own) else 0
+            if mine * self.num_replicas != total:
+                self.weights[index] = mine * self.num_replicas / total
+        for index in range(skipped, max(numbers)):
+            yield own[index] if index < len(own) else own[-1][:1]
 
 
 class WholeSampler(DealtBatchSampler):
@@ -335,6 +505,7 @@ class WholeSampler(DealtBatchSampler):
     def __iter__(self) -> Iterator[Any]:
         position, skipped = self._resumed or (None, 0)
         self._resumed = self._begun_with = self._generator_begun_with = None
+        self.iterations += 1
         return itertools.islice(self._order(position), skipped * (self.batch_size or 1), None)
 
     def _sampler_type(self) -> type | None:
@@ -345,17 +516,60 @@ def _returned(value: Any) -> Any:
     return value
 
 
+def is_plain(batches: Iterable[Any]) -> bool:
+    """Tell whether a sampler, or a batch sampler around one, is of torch's own classes that know nothing of ranks."""
+    return type(batches.sampler if type(batches) is BatchSampler else batches) in _PLAIN
+
+
+def divides_itself(
+    batches: Iterable[Any], dataset: Any, broadcast: Callable[[Any], Any], gather: Callable[[Any], list[Any]]
+) -> bool:
+    """Tell whether a sampler draws another order on each rank, though all are in the same random state.
+
+    All workers have to call it. The sampler itself is not drawn from but a copy. Where it cannot be copied the answer
+    is no, and `DealtBatchSampler` finds out when it draws.
+
+    Args:
+        batches: a sampler, or a batch sampler.
+        dataset: what it draws from, which is not copied.
+        broadcast: sends an object from rank 0 to all workers.
+        gather: returns the objects of all workers, by rank.
+    """
+    if is_plain(batches):
+        return False
+    own = compat.collect_rng_states(include_cuda=False)
+    states = broadcast(own)
+    drawn: str | None = None
+    try:
+        tried = copy.deepcopy(batches, {id(dataset): dataset})
+    except Exception as error:  # copying runs the user's own methods: anything can come
+        log.debug(f"{name_of(batches)} cannot be copied, and is compared when it is drawn: {error!r}")
+    else:
+        compat.set_rng_states(states)
+        try:
+            drawn = fingerprint(list(itertools.islice(tried, _COMPARED)))
+        finally:
+            compat.set_rng_states(own)
+    prints = gather(drawn)
+    return None not in prints and len(set(prints)) > 1
+
+
+def fingerprint(drawn: Sequence[Any]) -> str:
+    """Return what tells an order of indices, or of batches of them, from others."""
+    plain = [one.tolist() if hasattr(one, "tolist") else one for one in drawn]
+    return hashlib.sha256(_ADDRESS.sub("", repr(plain)).encode()).hexdigest()
+
+
+def name_of(batches: Iterable[Any]) -> str:
+    """Return what a message calls a sampler, or a batch sampler."""
+    if type(batches) is BatchSampler:
+        return f"The sampler {type(batches.sampler).__name__}"
+    return f"The batch sampler {type(batches).__name__}"
+
+
 def _has_length(batches: Iterable[Batch]) -> bool:
     try:
         len(batches)  # type: ignore[arg-type]
     except TypeError:  # a BatchSampler has the method also where its sampler has no length
         return False
     return True
-
-
-def _same_states(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return (
-        torch.equal(one["torch"], other["torch"])
-        and one["python"] == other["python"]
-        and pickle.dumps(one.get("numpy")) == pickle.dumps(other.get("numpy"))
-    )

@@ -35,9 +35,9 @@ from itwinai import compat
 # Threads that hold no lock while they wait, by the package of their class, or by their name.
 _HARMLESS_PACKAGES = ("tqdm", "ipykernel", "IPython")
 _HARMLESS_NAMES = ("itwinai-caller-watch",)
-# Threads of the system that survive a fork or are not needed after it: those of OpenBLAS and OpenMP have no name of
-# their own, torch names the main thread.
-_HARMLESS_NATIVE = ("pt_main_thread", "itwinai")
+# Threads of the system without which a copy does as well: jemalloc prepares itself for forks, torch names the main
+# thread. Those of OpenBLAS, which prepares itself too, and of OpenMP have the name of the program.
+_HARMLESS_NATIVE = ("pt_main_thread", "jemalloc", "itwinai")
 _CUDA_NOT_INITIALIZED = 3
 
 

@@ -17,6 +17,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment
 
+from itwinai import compat
 from itwinai.errors import ConfigurationError
 
 RENDEZVOUS_TIMEOUT = timedelta(seconds=300)
@@ -34,11 +35,14 @@ def initialize(environment: ClusterEnvironment) -> None:
     import horovod.torch as hvd
 
     if not hvd.is_initialized():
+        # On rank 0 its server draws a port from Python's generator, and all ranks have to draw alike until they train.
+        states = compat.collect_rng_states(include_cuda=False)
         if "HOROVOD_RANK" in os.environ or hvd.mpi_built() and "OMPI_COMM_WORLD_RANK" in os.environ:
             hvd.init()
         else:
             with _variables(_rendezvous(environment)):
                 hvd.init()
+        compat.set_rng_states(states)
     if (hvd.rank(), hvd.size()) != (environment.global_rank(), environment.world_size()):
         raise ConfigurationError(
             f"Horovod takes this process for rank {hvd.rank()} of {hvd.size()}, its launcher for rank "

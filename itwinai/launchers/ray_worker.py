@@ -8,6 +8,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from itwinai.unify import unify_if_asked
+
 if TYPE_CHECKING:
     from itwinai.launchers.environment import Place
     from itwinai.launchers.failure import Failure
@@ -27,6 +29,7 @@ class RayWorker:
     def __init__(self, rank: int, sys_path: list[str], folder: str | None, variables: dict[str, str]) -> None:
         self.rank = rank
         os.environ.update(variables)
+        unify_if_asked()
         if folder is not None and os.path.isdir(folder):
             os.chdir(folder)
         sys.path += [path for path in sys_path if path not in sys.path]

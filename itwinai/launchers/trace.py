@@ -275,7 +275,7 @@ def own_attributes(shared: Any) -> dict[str, Any]:
     """Return the attributes of a shared object that its owner, not a framework, keeps on it."""
     if isinstance(shared, Metric):
         return compat.metric_state(shared)
-    internals: frozenset[str] = frozenset()
+    internals = compat.live_attributes(shared)
     if isinstance(shared, nn.Module):
         internals = compat.module_internals()
     elif isinstance(shared, Tensor) or not hasattr(shared, "__dict__") or _is_trainer_or_strategy(shared):

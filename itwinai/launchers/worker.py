@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import cloudpickle
 
 from itwinai.files.whole import write_whole
+from itwinai.unify import unify_if_asked
 
 if TYPE_CHECKING:  # importing it takes seconds, and this process has to watch its caller before that
     from itwinai.launchers.environment import Place
@@ -94,6 +95,7 @@ def work(
     """
     os.environ.clear()
     os.environ.update(variables)
+    unify_if_asked()
     if place is not None:
         os.environ.update(place.variables())
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning.pytorch.loggers import MLFlowLogger as LightningMLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
+from itwinai.compat import unlisted
 from itwinai.errors import require
 from itwinai.facts.secrets import without_secrets
 from itwinai.launchers.environment import find_outer_environment
@@ -51,7 +52,13 @@ _NOWHERE = "http://not-used.invalid"
 _FORBIDDEN = re.compile(r"[^a-zA-Z0-9_/. -]+")  # as lightning's
 
 
-class MLFlowLogger(LightningMLFlowLogger):
+if TYPE_CHECKING:
+    _Unlisted = LightningMLFlowLogger
+else:
+    _Unlisted = unlisted(LightningMLFlowLogger)
+
+
+class MLFlowLogger(_Unlisted):
     """Log to MLflow as lightning's logger of this name does, without waiting for the server.
 
     Metrics go to a queue, and a thread of rank 0 sends them in batches, at the latest after a second. A server that is

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from itwinai import compat
+from itwinai.data.weights import check_drawn, sampler_of
 from itwinai.loops.log import quick_log
 from itwinai.loops.plan import BatchTransfer, Sections, draw_hook, draw_step
 from itwinai.loops.results import LeanResults
@@ -32,6 +34,7 @@ class EvaluationPlan:
         self.on_batch_end = draw_hook(f"on_{name}_batch_end", trainer, sections)
         self.several_loaders = compat.evaluates_several_loaders(loop)
         self.exchanges = loop.results.exchanges
+        self.samplers = [sampler_of(loader) for loader in compat.evaluation_loaders(loop)]
         self.counts = not trainer.sanity_checking
 
 
@@ -58,6 +61,8 @@ class LeanEvaluationLoop(compat.EvaluationLoop):
         try:
             with quick_log(trainer.lightning_module, self.results, compat.logger_connector(trainer)):
                 outputs = super().run()
+            if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+                compat.logger_connector(trainer).check_monitored()
         finally:
             self.plan = None  # it refers to half of the run
         self.is_running = False
@@ -94,6 +99,10 @@ class LeanEvaluationLoop(compat.EvaluationLoop):
         progress.increment_ready()
         connector = compat.logger_connector(trainer)
         connector.begin_batch(results, batch, *which)
+        sampler = plan.samplers[dataloader_idx]
+        if sampler is not None and not batch_idx:
+            check_drawn(compat.evaluation_loaders(self)[dataloader_idx], sampler)
+        results.weight = 1.0 if sampler is None else sampler.weight_of(batch_idx)
 
         if plan.on_batch_start is not None:
             plan.on_batch_start(batch, batch_idx, *which)

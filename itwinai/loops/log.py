@@ -42,6 +42,8 @@ class QuickLog:
         results = self.results
         hook = self.scope[compat.HOOK_NAME]
         call = (hook, name, results.dataloader_idx, batch_size is None, *options.items())
+        if type(value) is not Tensor and isinstance(value, Tensor):
+            value = compat.plain_tensor(value)
         if type(value) is Tensor and not args and value.numel() == 1 and not torch.compiler.is_compiling():
             try:
                 known = self.known.get(call)

@@ -101,7 +101,7 @@ class MissingWorkers:
             self.fail(
                 LoggedKeysError(
                     f"rank {self.rank} has logged {', '.join(waiting.names)} with sync_dist=True, and "
-                    f"{_ranks(past)} went on without logging that there: it would wait for ever. Log the same keys on "
+                    f"{ranks(past)} went on without logging that there: it would wait for ever. Log the same keys on "
                     "all workers at the same time (a neutral value where there is none), or leave out sync_dist=True."
                 )
             )
@@ -115,5 +115,6 @@ class MissingWorkers:
                 self.store.set(f"past/{self.rank}/{other}/{number}", "1")
 
 
-def _ranks(ranks: Sequence[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+def ranks(numbers: Sequence[int]) -> str:
+    """Return how to say which ranks are meant."""
+    return f"rank {numbers[0]}" if len(numbers) == 1 else f"ranks {', '.join(map(str, numbers))}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
@@ -17,6 +18,7 @@ from itwinai import compat
 from itwinai.errors import CheckpointError
 from itwinai.loops.exchange import WEIGHT, Entry, exchange
 from itwinai.loops.missing import MissingWorkers
+from itwinai.loops.monitors import check_callbacks
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -38,6 +40,9 @@ class LeanResults(compat.ResultCollection):
         self.missing: MissingWorkers | None = None
         # The names of keys for the progress bar and the loggers, which do not change.
         self.names: dict[str, tuple[str, str]] = {}
+        # How much this worker's part of the batch in work counts, and by key how much the value of the step does.
+        self.weight = 1.0
+        self.step_weights: dict[str, float] = {}
         # What was accumulated before the checkpoint that this run goes on from, until the key is logged again.
         self.restored: dict[str, dict[str, Any]] = {}
 
@@ -46,6 +51,9 @@ class LeanResults(compat.ResultCollection):
         """Whether there are other workers to exchange values with."""
         return self.trainer.world_size > 1 and isinstance(self.trainer.strategy, ParallelStrategy)
 
+    def log(self, fx: str, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        super().log(fx, name, compat.plain_tensor(value) if isinstance(value, Tensor) else value, *args, **kwargs)
+
     def update_metrics(self, key: str, value: Any, batch_size: int) -> None:
         metric = self[key]
         if self.restored and (state := self.restored.pop(key, None)) is not None:
@@ -53,9 +61,15 @@ class LeanResults(compat.ResultCollection):
         if not metric.is_tensor or metric.meta.enable_graph:
             super().update_metrics(key, value, batch_size)
             return
+        synced = compat.is_synced(metric)
+        if synced and not self.weight:  # a sample that another worker has as well
+            batch_size = 0
+            value = value if compat.sync_operation(metric) in ("max", "min") else torch.zeros_like(value)
         compat.add_to_result(metric, value, batch_size)
-        if metric.meta.on_step and compat.is_synced(metric):
+        if metric.meta.on_step and synced:
             self.unsynced[key] = metric
+            sized = self.is_size_given or (metric.meta.on_epoch and metric.meta.is_mean_reduction)
+            self.step_weights[key] = float(batch_size) if sized or not self.weight else self.weight
 
     def accumulated(self) -> dict[str, dict[str, Any]]:
         """Return what is kept of each key for the end of the epoch, as tensors and plain values."""
@@ -115,7 +129,13 @@ class LeanResults(compat.ResultCollection):
     def _exchange_step(self, keys: list[str]) -> None:
         pending = [(key, self.unsynced.pop(key)) for key in keys]
         entries = [
-            Entry(f"{key} (step)", compat.step_value(metric), compat.sync_operation(metric)) for key, metric in pending
+            Entry(
+                f"{key} (step)",
+                compat.step_value(metric),
+                compat.sync_operation(metric),
+                self.step_weights.get(key, 1.0),
+            )
+            for key, metric in pending
         ]
         for (_, metric), value in zip(pending, self.exchanged(entries), strict=True):
             compat.set_step_value(metric, value)
@@ -168,6 +188,18 @@ class LeanResults(compat.ResultCollection):
 class LeanLoggerConnector(compat.LoggerConnector):
     """lightning's keeper of logged values, which does per batch only what the batch has made necessary."""
 
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(trainer)
+        self._warned_of: set[str] = set()
+
+    def check_monitored(self) -> None:
+        """Compare what callbacks have monitored with the other workers."""
+        check_callbacks(self.trainer, self._warned_of)
+
+    def update_train_epoch_metrics(self) -> None:
+        super().update_train_epoch_metrics()
+        self.check_monitored()  # all workers have read all values of the epoch
+
     def begin_batch(self, results: LeanResults, batch: Any, dataloader_idx: int | None = None) -> None:
         """Note which batch is in work, for the batch size that `self.log` takes from it."""
         compat.count_iteration(self)
@@ -182,6 +214,7 @@ class LeanLoggerConnector(compat.LoggerConnector):
             compat.publish(self, metrics)
         results.batch = None
         results.batch_size = None
+        results.weight = 1.0
         return metrics
 
     @property

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from itwinai import compat
 from itwinai.checkpoints.content import Section, training_samplers
 from itwinai.data.random_states import unpack_random_states
+from itwinai.data.rank_streams import RankStreams, seed_generators, seed_of_rank
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from itwinai.data.position import Position
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """A strategy whose workers draw from streams of their own."""
+
+    @property
+    def random_numbers(self) -> RankStreams:
+        """The streams of this worker."""
 
 
 def iterate_in_epoch(trainer: Trainer, data_fetcher: compat.DataFetcher, resumed: Section, batches: int) -> None:
@@ -102,7 +112,12 @@ def _warn_of_samples_seen_twice(batches: int) -> None:
 def go_on_drawing(trainer: Trainer, resumed: Section) -> None:
     """Let the random number generators go on where the checkpoint was written.
 
-    A rank that did not exist then keeps its own.
+    A rank that did not exist then begins a stream of its own where rank 0 goes on.
     """
-    if trainer.global_rank < len(resumed.random_states):
-        compat.set_rng_states(unpack_random_states(resumed.random_states[trainer.global_rank]))
+    rank, states = trainer.global_rank, [unpack_random_states(one) for one in resumed.random_states]
+    if rank < len(states):
+        compat.set_rng_states(states[rank])
+    else:
+        seed_generators(seed_of_rank(states[0], rank))
+    if isinstance(trainer.strategy, Drawing):
+        trainer.strategy.random_numbers.restarts += 1

@@ -15,13 +15,16 @@ from itwinai import compat
 from itwinai.checkpoints.content import Place, training_samplers
 from itwinai.checkpoints.plugin import Resumed
 from itwinai.data.random_states import pack_random_states
+from itwinai.data.weights import StepWeights
 from itwinai.launchers.base import stopped_by
 from itwinai.launchers.environment import requeue_job
 from itwinai.loggers.when import is_log_step
+from itwinai.loops.ends import EpochEnds, EpochPosition
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.fit import LeanFitLoop
 from itwinai.loops.log import quick_log
 from itwinai.loops.missing import MissingWorkers
+from itwinai.loops.monitors import check_scheduler
 from itwinai.loops.optimization import LeanOptimization
 from itwinai.loops.plan import BatchTransfer, InScope, Sections, draw_hook, is_written
 from itwinai.loops.results import LeanResults
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 log = logging.getLogger(__name__)
+
+STOPPED = "trainer.should_stop was set there"
 
 
 @runtime_checkable
@@ -102,6 +107,7 @@ class TrainingPlan:
         self.run_section = sections.around(loop.optimize, "run_training_batch")
         self.on_train_batch_end = draw_hook("on_train_batch_end", trainer, sections)
         self.exchanges = loop.results.exchanges
+        self.weights = StepWeights(trainer, strict=False) if self.exchanges else None
         self.validates = trainer.enable_validation or compat.skips_next_validation(loop)
         self.steps_schedulers = bool(trainer.lr_scheduler_configs) and module.automatic_optimization
 
@@ -118,9 +124,12 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
 
     plan: TrainingPlan | None = None
     agreement: StopAgreement | None = None
+    ends: EpochEnds | None = None
     watch: Watch | None = None
     clock: StepClock | None = None
     _fits = 0
+    _epoch = 0
+    _ended = False
 
     def __init__(self, trainer: Trainer, min_steps: int | None = None, max_steps: int = -1) -> None:
         super().__init__(trainer, min_steps=min_steps, max_steps=max_steps)
@@ -218,7 +227,8 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         store = dist.PrefixStore(f"itwinai/fit/{self._fits}", store)
         place = (store, trainer.global_rank, trainer.world_size)
         self.agreement = StopAgreement(*place, position=lambda: self.batch_progress.total.ready)
-        duties: list[Duty] = [self.agreement]
+        self.ends = EpochEnds(*place, place=self.epoch_position, hurry=self.hurry)
+        duties: list[Duty] = [self.agreement, self.ends]
         if isinstance(trainer, Abortable):
             missing = MissingWorkers(*place, position=self.position, fail=trainer.abort)
             self.results.missing = self.val_loop.results.missing = missing
@@ -231,6 +241,33 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         """Return a number that grows with every batch and every epoch, the same for all workers."""
         batches = self.batch_progress.total.ready + self.val_loop.batch_progress.total.ready
         return batches + self.trainer.fit_loop.epoch_progress.total.completed
+
+    def epoch_position(self) -> EpochPosition:
+        """Return how far this worker is in its epoch."""
+        return EpochPosition(self._epoch, compat.begun_batches(self), self._ended)
+
+    def hurry(self) -> None:
+        """Let the thread beside the training look at once."""
+        if self.watch is not None:
+            self.watch.hurry()
+
+    def end_together(self) -> None:
+        """Make sure that all workers end the epoch here, where that is not certain.
+
+        Raises:
+            UnequalStepsError: some do not.
+        """
+        if self.ends is None:
+            return
+        trainer = self.trainer
+        if trainer.should_stop and compat.can_stop_early(trainer):
+            self.ends.agree(STOPPED)
+        elif -1 != self.max_steps <= self.global_step:
+            return
+        elif not all(getattr(sampler, "lockstep", False) for sampler in training_samplers(trainer)):
+            self.ends.agree("its loader had no more")
+        elif self.batch_progress.current.ready < trainer.num_training_batches:
+            self.ends.agree("on_train_batch_start returned -1 there")
 
     def ask_to_stop(self) -> None:
         """Ask all workers to stop before the same batch; for a signal handler."""
@@ -248,7 +285,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         if self.watch is not None:
             compat.signal_connector(self.trainer).on_sigterm = None
             self.watch.end()
-            self.watch = self.agreement = self.results.missing = self.val_loop.results.missing = None
+            self.watch = self.agreement = self.ends = self.results.missing = self.val_loop.results.missing = None
         self.clock = None
         super().teardown()
 
@@ -261,6 +298,8 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         """Run the steps of one epoch."""
         try:
             self.reset()
+            self._ended = False
+            self._epoch = self.trainer.current_epoch
             self.on_run_start(data_fetcher)
             restarted = True  # for all that is known: only a first iteration can follow upon a checkpoint
             while not self.done:
@@ -273,6 +312,8 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
                     if restarted:
                         self.on_iteration_done()
                         restarted = False
+            self.end_together()
+            self._ended = True
             self.results.take_up_restored()
             self.results.sync_epoch()
             if isinstance(self.trainer.strategy, Comparing):
@@ -311,6 +352,8 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         progress.increment_ready()
         connector = compat.logger_connector(self.trainer)
         connector.begin_batch(self.results, batch)
+        if plan.weights is not None:
+            self.results.weight = plan.weights(batch_idx)
 
         outputs: Any = None
         skip_rest = False
@@ -396,6 +439,9 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         saves = any(isinstance(callback, Preemptible) for callback in compat.callbacks(self.trainer))
         return saves and compat.is_accumulating(self.trainer)
 
+    def check_monitored(self, key: str, value: float) -> None:
+        check_scheduler(self.trainer, key, value)
+
     def reset(self) -> None:
         place = self.place
         if place in ("batch", "validation", "iteration"):
@@ -418,6 +464,8 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
 
     def on_advance_end(self, data_fetcher: compat.DataFetcher) -> None:
         plan, trainer = self.plan, self.trainer
+        if self.batch_progress.is_last_batch or (trainer.should_stop and compat.can_stop_early(trainer)):
+            self.end_together()  # before a validation that others might not begin
         if plan is None or (plan.validates and compat.validates_now(self, data_fetcher)):
             signalled = self.validate(data_fetcher)
         else:

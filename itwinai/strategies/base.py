@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import torch
@@ -10,7 +10,6 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
@@ -19,6 +18,8 @@ from torchmetrics import Metric
 
 from itwinai import compat
 from itwinai.checkpoints.content import parts_of_workers
+from itwinai.data.rank_streams import RankStreams
+from itwinai.data.weights import StepWeights, check_drawn, sampler_of
 from itwinai.errors import ConfigurationError
 from itwinai.launchers.environment import PlacedEnvironment, WorkerKind, launcher_name
 from itwinai.launchers.payload import Kept
@@ -80,7 +81,7 @@ class LocalProcesses:
         return LocalLauncher(environment, num_processes, num_nodes, variables, self.kind)
 
 
-class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
+class LaunchedStrategy(compat.ConfiguresLauncher, compat.UnlistedParallelStrategy):
     """Mixin, before a parallel strategy of lightning: ranks come from the environment, workers from a source.
 
     Attributes:
@@ -93,7 +94,8 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
     worker_source: WorkerSource
     kept: Kept = Kept()
     _is_launched = False
-    _weights: tuple[Callable[[int], float], ...] = ()
+    _weights: StepWeights | None = None
+    _random_numbers: RankStreams | None = None
     strategy_name: str
     check_drift: bool = True
     _watch: ParameterWatch | None = None
@@ -180,29 +182,79 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
         """The size of the group and this worker's rank in it."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
-    def weigh_batches(self, weight_of: Callable[[int], float]) -> None:
+    def weigh_batches(self, weights: StepWeights) -> None:
         """Weigh this worker's loss so that unequal parts of a global batch count by their samples.
 
         Averaging the gradients of workers averages over samples only if all have equally many, which the last global
         batch of an epoch often does not allow.
 
         Args:
-            weight_of: gives the weight of the loss, which is taken to be a mean, by the index of the batch.
+            weights: give the weight of the loss, which is taken to be a mean, by the index of the batch.
         """
-        # A second training loader makes a step out of several batches, whose sizes do not weigh the loss as a whole.
-        self._weights = (*self._weights, weight_of)
+        self._weights = weights
 
     def batch_weight(self) -> float:
         """Return the weight of this worker's part of the global batch in work."""
-        if len(self._weights) != 1:
+        if self._weights is None:
             return 1.0
         assert self.lightning_module is not None
-        return self._weights[0](self.lightning_module.trainer.fit_loop.batch_idx)
+        return self._weights(self.lightning_module.trainer.fit_loop.batch_idx)
 
     def weigh_loss(self, loss: Tensor) -> Tensor:
-        """Return this worker's loss weighed by its part of the global batch."""
+        """Return this worker's loss weighed by its part of the global batch, as a tensor of torch's own class."""
+        loss = compat.plain_tensor(loss)  # engines do arithmetic with it as well
         weight = self.batch_weight()
         return loss if weight == 1.0 else loss * weight
+
+    def on_train_start(self) -> None:
+        """Begin to train: every worker is here, after the hooks of the user."""
+        super().on_train_start()
+        if self._weights is not None:
+            self._weights.check()
+        self.random_numbers.begin()
+
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        self._begin_to_draw()
+
+    def on_validation_end(self) -> None:
+        super().on_validation_end()
+        self._end_to_draw()
+
+    def on_test_start(self) -> None:
+        super().on_test_start()
+        self._begin_to_draw()
+
+    def on_test_end(self) -> None:
+        super().on_test_end()
+        self._end_to_draw()
+
+    def on_predict_start(self) -> None:
+        super().on_predict_start()
+        self._begin_to_draw()
+
+    def on_predict_end(self) -> None:
+        super().on_predict_end()
+        assert self.lightning_module is not None
+        for loader in compat.prediction_loaders(self.lightning_module.trainer):
+            if (sampler := sampler_of(loader)) is not None:
+                check_drawn(loader, sampler)
+        self._end_to_draw()
+
+    def _begin_to_draw(self) -> None:
+        if not compat.is_fitting(self.lightning_module):
+            self.random_numbers.begin()
+
+    def _end_to_draw(self) -> None:
+        if not compat.is_fitting(self.lightning_module):
+            self.random_numbers.end()
+
+    @property
+    def random_numbers(self) -> RankStreams:
+        """The streams of random numbers of this worker."""
+        if self._random_numbers is None:
+            self._random_numbers = RankStreams(self.global_rank, self.world_size, self.broadcast)
+        return self._random_numbers
 
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return super().backward(self.weigh_loss(closure_loss), *args, **kwargs)
@@ -376,10 +428,11 @@ class LaunchedStrategy(compat.ConfiguresLauncher, ParallelStrategy):
     def on_train_end(self) -> None:
         self.compare_ranks()
         super().on_train_end()
+        self.random_numbers.end()
 
     def teardown(self) -> None:
         self.keep_for_caller()
-        self._weights = ()
+        self._weights = self._random_numbers = None
         if self._watch is not None:
             self._watch.end()
         self._watch = self._epoch = None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from itwinai import compat
 from itwinai.errors import ConfigurationError
 from itwinai.launchers.environment import WorkerKind
+from itwinai.loops.exchange import check_shapes
 from itwinai.measure.steps import Communication, StepClock
 from itwinai.strategies.averaging import GradientAverager, unused_error
 from itwinai.strategies.backward import ParameterWatch, refuse_lazy
@@ -83,8 +83,14 @@ class TorchDistributedStrategy(LaunchedStrategy):
 
     def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
         """Return the tensors of all workers, stacked; through them gradients flow back only with ``sync_grads``."""
-        if sync_grads or not dist.is_initialized():
+        if not dist.is_initialized():
             return super().all_gather(tensor, group, sync_grads)
+        if group is None or group is dist.group.WORLD:
+            check_shapes(self, tensor)
+        return super().all_gather(tensor, group, sync_grads) if sync_grads else self.gather_alike(tensor, group)
+
+    def gather_alike(self, tensor: Tensor, group: Any = None) -> Tensor:
+        """Return the tensors of all workers, stacked, without a check that they have one shape."""
         # Not lightning's: that one takes the detour by autograd, which torch deprecates, also for plain numbers.
         tensor = tensor.detach().contiguous()
         gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
@@ -95,7 +101,7 @@ class TorchDistributedStrategy(LaunchedStrategy):
         return self.process_group_backend
 
 
-class DDPStrategy(TorchDistributedStrategy, LightningDDPStrategy):
+class DDPStrategy(TorchDistributedStrategy, compat.UnlistedDDPStrategy):
     """Train with DistributedDataParallel: every worker has the whole model, gradients are averaged in buckets.
 
     Parameters may be frozen, unfrozen, added and replaced between steps: DDP is then told of them anew. What DDP cannot

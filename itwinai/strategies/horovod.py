@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from itwinai.errors import ConfigurationError, require
 from itwinai.launchers.environment import WorkerKind
 from itwinai.launchers.local import free_port
+from itwinai.loops.exchange import check_shapes
 from itwinai.measure.steps import StepClock
 from itwinai.strategies.averaging import unused_error
 from itwinai.strategies.backward import BackwardHooks, ParameterWatch, can_require_grad, refuse_lazy
@@ -92,7 +93,12 @@ class HorovodCollectives(ParallelStrategy):
         if not hvd.is_initialized():
             return tensor
         _refuse_group(group)
+        check_shapes(self, tensor)
         return _AllGather.apply(tensor) if sync_grads else _stack(tensor)
+
+    def gather_alike(self, tensor: Tensor) -> Tensor:
+        """Return the tensors of all workers, stacked, without a check that they have one shape."""
+        return _stack(tensor)
 
 
 class _AllGather(torch.autograd.Function):
@@ -222,7 +228,8 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
 
         if not hvd.is_initialized():  # on the caller, whose workers have ended
             return [value]
-        gathered: list[Any] = hvd.allgather_object(value, name="itwinai.gather")
+        with torch.inference_mode(False):  # Horovod changes in place what it has made
+            gathered: list[Any] = hvd.allgather_object(value, name="itwinai.gather")
         return gathered
 
     def describe_backend(self) -> str:

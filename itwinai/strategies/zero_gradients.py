@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.utilities import GradClipAlgorithmType
@@ -14,15 +15,13 @@ from torch import Tensor, nn
 
 from itwinai import compat
 from itwinai.errors import ConfigurationError
+from itwinai.strategies.averaging import average_gradients
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 HOOKS = ("on_after_backward", "on_before_optimizer_step", "configure_gradient_clipping", "clip_gradients")
 """Hooks that see gradients or change them."""
-
-BUCKET = 2**24
-"""Number of elements that are exchanged at once."""
 
 
 def hooks_on_gradients(trainer: Trainer) -> list[str]:
@@ -100,7 +99,8 @@ class WholeGradients:
 
     def _await_end(self, _: Tensor) -> None:
         if compat.backward_pass() not in self._awaited:
-            self._awaited.add(compat.call_after_backward(self._end))
+            self._awaited.add(compat.backward_pass())
+            compat.after_backward_pass(self._end)
 
     def _end(self) -> None:
         self._awaited.clear()
@@ -109,28 +109,16 @@ class WholeGradients:
     @torch.no_grad()
     def average(self) -> None:
         """Average the gradients over the workers; what is averaged already stays as it is."""
-        from deepspeed import comm
-
-        workers = comm.get_world_size()
-        if workers == 1:
+        if dist.get_world_size() == 1:
             return
-        used = torch.tensor(
-            [parameter.grad is not None for parameter in self.parameters],
-            dtype=torch.int32,
-            device=self.parameters[0].device,
-        )
-        comm.all_reduce(used, op=comm.ReduceOp.MAX)
-        gradients = [
-            _gradient(parameter)
-            for parameter, is_used in zip(self.parameters, used.tolist(), strict=True)
-            if is_used and _size(parameter)
-        ]
-        for bucket in _buckets(gradients):
-            flat = torch.cat([gradient.flatten() for gradient in bucket]) if len(bucket) > 1 else bucket[0].flatten()
-            comm.all_reduce(flat)
-            flat /= workers
-            for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
-                gradient.copy_(part.view_as(gradient))
+        has_one = [parameter.grad is not None for parameter in self.parameters]
+        used = torch.tensor(has_one, dtype=torch.int32, device=self.parameters[0].device)
+        dist.all_reduce(used, op=dist.ReduceOp.MAX)
+        averaged = [parameter for parameter, is_used in zip(self.parameters, used.tolist(), strict=True) if is_used]
+        for parameter in averaged:
+            if parameter.grad is None:
+                _set_zeros(parameter)
+        average_gradients(averaged)
 
     def before_step(self) -> None:
         """Average the gradients, unless that was done after each backward pass."""
@@ -260,33 +248,9 @@ class EnginePrecision(DeepSpeedPrecision):
             self.gradients.clip(clip_val, gradient_clip_algorithm)
 
 
-def _gradient(parameter: Any) -> Tensor:
-    """Return the gradient of a parameter as a dense, real tensor; with zeros if it has none."""
-    if parameter.grad is None:
-        value = parameter.data
-        parameter.data = torch.zeros(
-            getattr(parameter, "ds_shape", value.shape), dtype=value.dtype, device=value.device
-        )
-        parameter.grad = torch.zeros_like(parameter.data)
-        parameter.data = value
-    elif parameter.grad.is_sparse:
-        parameter.grad = parameter.grad.to_dense()
-    gradient: Tensor = parameter.grad
-    return torch.view_as_real(gradient) if gradient.is_complex() else gradient
-
-
-def _size(parameter: Any) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Divide tensors into parts of one type that are exchanged at once."""
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        bucket: list[Tensor] = []
-        for tensor in (tensor for tensor in tensors if tensor.dtype == dtype):
-            if bucket and sum(one.numel() for one in bucket) + tensor.numel() > BUCKET:
-                yield bucket
-                bucket = []
-            bucket.append(tensor)
-        if bucket:
-            yield bucket
+def _set_zeros(parameter: Any) -> None:
+    """Give a parameter, sharded or not, a whole gradient of zeros."""
+    value = parameter.data
+    parameter.data = torch.zeros(getattr(parameter, "ds_shape", value.shape), dtype=value.dtype, device=value.device)
+    parameter.grad = torch.zeros_like(parameter.data)
+    parameter.data = value

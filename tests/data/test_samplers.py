@@ -28,7 +28,15 @@ from torch.utils.data import (
 )
 
 from itwinai import compat
-from itwinai.data.samplers import DealtBatchSampler, DealtSampler
+from itwinai.data.samplers import (
+    DealtBatchSampler,
+    DealtSampler,
+    OwnPartBatchSampler,
+    divides_itself,
+    fingerprint,
+    is_plain,
+)
+from itwinai.errors import ConfigurationError
 
 Batch = list[Any]
 
@@ -485,14 +493,14 @@ def test_new_epoch_is_drawn_anew_by_rank_0(order: str) -> None:
 
 @pytest.mark.parametrize("same_seed", [False, True])
 @pytest.mark.parametrize("order", SHUFFLED)
-def test_second_iteration_of_an_epoch_goes_on_without_a_broadcast(order: str, same_seed: bool) -> None:
+def test_second_iteration_of_an_epoch_goes_on_where_rank_0_is(order: str, same_seed: bool) -> None:
     """As a loader that is shorter than another one, and begins anew within the epoch."""
     workers = three_workers(order, same_seed=same_seed)
     with random_states(seeded(4)):
         sampler = BatchSampler(ORDERS[order](SIZE), 6, False)
         expected = [list(itertools.chain(*sampler)) for _ in range(3)]
     assert [in_order(workers.iterate()) for _ in range(3)] == expected
-    assert workers.broadcasts == [1, 1, 1]
+    assert workers.broadcasts == [3, 3, 3]
 
 
 @pytest.mark.parametrize("same_seed", [False, True])
@@ -705,3 +713,231 @@ def test_samplers_without_batches_pass_the_epoch_on() -> None:
             range(8), 8
         )
     assert workers.broadcasts == [2, 2]
+
+
+# ------------------------------------------------------------------------------------ generators of a user's own
+
+
+@pytest.mark.parametrize("fetched", ["up to the length", "to the end"])
+@pytest.mark.parametrize(("size", "drop_last"), [(8, False), (8, True), (7, False), (7, True), (6, False)])
+def test_generator_of_the_user_s_stands_where_it_stands_in_one_process(
+    size: int, drop_last: bool, fetched: str
+) -> None:
+    """A sampler that is asked for one batch too many draws another permutation, in one process too."""
+
+    def make() -> tuple[torch.Generator, RandomSampler]:
+        generator = torch.Generator().manual_seed(1)
+        return generator, RandomSampler(range(size), generator=generator)
+
+    generator, sampler = make()
+    alone = BatchSampler(sampler, 4, drop_last)
+    limit = len(alone) if fetched == "up to the length" else None
+    expected = [list(itertools.islice(alone, limit)) for _ in range(3)]
+    made = [make() for _ in range(2)]
+    remaining = iter(made)
+    workers = workers_of(lambda: BatchSampler(next(remaining)[1], 2, drop_last), 2)
+    for epoch in expected:
+        dealt = workers.iterate(limit)
+        assert [list(dict.fromkeys(itertools.chain(*parts))) for parts in zip(*dealt, strict=True)] == epoch
+    assert [torch.equal(own.get_state(), generator.get_state()) for own, _ in made] == [True, True]
+
+
+def test_generators_that_differ_follow_rank_0() -> None:
+    seeds = iter([1, 2])
+
+    def batches() -> BatchSampler:
+        return BatchSampler(RandomSampler(range(8), generator=torch.Generator().manual_seed(next(seeds))), 2, False)
+
+    expected = list(RandomSampler(range(8), generator=torch.Generator().manual_seed(1)))
+    assert in_order(workers_of(batches, 2).iterate()) == expected
+
+
+@pytest.mark.parametrize(("size", "waits"), [(8, False), (9, True), (10, False), (11, False)])
+def test_evaluation_draws_ahead_only_where_the_last_batch_has_to_borrow(size: int, waits: bool) -> None:
+    """Two workers with two samples each: of 9 samples one would be left for both."""
+    workers = workers_of(lambda: BatchSampler(SequentialSampler(range(size)), 2, False), 2, lend=True)
+    asked = [0, 0]
+
+    def counting(dealt: DealtBatchSampler) -> None:
+        batches = dealt.batches
+
+        def count() -> Iterator[Batch]:
+            for batch in batches:
+                asked[dealt.rank] += 1
+                yield batch
+
+        dealt._order = lambda position: count()  # type: ignore[method-assign]
+        next(iter(dealt))
+
+    workers.each(counting)
+    assert asked == [4, 4] if waits else asked == [2, 2]
+
+
+# ------------------------------------------------------------------------------------- samplers that divide themselves
+
+
+class OfRank(Sampler[int]):
+    """Takes every n-th sample of a permutation that all ranks draw alike."""
+
+    def __init__(self, size: int, rank: int, ranks: int) -> None:
+        self.size = size
+        self.rank = rank
+        self.ranks = ranks
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.size, self.ranks))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(self.size).tolist()[self.rank :: self.ranks])
+
+
+class Group:
+    """Exchanges objects between ranks that run one after the other, by running all of them twice.
+
+    Attributes:
+        sent: what the ranks have sent in the first run, by the number of the exchange.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+        self.sent: list[list[Any]] = []
+
+    def run(self, function: Callable[[int, Callable[[Any], list[Any]]], Any]) -> list[Any]:
+        returned: list[Any] = []
+        for _ in range(3):  # an exchange may follow upon another
+            sent: list[list[Any]] = [[] for _ in range(self.ranks)]
+            returned = [function(rank, self._gather(sent[rank])) for rank in range(self.ranks)]
+            self.sent = [list(of_all) for of_all in zip(*sent, strict=True)]
+        return returned
+
+    def _gather(self, own: list[Any]) -> Callable[[Any], list[Any]]:
+        def gather(value: Any) -> list[Any]:
+            own.append(value)
+            number = len(own) - 1
+            return self.sent[number] if number < len(self.sent) else [value] * self.ranks
+
+        return gather
+
+
+def own_parts(size: int, ranks: int, batch_size: int) -> tuple[list[list[Batch]], list[list[float]]]:
+    """Return the batches and the weights that each rank gets of a sampler that divides itself."""
+    states, lengths = seeded(3), [0] * ranks
+
+    def iterate(rank: int, gather: Callable[[Any], list[Any]]) -> tuple[list[Batch], list[float]]:
+        batches = BatchSampler(OfRank(size, rank, ranks), batch_size, False)
+        length = max(-(-len(range(one, size, ranks)) // batch_size) for one in range(ranks))
+        dealt = OwnPartBatchSampler(
+            batches,
+            ranks,
+            rank,
+            length=length,
+            lockstep=True,
+            lend=False,
+            broadcast=lambda own: (states, None),
+            gather=gather,
+        )
+        with random_states(seeded(rank)):
+            drawn = list(dealt)
+        lengths[rank] = len(dealt)
+        return drawn, [dealt.weight_of(index) for index in range(len(drawn))]
+
+    returned = Group(ranks).run(iterate)
+    assert [len(drawn) for drawn, _ in returned] == lengths
+    return [drawn for drawn, _ in returned], [weights for _, weights in returned]
+
+
+@pytest.mark.parametrize(("size", "ranks", "batch_size"), [(16, 2, 2), (13, 2, 2), (15, 2, 4), (10, 3, 2), (7, 3, 3)])
+def test_sampler_that_divides_itself_gives_every_sample_once_and_alike(size: int, ranks: int, batch_size: int) -> None:
+    dealt, weights = own_parts(size, ranks, batch_size)
+    counted = Counter(
+        sample
+        for batches, of_rank in zip(dealt, weights, strict=True)
+        for batch, weight in zip(batches, of_rank, strict=True)
+        if weight
+        for sample in batch
+    )
+    assert counted == Counter(range(size))
+    for parts, of_step in zip(zip(*dealt, strict=True), zip(*weights, strict=True), strict=True):
+        total = sum(len(part) for part, weight in zip(parts, of_step, strict=True) if weight)
+        per_sample = [weight / len(part) / ranks for part, weight in zip(parts, of_step, strict=True) if weight]
+        assert per_sample == pytest.approx([1 / total] * len(per_sample))
+
+
+def test_rank_without_any_sample_is_an_error() -> None:
+    options: dict[str, Any] = {"length": 1, "lockstep": True, "lend": False, "gather": lambda sizes: [[1], sizes]}
+    dealt = OwnPartBatchSampler([], 2, 1, broadcast=lambda own: own, **options)
+    with pytest.raises(ConfigurationError, match="leaves rank 1 without any"):
+        list(dealt)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("knows", [True, False])
+def test_sampler_that_knows_its_rank_is_found_by_what_it_draws(knows: bool, wrapped: bool) -> None:
+    states = seeded(3)
+
+    def ask(rank: int, gather: Callable[[Any], list[Any]]) -> bool:
+        sampler: Any = OfRank(12, rank, 2) if knows else LazySampler(12)
+        if wrapped:
+            sampler = BatchSampler(sampler, 2, False)
+        with random_states(seeded(rank)) as own:
+            before = next_numbers(own)
+            found = divides_itself(sampler, None, lambda _: states, gather)
+            assert next_numbers(compat.collect_rng_states(include_cuda=False)) == before
+        return found
+
+    assert Group(2).run(ask) == [knows, knows]
+
+
+def test_asking_a_sampler_does_not_use_it_up() -> None:
+    class Counting(Sampler[int]):
+        drawn = 0
+
+        def __iter__(self) -> Iterator[int]:
+            while True:
+                self.drawn += 1
+                assert self.drawn < 1000, "an endless order was drawn to its end"
+                yield self.drawn
+
+    sampler = Counting()
+    assert not divides_itself(sampler, None, lambda own: own, lambda one: [one, one])
+    assert sampler.drawn == 0
+    assert not divides_itself((index for index in range(3)), None, lambda own: own, lambda one: [one, one])
+
+
+def test_orders_that_differ_between_ranks_are_an_error_where_they_were_not_expected() -> None:
+    def iterate(rank: int, gather: Callable[[Any], list[Any]]) -> list[Batch]:
+        batches = ([index] for index in range(rank, 8, 2))
+        options: dict[str, Any] = {"split": False, "lockstep": True, "lend": False, "gather": gather}
+        return list(DealtBatchSampler(batches, 2, rank, broadcast=lambda own: own, **options))
+
+    with pytest.raises(ConfigurationError, match="another order on rank 1 than on rank 0"):
+        Group(2).run(iterate)
+
+
+def test_torch_s_own_samplers_are_not_compared() -> None:
+    plain = [SequentialSampler(range(4)), RandomSampler(range(4)), SubsetRandomSampler(range(4))]
+    assert all(is_plain(sampler) and is_plain(BatchSampler(sampler, 2, False)) for sampler in plain)
+    assert not is_plain(LazyRandomSampler(range(4))) and not is_plain([[0, 1]])
+
+
+def test_fingerprints_tell_indices_apart_and_not_how_they_are_kept() -> None:
+    assert fingerprint([[0, 1]]) == fingerprint([np.array([0, 1])]) == fingerprint([torch.tensor([0, 1])])
+    assert fingerprint([[0, 1]]) != fingerprint([[0, 2]]) != fingerprint([[0], [2]])
+    assert fingerprint([object()]) == fingerprint([object()])
+
+
+def test_code_that_asks_the_sampler_gets_what_the_user_s_has() -> None:
+    (dealt,) = workers_of(lambda: SizedBatches([2, 1]), 1).dealt
+    assert dealt.sizes == [2, 1]
+    with pytest.raises(AttributeError, match="colour"):
+        _ = dealt.colour
+
+
+@pytest.mark.parametrize("size", range(1, 14))
+def test_weights_are_known_before_batches_are_drawn(size: int) -> None:
+    workers = workers_of(lambda: BatchSampler(SequentialSampler(range(size)), 2, False), 3)
+    number = [len(batches) for batches in workers.iterate()][0]
+    drawn = [[dealt.weight_of(index) for dealt in workers.dealt] for index in range(number)]
+    assert [workers.dealt[0].planned_weights(index) for index in range(number)] == [
+        pytest.approx(weights) for weights in drawn
+    ]

@@ -31,7 +31,7 @@ from itwinai.loops.stopping import StopAgreement
 from itwinai.loops.watching import Watch
 from tests.conftest import RunCommand, assert_no_process_left, python, start_script, wait_for_files
 from tests.loops import scenarios as drawn
-from tests.loops.scenarios import Scenario, scenarios
+from tests.loops.scenarios import Log, Scenario, scenarios
 from tests.loops.test_exactness import some
 from tests.support.cases import Regression, loader, make_trainer
 
@@ -61,11 +61,19 @@ def for_several_ranks(scenario: Scenario) -> Scenario:
         actions=tuple(action for action in scenario.actions if action.what not in ("terminate", "interrupt")),
         # The mean of integers over workers is a floating-point number here, and cut off in lightning.
         logs=tuple(
-            replace(log, value="float") if log.value in ("int", "bool", "long") else log for log in scenario.logs
+            monitored_together(replace(log, value="float") if log.value in ("int", "bool", "long") else log)
+            for log in scenario.logs
         ),
         # Only rank 0 has checkpoints.
         after="nothing" if scenario.after == "resume" else scenario.after,
     )
+
+
+def monitored_together(log: Log) -> Log:
+    """Return a log whose value is the same on all ranks if it is monitored: otherwise that is an error here."""
+    if log.name != "watched" or "sync_dist" in dict(log.options):
+        return log
+    return replace(log, options=(*log.options, ("sync_dist", True)))
 
 
 def test_two_ranks_are_as_under_lightning(run_command: RunCommand, tmp_path: Path) -> None:
@@ -104,7 +112,7 @@ class Logs(Regression):
 
     def on_fit_start(self) -> None:
         strategy = self.trainer.strategy
-        self.counted = dict.fromkeys(("all_gather", "reduce", "broadcast", "barrier"), 0)
+        self.counted = dict.fromkeys(("gather_alike", "all_gather", "reduce", "broadcast", "barrier"), 0)
         for name in self.counted:
             vars(strategy)[name] = counting(self.counted, name, getattr(strategy, name))
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.situations import edges, engines
+from tests.situations import deepspeed, edges, engines, launching, loaders
 from tests.situations.situation import STRATEGIES, Situation
 
 # Each file of this folder has a tuple SITUATIONS; the order here is that of the tables.
 SITUATIONS: dict[str, tuple[Situation, ...]] = {
+    "What scripts hold and set": launching.SITUATIONS,
     "Callbacks, tools and loggers, and workers that are not alike": edges.SITUATIONS,
     "Graphs, gradients and drift": engines.SITUATIONS,
+    "What DeepSpeed's engines have to be helped with": deepspeed.SITUATIONS,
+    "Loaders, samplers and random numbers": loaders.SITUATIONS,
 }
 
 

@@ -1,0 +1,156 @@
+"""Workers that are copies of the caller, that run its script again, or that are sent a payload do the same."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from itwinai import ItwinaiTrainer
+from itwinai.errors import ConfigurationError, PayloadError
+from itwinai.launchers.fork import why_not_fork
+from itwinai.launchers.script import script_command
+from tests.conftest import RunCommand, python
+from tests.support.cases import Regression, loader, make_trainer
+
+
+@pytest.fixture(scope="module")
+def told(run_command: RunCommand, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Run a script with one process, and with each kind of workers; return what it tells, and what was printed."""
+    results: dict[str, Any] = {}
+    for kind in ("single", "fork", "script", "payload"):
+        folder = tmp_path_factory.mktemp(kind)
+        ended = run_command(python("-m", "tests.support.launched", kind, str(folder / "told.json")))
+        assert ended.code == 0, ended.output
+        results[kind] = json.loads((folder / "told.json").read_text())
+        results[kind]["output"] = ended.output
+        results[kind]["runs"] = (folder / "runs").read_text().count("run")
+    return results
+
+
+@pytest.mark.parametrize("kind", ["fork", "script", "payload"])
+def test_same_numbers_and_the_same_state_on_the_caller(kind: str, told: dict[str, Any]) -> None:
+    got, want = told[kind], told["single"]
+    for key in ("batches", "losses", "step", "drawn", "generator", "moments"):
+        assert got[key] == want[key], key
+    assert got["mean"] == pytest.approx(want["mean"])
+    if kind != "payload":  # which has a module without what cannot be sent
+        for mine, theirs in zip(got["weights"], want["weights"], strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-5)
+    assert f"2 workers launched by itwinai ({kind})" in got["output"]
+
+
+def test_only_the_script_is_run_again(told: dict[str, Any]) -> None:
+    # Two fits and a test, with two workers each.
+    assert {kind: told[kind]["runs"] for kind in told} == {"single": 1, "fork": 1, "script": 7, "payload": 1}
+
+
+def test_a_thread_that_may_hold_a_lock_is_a_reason_not_to_fork() -> None:
+    assert why_not_fork() is None
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait, name="uploader")
+    thread.start()
+    try:
+        assert why_not_fork() == "another thread runs in this process (uploader)"
+        with pytest.raises(ConfigurationError, match="not safe now: another thread.*launcher='script' or 'payload'"):
+            make_trainer("ddp", 2, max_epochs=1, launcher="fork").fit(Regression(), loader(4))
+        module = Regression()
+        make_trainer("ddp", 2, max_epochs=1, limit_train_batches=1).fit(module, loader(4))  # by a payload
+        assert module.steps_seen == [0]
+    finally:
+        end.set()
+        thread.join()
+
+
+def test_a_copy_computes_with_several_threads_after_the_caller_has() -> None:
+    """OpenMP's threads do not survive a fork, and whoever waits for them waits for ever."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        (torch.randn(500, 500) @ torch.randn(500, 500)).exp().sum()
+
+        class Wide(Regression):
+            def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+                self.threads = torch.get_num_threads()
+                torch.randn(2_000_000).exp().sum()
+
+        module = Wide()
+        make_trainer("ddp", 2, max_epochs=1, limit_train_batches=2, cpu_threads=2).fit(module, loader(4))
+        assert module.threads == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_script_to_run_again() -> None:
+    assert script_command() is None  # a test runner is none
+    with pytest.raises(ConfigurationError, match="this process runs no script.*launcher='fork' or 'payload'"):
+        make_trainer("ddp", 2, max_epochs=1, launcher="script").fit(Regression(), loader(4))
+
+
+def test_unknown_kind() -> None:
+    with pytest.raises(ConfigurationError, match="launcher='threads' is unknown; choose one of auto, fork"):
+        ItwinaiTrainer(strategy="ddp", devices=2, accelerator="cpu", launcher="threads")  # type: ignore[arg-type]
+
+
+def test_ray_has_workers_of_its_own() -> None:
+    with pytest.raises(ConfigurationError, match="started by Ray"):
+        ItwinaiTrainer(strategy="ray", devices=2, accelerator="cpu", launcher="fork")
+
+
+def test_what_a_pickle_would_leave_out_is_an_error() -> None:
+    module = Regression()
+    module.net.compile(backend="eager")
+    with pytest.raises(PayloadError, match="net was compiled with .compile\\(\\).*launcher='fork'"):
+        make_trainer("ddp", 2, max_epochs=1, launcher="payload").fit(module, loader(4))
+
+
+class NoNew(torch.utils.data.Dataset):
+    """Pickles, and does not unpickle."""
+
+    def __new__(cls, size: int) -> NoNew:
+        return super().__new__(cls)
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.ones(8), torch.ones(1)
+
+
+def test_what_cannot_be_unpickled_is_said() -> None:
+    data = torch.utils.data.DataLoader(NoNew(8), 4)
+    with pytest.raises(PayloadError, match="cannot be made again here: TypeError.*__getnewargs__.*launcher='fork'"):
+        make_trainer("ddp", 2, max_epochs=1, launcher="payload").fit(Regression(), data)
+    make_trainer("ddp", 2, max_epochs=1, launcher="fork").fit(Regression(), data)
+
+
+def test_what_workers_change_is_written_into_the_callers_objects(tmp_path: Path) -> None:
+    class Keeper:
+        def __init__(self) -> None:
+            self.notes: dict[str, list[int]] = {"steps": []}
+
+    class Watched(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.keeper.notes["steps"].append(batch_idx)
+            self.log_file.write(f"{self.global_rank}\n")
+            return super().training_step(batch, batch_idx)
+
+    keeper = Keeper()
+    notes, steps = keeper.notes, keeper.notes["steps"]
+    module = Watched()
+    module.keeper = keeper
+    module.layers = nn.ModuleList()
+    with (tmp_path / "log").open("w") as module.log_file:
+        module.log_file.write("caller\n")  # waits in the buffer when the workers are forked
+        make_trainer("ddp", 2, max_epochs=1, limit_train_batches=2).fit(module, loader(4))
+    assert module.keeper is keeper and keeper.notes is notes and notes["steps"] is steps
+    assert steps == [0, 1]
+    assert sorted((tmp_path / "log").read_text().split()) == ["0", "0", "1", "1", "caller"]

@@ -1,0 +1,277 @@
+"""What scripts hold and set, and what they look at after a run: in workers, and back on the caller."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanMetric
+
+from itwinai import ItwinaiTrainer
+from tests.situations.situation import Situation, everywhere
+
+DATA = torch.randn(24, 3, generator=torch.Generator().manual_seed(1))
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+class Net(L.LightningModule):
+    """A layer, and the samples that it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer: nn.Module = nn.Linear(3, 1)
+        self.seen: list[float] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.seen.append(round(float(self.all_gather(batch[0]).sum()), 3))
+        return (self(batch[0]) ** 2).mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(strategy: str | None, **options: Any) -> ItwinaiTrainer:
+    """Return a trainer with two workers, or of one process if no strategy is named."""
+    workers: dict[str, Any] = {"devices": 1} if strategy is None else {"devices": 2, "strategy": strategy}
+    return ItwinaiTrainer(**{**QUIET, "max_epochs": 2, **workers, **options})
+
+
+def loader(strategy: str | None, **options: Any) -> DataLoader:
+    """Return a loader with global batches of 8."""
+    return DataLoader(TensorDataset(DATA), 8 if strategy is None else 4, **options)
+
+
+def flat(module: nn.Module) -> Tensor:
+    """Return all parameters in one vector."""
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def same_weights(make: Callable[[], L.LightningModule]) -> Callable[[str], None]:
+    """Return a situation in which a module has to end with the weights of one process."""
+
+    def run(strategy: str) -> None:
+        ended = []
+        for which in (None, strategy):
+            module = make()
+            trainer(which).fit(module, loader(which))
+            ended.append(flat(module))
+        torch.testing.assert_close(ended[1], ended[0], rtol=1e-5, atol=1e-6)
+
+    return run
+
+
+def weight_norm() -> L.LightningModule:
+    net = Net()
+    net.layer = nn.utils.parametrizations.weight_norm(net.layer)
+    return net
+
+
+def old_weight_norm() -> L.LightningModule:
+    net = Net()
+    net.layer = nn.utils.weight_norm(net.layer)
+    return net
+
+
+@torch.jit.script
+def scripted(x: Tensor) -> Tensor:
+    return torch.tanh(x) * 2
+
+
+@functools.cache
+def scale(number: int) -> float:
+    return 1.0 / number
+
+
+def scripted_layer() -> L.LightningModule:
+    net = Net()
+    net.layer = nn.Sequential(net.layer, torch.jit.script(nn.Sequential(nn.Tanh())))
+    return net
+
+
+class Holding(Net):
+    """Has a lock and an iterator, and uses a scripted and a cached function and torch's operators by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.numbers = iter([1.0] * 99)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            return torch.ops.aten.mul(scripted(self.layer(x)), scale(2)) * next(self.numbers)
+
+
+def compiled(how: str) -> Callable[[str], None]:
+    """Return a situation with a module that is compiled as a whole, in a layer, or in place."""
+
+    def run(strategy: str) -> None:
+        calls: list[int] = []
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            calls.append(1)
+            return graph.forward
+
+        ended = []
+        for which in (None, strategy):
+            torch._dynamo.reset()
+            net: Any = Net()
+            net.calls = calls
+            if how == "layer":
+                net.layer = torch.compile(net.layer, backend=backend)
+            if how == "in place":
+                net.layer.compile(backend=backend)
+            trainer(which).fit(torch.compile(net, backend=backend) if how == "whole" else net, loader(which))
+            ended.append(flat(net))
+            assert calls, "nothing was compiled"
+            calls.clear()
+        torch.testing.assert_close(ended[1], ended[0], rtol=1e-5, atol=1e-6)
+
+    return run
+
+
+def settings(strategy: str) -> None:
+    class Looking(Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            self.found = (torch.get_float32_matmul_precision(), np.geterr()["divide"], str(torch.ones(1).dtype))
+
+    before = torch.get_default_dtype()
+    with np.errstate(divide="raise"):
+        torch.set_float32_matmul_precision("medium")
+        torch.set_default_dtype(torch.float64)
+        try:
+            net = Looking().float()
+            trainer(strategy, max_epochs=1).fit(net, loader(strategy))
+        finally:
+            torch.set_default_dtype(before)
+            torch.set_float32_matmul_precision("highest")
+    assert net.found == ("medium", "raise", "torch.float64")
+
+
+class Data(L.LightningDataModule):
+    """Finds out in ``setup("fit")`` what ``test`` needs."""
+
+    def __init__(self, strategy: str | None) -> None:
+        super().__init__()
+        self.strategy = strategy
+        self.mean = 0.0
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.mean = float(DATA.mean())
+
+    def train_dataloader(self) -> DataLoader:
+        return loader(self.strategy)
+
+    def test_dataloader(self) -> DataLoader:
+        assert self.mean != 0.0
+        return loader(self.strategy)
+
+
+class Tested(Net):
+    """Fills a metric that it does not log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = MeanMetric()
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.mean.update(batch[0].mean(dim=1))
+
+
+def state_for_test(strategy: str) -> None:
+    net, data = Tested(), Data(strategy)
+    runner = trainer(strategy, max_epochs=1)
+    runner.fit(net, data)
+    runner.test(net, data, verbose=False)
+    assert data.mean == float(DATA.mean())
+    torch.testing.assert_close(net.mean.compute(), DATA.mean())
+
+
+def shared_recorder(strategy: str) -> None:
+    seen: list[float] = []
+    net = Net()
+    net.seen = seen
+    trainer(strategy, max_epochs=1).fit(net, loader(strategy))
+    one = Net()
+    trainer(None, max_epochs=1).fit(one, loader(None))
+    assert seen == one.seen and net.seen is seen
+
+
+def save_on_caller(strategy: str) -> None:
+    class Momentum(Net):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.Adam(self.parameters(), lr=0.05)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
+
+    straight = Momentum()
+    trainer(None, max_epochs=4).fit(straight, loader(None))
+    first = trainer(strategy)
+    first.fit(Momentum(), loader(strategy))
+    first.save_checkpoint("on_caller.ckpt")
+    again = Momentum()
+    trainer(strategy, max_epochs=4).fit(again, loader(strategy), ckpt_path="on_caller.ckpt")
+    torch.testing.assert_close(flat(again), flat(straight), rtol=1e-5, atol=1e-6)
+
+
+def second_fit(generator: bool) -> Callable[[str], None]:
+    """Return a situation in which a trainer fits twice, and goes on drawing where it was."""
+
+    def run(strategy: str) -> None:
+        orders = []
+        for which in (None, strategy):
+            net, runner = Net(), trainer(which)
+            options = {"generator": torch.Generator().manual_seed(3)} if generator else {}
+            training = loader(which, shuffle=True, **options)
+            torch.manual_seed(5)
+            runner.fit(net, training)
+            runner.fit_loop.max_epochs = 4
+            runner.fit(net, training)
+            orders.append((net.seen, float(torch.rand(1))))
+        assert len(orders[0][0]) == 12
+        assert orders[1] == orders[0]
+
+    return run
+
+
+def parameter_hooks(strategy: str) -> None:
+    def make() -> L.LightningModule:
+        net = Net()
+        net.layer.weight.register_hook(lambda gradient: gradient * torch.tensor([0.0, 1.0, 2.0]))  # type: ignore[union-attr]
+        return net
+
+    same_weights(make)(strategy)
+
+
+SITUATIONS = (
+    Situation("`weight_norm`, a parametrization", same_weights(weight_norm), everywhere()),
+    Situation("`weight_norm` of the old kind", same_weights(old_weight_norm), everywhere()),
+    Situation("A scripted layer", same_weights(scripted_layer), everywhere()),
+    Situation("A lock, an iterator, scripted and cached functions, `torch.ops`", same_weights(Holding), everywhere()),
+    Situation("A compiled layer", compiled("layer"), everywhere()),
+    Situation("A layer compiled in place", compiled("in place"), everywhere()),
+    Situation("A compiled module", compiled("whole"), {"ddp": "right"}),
+    Situation("Process-wide settings of torch and numpy", settings, everywhere()),
+    Situation("Hooks on parameters, registered in `__init__`", parameter_hooks, everywhere()),
+    Situation("`test` uses what `setup('fit')` has found; a metric that is not logged", state_for_test, everywhere()),
+    Situation("An object that script and module share", shared_recorder, everywhere()),
+    Situation("`save_checkpoint` on the caller after a fit, and on from there", save_on_caller, everywhere()),
+    Situation("A second fit goes on drawing", second_fit(generator=False), everywhere()),
+    Situation("A second fit with a generator of its own", second_fit(generator=True), everywhere()),
+)
