@@ -45,6 +45,8 @@ class GradientAverager:
         self.hooks = BackwardHooks(parameters, self._average, weight)
         self._parameters = {name: parameter for name, parameter in parameters.items() if can_require_grad(parameter)}
         self._device = device
+        # What has accumulated until now is not averaged; where it is, to do it again changes nothing.
+        self.hooks.reached.update(name for name, parameter in self._parameters.items() if parameter.grad is not None)
 
     def remove(self) -> None:
         """Follow backward passes no longer."""

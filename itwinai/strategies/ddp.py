@@ -321,11 +321,12 @@ class DDPStrategy(TorchDistributedStrategy, compat.UnlistedDDPStrategy):
         Args:
             new: whether there are parameters that rank 0 has to share first.
         """
-        wrapped = isinstance(self.model, DistributedDataParallel)
+        shared = False
         if isinstance(self.model, DistributedDataParallel):
             compat.end_reducer(self.model)
+            shared = not new
         self.model = self.lightning_module
-        with compat.ddp_options(self, {"init_sync": False} if wrapped and not new else {}):
+        with compat.ddp_options(self, {"init_sync": False} if shared else {}):
             self.configure_ddp()
         if self._clock is not None:
             self.time_communication(self._clock)

@@ -52,7 +52,7 @@ class HorovodCollectives(ParallelStrategy):
 
         Args:
             tensor: the same shape on all workers.
-            group: not supported by Horovod; None.
+            group: all workers; Horovod supports no other.
             reduce_op: ``"mean"``, ``"sum"``, ``"min"``, ``"max"``, ``"product"``, or the ReduceOp of torch.
         """
         import horovod.torch as hvd
@@ -85,7 +85,7 @@ class HorovodCollectives(ParallelStrategy):
 
         Args:
             tensor: the same shape on all workers.
-            group: not supported by Horovod; None.
+            group: all workers; Horovod supports no other.
             sync_grads: let gradients flow back to the workers that the tensors came from.
         """
         import horovod.torch as hvd
@@ -460,6 +460,9 @@ class GradientSynchronizer:
         Raises:
             UnusedParametersError: a parameter got no gradient, and that is not expected.
         """
+        for name, parameter in self.parameters.items():  # what has only got a gradient while they accumulated
+            if name in self.hooks.reached and name not in self._pending and parameter.grad is not None:
+                self._pending[name] = self._all_reduce(name, parameter)
         unused = [name for name, p in self.parameters.items() if p.requires_grad and name not in self._pending]
         if self.partial:
             self._complete(unused)
@@ -541,5 +544,6 @@ def _combine_updates(parameters: list[Tensor], before: list[Tensor]) -> None:
 
 
 def _refuse_group(group: Any) -> None:
-    if group is not None:
-        raise ConfigurationError("The strategy 'horovod' works on all workers; process groups are not supported.")
+    # lightning names the group of all workers where none is given.
+    if group is not None and group is not dist.group.WORLD:
+        raise ConfigurationError("The strategy 'horovod' works on all workers; other process groups are not supported.")

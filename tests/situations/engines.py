@@ -92,6 +92,11 @@ class ThawsInMidEpoch(Base):
         self.backbone.requires_grad_(self.global_step in (2, 3, 5, 6))
 
 
+class FreezesWhileGradientsAccumulate(Base):
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.backbone.requires_grad_(batch_idx % 2 == 0)
+
+
 class ThawsEverything(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -350,6 +355,11 @@ SITUATIONS = (
     Situation(
         "The same with accumulation",
         as_in_one_process(ThawsInMidEpoch, accumulate_grad_batches=2),
+        on_engines(),
+    ),
+    Situation(
+        "A layer frozen while gradients accumulate",
+        as_in_one_process(FreezesWhileGradientsAccumulate, accumulate_grad_batches=2),
         on_engines(),
     ),
     Situation("A module that is frozen until the fit starts", as_in_one_process(ThawsEverything), on_engines()),

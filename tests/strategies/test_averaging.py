@@ -87,6 +87,18 @@ def test_what_has_no_gradient_is_named_and_left_alone(doubling: list[int]) -> No
     averager.remove()
 
 
+def test_what_has_accumulated_before_is_averaged_too(doubling: list[int]) -> None:
+    net = nn.ModuleList([nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)])
+    net[0](torch.ones(1, 1)).sum().backward()
+    net[0].requires_grad_(False)
+    averager = GradientAverager(dict(net.named_parameters()), torch.device("cpu"), lambda: 1.0)
+    for exchanged in (2, 1):
+        net[1](torch.ones(1, 1)).sum().backward()
+        assert doubling.pop() == exchanged
+    assert averager.unused == []
+    averager.remove()
+
+
 def test_error_names_the_first_of_many() -> None:
     message = str(unused_error([f"layer.{number}" for number in range(9)], "'name'"))
     assert message.startswith("9 parameters got no gradient in a step: layer.0, ")
