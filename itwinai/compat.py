@@ -489,7 +489,7 @@ def begin_accumulation(engine: Any) -> None:
     none in a step would be taken once more.
     """
     optimizer, stage = engine.optimizer, int(engine.zero_optimization_stage())
-    if stage < 2:
+    if stage == 0:
         return
     if stage == 3:
         optimizer.grad_partitions_flat_buffer.zero_()
@@ -501,6 +501,7 @@ def begin_accumulation(engine: Any) -> None:
             gradients.update(dict.fromkeys(gradients))
         optimizer._offload_accumulated_param_ids = set()
         optimizer.micro_step_id = -1
+        optimizer.norm_for_param_grads = {}
         flats = optimizer.single_partition_of_fp32_groups
     for flat in flats:
         if flat.grad is not None:  # they stay where the optimizer is offloaded

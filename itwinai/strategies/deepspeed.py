@@ -426,7 +426,9 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             if keeps_variables(self.lightning_module):
                 self.restore_sharded(checkpoint, strict)
                 return
-            with whole_parameters(self.lightning_module):  # its state dict is its own, and so is how it is loaded
+            with whole_parameters(
+                self.lightning_module, changed=True
+            ):  # its state dict is its own, and so is how it is loaded
                 self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
         else:
             self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)

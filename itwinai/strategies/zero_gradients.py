@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from itwinai import compat
 from itwinai.errors import ConfigurationError
 from itwinai.strategies.averaging import average_gradients
+from itwinai.strategies.zero_state import whole_parameters
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -197,6 +198,16 @@ class EnginePrecision(DeepSpeedPrecision):
                 "summed up before they are reduced."
             ) from error
 
+    def post_backward(self, tensor: Tensor, module: LightningModule) -> Tensor:  # type: ignore[override]
+        """Run the hooks after backward."""
+        with self._hooks(module) if self.gradients is not None and self.gradients.early else nullcontext():
+            return super().post_backward(tensor, module)
+
+    def _hooks(self, module: LightningModule) -> AbstractContextManager[None]:
+        """Return the context in which hooks see whole parameters beside whole gradients."""
+        manual = not module.automatic_optimization  # all of it runs within a forward pass of the engine
+        return nullcontext() if self.gradients is None or manual else whole_parameters(module, changed=False)
+
     def optimizer_step(  # type: ignore[override]
         self, optimizer: Any, model: LightningModule, closure: Callable[[], Any], **kwargs: Any
     ) -> Any:
@@ -210,7 +221,8 @@ class EnginePrecision(DeepSpeedPrecision):
         self.check()
         if self.gradients is not None:
             self.gradients.before_step()
-        compat.call_before_step(self, model, optimizer)
+        with self._hooks(model):
+            compat.call_before_step(self, model, optimizer)
         if self.gradients is not None:
             self.gradients.hand_over()
         engine: Any = model.trainer.model

@@ -25,7 +25,7 @@ def gather_weights(module: nn.Module, keep: bool) -> dict[str, Any]:
         keep: whether this worker needs the result; the others get an empty dictionary.
     """
     if not keeps_variables(module):
-        with whole_parameters(module):
+        with whole_parameters(module, changed=False):
             return _gather_own_state(module, keep)
     whole: dict[int, Tensor | None] = {}
     state: dict[str, Any] = {}
@@ -67,12 +67,17 @@ def _place(tensor: Tensor) -> tuple[int, torch.Size]:
 
 
 @contextmanager
-def whole_parameters(module: nn.Module) -> Iterator[None]:
-    """Let all workers have the whole parameters meanwhile, and take over what rank 0 makes of them."""
+def whole_parameters(module: nn.Module, changed: bool) -> Iterator[None]:
+    """Let all workers have the whole parameters meanwhile.
+
+    Args:
+        module: the module inside an engine.
+        changed: whether what rank 0 makes of them is taken over.
+    """
     import deepspeed
 
     sharded = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
-    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0):
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if changed else None):
         yield
 
 
