@@ -1268,6 +1268,11 @@ def evaluation_options(loop: _EvaluationLoop) -> dict[str, Any]:
     }
 
 
+def evaluates_in_sequence(loop: _EvaluationLoop) -> bool:
+    """Tell whether each batch of an evaluation comes from one loader."""
+    return loop._is_sequential
+
+
 def evaluates_several_loaders(loop: _EvaluationLoop) -> bool:
     """Tell whether an evaluation goes through several loaders, one after the other."""
     return loop._is_sequential and loop.num_dataloaders > 1
@@ -1965,7 +1970,7 @@ def training_loaders(trainer: Trainer) -> list[Any]:
 def training_mode(trainer: Trainer) -> str:
     """Return how several training loaders are combined: ``min_size``, ``max_size`` or ``max_size_cycle``."""
     combined = trainer.fit_loop._combined_loader
-    return "max_size_cycle" if combined is None else str(combined._mode)
+    return "max_size_cycle" if combined is None else loader_mode(combined)
 
 
 def step_values(trainer: Trainer) -> dict[str, float]:

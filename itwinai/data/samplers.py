@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
@@ -524,10 +525,11 @@ def is_plain(batches: Iterable[Any]) -> bool:
 def divides_itself(
     batches: Iterable[Any], dataset: Any, broadcast: Callable[[Any], Any], gather: Callable[[Any], list[Any]]
 ) -> bool:
-    """Tell whether a sampler draws another order on each rank, though all are in the same random state.
+    """Tell whether a sampler draws other samples on each rank, though all are in the same random state.
 
-    All workers have to call it. The sampler itself is not drawn from but a copy. Where it cannot be copied the answer
-    is no, and `DealtBatchSampler` finds out when it draws.
+    All workers have to call it. The sampler itself is not drawn from but copies. Where it cannot be copied, draws
+    random numbers of its own, or draws the same samples in another order, the answer is no, and `DealtBatchSampler`
+    finds out when it draws.
 
     Args:
         batches: a sampler, or a batch sampler.
@@ -539,19 +541,34 @@ def divides_itself(
         return False
     own = compat.collect_rng_states(include_cuda=False)
     states = broadcast(own)
-    drawn: str | None = None
+    drawn: list[list[Any]] = []
     try:
-        tried = copy.deepcopy(batches, {id(dataset): dataset})
+        copies = [copy.deepcopy(batches, {id(dataset): dataset}) for _ in range(2)]
     except Exception as error:  # copying runs the user's own methods: anything can come
         log.debug(f"{name_of(batches)} cannot be copied, and is compared when it is drawn: {error!r}")
     else:
-        compat.set_rng_states(states)
         try:
-            drawn = fingerprint(list(itertools.islice(tried, _COMPARED)))
+            for copied in copies:
+                compat.set_rng_states(states)
+                drawn.append(list(itertools.islice(copied, _COMPARED)))
         finally:
             compat.set_rng_states(own)
-    prints = gather(drawn)
-    return None not in prints and len(set(prints)) > 1
+    repeats = len(drawn) == 2 and fingerprint(drawn[0]) == fingerprint(drawn[1])
+    everyone = gather((fingerprint(drawn[0]), _samples(drawn[0])) if repeats else None)
+    if None in everyone or len({one for one, _ in everyone}) == 1:
+        return False
+    counted = Counter(itertools.chain(*(samples for _, samples in everyone)))
+    shared = sum(number > 1 for number in counted.values())
+    return shared <= len(everyone)  # as many as may be repeated to give all ranks equally many
+
+
+def _samples(drawn: Any) -> set[str]:
+    """Return the indices in an order, or in batches of them, each once."""
+    if hasattr(drawn, "tolist"):
+        drawn = drawn.tolist()
+    if isinstance(drawn, (list, tuple)):
+        return set().union(*map(_samples, drawn))
+    return {_ADDRESS.sub("", repr(drawn))}
 
 
 def fingerprint(drawn: Sequence[Any]) -> str:

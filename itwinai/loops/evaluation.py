@@ -35,6 +35,8 @@ class EvaluationPlan:
         self.several_loaders = compat.evaluates_several_loaders(loop)
         self.exchanges = loop.results.exchanges
         self.samplers = [sampler_of(loader) for loader in compat.evaluation_loaders(loop)]
+        if not compat.evaluates_in_sequence(loop):  # a batch is made of those of all loaders
+            self.samplers = [None] * len(self.samplers)
         self.counts = not trainer.sanity_checking
 
 

@@ -888,6 +888,22 @@ def test_sampler_that_knows_its_rank_is_found_by_what_it_draws(knows: bool, wrap
     assert Group(2).run(ask) == [knows, knows]
 
 
+@pytest.mark.parametrize("seed", ["of its own", "of the rank"])
+def test_sampler_that_draws_the_same_samples_in_another_order_does_not_divide_them(seed: str) -> None:
+    class Own(Sampler[int]):
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+        def __iter__(self) -> Iterator[int]:
+            generator = np.random.default_rng(None if seed == "of its own" else self.rank)
+            return iter(generator.permutation(100).tolist())
+
+    def ask(rank: int, gather: Callable[[Any], list[Any]]) -> bool:
+        return divides_itself(BatchSampler(Own(rank), 4, False), None, lambda own: own, gather)
+
+    assert Group(2).run(ask) == [False, False]
+
+
 def test_asking_a_sampler_does_not_use_it_up() -> None:
     class Counting(Sampler[int]):
         drawn = 0

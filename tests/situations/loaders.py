@@ -515,8 +515,8 @@ def own_noise(strategy: str) -> None:
 
 
 SITUATIONS = (
-    Situation("a shuffled loader with a generator of its own, over three epochs", own_generator, everywhere()),
-    Situation("a sampler or batch sampler that divides itself by rank", sampler_of_rank, everywhere()),
+    Situation("A shuffled loader with a generator of its own, over three epochs", own_generator, everywhere()),
+    Situation("A sampler or batch sampler that divides itself by rank", sampler_of_rank, everywhere()),
     Situation(
         "`split_batches=True` and a loader that is no DataLoader",
         split_other_loader,
@@ -524,26 +524,26 @@ SITUATIONS = (
     ),
     Situation("`split_batches=True` and a DistributedSampler", split_distributed_sampler, everywhere()),
     Situation("`batch_size=None`, and batch samplers without a batch size", no_batch_size, everywhere()),
-    Situation("loader classes with arguments, samplers and lengths of their own", loader_subclasses, everywhere()),
+    Situation("Loader classes with arguments, samplers and lengths of their own", loader_subclasses, everywhere()),
     Situation(
-        "a loader class that does not draw from its sampler",
+        "A loader class that does not draw from its sampler",
         sampler_left_out,
         everywhere("ConfigurationError does not draw from its sampler"),
     ),
-    Situation("a loss that is global already, and an uneven last batch", global_loss, everywhere()),
-    Situation("values of uneven steps, logged with `sync_dist`", logged_steps, everywhere()),
+    Situation("A loss that is global already, and an uneven last batch", global_loss, everywhere()),
+    Situation("Values of uneven steps, logged with `sync_dist`", logged_steps, everywhere()),
     Situation("`reload_dataloaders_every_n_epochs` and an uneven last batch", reloaded, everywhere()),
-    Situation("several training loaders with like ends", several_loaders, everywhere()),
+    Situation("Several training loaders with like ends", several_loaders, everywhere()),
     Situation(
-        "several training loaders with unlike, uneven ends",
+        "Several training loaders with unlike, uneven ends",
         uneven_loaders,
         everywhere("ConfigurationError divided unevenly"),
     ),
-    Situation("a shuffled validation loader", shuffled_validation, everywhere()),
-    Situation("prediction over an iterable dataset", predicted_stream, everywhere()),
-    Situation("an iterable dataset that permutes and divides itself", divided_stream, everywhere()),
+    Situation("A shuffled validation loader", shuffled_validation, everywhere()),
+    Situation("Prediction over an iterable dataset", predicted_stream, everywhere()),
+    Situation("An iterable dataset that permutes and divides itself", divided_stream, everywhere()),
     Situation(
-        "an iterable dataset of unequal lengths", unequal_lengths, everywhere("ConfigurationError on ranks 0 to 1")
+        "An iterable dataset of unequal lengths", unequal_lengths, everywhere("ConfigurationError on ranks 0 to 1")
     ),
-    Situation("dropout, noise and augmentation", own_noise, everywhere()),
+    Situation("Dropout, noise and augmentation", own_noise, everywhere()),
 )
