@@ -74,6 +74,7 @@ class PayloadLauncher(compat.Launcher):
         """
         if trainer is None:
             raise TypeError(f"{type(self).__name__}.launch() needs the trainer whose method it runs.")
+        compat.open_runs(trainer)
         payload = payloads.Payload(trainer, function, args, kwargs)
         with ExitStack() as contexts:
             for callback in compat.callbacks(trainer):
