@@ -2180,6 +2180,13 @@ def live_attributes(logger: Any) -> frozenset[str]:
     return frozenset({"_experiment", "_attach_id"}) if isinstance(logger, WandbLogger) else frozenset()
 
 
+def open_runs(trainer: Trainer) -> None:
+    """Open the runs that belong to the caller, and that its workers attach to: those of lightning's WandbLogger."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            _ = logger.experiment
+
+
 def uploads_at_once(logger: Logger, callback: LightningModelCheckpoint) -> bool:
     """Tell whether a logger of lightning uploads each checkpoint of a callback as soon as it is saved."""
     log_model = getattr(logger, "_log_model", False)

@@ -12,7 +12,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
@@ -224,3 +224,39 @@ def test_short_names_mean_lightnings_classes(base: type, name: str) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--one", type=base)
     assert parser.parse_args([f"--one={name}"]).one.class_path.startswith("lightning.pytorch.")
+
+
+# ------------------------------------------------------------------------------------------ loggers, progress
+
+
+def test_run_of_wandb_is_opened_in_the_caller_and_stays_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(save_dir=tmp_path)
+    trainer = Trainer(barebones=False, logger=[logger, CSVLogger(tmp_path)], enable_progress_bar=False)
+    assert logger.version is None
+    compat.open_runs(trainer)
+    assert logger.version == logger.experiment.id
+    state = logger.__getstate__()
+    assert state["_experiment"] is None
+    assert {name for name in state if state[name] != vars(logger).get(name)} <= compat.live_attributes(logger) | {
+        "_id",
+        "_name",
+    }
+    assert compat.live_attributes(CSVLogger(tmp_path)) == frozenset()
+    wandb.finish()
+
+
+class Skipping(Regression):
+    """Leaves an epoch before its third batch."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if batch_idx == 2 else None
+
+
+def test_batches_that_a_hook_skips_have_not_begun() -> None:
+    trainer = Trainer(max_epochs=1, barebones=True)
+    trainer.fit(Skipping(), loader(8))
+    assert compat.begun_batches(trainer.fit_loop.epoch_loop) == 2

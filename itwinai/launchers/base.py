@@ -74,6 +74,7 @@ class PayloadLauncher(compat.Launcher):
         """
         if trainer is None:
             raise TypeError(f"{type(self).__name__}.launch() needs the trainer whose method it runs.")
+        compat.open_runs(trainer)
         payload = payloads.Payload(trainer, function, args, kwargs)
         number, rerun = HISTORY.begin(), Rerun.of_this_process()
         if rerun is not None and number == rerun.number:

@@ -8,7 +8,7 @@ with a fingerprint of its keys before its values: different keys are found out b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,17 +60,7 @@ def exchange(strategy: Strategy, entries: Sequence[Entry]) -> list[Tensor]:
         own = torch.stack([entries[index].value.detach().reshape(()).to(device, torch.float64) for index in order])
         weights = [entries[index].weight for index in order]
         own = torch.cat([own, torch.tensor(weights, dtype=torch.float64).to(device)])
-    first = own[: ROOM - HEADER]
-    message = torch.zeros(ROOM, dtype=torch.float64, device=device)
-    message[0], message[1] = fingerprint(names), len(entries)
-    message[HEADER : HEADER + len(first)] = first
-    gather = gather_of(strategy)
-    received = gather(message)
-    if not bool((received[:, :HEADER] == message[:HEADER]).all()):
-        raise _difference(strategy, names)
-    values = received[:, HEADER : HEADER + len(first)]
-    if len(own) > len(first):
-        values = torch.cat([values, gather(own[len(first) :])], dim=1)
+    values = _gathered(strategy, names, own)
     results: list[Tensor] = [own] * len(entries)
     columns = values.unbind(1)
     for index, column, weights_of in zip(order, columns, columns[len(entries) :], strict=False):
@@ -78,6 +68,40 @@ def exchange(strategy: Strategy, entries: Sequence[Entry]) -> list[Tensor]:
     return results
 
 
+def gather_values(strategy: Strategy, values: Mapping[str, float]) -> dict[str, list[float]]:
+    """Return some numbers of all workers, by rank; all workers have to call it, with the same names.
+
+    Raises:
+        LoggedKeysError: some workers exchange logged values.
+    """
+    names = sorted(values)
+    own = torch.tensor([values[name] for name in names], dtype=torch.float64, device=strategy.root_device)
+    columns = _gathered(strategy, [f"{CHECKING}{name}" for name in names], own).unbind(1)
+    return {name: column.tolist() for name, column in zip(names, columns, strict=True)}
+
+
+def _gathered(strategy: Strategy, names: Sequence[str], own: Tensor) -> Tensor:
+    """Return the numbers of all workers, a row for each, having made sure that they have the same names.
+
+    Args:
+        strategy: through which the workers talk.
+        names: in the same order on all workers.
+        own: this worker's numbers, float64, on the strategy's device.
+    """
+    first = own[: ROOM - HEADER]
+    message = torch.zeros(ROOM, dtype=torch.float64, device=strategy.root_device)
+    message[0], message[1] = fingerprint(names), len(names)
+    message[HEADER : HEADER + len(first)] = first
+    gather = gather_of(strategy)
+    received = gather(message)
+    if not bool((received[:, :HEADER] == message[:HEADER]).all()):
+        raise _difference(strategy, names)
+    values = received[:, HEADER : HEADER + len(first)]
+    return values if len(own) == len(first) else torch.cat([values, gather(own[len(first) :])], dim=1)
+
+
+# What the names of operations begin with that are no keys of logged values.
+CHECKING = "check of "
 GATHERING = "self.all_gather of "
 
 
@@ -145,7 +169,10 @@ def _difference(strategy: Strategy, names: Sequence[str]) -> LoggedKeysError | U
     world_size: int = strategy.world_size  # type: ignore[attr-defined]
     everyone = [strategy.broadcast(list(names), src=rank) for rank in range(world_size)]
     common = set(everyone[0]).intersection(*everyone[1:])
-    keys = [sorted({name.removesuffix(WEIGHT) for name in names if name not in common}) for names in everyone]
+    keys = [
+        sorted({name.removesuffix(WEIGHT) for name in names if name not in common and not name.startswith(CHECKING)})
+        for names in everyone
+    ]
     gathering = [[key for key in own if key.startswith(GATHERING)] for own in keys]
     if all(gathering):
         shapes = "; ".join(f"rank {rank}: {own[0].removeprefix(GATHERING)}" for rank, own in enumerate(gathering))

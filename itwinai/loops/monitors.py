@@ -6,17 +6,17 @@ one, every worker decides by itself, and they train on with different learning r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from itwinai import compat
 from itwinai.errors import UnequalStepsError, UnequalValuesError
-from itwinai.loops.exchange import gather_of
+from itwinai.loops.exchange import gather_values
 from itwinai.loops.missing import ranks
 
 if TYPE_CHECKING:
@@ -81,13 +81,15 @@ def _differences(trainer: Trainer, own: Mapping[str, float]) -> dict[str, list[f
     """Return the values of all workers, by key, where they differ; all workers have to call it with the same keys."""
     if not own or trainer.world_size == 1 or not isinstance(trainer.strategy, ParallelStrategy):
         return {}
-    values = torch.tensor(list(own.values()), dtype=torch.float64, device=trainer.strategy.root_device)
-    columns = gather_of(trainer.strategy)(values).unbind(1)
     return {
-        key: column.tolist()
-        for key, column in zip(own, columns, strict=True)
-        if not torch.allclose(column, column[0].expand_as(column), rtol=TOLERANCE, atol=0.0, equal_nan=True)
+        key: values
+        for key, values in gather_values(trainer.strategy, own).items()
+        if not all(_same(value, values[0]) for value in values)
     }
+
+
+def _same(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=TOLERANCE) or math.isnan(one) and math.isnan(other)
 
 
 def _describe(key: str, owner: str, values: list[float]) -> str:

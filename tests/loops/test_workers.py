@@ -208,7 +208,7 @@ ALONE = r"rank 1 has logged .*only_here.* and rank 0 went on without"
         ("ddp", "step", ALONE),
         ("ddp", "epoch", TOGETHER),
         ("ddp", "one step", ALONE),
-        ("ddp", "validation end", ALONE),
+        ("ddp", "validation end", TOGETHER),
         ("horovod", "epoch", TOGETHER),
         ("horovod", "one step", ALONE),
         ("ray", "one step", ALONE),

@@ -11,12 +11,14 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from itwinai import ItwinaiTrainer
-from tests.situations.situation import Situation, everywhere
+from tests.situations.situation import RIGHT, Situation, everywhere
+from tests.support.folds import run_folds
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -252,6 +254,39 @@ def uneven_iterable(strategy: str) -> None:
     trainer(strategy, max_epochs=1).fit(OfTensors(), DataLoader(Uneven(), 2))
 
 
+def _folds(strategy: str, fresh: bool) -> None:
+    found = []
+    for name, workers in (("auto", 1), (strategy, 2)):
+
+        def fit(loggers: list[Logger], name: str = name, workers: int = workers) -> None:
+            options: dict[str, Any] = {"max_epochs": 1, "log_every_n_steps": 1, "enable_checkpointing": False}
+            trainer(name, workers, logger=loggers, **options).fit(Logging(), numbers(4 // workers))
+
+        found.append(run_folds(Path(name).absolute(), fit, fresh))
+    one_process, with_workers = found
+    assert with_workers == one_process
+    runs = 1 + fresh
+    assert [len(found[0][kind]) for kind in ("csv", "jsonl", "provenance", "tensorboard", "wandb")] == [runs] * 5
+
+
+class Logging(Line):
+    """Logs a round number per step."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.log("mean", batch[0].mean(), sync_dist=True)
+        return super().training_step(batch, batch_idx)
+
+
+def one_logger_for_all_fits(strategy: str) -> None:
+    """Runs and values are those of one process, and the caller can use the loggers between the fits."""
+    _folds(strategy, fresh=False)
+
+
+def logger_for_each_fit(strategy: str) -> None:
+    """Runs and values are those of one process, and the caller can use the loggers after each fit."""
+    _folds(strategy, fresh=True)
+
+
 SITUATIONS = (
     Situation(
         "`configure_callbacks` brings the ModelCheckpoint; `test(ckpt_path='best')`",
@@ -293,5 +328,9 @@ SITUATIONS = (
         uneven_iterable,
         everywhere("UnequalStepsError rank 0 ends epoch 0 after 2 batches, because its loader had no more; rank 1"),
     ),
+    Situation(
+        "Several fits with one logger, of every class, which the caller uses", one_logger_for_all_fits, {"ddp": RIGHT}
+    ),
+    Situation("Several fits with a logger each, which the caller uses", logger_for_each_fit, {"ddp": RIGHT}),
     Situation("Batch-size finder", batch_size_finder, {"ddp": "ConfigurationError devices=1"}),
 )
