@@ -397,7 +397,8 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             if split is not None:
                 split.mark(Phase.CALLBACKS)
         metrics = connector.end_batch(self.results)
-        fit_loop.saves.flush()
+        if fit_loop.saves.collects:
+            fit_loop.saves.flush()
         progress.increment_completed()
         logs = (metrics["log"] or plan.reporters) and is_log_step(self.trainer)
         if logs and not (plan.optimization is not None and self.is_accumulating()):

@@ -868,6 +868,9 @@ def lightnings_part(path: Path) -> dict[str, Any]:
     """
     content: dict[str, Any] = torch.load(path, weights_only=False)
     content.pop(KEY, None)
+    for state in content.get("callbacks", {}).values():
+        if "last_model_path" in state:  # the first of two files does not know of the other in lightning
+            state["last_model_path"] = ""
     torch.save(content, path)
     return content
 
