@@ -30,7 +30,12 @@ class Original:
         # By id: the hash of a metric changes with what it has seen.
         self._attributes = {id(submodule): frozenset(vars(submodule)) for submodule in module.modules()}
         self._parameters = {
-            id(parameter): (frozenset(vars(parameter)), parameter.dtype, parameter.stride())
+            # Layers made in `configure_model` come sharded, and are plain afterwards like others.
+            id(parameter): (
+                frozenset() if hasattr(parameter, "ds_id") else frozenset(vars(parameter)),
+                parameter.dtype,
+                parameter.stride(),
+            )
             for parameter in module.parameters()
         }
 

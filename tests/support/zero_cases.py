@@ -88,6 +88,9 @@ class SavesItsHead(Base):
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         return super().load_state_dict(state_dict, strict=False)
 
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self(batch)
+
 
 # ----------------------------------------------------------------------------------------------- hooks on gradients
 
