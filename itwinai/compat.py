@@ -703,6 +703,11 @@ def version_of(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Tell whether a module is what ``torch.compile(module)`` returns."""
+    return isinstance(module, torch._dynamo.OptimizedModule)
+
+
 def is_compiled_in_place(module: nn.Module) -> bool:
     """Tell whether ``module.compile()`` was called."""
     return module._compiled_call_impl is not None

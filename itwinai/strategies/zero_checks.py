@@ -7,6 +7,7 @@ import inspect
 import torch
 from torch import nn
 
+from itwinai import compat
 from itwinai.errors import ConfigurationError
 
 ELSEWHERE = "Take the strategy 'ddp' or 'horovod'"
@@ -62,6 +63,13 @@ def check_parameters(module: nn.Module, stage: int, precision: torch.dtype) -> N
                 "'ddp'."
             )
     for name, submodule in module.named_modules():
+        if stage == 3 and (isinstance(submodule, torch.jit.ScriptModule) or compat.is_compiled(submodule)):
+            kind = "scripted" if isinstance(submodule, torch.jit.ScriptModule) else "compiled"
+            raise ConfigurationError(
+                f"DeepSpeed does not support the {kind} layer {name} in stage 3, which gathers parameters in hooks that "
+                f"a {kind} layer does not have. Take 'deepspeed_stage_2', or compile the layer in place, with "
+                "layer.compile()."
+            )
         if isinstance(submodule, (nn.Embedding, nn.EmbeddingBag)) and submodule.sparse:
             raise ConfigurationError(
                 f"DeepSpeed does not support the sparse gradients of {name} in stage {stage}. Make the embedding with "

@@ -77,7 +77,8 @@ class Original:
         for submodule in self.module.modules():
             compat.remove_hooks_of_engine(submodule)
             self._remove(submodule, self._attributes.get(id(submodule)), compat.is_attribute_of_engine)
-            submodule._parameters = dict(submodule._parameters)
+            # Not by attributes: a compiled layer passes those on to the layer inside.
+            vars(submodule)["_parameters"] = dict(vars(submodule)["_parameters"])
         for parameter in self.module.parameters():
             if id(parameter) not in values:
                 continue
@@ -96,7 +97,7 @@ class Original:
         for name in list(vars(owner)):
             # Of a layer that has come later it is not known whether `forward` is its own.
             if is_of_engine(name) and (name != "forward" if before is None else name not in before):
-                delattr(owner, name)
+                del vars(owner)[name]
 
 
 def _strided(value: Tensor, stride: tuple[int, ...] | None) -> Tensor:

@@ -118,6 +118,17 @@ class Holding(Net):
             return torch.ops.aten.mul(scripted(self.layer(x)), scale(2)) * next(self.numbers)
 
 
+class Layer(nn.Module):
+    """A layer of the user's own, which torch compiles in place; it leaves alone one of its own classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(x))
+
+
 def compiled(how: str) -> Callable[[str], None]:
     """Return a situation with a module that is compiled as a whole, in a layer, or in place."""
 
@@ -132,7 +143,7 @@ def compiled(how: str) -> Callable[[str], None]:
         for which in (None, strategy):
             torch._dynamo.reset()
             net: Any = Net()
-            net.calls = calls
+            net.calls, net.layer = calls, Layer()
             if how == "layer":
                 net.layer = torch.compile(net.layer, backend=backend)
             if how == "in place":
@@ -262,9 +273,17 @@ def parameter_hooks(strategy: str) -> None:
 SITUATIONS = (
     Situation("`weight_norm`, a parametrization", same_weights(weight_norm), everywhere()),
     Situation("`weight_norm` of the old kind", same_weights(old_weight_norm), everywhere()),
-    Situation("A scripted layer", same_weights(scripted_layer), everywhere()),
+    Situation(
+        "A scripted layer",
+        same_weights(scripted_layer),
+        everywhere(deepspeed_stage_3="ConfigurationError the scripted layer layer.1"),
+    ),
     Situation("A lock, an iterator, scripted and cached functions, `torch.ops`", same_weights(Holding), everywhere()),
-    Situation("A compiled layer", compiled("layer"), everywhere()),
+    Situation(
+        "A compiled layer",
+        compiled("layer"),
+        everywhere(deepspeed_stage_3="ConfigurationError the compiled layer layer"),
+    ),
     Situation("A layer compiled in place", compiled("in place"), everywhere()),
     Situation("A compiled module", compiled("whole"), {"ddp": "right"}),
     Situation("Process-wide settings of torch and numpy", settings, everywhere()),
