@@ -29,6 +29,16 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that launch most workers, before others leave threads in this process.
+
+    Workers are copies of this process as long as it has no threads but its own, and are there at once. W&B, MLflow and
+    TensorBoard keep threads for good.
+    """
+    first = ("tests/situations/", "tests/launchers/test_worker_kinds.py", "tests/test_trainer.py")
+    items.sort(key=lambda item: not item.nodeid.startswith(first))
+
+
 @dataclass(frozen=True)
 class Finished:
     """A command that has ended: its exit code, all it printed, and the seconds it took."""

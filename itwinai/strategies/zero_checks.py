@@ -66,8 +66,8 @@ def check_parameters(module: nn.Module, stage: int, precision: torch.dtype) -> N
         if stage == 3 and (isinstance(submodule, torch.jit.ScriptModule) or compat.is_compiled(submodule)):
             kind = "scripted" if isinstance(submodule, torch.jit.ScriptModule) else "compiled"
             raise ConfigurationError(
-                f"DeepSpeed does not support the {kind} layer {name} in stage 3, which gathers parameters in hooks that "
-                f"a {kind} layer does not have. Take 'deepspeed_stage_2', or compile the layer in place, with "
+                f"DeepSpeed does not support the {kind} layer {name} in stage 3, which gathers parameters in hooks "
+                f"that a {kind} layer does not have. Take 'deepspeed_stage_2', or compile the layer in place, with "
                 "layer.compile()."
             )
         if isinstance(submodule, (nn.Embedding, nn.EmbeddingBag)) and submodule.sparse:

@@ -328,9 +328,9 @@ SITUATIONS = (
         uneven_iterable,
         everywhere("UnequalStepsError rank 0 ends epoch 0 after 2 batches, because its loader had no more; rank 1"),
     ),
+    Situation("Batch-size finder", batch_size_finder, {"ddp": "ConfigurationError devices=1"}),
     Situation(
         "Several fits with one logger, of every class, which the caller uses", one_logger_for_all_fits, {"ddp": RIGHT}
     ),
     Situation("Several fits with a logger each, which the caller uses", logger_for_each_fit, {"ddp": RIGHT}),
-    Situation("Batch-size finder", batch_size_finder, {"ddp": "ConfigurationError devices=1"}),
 )

@@ -7,14 +7,15 @@ from pathlib import Path
 from tests.situations import deepspeed, edges, engines, launching, loaders, stops
 from tests.situations.situation import STRATEGIES, Situation
 
-# Each file of this folder has a tuple SITUATIONS; the order here is that of the tables.
+# Each file of this folder has a tuple SITUATIONS; the order here is that of the tables. Loggers come last: they
+# leave threads in the process of the tests, which cannot be forked any more.
 SITUATIONS: dict[str, tuple[Situation, ...]] = {
     "What scripts hold and set": launching.SITUATIONS,
-    "Callbacks, tools and loggers, and workers that are not alike": edges.SITUATIONS,
     "Graphs, gradients and drift": engines.SITUATIONS,
     "What DeepSpeed's engines have to be helped with": deepspeed.SITUATIONS,
     "Loaders, samplers and random numbers": loaders.SITUATIONS,
     "Stops": stops.SITUATIONS,
+    "Callbacks, tools and loggers, and workers that are not alike": edges.SITUATIONS,
 }
 
 
