@@ -205,4 +205,4 @@ def test_single_rank_of_two_asks_alone(tmp_path: Path) -> None:
     make_trainer("ddp", 2, max_steps=1, callbacks=[FactsOfEachRank(tmp_path)]).fit(Regression(), loader(8))
     strategy, world, per_node, *launcher, pid = (tmp_path / "facts").read_text().split()
     assert (strategy, world, per_node) == ("ddp", "2", "2")
-    assert " ".join(launcher) == "itwinai" and int(pid) != os.getpid()
+    assert " ".join(launcher).startswith("itwinai (") and int(pid) != os.getpid()

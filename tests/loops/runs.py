@@ -857,7 +857,9 @@ def run(scenario: Scenario, trainer_class: type[Trainer], folder: Path) -> dict[
 
 def is_about_saving(entry: Any) -> bool:
     """Tell whether something that happened is part of saving a checkpoint."""
-    return entry[1] in ("after_save_checkpoint", "on_save_checkpoint")
+    return entry[1] in ("after_save_checkpoint", "on_save_checkpoint") or (
+        entry[0] == "profiler" and entry[2].endswith("save_checkpoint")
+    )
 
 
 def lightnings_part(path: Path) -> dict[str, Any]:
@@ -868,9 +870,12 @@ def lightnings_part(path: Path) -> dict[str, Any]:
     """
     content: dict[str, Any] = torch.load(path, weights_only=False)
     content.pop(KEY, None)
-    for state in content.get("callbacks", {}).values():
-        if "last_model_path" in state:  # the first of two files does not know of the other in lightning
-            state["last_model_path"] = ""
+    kept = [state for state in content.get("callbacks", {}).values() if "last_model_path" in state]
+    for state in kept:
+        state["last_model_path"] = ""
+        if len(kept) > 1:  # what the first of two callbacks saves does not know of the other's hook in lightning
+            state.update(best_model_path="", best_model_score=None, current_score=None, best_k_models={})
+            state.update(kth_best_model_path="", kth_value=torch.tensor(float("inf")))
     torch.save(content, path)
     return content
 

@@ -416,6 +416,6 @@ SITUATIONS = (
     Situation(
         "A plateau scheduler that monitors a value of each rank",
         with_workers(MonitorsItsOwnLoss, max_epochs=3),
-        on_engines("DriftError A scheduler monitors 'own_loss': log it with sync_dist=True"),
+        on_engines("UnequalValuesError own_loss"),
     ),
 )
