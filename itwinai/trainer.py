@@ -356,6 +356,12 @@ class ItwinaiTrainer(Trainer):
         """
         if self.world_size == 1 or not isinstance(self.strategy, LaunchedStrategy):
             return dataloader
+        if stage == RunningStage.PREDICTING and getattr(self.strategy, "zero_stage_3", False):
+            raise MisconfiguredTrainerError(
+                "DeepSpeed in stage 3 gathers parameters in each forward, for which all workers have to run equally "
+                "many batches, and of an iterable dataset some may get one more. Predict with the strategy "
+                "'deepspeed_stage_2' or 'ddp', which take the same weights, or from a dataset with indices."
+            )
         iterate = IterateShared(self.strategy, dataloader.num_workers > 0, in_turns=stage == RunningStage.PREDICTING)
         return compat.with_iterator(dataloader, iterate)
 

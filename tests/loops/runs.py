@@ -876,6 +876,12 @@ def lightnings_part(path: Path) -> dict[str, Any]:
         if len(kept) > 1:  # what the first of two callbacks saves does not know of the other's hook in lightning
             state.update(best_model_path="", best_model_score=None, current_score=None, best_k_models={})
             state.update(kth_best_model_path="", kth_value=torch.tensor(float("inf")))
+    plateaus = [state for state in content.get("lr_schedulers", ()) if "num_bad_epochs" in state]
+    if plateaus:  # which lightning steps after it has saved at the end of an epoch
+        for state in plateaus:
+            state.update(best=0.0, num_bad_epochs=0, cooldown_counter=0, last_epoch=0, _last_lr=[0.1])
+        for group in (group for state in content["optimizer_states"] for group in state["param_groups"]):
+            group["lr"] = 0.1
     torch.save(content, path)
     return content
 

@@ -540,7 +540,11 @@ SITUATIONS = (
         everywhere("ConfigurationError divided unevenly"),
     ),
     Situation("A shuffled validation loader", shuffled_validation, everywhere()),
-    Situation("Prediction over an iterable dataset", predicted_stream, everywhere()),
+    Situation(
+        "Prediction over an iterable dataset",
+        predicted_stream,
+        everywhere(deepspeed_stage_3="ConfigurationError equally many batches"),
+    ),
     Situation("An iterable dataset that permutes and divides itself", divided_stream, everywhere()),
     Situation(
         "An iterable dataset of unequal lengths", unequal_lengths, everywhere("ConfigurationError on ranks 0 to 1")
