@@ -229,7 +229,6 @@ def _use_own_streams() -> None:
 
 def flush_files() -> None:
     """Write what waits in the buffers of open files: a copy of it would be written twice, or be lost."""
-    gc.unfreeze()  # else those that were there before a fork would not be found
     kinds = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
     for value in gc.get_objects():
         if issubclass(type(value), kinds):  # asks the object itself nothing: it may be a proxy of anything

@@ -6,6 +6,7 @@ with its caller: its standard input is a pipe that the caller never writes to, a
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -144,6 +145,7 @@ def exit_at_once(code: int = 0) -> NoReturn:
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
     compat.run_exit_functions()
+    gc.unfreeze()  # else files that were open before a fork would not be found
     flush_files()
     os._exit(code)
 
