@@ -14,13 +14,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 from itwinai import compat
-from itwinai.errors import ConfigurationError, WorkerError
+from itwinai.errors import ConfigurationError, PayloadError, WorkerError
 from itwinai.files.whole import write_whole
 from itwinai.launchers import worker
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals, stopped_by
@@ -104,15 +105,19 @@ class LocalLauncher(PayloadLauncher):
         if self.kind in ("auto", "fork") and unsafe is None:
             return self._fork, "itwinai (fork)"
         reason = "" if unsafe is None else f", as {unsafe}"
-        if self.kind == "script" or self.kind == "auto" and HISTORY.all_by_script and not payload.can_be_packed():
-            if (missing := _why_no_script()) is None:
-                return self._run_script, f"itwinai (script{reason})"
-            if self.kind == "script":
-                raise ConfigurationError(
-                    f"launcher='script' runs the script again in each worker, and that is not possible: {missing}. "
-                    "Choose launcher='fork' or 'payload'."
-                )
-        return self._send, f"itwinai (payload{reason})"
+        missing = _why_no_script()
+        if self.kind == "script" and missing is not None:
+            raise ConfigurationError(
+                f"launcher='script' runs the script again in each worker, and that is not possible: {missing}. "
+                "Choose launcher='fork' or 'payload'."
+            )
+        if self.kind != "script":
+            try:
+                return partial(self._send, payload.pack()), f"itwinai (payload{reason})"
+            except PayloadError:
+                if self.kind == "payload" or missing is not None:
+                    raise
+        return self._run_script, f"itwinai (script{reason})"
 
     def remember(self, number: int, outcome: Sequence[Result] | BaseException) -> None:
         if self._by_script and HISTORY.all_by_script:
@@ -186,9 +191,11 @@ class LocalLauncher(PayloadLauncher):
 
             self.processes[rank] = fork(work, handlers, [*self.processes.values()])
 
-    def _send(self, folder: Path, places: Mapping[int, Place], payload: Payload, handlers: Mapping[int, Any]) -> None:
+    def _send(
+        self, packed: bytes, folder: Path, places: Mapping[int, Place], payload: Payload, handlers: Mapping[int, Any]
+    ) -> None:
         """Send the payload to new processes."""
-        write_whole(folder / "payload.pickle", payload.pack())
+        write_whole(folder / "payload.pickle", packed)
         start = Start(sys.path, os.getcwd(), self._environment(), places)
         write_whole(folder / "start.pickle", pickle.dumps(start))
         if can_fork():

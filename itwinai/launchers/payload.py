@@ -117,14 +117,6 @@ class Payload:
         except Exception as error:  # pickling runs the user's own __reduce__ and __getstate__: anything can come
             raise PayloadError(_explain_unpicklable(self, error)) from error
 
-    def can_be_packed(self) -> bool:
-        """Tell whether the payload can be pickled."""
-        try:
-            self.pack()
-        except PayloadError:
-            return False
-        return True
-
 
 @dataclass(frozen=True)
 class Result:

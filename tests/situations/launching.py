@@ -15,16 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 
 from itwinai import ItwinaiTrainer
-from tests.situations.situation import Situation, everywhere
+from tests.situations.situation import QUIET, Situation, everywhere
 
 DATA = torch.randn(24, 3, generator=torch.Generator().manual_seed(1))
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 
 
 class Net(L.LightningModule):

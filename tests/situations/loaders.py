@@ -28,15 +28,7 @@ from torch.utils.data import (
 )
 
 from itwinai import ItwinaiTrainer
-from tests.situations.situation import Situation, everywhere
-
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+from tests.situations.situation import QUIET, Situation, everywhere
 
 
 class Fitted(L.LightningModule):

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 RIGHT = "right"
 
 STRATEGIES = ("ddp", "horovod", "deepspeed_stage_2", "deepspeed_stage_3")
 """The columns of the table. Ray's workers run the same strategies; tests of launchers cover what differs there."""
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Arguments of a trainer that writes nothing."""
 
 
 @dataclass(frozen=True)
