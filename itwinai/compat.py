@@ -1516,7 +1516,13 @@ class SignalConnector(_SignalConnector):
     def register_signal_handlers(self) -> None:
         self._first_signal = None
         self.requeues = False
+        before = signal.getsignal(signal.SIGTERM)
+        if exits_at_once := str(getattr(before, "__module__", "")).startswith("ray."):
+            # `ray.init` handles SIGTERM with an exit, which would come before the run has saved.
+            self._register_signal(signal.SIGTERM, signal.SIG_DFL)
         super().register_signal_handlers()
+        if exits_at_once:
+            self._original_handlers[signal.SIGTERM] = before
         for other in self.others:
             if not self._has_already_handler(other):
                 self._register_signal(other, self._sigterm_notifier_fn)

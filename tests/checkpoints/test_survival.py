@@ -117,6 +117,7 @@ def test_exceptions_of_the_users_code_end_the_run(tmp_path: Path, no_leftovers: 
     ("strategy", "workers", "signum"),
     [
         ("auto", 1, signal.SIGUSR1),
+        ("auto beside ray", 1, signal.SIGTERM),
         ("ddp", 2, signal.SIGTERM),
         ("deepspeed_stage_3", 2, signal.SIGUSR1),
         ("horovod", 2, signal.SIGTERM),
@@ -132,7 +133,9 @@ def test_preempted_run_goes_on(
     run_command: RunCommand,
 ) -> None:
     output = tmp_path / "output"
-    process = start_script([SCRIPT, strategy, str(workers), str(tmp_path), "slow"], output)
+    strategy, _, beside = strategy.partition(" beside ")
+    options = ["connected"] if beside else []
+    process = start_script([SCRIPT, strategy, str(workers), str(tmp_path), "slow", *options], output)
     wait_for_files(process, [tmp_path / f"{rank}.pid" for rank in range(workers)], output)
     process.send_signal(signum)
     assert process.wait(60) == 128 + signum, output.read_text()

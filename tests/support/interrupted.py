@@ -1,7 +1,8 @@
-"""Runs that are interrupted and go on: ``interrupted.py STRATEGY WORKERS FOLDER [ACTION]``.
+"""Runs that are interrupted and go on: ``interrupted.py STRATEGY WORKERS FOLDER [ACTION] [connected]``.
 
 Actions: ``slow`` makes the steps last after the 16th, which a file per rank announces; ``stuck`` makes that step last
-for ever; ``full`` lets the disk be full after the 13th. At the end the weights are in the folder.
+for ever; ``full`` lets the disk be full after the 13th. With ``connected`` the script has started a Ray, which handles SIGTERM too. At the
+end the weights are in the folder.
 """
 
 from __future__ import annotations
@@ -85,6 +86,10 @@ if __name__ == "__main__":
     action = sys.argv[4] if len(sys.argv) > 4 else ""
     on_error: Literal["stop", "continue"] = "continue" if "continue" in sys.argv else "stop"
     resume = None if "requeued" in sys.argv else "auto"
+    if "connected" in sys.argv:
+        import ray
+
+        ray.init("local", num_cpus=1, include_dashboard=False)
     weights = train(strategy, workers, folder, action, on_error=on_error, resume=resume)
     if rank_zero_only.rank == 0:
         torch.save(weights, folder / "weights.pt")
