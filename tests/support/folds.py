@@ -53,6 +53,8 @@ def run_folds(folder: Path, fit: Callable[[list[Logger]], Any], fresh: bool) -> 
         loggers = make_loggers(folder)
         for fold in range(2):
             if fold and fresh:
+                for logger in loggers:
+                    logger.finalize("success")
                 wandb.finish()
                 loggers = make_loggers(folder)
             fit(loggers)
