@@ -13,6 +13,7 @@ import logging
 import multiprocessing.util
 import os
 import signal
+import sys
 import time
 import warnings
 import weakref
@@ -616,6 +617,16 @@ def set_print_options(options: dict[str, Any]) -> None:
 def forget_warned() -> None:
     """Let Python look at changed warning filters again also where it has warned before."""
     warnings._filters_mutated()  # type: ignore[attr-defined]
+
+
+def print_recorded_warnings() -> None:
+    """Let warnings be printed that `warnings.catch_warnings(record=True)` keeps in a list, which only it looks at."""
+    if getattr(warnings._showwarnmsg_impl, "__name__", "") == "append":  # type: ignore[attr-defined]
+        warnings._showwarnmsg_impl = _print_warning  # type: ignore[attr-defined]
+
+
+def _print_warning(message: Any) -> None:
+    sys.stderr.write(warnings._formatwarnmsg(message))  # type: ignore[attr-defined]
 
 
 # ------------------------------------------------------------------------------------------- random numbers

@@ -1633,3 +1633,107 @@ def test_exit_functions_run_once(tmp_path: Path) -> None:
     )
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines() == ["ended", "and then"]
+
+
+# ------------------------------------------------------------------------------- what launchers copy and look for
+
+
+def test_fork_leaves_what_runs_at_exit_to_its_parent(tmp_path: Path) -> None:
+    script = (
+        "import atexit, weakref; from itwinai import compat; atexit.register(print, 'of the parent'); "
+        "held = set(); weakref.finalize(held, print, 'of the parent too'); "
+        "compat.forget_exit_functions(); atexit.register(print, 'of the copy')"
+    )
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == ["of the copy"]
+
+
+def test_warnings_that_are_recorded_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings(record=True) as recorded:
+        warnings.simplefilter("always")
+        warnings.warn("kept", stacklevel=1)
+        compat.print_recorded_warnings()
+        warnings.warn("printed", stacklevel=1)
+    assert [str(warning.message) for warning in recorded] == ["kept"]
+    assert "UserWarning: printed" in capsys.readouterr().err
+
+
+def test_changed_filters_are_looked_at_again() -> None:
+    def warn() -> None:
+        warnings.warn("again", stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as recorded:
+        warnings.simplefilter("default")
+        warn()
+        warn()
+        compat.forget_warned()
+        warn()
+    assert len(recorded) == 2
+
+
+def test_settings_of_the_process() -> None:
+    before, options = compat.validates_distributions(), compat.print_options()
+    try:
+        torch.distributions.Distribution.set_default_validate_args(not before)
+        assert compat.validates_distributions() is not before
+        torch.set_printoptions(precision=2)
+        assert compat.print_options()["precision"] == 2
+        compat.set_print_options(options)
+        assert str(torch.tensor(0.123456)) == "tensor(0.1235)"
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
+        compat.set_print_options(options)
+
+
+def test_state_of_a_metric() -> None:
+    from torchmetrics import MeanMetric
+
+    metric = MeanMetric()
+    assert not compat.is_updated(metric)
+    metric.update(torch.tensor([1.0, 3.0]))
+    assert compat.is_updated(metric)
+    other = MeanMetric()
+    vars(other).update(compat.metric_state(metric))
+    assert other.compute() == 2.0 and compat.is_updated(other)
+    other.reset()
+    assert not compat.is_updated(other)
+
+
+def test_version_of_a_tensor() -> None:
+    tensor = torch.zeros(2)
+    before = compat.version_of(tensor)
+    tensor.add_(1)
+    assert compat.version_of(tensor) != before
+    with torch.inference_mode():
+        assert compat.version_of(torch.zeros(2)) is None
+
+
+def test_compiled_modules_are_known() -> None:
+    module = nn.Linear(1, 1)
+    assert not compat.is_compiled(module) and not compat.is_compiled_in_place(module)
+    assert compat.is_compiled(torch.compile(module))
+    module.compile()
+    assert compat.is_compiled_in_place(module)
+
+
+def test_hooks_on_parameters() -> None:
+    module, other = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    seen: list[bool] = []
+    module.weight.register_hook(lambda gradient: 3 * gradient)
+    module.weight.register_post_accumulate_grad_hook(lambda parameter: seen.append(parameter is other.weight))
+    compat.register_parameter_hooks(other, compat.parameter_hooks(module))
+    other(torch.ones(1, 1)).backward()
+    assert other.weight.grad is not None and other.weight.grad.item() == 3
+    assert seen == [True]
+    assert compat.parameter_hooks(nn.Linear(1, 1)) == {}
+
+
+def test_classes_that_are_sent_by_value_come_back_as_the_same() -> None:
+    class Local:
+        pass
+
+    assert compat.dynamic_class_id(Local) is None
+    compat.register_dynamic_classes()
+    number = compat.dynamic_class_id(Local)
+    assert number is not None and compat.dynamic_class(number) is Local
+    assert pickle.loads(cloudpickle.dumps(Local)) is Local

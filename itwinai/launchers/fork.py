@@ -205,6 +205,7 @@ def _become_worker(
             signal.signal(number, handler)
         compat.forget_exit_functions()
         _use_own_streams()
+        compat.print_recorded_warnings()
         work(reading)
         code = 0
     except SystemExit as stopped:

@@ -138,6 +138,7 @@ class FullDisk(L.Callback):
                 setattr(owner, name, failing(at, getattr(owner, name)))
 
 
+@pytest.mark.filterwarnings("default::UserWarning")  # the workers have the filters of this process
 def test_full_disk_of_one_worker(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """All workers know of it: they train on together, and what was written before stays."""
     save_often(tmp_path, FullDisk(), keep=9, on_error="continue")

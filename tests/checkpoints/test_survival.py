@@ -150,9 +150,10 @@ def test_preempted_run_goes_on(
     check(torch.load(tmp_path / "weights.pt"), reference, strategy)
 
 
-def test_signal_before_the_workers_train(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["fork", "payload"])
+def test_signal_before_the_workers_train(launcher: str, tmp_path: Path) -> None:
     output = tmp_path / "output"
-    process = start_script(["tests/support/slow_start.py", str(tmp_path)], output)
+    process = start_script(["tests/support/slow_start.py", str(tmp_path), launcher], output)
     wait_for_files(process, [tmp_path / "0.pid", tmp_path / "1.pid"], output)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 128 + signal.SIGTERM, output.read_text()
