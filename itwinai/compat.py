@@ -260,7 +260,13 @@ def leave_out_shared_memory_operator() -> None:
     """
     import deepspeed.ops
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed asks only for this one. To look it up as it does would try the compiler with every operator.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+
+
+DEEPSPEED_MODULES = ("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer")
+"""The modules of DeepSpeed that take seconds to import. An engine imports the second one, which compiles a function and
+so loads torch's compiler; older releases have none."""
 
 
 _ENGINE_ATTRIBUTES = frozenset(
@@ -1890,14 +1896,23 @@ def dynamic_class_id(cls: type) -> str | None:
     return cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(cls)
 
 
+def objects_of(*kinds: type) -> list[Any]:
+    """Return the objects of this process that are of some classes, as its garbage collector knows them.
+
+    By their type: an object that stands for another one would be asked what it is.
+    """
+    objects = gc.get_objects()
+    wanted = {cls for cls in set(map(type, objects)) if issubclass(cls, kinds)}
+    return [value for value in objects if type(value) in wanted]
+
+
 def register_dynamic_classes() -> None:
     """Give every class that cloudpickle would send by value an id now, which copies of this process then share.
 
     What a copy sends back is then of this process's own classes.
     """
-    for cls in gc.get_objects():
-        # By its type: an object that stands for another one would be asked what it is.
-        if issubclass(type(cls), type) and (cls.__module__ == "__main__" or "<locals>" in cls.__qualname__):
+    for cls in objects_of(type):
+        if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
             cloudpickle.cloudpickle._get_or_create_tracker_id(cls)
 
 

@@ -149,7 +149,7 @@ class ForkedProcess:
 
 
 def fork(work: Callable[[int], None], handlers: Mapping[int, Any], earlier: Iterable[Any]) -> ForkedProcess:
-    """Fork this process; the copy does some work and ends.
+    """Fork this process; the copy does some work and ends. Call `flush_files` first.
 
     Args:
         work: is called in the copy with the reading end of the pipe that keeps it alive.
@@ -180,7 +180,6 @@ def fork(work: Callable[[int], None], handlers: Mapping[int, Any], earlier: Iter
         forked.append(pid)
 
     own = os.getpid()
-    flush_files()
     # With the context of the caller, in which libraries keep settings.
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="itwinai-fork")
     thread.start()
@@ -230,8 +229,6 @@ def _use_own_streams() -> None:
 
 def flush_files() -> None:
     """Write what waits in the buffers of open files: a copy of it would be written twice, or be lost."""
-    kinds = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
-    for value in gc.get_objects():
-        if issubclass(type(value), kinds):  # asks the object itself nothing: it may be a proxy of anything
-            with suppress(OSError, ValueError):
-                value.flush()
+    for value in compat.objects_of(io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom):
+        with suppress(OSError, ValueError):
+            value.flush()

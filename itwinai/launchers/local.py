@@ -12,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,8 @@ from itwinai.launchers import worker
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals, stopped_by
 from itwinai.launchers.environment import Place, WorkerKind
 from itwinai.launchers.failure import Failure, WorkersFailed
-from itwinai.launchers.fork import ForkedProcess, fork, why_not_fork
-from itwinai.launchers.payload import Payload, Result
+from itwinai.launchers.fork import ForkedProcess, flush_files, fork, why_not_fork
+from itwinai.launchers.payload import Payload, Result, Worker
 from itwinai.launchers.payload import run as run_payload
 from itwinai.launchers.script import HISTORY, Rerun, ScriptOrder, script_command
 from itwinai.launchers.template import ForkedWorker, WorkerTemplate, can_fork, title_worker
@@ -176,7 +177,9 @@ class LocalLauncher(PayloadLauncher):
     def _fork(self, folder: Path, places: Mapping[int, Place], payload: Payload, handlers: Mapping[int, Any]) -> None:
         """Fork the workers off this process."""
         variables = self._environment()
+        self._import(_strategy(payload).worker_imports())
         compat.register_dynamic_classes()
+        flush_files()
         for rank, place in places.items():
 
             def work(pipe: int, rank: int = rank, place: Place = place) -> None:
@@ -191,6 +194,22 @@ class LocalLauncher(PayloadLauncher):
 
             self.processes[rank] = fork(work, handlers, [*self.processes.values()])
 
+    def _import(self, modules: Iterable[str]) -> None:
+        """Import what workers need into this process, with the environment variables of workers."""
+        missing = [name for name in modules if name not in sys.modules]
+        before = {name: os.environ.get(name) for name in self.variables}
+        os.environ.update(self.variables)
+        try:
+            for name in missing:
+                with suppress(ModuleNotFoundError):  # if a worker needs it, it says so
+                    import_module(name)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
     def _send(
         self, packed: bytes, folder: Path, places: Mapping[int, Place], payload: Payload, handlers: Mapping[int, Any]
     ) -> None:
@@ -204,6 +223,7 @@ class LocalLauncher(PayloadLauncher):
                 trainer = payload.trainer
                 owners = (*type(trainer).__mro__, *type(trainer.strategy).__mro__)
                 modules = {owner.__module__ for owner in owners if owner.__module__.startswith("itwinai.")}
+                modules.update(_strategy(payload).worker_imports())
                 self.template = WorkerTemplate.start(sorted(modules), self.variables)
             for rank in places:
                 self.processes[rank] = self.template.start_worker(folder, rank)
@@ -297,6 +317,12 @@ class LocalLauncher(PayloadLauncher):
             if process.stdin is not None:
                 process.stdin.close()
         self.processes = {}
+
+
+def _strategy(payload: Payload) -> Worker:
+    strategy = payload.trainer.strategy
+    assert isinstance(strategy, Worker)
+    return strategy
 
 
 def _why_no_script() -> str | None:

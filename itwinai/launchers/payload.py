@@ -41,6 +41,9 @@ class Worker(Protocol):
 
     kept: Kept
 
+    def worker_imports(self) -> tuple[str, ...]:
+        """Return names of modules to import once, before workers become copies of the process that has them."""
+
     def become_worker(self, environment: PlacedEnvironment) -> None:
         """Turn the strategy, in a new process, into that of one worker."""
 

@@ -378,7 +378,8 @@ def main() -> None:
     number, *modules = arguments
     connection = socket.socket(fileno=int(number))
     for name in modules:
-        import_module(name)
+        with suppress(ModuleNotFoundError):  # a worker that needs it says so
+            import_module(name)
     work(connection)
 
 

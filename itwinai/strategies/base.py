@@ -148,6 +148,10 @@ class LaunchedStrategy(compat.ConfiguresLauncher, compat.UnlistedParallelStrateg
         """Return environment variables that this strategy's workers need before they import anything."""
         return {}
 
+    def worker_imports(self) -> tuple[str, ...]:
+        """Return names of modules to import once, before workers become copies of the process that has them."""
+        return ()
+
     def become_worker(self, environment: PlacedEnvironment) -> None:
         """Turn this strategy, unpickled in a new process, into the strategy of one worker.
 

@@ -130,6 +130,10 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         # DeepSpeed chooses its accelerator when it is imported, and prefers a GPU that is not meant to be used.
         return {"DS_ACCELERATOR": "cpu"} if self._on_cpu() else {}
 
+    def worker_imports(self) -> tuple[str, ...]:
+        # Elsewhere DeepSpeed looks at the devices, and a process that has done so cannot be copied.
+        return compat.DEEPSPEED_MODULES if self._on_cpu() else ()
+
     def _on_cpu(self) -> bool:
         return not self.parallel_devices or self.parallel_devices[0].type == "cpu"
 
