@@ -103,8 +103,8 @@ def test_workers_of_the_command_line_are_copies_of_it(run_command: RunCommand, t
         "from tests.support.cases import Regression, loader\n"
         "class Own(Regression):\n"
         "    def on_fit_start(self):\n"
-        "        print(psutil.Process(os.getppid()).cmdline() == psutil.Process().cmdline(), 'torch is', "
-        "'torch' in sys.modules)\n"
+        "        copied = psutil.Process(os.getppid()).cmdline() == psutil.Process().cmdline()\n"
+        "        print(f'{copied} torch is {\"torch\" in sys.modules}\\n', end='')\n"  # one piece: two workers write
         "    def train_dataloader(self):\n"
         "        return loader(4)\n"
     )
