@@ -29,14 +29,32 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that launch most workers, before others leave threads in this process.
+# W&B, MLflow and TensorBoard keep threads in the process for good.
+KEEP_THREADS = (
+    "tests/callbacks/test_logging.py",
+    "tests/callbacks/test_watched_runs.py",
+    "tests/loggers/",
+    "tests/trials/",
+    "tests/tune/",
+)
 
-    Workers are copies of this process as long as it has no threads but its own, and are there at once. W&B, MLflow and
-    TensorBoard keep threads for good.
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to the end what leaves threads in this process, or a Ray: with neither, workers are copies of it.
+
+    They are there at once, whereas a new process has to import first.
     """
-    first = ("tests/situations/", "tests/launchers/test_worker_kinds.py", "tests/test_trainer.py")
-    items.sort(key=lambda item: not item.nodeid.startswith(first))
+
+    def leaves_threads(item: pytest.Item) -> bool:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        return (
+            item.nodeid.startswith(KEEP_THREADS)
+            or "local_ray" in getattr(item, "fixturenames", ())
+            or any(str(parameter).startswith("ray") for parameter in parameters)
+            or "logger" in item.name
+        )
+
+    items.sort(key=leaves_threads)
 
 
 @dataclass(frozen=True)

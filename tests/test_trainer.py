@@ -42,7 +42,10 @@ class History(Callback):
 
 
 @pytest.mark.parametrize("strategy", REMOTE)
-def test_caller_is_left_as_after_a_local_run(strategy: str, tmp_path: Path, local_ray: None) -> None:
+def test_caller_is_left_as_after_a_local_run(strategy: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if strategy == "ray":
+        request.getfixturevalue("local_ray")
+
     def run(strategy: str, workers: int, folder: Path) -> tuple[ItwinaiTrainer, Regression, History, dict[str, Any]]:
         L.seed_everything(5, verbose=False)
         module, history = Regression(), History()

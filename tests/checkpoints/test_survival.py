@@ -49,8 +49,10 @@ class Killed(L.Callback):
 
 @pytest.mark.parametrize("strategy", ["ddp", "deepspeed_stage_2", "horovod", "ray_ddp"])
 def test_killed_workers_are_started_again(
-    strategy: str, tmp_path: Path, reference: Tensor, local_ray: None, no_leftovers: None
+    strategy: str, tmp_path: Path, reference: Tensor, no_leftovers: None, request: pytest.FixtureRequest
 ) -> None:
+    if strategy.startswith("ray"):
+        request.getfixturevalue("local_ray")
     draw = random.Random(strategy)
     first, second = sorted(draw.sample(range(2, 13 * EPOCHS), 2))
     kills = [(draw.randrange(2), first), (draw.randrange(2), second)]

@@ -35,7 +35,9 @@ EXPECTED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "deepspeed_stage_2", "deepspeed_stage_3", "horovod", "ray", "ray_horovod"])
-def test_collectives(strategy: str, local_ray: None) -> None:
+def test_collectives(strategy: str, request: pytest.FixtureRequest) -> None:
+    if strategy.startswith("ray"):
+        request.getfixturevalue("local_ray")
     module = Collectives()
     make_trainer(strategy, 2, max_epochs=1).fit(module)
     assert set(module.results) == set(CHECKS) == set(EXPECTED)
