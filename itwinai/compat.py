@@ -10,6 +10,7 @@ import copy
 import functools
 import gc
 import logging
+import multiprocessing.reduction
 import multiprocessing.util
 import os
 import signal
@@ -17,7 +18,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections import OrderedDict
+from collections import ChainMap, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -1914,6 +1915,27 @@ def register_dynamic_classes() -> None:
     for cls in objects_of(type):
         if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
             cloudpickle.cloudpickle._get_or_create_tracker_id(cls)
+
+
+class _ByValuePickler(cloudpickle.cloudpickle.Pickler):
+    """cloudpickle's, with what `multiprocessing` and torch add for objects that processes share."""
+
+    @property
+    def dispatch_table(self) -> Mapping[type, Any]:
+        extra = multiprocessing.reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+        return ChainMap(extra, cloudpickle.cloudpickle.Pickler.dispatch_table)
+
+
+def start_processes_by_value() -> None:
+    """Let `multiprocessing` send by value what a process that it starts could not import, such as a script's dataset.
+
+    A worker that was sent its payload has no script to import it from.
+    """
+
+    def dump(obj: Any, file: Any, protocol: int | None = None) -> None:
+        _ByValuePickler(file, protocol).dump(obj)
+
+    multiprocessing.reduction.dump = dump
 
 
 def dynamic_class(class_id: str) -> type:

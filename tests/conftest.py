@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.nodeid.startswith(KEEP_THREADS)
             or "local_ray" in getattr(item, "fixturenames", ())
             or any(str(parameter).startswith("ray") for parameter in parameters)
-            or "logger" in item.name
+            or any(word in item.name for word in ("logger", "wandb"))
         )
 
     items.sort(key=leaves_threads)

@@ -163,6 +163,7 @@ def run_packed(packed: bytes, place: Place, on_failure: Callable[[BaseException]
             f"__getnewargs__, and what is unpickled needs to be importable in the worker. {OTHER_WAYS}"
         ) from error
     sys.argv[:] = payload.arguments
+    compat.start_processes_by_value()
     compat.register_parameter_hooks(payload.trainer.lightning_module, hooks)
     return run(payload, place, on_failure, traced)
 

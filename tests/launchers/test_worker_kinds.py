@@ -157,3 +157,11 @@ def test_what_workers_change_is_written_into_the_callers_objects(tmp_path: Path)
     assert module.keeper is keeper and keeper.notes is notes and notes["steps"] is steps
     assert steps == [0, 1]
     assert sorted((tmp_path / "log").read_text().split()) == ["0", "0", "1", "1", "caller"]
+
+
+@pytest.mark.parametrize("options", [["ddp", "launcher=payload"], ["ray"]], ids=["payload", "ray"])
+def test_the_scripts_own_dataset_in_spawned_processes(options: list[str], run_command: RunCommand) -> None:
+    """Workers that were sent a payload have no script from which these could import it."""
+    ended = run_command(python("tests/support/spawned_loader.py", *options))
+    assert ended.code == 0, ended.output
+    assert "sum 140.0" in ended.output
