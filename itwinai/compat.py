@@ -15,6 +15,7 @@ import multiprocessing.util
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 import weakref
@@ -2290,6 +2291,12 @@ def forget_exit_functions() -> None:
     atexit.register(logging.shutdown)
     atexit.register(multiprocessing.util._exit_function)  # type: ignore[attr-defined]
     atexit.register(weakref.finalize._exitfunc)  # type: ignore[attr-defined]
+
+
+def run_threads_exit_functions() -> None:
+    """Tell threads that the process ends, as Python does before it waits for them: those of executors sleep else."""
+    for function in reversed(threading._threading_atexits):  # type: ignore[attr-defined]
+        function()
 
 
 def run_exit_functions() -> None:

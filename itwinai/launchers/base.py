@@ -86,6 +86,9 @@ class PayloadLauncher(compat.Launcher):
             try:
                 results = self._results(payload, number, rerun)
             except WorkersFailed as failed:
+                if failed.trace is not None:  # the weights are those of the moment of the failure, as after a local run
+                    payloads.write_back(failed.trace, trainer, payload.given)
+                    compat.attach(trainer, trainer.lightning_module, payload.datamodule)
                 # The workers have run the hooks on exceptions already. Raised from here, Lightning would run them
                 # again on the caller's untrained copies, and a callback might save those over a good checkpoint.
                 if hasattr(trainer, "launch_failure"):

@@ -61,12 +61,14 @@ class WorkersFailed(Exception):
     """Raised by a launcher's supervision when the group has ended without a result.
 
     Args:
-        error: what the caller shall see.
+        error: what the caller sees.
+        trace: what the run has changed until then, if a worker could tell.
     """
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, error: BaseException, trace: bytes | None = None) -> None:
         super().__init__(str(error))
         self.error = error
+        self.trace = trace
 
 
 def _pickled(error: BaseException) -> bytes | None:

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import contextvars
 import ctypes
+import fcntl
 import gc
 import io
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -203,23 +206,47 @@ def _become_worker(
         for number, handler in handlers.items():
             signal.signal(number, handler)
         compat.forget_exit_functions()
+        _read_files_alone()
         _use_own_streams()
         compat.print_recorded_warnings()
         work(reading)
         code = 0
     except SystemExit as stopped:
         code = stopped.code if isinstance(stopped.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         from itwinai.launchers.worker import exit_at_once
 
         exit_at_once(code)
 
 
+def _read_files_alone() -> None:
+    """Open files that are open for reading once more, so that each copy has a place of its own in them.
+
+    Copies share the place with the process that they come from: where two of them seek and read, each would get what
+    the other one looks for. Files that are written to stay shared, so that nothing is written over.
+    """
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+            if flags & os.O_ACCMODE != os.O_RDONLY or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                continue
+            place = os.lseek(descriptor, 0, os.SEEK_CUR)
+            own = os.open(f"/proc/self/fd/{descriptor}", flags | os.O_CLOEXEC)
+            os.lseek(own, place, os.SEEK_SET)
+            os.dup2(own, descriptor, inheritable=os.get_inheritable(descriptor))
+            os.close(own)
+
+
 def _use_own_streams() -> None:
-    """Print to where this process's output goes, if the caller has redirected its own to an object in its memory."""
+    """Print to where this process's output goes, if the caller has redirected its own to its memory.
+
+    Other streams stay: ipykernel's sends what copies print to the notebook, and one of the script's own may write on.
+    """
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
-        if type(stream).__module__.startswith("ipykernel"):  # sends what copies print to the notebook
+        if not isinstance(stream, (io.StringIO, io.TextIOWrapper)):
             continue
         try:
             stream.fileno()

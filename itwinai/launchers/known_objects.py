@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -108,12 +108,11 @@ def contents(value: Any) -> Any:
 
 def restore(value: Any, held: Any) -> bool:
     """Let a container or a random number generator hold what `contents` has returned; return whether it is one."""
-    if isinstance(value, dict | set):
-        value.clear()
-        value.update(held)
-    elif isinstance(value, list | deque | bytearray):
-        value.clear()
-        value.extend(held)
+    if isinstance(value, Container):
+        # By the built-in class: a Counter, for example, would count what it is updated with.
+        kind: Any = next(kind for kind in (OrderedDict, *get_args(Container)) if isinstance(value, kind))
+        kind.clear(value)
+        (kind.update if issubclass(kind, dict | set) else kind.extend)(value, held)
     elif isinstance(value, torch.Generator):
         value.set_state(held)
     elif isinstance(value, np.random.Generator):

@@ -34,7 +34,7 @@ from itwinai.launchers.payload import run as run_payload
 from itwinai.launchers.script import HISTORY, Rerun, ScriptOrder, script_command
 from itwinai.launchers.template import ForkedWorker, WorkerTemplate, can_fork, title_worker
 from itwinai.launchers.trace import named_tensors
-from itwinai.launchers.worker import Start, die_with_caller
+from itwinai.launchers.worker import Start, die_with_caller, python_that_runs
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
@@ -88,8 +88,7 @@ class LocalLauncher(PayloadLauncher):
         try:
             self._passed_on = None
             with on_signals(preemption_signals(payload.trainer), self._pass_on) as handlers:
-                start_workers(folder, places, payload, handlers)
-                self._wait(folder)
+                self._wait(folder, partial(start_workers, folder, places, payload), handlers)
             return [pickle.loads((folder / f"result-{rank}.pickle").read_bytes()) for rank in places]
         finally:
             self._end()
@@ -230,7 +229,7 @@ class LocalLauncher(PayloadLauncher):
             return
         for rank in places:
             self.processes[rank] = subprocess.Popen(
-                [sys.executable, "-m", "itwinai.launchers.worker", str(folder), str(rank)],
+                [*python_that_runs("itwinai.launchers.worker"), str(folder), str(rank)],
                 stdin=subprocess.PIPE,
                 env=self._environment(),
                 start_new_session=True,  # Ctrl-C comes to this process, which passes it on
@@ -247,7 +246,7 @@ class LocalLauncher(PayloadLauncher):
         order = ScriptOrder(places, payload.rng_states, weights)
         write_whole(folder / "order.pickle", cloudpickle.dumps(order))
         for rank in places:
-            rerun = Rerun(number, rank, str(folder), str(HISTORY.folder))
+            rerun = Rerun(number, rank, str(folder), str(HISTORY.folder), os.getpid())
             self.processes[rank] = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -255,9 +254,23 @@ class LocalLauncher(PayloadLauncher):
                 start_new_session=True,
             )
 
-    def _wait(self, folder: Path) -> None:
-        """Wait until all workers have ended; if one fails, end the others and raise its error."""
+    def _wait(self, folder: Path, start: Callable[[Mapping[int, Any]], None], handlers: Mapping[int, Any]) -> None:
+        """Start the workers and wait until all have ended; if one fails, end the others and raise its error.
+
+        Args:
+            folder: of the launch.
+            start: starts them, given the signal handlers of this process outside the launch.
+            handlers: those of preemption signals.
+        """
+        interrupts: list[int] = []
         try:
+            # Ctrl-C waits until all workers are there: one that is just being started would be left behind.
+            with on_signals((signal.SIGINT,), interrupts.append) as of_interrupt:
+                start({**of_interrupt, **handlers})
+            if self._passed_on is not None:  # it has come before some of them were there
+                self.kill(self._passed_on)
+            if interrupts:
+                signal.raise_signal(signal.SIGINT)
             while any(process.poll() is None for process in self.processes.values()):
                 if self._dead(folder) or any(folder.glob("failure-*.pickle")):
                     break
@@ -266,7 +279,7 @@ class LocalLauncher(PayloadLauncher):
             self.kill(signal.SIGINT)
             with suppress(KeyboardInterrupt):  # pressed again: no more patience
                 self._wait_for_exit(GRACE)
-            raise WorkersFailed(interrupt) from None
+            raise WorkersFailed(interrupt, self._trace(folder)) from None
         if not self._dead(folder) and not any(folder.glob("failure-*.pickle")):
             return
         self._wait_for_exit(GRACE)
@@ -274,7 +287,12 @@ class LocalLauncher(PayloadLauncher):
         if self._passed_on is not None and -self._passed_on in dead.values():
             raise WorkersFailed(stopped_by(self._passed_on))  # it has come before they could do anything about it
         # Nobody else has been signalled yet: whoever is dead without a report was killed by somebody else.
-        raise WorkersFailed(self._cause(folder, dead))
+        raise WorkersFailed(self._cause(folder, dead), self._trace(folder))
+
+    def _trace(self, folder: Path) -> bytes | None:
+        """Return what the first worker has changed until it failed, if it could tell."""
+        found = next(iter(folder.glob("trace-*.pickle")), None)
+        return None if found is None else found.read_bytes()
 
     def _dead(self, folder: Path) -> dict[int, int]:
         """Return the exit codes of the workers that ended without a result, by rank."""
@@ -311,8 +329,9 @@ class LocalLauncher(PayloadLauncher):
         self.kill(signal.SIGTERM)
         self._wait_for_exit(KILL_AFTER)
         for process in self.processes.values():
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+            if process.pid is not None:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if process.stdin is not None:
                 process.stdin.close()

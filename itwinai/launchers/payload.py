@@ -8,6 +8,7 @@ callbacks look as if the run had been local.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import sys
 from collections.abc import Callable, Sequence
@@ -24,10 +25,12 @@ from itwinai.launchers.environment import Place, PlacedEnvironment
 from itwinai.launchers.pickling import dumps
 from itwinai.launchers.settings import ProcessSettings
 from itwinai.launchers.trace import Observer, write_back
+from itwinai.launchers.worker import TRACE
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+log = logging.getLogger(__name__)
 
 OTHER_WAYS = (
     "Where nothing has to be sent it works as it is: workers of this machine are copies of this process with "
@@ -201,7 +204,12 @@ def run(payload: Payload, place: Place, on_failure: Callable[[BaseException], No
             on_failure(error)
             raise
 
-    returned = compat.call_in_worker(trainer, reporting, *payload.args, **payload.kwargs)
+    try:
+        returned = compat.call_in_worker(trainer, reporting, *payload.args, **payload.kwargs)
+    except BaseException as error:
+        if observer is not None:
+            vars(error)[TRACE] = _trace_of_failure(observer)
+        raise
     kept = strategy.kept
     return Result(
         rank=place.rank,
@@ -211,6 +219,14 @@ def run(payload: Payload, place: Place, on_failure: Callable[[BaseException], No
         checkpoint=kept.checkpoint if place.rank == 0 else None,
         rng_states=compat.collect_rng_states(include_cuda=False) if place.rank == 0 else None,
     )
+
+
+def _trace_of_failure(observer: Observer) -> bytes | None:
+    try:
+        return observer.trace({})
+    except Exception:  # the failure itself is what the caller has to see
+        log.debug("what the run has changed before it failed cannot be told", exc_info=True)
+        return None
 
 
 def apply(payload: Payload, results: Sequence[Result]) -> Any:

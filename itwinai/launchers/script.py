@@ -40,7 +40,12 @@ def script_command() -> list[str] | None:
     module = main.__spec__.name if main.__spec__ is not None else ""
     if module.partition(".")[0] in _RUNNERS or Path(file).name.startswith(_RUNNERS):
         return None
-    return [sys.executable, *sys.orig_argv[1:]]
+    arguments = sys.orig_argv[1:]
+    if not module:  # by its whole path: the script may have changed the folder
+        given = next((index for index, word in enumerate(arguments) if Path(word).name == Path(file).name), None)
+        if given is not None:
+            arguments[given] = os.path.abspath(file)
+    return [sys.executable, *arguments]
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,14 @@ class Rerun:
         rank: as which worker.
         folder: of that launch.
         history: the folder with what earlier launches have changed.
+        caller: the process id of the caller. What the script starts itself inherits the variables, and is no worker.
     """
 
     number: int
     rank: int
     folder: str
     history: str
+    caller: int
 
     def variables(self) -> dict[str, str]:
         """Return the environment variables by which the process knows."""
@@ -67,7 +74,10 @@ class Rerun:
     def of_this_process(cls) -> Rerun | None:
         """Return what this process is for, if it runs a script again."""
         told = os.environ.get(_VARIABLE)
-        return None if told is None else cls(**pickle.loads(bytes.fromhex(told)))
+        if told is None:
+            return None
+        rerun = cls(**pickle.loads(bytes.fromhex(told)))
+        return rerun if rerun.caller == os.getppid() else None
 
 
 @dataclass(frozen=True)

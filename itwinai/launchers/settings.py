@@ -116,6 +116,10 @@ def _torch_settings() -> dict[str, Any]:
         ),
         "anomaly": (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
         "grad": torch.is_grad_enabled(),
+        "autocast": {
+            device: (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")
+        },
+        "autocast_cache": torch.is_autocast_cache_enabled(),
         "sharing_strategy": torch.multiprocessing.get_sharing_strategy(),
         "validate_args": compat.validates_distributions(),
         "printing": compat.print_options(),
@@ -132,6 +136,12 @@ def _apply_torch(settings: dict[str, Any]) -> None:
     torch.use_deterministic_algorithms(mode, warn_only=warn_only)
     torch.autograd.set_detect_anomaly(settings["anomaly"][0], check_nan=settings["anomaly"][1])
     torch.set_grad_enabled(settings["grad"])
+    for device, (enabled, dtype) in settings["autocast"].items():
+        if enabled and not torch.is_autocast_enabled(device):
+            torch.autocast_increment_nesting()  # the caller is within a context, and so is the whole run
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, dtype)
+    torch.set_autocast_cache_enabled(settings["autocast_cache"])
     torch.multiprocessing.set_sharing_strategy(settings["sharing_strategy"])
     torch.distributions.Distribution.set_default_validate_args(settings["validate_args"])
     compat.set_print_options(settings["printing"])

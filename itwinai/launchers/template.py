@@ -26,6 +26,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+from itwinai.launchers.worker import python_that_runs
+
 # Variables that libraries and the interpreter read when they are loaded, which in a forked worker lies in the past.
 # All others are set in the worker before it does anything.
 _READ_WHEN_LOADED = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "LD_", "DYLD_", "PYTHON")
@@ -51,11 +53,11 @@ class ForkedWorker:
         self.known_pid: int | None = None
 
     @property
-    def pid(self) -> int:
-        """The process id; waits until the worker is there."""
+    def pid(self) -> int | None:
+        """The process id; waits until the worker is there. None if it was never there."""
         while self.known_pid is None and self.returncode is None:
             self.template.receive(None)
-        return self.known_pid or 0
+        return self.known_pid
 
     def poll(self) -> int | None:
         """Return the exit code, or None while the worker runs."""
@@ -80,7 +82,7 @@ class ForkedWorker:
 
     def send_signal(self, signum: int) -> None:
         """Send a signal to the worker, unless it has ended."""
-        if self.poll() is None and (pid := self.pid):
+        if self.poll() is None and (pid := self.pid) is not None:
             os.kill(pid, signum)
 
 
@@ -113,7 +115,7 @@ class WorkerTemplate:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "itwinai.launchers.template", str(theirs.fileno()), *modules],
+                [*python_that_runs("itwinai.launchers.template"), str(theirs.fileno()), *modules],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **variables},
                 pass_fds=[theirs.fileno()],
@@ -183,7 +185,10 @@ class WorkerTemplate:
             timeout: seconds to wait for the first news; None waits until there are some.
         """
         while not self.lost and select.select([self.connection], [], [], timeout)[0]:
-            message = self.connection.recv(_MESSAGE_SIZE)
+            try:
+                message = self.connection.recv(_MESSAGE_SIZE)
+            except ConnectionResetError:  # it has ended with requests unread
+                message = b""
             if not message:
                 self._lose()
                 return
@@ -225,7 +230,7 @@ class Nursery:
             listener.bind(self.path)
             listener.listen(64)  # who comes before the imports are done waits
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "itwinai.launchers.template", "--nursery", str(listener.fileno()), *modules],
+                [*python_that_runs("itwinai.launchers.template"), "--nursery", str(listener.fileno()), *modules],
                 stdin=subprocess.PIPE,  # it ends when this process does
                 pass_fds=[listener.fileno()],
                 start_new_session=True,
@@ -325,7 +330,7 @@ def _become_worker(streams: list[int], folder: Path, rank: int) -> NoReturn:
         os.close(stream)
     from itwinai.launchers import worker
 
-    worker.main(folder, rank)
+    worker.run_in(folder, rank)
     worker.exit_at_once()
 
 
@@ -381,10 +386,3 @@ def main() -> None:
         with suppress(ModuleNotFoundError):  # a worker that needs it says so
             import_module(name)
     work(connection)
-
-
-if __name__ == "__main__":
-    # Not the __main__ of this run: there is one module of this name, and workers have it imported.
-    from itwinai.launchers import template
-
-    template.main()

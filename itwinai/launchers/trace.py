@@ -13,8 +13,8 @@ import io
 import logging
 import pickle
 import zlib
-from collections.abc import Mapping
-from types import BuiltinFunctionType, FunctionType, MethodType
+from collections.abc import Iterator, Mapping
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -32,10 +32,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Beyond these a value counts as unchanged if it is still the same object, or is not sent back at all.
-_COMPARED_BYTES = 8 * 2**20
+# What is larger is not sent back. It counts as unchanged if it is as long as before.
 _SENT_BYTES = 256 * 2**20
-# Tensors and arrays from this size on are compared by their version or by a sample of their values.
+# Tensors from this size on are compared by their version, arrays by a checksum.
 _LARGE = 2**20
 _MAX_OBJECTS = 10_000
 
@@ -98,7 +97,7 @@ class Shared:
 
     def fingerprint(self, value: Any) -> Any:
         """Return what is equal as long as a value has not changed; None if that cannot be told."""
-        sink = _Hash(_COMPARED_BYTES)
+        sink = _Hash(_SENT_BYTES)
         try:
             _ComparingPickler(sink, self.keys).dump(value)
         except _TooLargeError:
@@ -121,6 +120,8 @@ class Observer:
         self.shared = Shared(trainer, arguments)
         self.fingerprints = self._fingerprints()
         self.names = self._names()
+        self.all_names = {key: frozenset(vars(shared)) for key, shared in self._with_attributes()}
+        self.layers = {name: type(layer) for name, layer in trainer.lightning_module.named_modules()}
         self.structure = _structure(trainer.lightning_module)
 
     def _fingerprints(self) -> dict[Key, dict[str, Any]]:
@@ -131,6 +132,29 @@ class Observer:
 
     def _names(self) -> dict[Key, frozenset[str]]:
         return {key: frozenset(state_of(shared)) for key, shared in self.shared.objects.items()}
+
+    def _with_attributes(self) -> Iterator[tuple[Key, Any]]:
+        return ((key, shared) for key, shared in self.shared.objects.items() if has_own_attributes(shared))
+
+    def _new_code(self) -> Iterator[tuple[Key, str, Any]]:
+        """Yield functions and classes of the user's own that the run has set where there was nothing."""
+        for key, shared in self._with_attributes():
+            for name, value in vars(shared).items():
+                if name not in self.all_names[key] and name not in _internals(shared) and _is_own_code(value):
+                    yield key, name, value
+
+    def _layers_without_tensors(self, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+        """Return new or replaced layers that have no tensors, such as losses and metrics, by their name."""
+        layers: dict[str, bytes] = {}
+        for name, layer in self.trainer.lightning_module.named_modules():
+            known = self.layers.get(name) is type(layer) or any(name.startswith(f"{other}.") for other in layers)
+            if known or named_tensors(layer):
+                continue
+            for part_name, part in layer.named_modules(prefix=name):
+                vars(part).update(metrics.get(part_name, {}))  # this worker ends; its own share is not asked for
+            if (data := self.shared.dumps(layer)) is not None:
+                layers[name] = data
+        return layers
 
     def _callbacks(self) -> list[Any] | None:
         """Return the trainer's callbacks if they are others than before: keys, or class and attributes of new ones."""
@@ -159,6 +183,9 @@ class Observer:
                 now = self.shared.fingerprint(value)
                 if (now is None or now != before.get(name)) and (data := self.shared.dumps(value)) is not None:
                     changed.setdefault(key, {})[name] = data
+        for key, name, value in self._new_code():
+            if (data := self.shared.dumps(value)) is not None:
+                changed.setdefault(key, {})[name] = data
         # Layers that were added or replaced during the run have no counterpart on the caller: send the whole tree.
         tensors = {name: tensor.detach() for name, tensor in named_tensors(module).items()}
         same_structure = _structure(module) == self.structure
@@ -173,6 +200,7 @@ class Observer:
             "removed": {key: self.names[key] - names for key, names in self._names().items()},
             "tensors": tensors,
             "tree": None if same_structure else {name: vars(module)[name] for name in _TREE},
+            "layers": self._layers_without_tensors(metrics) if same_structure else {},
             "requires_grad": {name: parameter.requires_grad for name, parameter in module.named_parameters()},
         }
         try:
@@ -210,6 +238,9 @@ def write_back(data: bytes, trainer: Trainer, arguments: tuple[Any, ...]) -> Non
         for name, tensor in named_tensors(module).items():
             if name in trace["tensors"] and trace["tensors"][name].shape == tensor.shape:
                 tensor.detach().copy_(trace["tensors"][name])
+    for name, layer in trace["layers"].items():
+        parent, _, child = name.rpartition(".")
+        module.get_submodule(parent)._modules[child] = shared.loads(layer)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(trace["requires_grad"].get(name, parameter.requires_grad))
     for key, names in trace["removed"].items():
@@ -252,9 +283,6 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
-# Functions would come back as copies, with copies of the globals that they use.
-_CODE = (FunctionType, MethodType, BuiltinFunctionType, functools.partial, type)
-
 _TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -275,14 +303,32 @@ def own_attributes(shared: Any) -> dict[str, Any]:
     """Return the attributes of a shared object that its owner, not a framework, keeps on it."""
     if isinstance(shared, Metric):
         return compat.metric_state(shared)
-    internals = compat.live_attributes(shared)
-    if isinstance(shared, nn.Module):
-        internals = compat.module_internals()
-    elif isinstance(shared, Tensor) or not hasattr(shared, "__dict__") or _is_trainer_or_strategy(shared):
+    if not has_own_attributes(shared):
         return {}
-    return {
-        name: value for name, value in vars(shared).items() if name not in internals and not isinstance(value, _CODE)
-    }
+    internals = _internals(shared)
+    return {name: value for name, value in vars(shared).items() if name not in internals and not _is_own_code(value)}
+
+
+def has_own_attributes(shared: Any) -> bool:
+    """Tell whether an object has attributes that are sent one by one."""
+    return (
+        hasattr(shared, "__dict__") and not isinstance(shared, (Metric, Tensor)) and not _is_trainer_or_strategy(shared)
+    )
+
+
+def _internals(shared: Any) -> frozenset[str]:
+    return compat.module_internals() if isinstance(shared, nn.Module) else frozenset(compat.live_attributes(shared))
+
+
+def _is_own_code(value: Any) -> bool:
+    """Tell whether a value is code that cannot be imported, which would come back as a copy, with copies of globals."""
+    if isinstance(value, functools.partial):
+        return _is_own_code(value.func)
+    if isinstance(value, BuiltinFunctionType):
+        return not (value.__self__ is None or isinstance(value.__self__, ModuleType))
+    if isinstance(value, FunctionType | type):
+        return value.__module__ in (None, "__main__") or "<" in value.__qualname__  # <locals>, <lambda>
+    return isinstance(value, MethodType)
 
 
 def _is_trainer_or_strategy(shared: Any) -> bool:
@@ -304,7 +350,7 @@ class _Limited:
         self.left = limit
 
     def write(self, data: Any) -> int:
-        self.left -= len(data)
+        self.left -= memoryview(data).nbytes  # large arrays come as buffers without a length
         if self.left < 0:
             raise _TooLargeError
         return self.buffer.write(data)
@@ -318,11 +364,12 @@ class _Hash(_Limited):
         self.digest = hashlib.blake2b(digest_size=16)
 
     def write(self, data: Any) -> int:
-        self.left -= len(data)
+        size = memoryview(data).nbytes
+        self.left -= size
         if self.left < 0:
             raise _TooLargeError
         self.digest.update(data)
-        return len(data)
+        return size
 
 
 class _Pickler(cloudpickle.Pickler):
@@ -350,8 +397,9 @@ class _ComparingPickler(_Pickler):
         if isinstance(obj, Tensor) and obj.numel() * obj.element_size() >= _LARGE:
             return _itself, (("tensor", id(obj), compat.version_of(obj), tuple(obj.shape)),)
         if type(obj) is np.ndarray and obj.nbytes >= _LARGE and obj.dtype != object:
-            sample = obj.reshape(-1)[:: max(1, obj.size // 65536)]
-            return _itself, (("array", id(obj), obj.shape, zlib.crc32(np.ascontiguousarray(sample).tobytes())),)
+            # Of all values, unless it is too large to be sent anyway.
+            values = obj if obj.nbytes <= _SENT_BYTES else obj.reshape(-1)[:: obj.size // 65536]
+            return _itself, (("array", id(obj), obj.shape, zlib.crc32(np.ascontiguousarray(values).data)),)
         return super().reducer_override(obj)
 
 

@@ -1,4 +1,4 @@
-"""A process of a local launcher: forked off a `template`, or ``python -m itwinai.launchers.worker FOLDER RANK``.
+"""A process of a local launcher: forked off a `template`, or started with a folder and a rank.
 
 It reads its place and the payload from the folder, runs the payload, and leaves a result or a failure there. It dies
 with its caller: its standard input is a pipe that the caller never writes to, and that closes when the caller is gone.
@@ -48,6 +48,19 @@ class Start:
     entry: str = "itwinai.launchers.payload:run_packed"
 
 
+TRACE = "itwinai_trace"
+"""The attribute of an exception that holds what the run has changed until then, as `Observer.trace` gives it."""
+
+
+def python_that_runs(module: str) -> list[str]:
+    """Return the command that calls ``main`` of a module, which is found where this process finds it.
+
+    ``python -m`` would look into the current folder first, and there may be a ``queue.py``.
+    """
+    code = f"import sys; sys.path[:] = {sys.path!r}; import {module} as module; module.main()"
+    return [sys.executable, "-c", code]
+
+
 def die_with_caller(pipe: int) -> None:
     """Kill this process and its children as soon as the other end of a pipe is closed."""
 
@@ -59,7 +72,12 @@ def die_with_caller(pipe: int) -> None:
     threading.Thread(target=watch, name="itwinai-caller-watch", daemon=True).start()
 
 
-def main(folder: Path, rank: int) -> None:
+def main() -> None:
+    """Be the worker that the command line tells of: its folder, and its rank."""
+    run_in(Path(sys.argv[1]), int(sys.argv[2]))
+
+
+def run_in(folder: Path, rank: int) -> None:
     """Run the payload of a folder as the worker of a rank."""
     die_with_caller(os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -113,13 +131,27 @@ def work(
 
     try:
         result = run(report)
+        write_whole(folder / f"result-{rank}.pickle", _packed(result))
     except BaseException as error:
         if os.getpid() != own:  # a process that was forked off this one, and ends
             raise
         report(error)
+        if (trace := vars(error).pop(TRACE, None)) is not None:
+            write_whole(folder / f"trace-{rank}.pickle", trace)
         raise SystemExit(1) from None  # the caller prints it
-    write_whole(folder / f"result-{rank}.pickle", cloudpickle.dumps(result))
     leave_group()
+
+
+def _packed(result: Any) -> bytes:
+    try:
+        return cloudpickle.dumps(result)
+    except Exception as error:  # the user's own __reduce__ and __getstate__ run here: anything can come
+        from itwinai.errors import PayloadError
+
+        raise PayloadError(
+            f"What the run has returned cannot be sent back to the process that has called it: {error}. Return "
+            "tensors, numbers, strings, and lists and dictionaries of them."
+        ) from error
 
 
 def leave_group() -> None:
@@ -141,6 +173,7 @@ def exit_at_once(code: int = 0) -> NoReturn:
     from itwinai import compat
     from itwinai.launchers.fork import flush_files
 
+    compat.run_threads_exit_functions()
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
@@ -148,10 +181,3 @@ def exit_at_once(code: int = 0) -> NoReturn:
     gc.unfreeze()  # else files that were open before a fork would not be found
     flush_files()
     os._exit(code)
-
-
-if __name__ == "__main__":
-    # Not the __main__ of this run: unpickled classes must find the module under its own name.
-    from itwinai.launchers import worker
-
-    worker.main(Path(sys.argv[1]), int(sys.argv[2]))

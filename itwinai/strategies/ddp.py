@@ -43,6 +43,7 @@ class TorchDistributedStrategy(LaunchedStrategy):
 
     backend: str | None = None
     collective_timeout: timedelta
+    _is_alone_in_group = False
 
     def setup_distributed(self) -> None:
         """Form the process group, unless an outer launcher has done so."""
@@ -76,6 +77,7 @@ class TorchDistributedStrategy(LaunchedStrategy):
         }
         if environment.world_size() == 1:
             dist.init_process_group(store=dist.HashStore(), **options)
+            self._is_alone_in_group = True
             return
         os.environ["MASTER_ADDR"] = environment.main_address
         os.environ["MASTER_PORT"] = str(environment.main_port)
@@ -204,6 +206,9 @@ class DDPStrategy(TorchDistributedStrategy, compat.UnlistedDDPStrategy):
         self._averager = self._clock = None
         self._averages_for_good, self._unused = False, []
         super().teardown()
+        if self._is_alone_in_group:  # a process that is in a group cannot be forked for the next call
+            self._is_alone_in_group = False
+            dist.destroy_process_group()
 
     # ------------------------------------------------------------------------------------------- the gradients
 

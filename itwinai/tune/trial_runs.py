@@ -144,8 +144,9 @@ class ProcessRun(TrialRun):
     def close(self) -> None:
         """Leave no process and no file behind."""
         super().close()
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process.pid is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.process.stdin.close()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,10 @@ import torch
 from torch import nn
 
 from itwinai import ItwinaiTrainer
-from itwinai.errors import ConfigurationError, PayloadError
+from itwinai.errors import ConfigurationError, PayloadError, WorkerError
 from itwinai.launchers.fork import why_not_fork
 from itwinai.launchers.script import script_command
+from itwinai.strategies import DDPStrategy
 from tests.conftest import RunCommand, python
 from tests.support.cases import Regression, loader, make_trainer
 
@@ -165,3 +169,62 @@ def test_the_scripts_own_dataset_in_spawned_processes(options: list[str], run_co
     ended = run_command(python("tests/support/spawned_loader.py", *options))
     assert ended.code == 0, ended.output
     assert "sum 140.0" in ended.output
+
+
+class Pooling(Regression):
+    """Leaves an executor behind, whose threads wait for work."""
+
+    def on_fit_start(self) -> None:
+        self.pool = ThreadPoolExecutor(2)
+        self.pool.submit(int).result()
+
+
+def test_an_executor_that_waits_for_work_does_not_keep_a_worker(no_leftovers: None) -> None:
+    make_trainer("ddp", 2, max_epochs=1, limit_train_batches=1).fit(Pooling(), loader(4))
+
+
+class Unsendable(Regression):
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        return threading.Lock()
+
+
+def test_predictions_that_cannot_be_sent_back_are_named() -> None:
+    with pytest.raises(PayloadError, match="What the run has returned cannot be sent back .*lock"):
+        make_trainer("ddp", 2).predict(Unsendable(), loader(4))
+
+
+class StartsSlowly(DDPStrategy):
+    """Gets a signal while its workers are being started."""
+
+    signum = signal.SIGTERM
+
+    def worker_imports(self) -> tuple[str, ...]:
+        signal.raise_signal(self.signum)
+        return ()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_start_ends_the_run(signum: signal.Signals, no_leftovers: None) -> None:
+    strategy = StartsSlowly()
+    strategy.signum = signum
+    with pytest.raises(SystemExit):
+        make_trainer(strategy, 2, max_epochs=500).fit(Regression(), loader(4))
+
+
+def test_modules_beside_the_data_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the current folder may have the name of a module that workers need."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "queue.py").write_text("raise RuntimeError('not for you')")
+    make_trainer("ddp", 2, max_epochs=1, limit_train_batches=1, launcher="payload").fit(Regression(), loader(4))
+
+
+def test_a_template_that_never_forked_a_worker_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no process to be killed then, and above all not this one."""
+    monkeypatch.setattr("itwinai.launchers.template.python_that_runs", lambda module: [sys.executable, "-c", "1/0"])
+    with pytest.raises(WorkerError, match="ended with exit code 1"):
+        make_trainer("ddp", 2, launcher="payload").fit(Regression(), loader(4))
+
+
+def test_a_group_of_one_is_left(no_leftovers: None) -> None:
+    make_trainer("ddp", 1, max_epochs=1, limit_train_batches=1).fit(Regression(), loader(4))
+    assert why_not_fork() is None

@@ -107,7 +107,8 @@ def test_child_that_holds_memory_and_writes_a_file(start: Callable, tmp_path: Pa
     assert wait_for(child) == "done"
     after = {name: value for name, value, _ in gauges.read(everything=True)}
     assert after["memory_gb"] - before["memory_gb"] > 0.15
-    assert after["memory_pss_gb"] - before["memory_pss_gb"] > 0.15
+    # Of what other processes map too it is the share, which falls while more of them start.
+    assert after["memory_pss_gb"] - before["memory_pss_gb"] > 0.1
     assert after["processes"] > before["processes"]
     written = after["disk_written_mb_per_s"] * (time.monotonic() - began)
     assert written > 35, "tmp_path is not on storage that counts" if written == 0 else written

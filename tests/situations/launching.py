@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics import MeanMetric
 
 from itwinai import ItwinaiTrainer
@@ -263,6 +266,108 @@ def parameter_hooks(strategy: str) -> None:
     same_weights(make)(strategy)
 
 
+class OnDisk(Dataset):
+    """Reads its samples from a file that is open all the time, in two steps."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(np.arange(2000, dtype=np.float32).tobytes())
+        self.file = path.open("rb", buffering=0)
+
+    def __len__(self) -> int:
+        return 2000
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.file.seek(4 * index)
+        return torch.from_numpy(np.frombuffer(self.file.read(4), np.float32).copy()), index
+
+
+class ComparingSamples(Net):
+    """Counts the samples that are not those of their numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrong = 0
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.wrong += int(self.all_gather((batch[0][:, 0] != batch[1]).sum()).sum())
+        return self(torch.ones(1, 3)).mean()
+
+
+def open_file(strategy: str) -> None:
+    """Each worker reads what it looks for, although all are copies of one process with one open file."""
+    module = ComparingSamples()
+    data = OnDisk(Path(f"{strategy}.bin"))
+    trainer(strategy, max_epochs=1).fit(module, DataLoader(data, 4))
+    assert module.wrong == 0
+
+
+class Preparing(Net):
+    """Makes what has no weights in `setup`."""
+
+    def setup(self, stage: str) -> None:
+        self.loss = nn.MSELoss()
+        self.activation = torch.relu
+        self.scaled = functools.partial(torch.mul, other=2.0)
+        self.mean = MeanMetric()
+        self.array = np.zeros(1_000_000)
+        self.counter = collections.Counter()
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.array[batch_idx] = 1
+        self.counter["steps"] += 1
+        self.mean.update(batch[0].mean(dim=1))
+        return self.loss(self.scaled(self.activation(self(batch[0]))), batch[0][:, :1])
+
+
+def made_in_setup(strategy: str) -> None:
+    """What was made in the workers is there on the caller, with what it has come to."""
+    found = []
+    for which in (None, strategy):
+        module = Preparing()
+        trainer(which, max_epochs=1).fit(module, loader(which))
+        output = module.scaled(module.activation(module(DATA)))
+        found.append((float(module.loss(output, DATA[:, :1])), float(module.mean.compute())))
+        assert module.array.sum() == module.counter["steps"] == 3
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+
+
+class StopTraining(Exception):
+    """Of the user's own."""
+
+
+class Stopping(Net):
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            raise StopTraining
+
+
+def exception_around_fit(strategy: str) -> None:
+    """After an exception that the script catches the weights are those of that moment."""
+    ended = []
+    for which in (None, strategy):
+        module = Stopping()
+        with pytest.raises(StopTraining):
+            trainer(which).fit(module, loader(which))
+        ended.append((flat(module), module.seen))
+    assert ended[1][1] == ended[0][1] and len(ended[0][1]) == 2
+    torch.testing.assert_close(ended[1][0], ended[0][0], rtol=1e-5, atol=1e-6)
+
+
+def autocast_around_fit(strategy: str) -> None:
+    """The workers compute in the precision of the context that the script calls the trainer in."""
+    ended = []
+    for which in (None, strategy):
+        module = Net()
+        with torch.autocast("cpu", torch.bfloat16):
+            trainer(which, max_epochs=1).fit(module, loader(which))
+        ended.append(flat(module))
+    exact = Net()
+    trainer(None, max_epochs=1).fit(exact, loader(None))
+    # A mean of rounded gradients is not the gradient of the whole batch, rounded; without the context all are exact.
+    torch.testing.assert_close(ended[1], ended[0], rtol=5e-3, atol=5e-3)
+    assert not torch.allclose(flat(exact), ended[1], rtol=1e-6, atol=1e-7)
+
+
 SITUATIONS = (
     Situation("`weight_norm`, a parametrization", same_weights(weight_norm), everywhere()),
     Situation("`weight_norm` of the old kind", same_weights(old_weight_norm), everywhere()),
@@ -284,6 +389,10 @@ SITUATIONS = (
     Situation("`test` uses what `setup('fit')` has found; a metric that is not logged", state_for_test, everywhere()),
     Situation("An object that script and module share", shared_recorder, everywhere()),
     Situation("`save_checkpoint` on the caller after a fit, and on from there", save_on_caller, everywhere()),
+    Situation("A dataset that reads from a file which it has opened in `__init__`", open_file, everywhere()),
+    Situation("Losses, metrics and functions that are made in `setup`", made_in_setup, everywhere()),
+    Situation("An exception around `fit` that the script catches", exception_around_fit, {"ddp": "right"}),
+    Situation("`torch.autocast` around `fit`", autocast_around_fit, {"ddp": "right"}),
     Situation("A second fit goes on drawing", second_fit(generator=False), everywhere()),
     Situation("A second fit with a generator of its own", second_fit(generator=True), everywhere()),
 )
