@@ -53,6 +53,8 @@ RandomSource = torch.Generator | np.random.Generator | np.random.RandomState | r
 
 def is_known_kind(value: Any) -> bool:
     """Tell whether changes are written into a value, and not a new one put in its place."""
+    if type(value) is np.ndarray:
+        return value.dtype != object and value.flags.writeable
     return (
         isinstance(value, (Container, RandomSource)) and type(value) is not random.SystemRandom or _is_own_object(value)
     )
@@ -95,6 +97,8 @@ def contents(value: Any) -> Any:
         return tuple(value.items())
     if isinstance(value, Container):
         return tuple(value)
+    if isinstance(value, np.ndarray):
+        return value.view()  # another object, which is sent by value
     if isinstance(value, torch.Generator):
         return value.get_state()
     if isinstance(value, np.random.Generator):
@@ -113,6 +117,8 @@ def restore(value: Any, held: Any) -> bool:
         kind: Any = next(kind for kind in (OrderedDict, *get_args(Container)) if isinstance(value, kind))
         kind.clear(value)
         (kind.update if issubclass(kind, dict | set) else kind.extend)(value, held)
+    elif isinstance(value, np.ndarray):
+        value[...] = held
     elif isinstance(value, torch.Generator):
         value.set_state(held)
     elif isinstance(value, np.random.Generator):

@@ -28,7 +28,7 @@ from itwinai import compat
 from itwinai.launchers.known_objects import Key, children, contents, is_known_kind, restore
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,18 @@ _MAX_OBJECTS = 10_000
 class Shared:
     """The objects that exist on both sides of a launch, each under a key that is the same on both.
 
-    These are the trainer's parts, the datamodule and the data of a call, and the lists, dictionaries, random number
-    generators and objects of the user's own classes that are reached from them.
+    These are the trainer's parts, the datamodule and the data of a call, and the lists, dictionaries, arrays, tensors,
+    modules, random number generators and objects of the user's own classes that are reached from them.
 
     Args:
         trainer: the trainer of this side, with its module attached.
         arguments: of the call.
+
+    Attributes:
+        objects: by key.
+        keys: the key of each object, by its id.
+        held: the tensors among them that are no part of the trained module, such as those of an average of it.
+        modules: the modules among them that are no part of the trained one, by their path.
     """
 
     def __init__(self, trainer: Trainer, arguments: tuple[Any, ...]) -> None:
@@ -60,6 +66,8 @@ class Shared:
         if (datamodule := compat.datamodule_of(arguments)) is not None:
             self.objects["datamodule", ""] = datamodule
         self.keys: dict[int, Key] = {id(value): key for key, value in reversed(self.objects.items())}
+        self.held: dict[Key, Tensor] = {}
+        self.modules: dict[str, nn.Module] = {}
         self._reach(arguments)
 
     def _reach(self, arguments: tuple[Any, ...]) -> None:
@@ -73,10 +81,30 @@ class Shared:
             if id(value) in seen or id(value) in self.keys:
                 continue
             seen.add(id(value))
-            if is_known_kind(value) and ("object", path) not in self.objects:
-                self.objects["object", path] = value
-                self.keys[id(value)] = ("object", path)
+            if isinstance(value, nn.Module):
+                self.modules[path] = value
+                for name, part in (*value.named_modules(), *named_tensors(value).items()):
+                    self._add(f"{path}|{name}", part)
+                    if isinstance(part, nn.Module):
+                        waiting += [(f"{path}|{name}.{what}", child) for what, child in own_attributes(part).items()]
+            elif isinstance(value, Tensor) or is_known_kind(value):
+                self._add(path, value)
             waiting += [(f"{path}{name}", child) for name, child in children(value)]
+
+    def _add(self, path: str, value: Any) -> None:
+        key = ("object", path)
+        if key in self.objects or id(value) in self.keys:
+            return
+        self.objects[key] = value
+        self.keys[id(value)] = key
+        if isinstance(value, Tensor):
+            self.held[key] = value
+
+    def forget(self, path: str) -> None:
+        """Let a module that has other layers than before travel as a whole, and not by its parts."""
+        for key in [key for key in self.objects if key[1].startswith(f"{path}|")]:
+            self.keys.pop(id(self.objects.pop(key)), None)
+            self.held.pop(key, None)
 
     def dumps(self, value: Any) -> bytes | None:
         """Pickle a value with references to shared objects by key; None if it cannot be pickled, or is too large."""
@@ -119,6 +147,8 @@ class Observer:
         self.trainer = trainer
         self.shared = Shared(trainer, arguments)
         self.fingerprints = self._fingerprints()
+        self.held = {key: self.shared.fingerprint(tensor.detach()) for key, tensor in self.shared.held.items()}
+        self.structures = {path: _structure(module) for path, module in self.shared.modules.items()}
         self.names = self._names()
         self.all_names = {key: frozenset(vars(shared)) for key, shared in self._with_attributes()}
         self.layers = {name: type(layer) for name, layer in trainer.lightning_module.named_modules()}
@@ -175,6 +205,9 @@ class Observer:
             metrics: the states of the module's metrics over all workers, by the metric's name in the module.
         """
         trainer, module = self.trainer, self.trainer.lightning_module
+        for path, other in self.shared.modules.items():
+            if _structure(other) != self.structures[path]:
+                self.shared.forget(path)
         changed: dict[Key, dict[str, bytes]] = {}
         for key, shared in self.shared.objects.items():
             before = self.fingerprints[key]
@@ -199,6 +232,12 @@ class Observer:
             # None in the place of a layer that configure_model makes would hide the layer.
             "removed": {key: self.names[key] - names for key, names in self._names().items()},
             "tensors": tensors,
+            "held": {
+                key: tensor.detach()
+                for key, tensor in self.shared.held.items()
+                if self.shared.fingerprint(tensor.detach()) != self.held[key]
+                and tensor.numel() * tensor.element_size() <= _SENT_BYTES
+            },
             "tree": None if same_structure else {name: vars(module)[name] for name in _TREE},
             "layers": self._layers_without_tensors(metrics) if same_structure else {},
             "requires_grad": {name: parameter.requires_grad for name, parameter in module.named_parameters()},
@@ -238,6 +277,9 @@ def write_back(data: bytes, trainer: Trainer, arguments: tuple[Any, ...]) -> Non
         for name, tensor in named_tensors(module).items():
             if name in trace["tensors"] and trace["tensors"][name].shape == tensor.shape:
                 tensor.detach().copy_(trace["tensors"][name])
+    for key, tensor in trace["held"].items():
+        if (own := shared.held.get(key)) is not None and own.shape == tensor.shape:
+            own.detach().copy_(tensor)
     for name, layer in trace["layers"].items():
         parent, _, child = name.rpartition(".")
         module.get_submodule(parent)._modules[child] = shared.loads(layer)
@@ -286,7 +328,7 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 _TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
-def _structure(module: LightningModule) -> dict[str, Any]:
+def _structure(module: nn.Module) -> dict[str, Any]:
     return {
         name: (None if is_lazy(tensor) else tuple(tensor.shape), tensor.dtype)
         for name, tensor in named_tensors(module).items()
@@ -395,11 +437,11 @@ class _ComparingPickler(_Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Tensor) and obj.numel() * obj.element_size() >= _LARGE:
-            return _itself, (("tensor", id(obj), compat.version_of(obj), tuple(obj.shape)),)
+            return _itself, (("tensor", obj.data_ptr(), compat.version_of(obj), tuple(obj.shape)),)
         if type(obj) is np.ndarray and obj.nbytes >= _LARGE and obj.dtype != object:
             # Of all values, unless it is too large to be sent anyway.
             values = obj if obj.nbytes <= _SENT_BYTES else obj.reshape(-1)[:: obj.size // 65536]
-            return _itself, (("array", id(obj), obj.shape, zlib.crc32(np.ascontiguousarray(values).data)),)
+            return _itself, (("array", obj.shape, zlib.crc32(np.ascontiguousarray(values).data)),)
         return super().reducer_override(obj)
 
 

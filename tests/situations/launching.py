@@ -368,6 +368,31 @@ def autocast_around_fit(strategy: str) -> None:
     assert not torch.allclose(flat(exact), ended[1], rtol=1e-6, atol=1e-7)
 
 
+class Averages(L.Callback):
+    """Keeps an average of the module, and what it has seen in a tensor and an array."""
+
+    def __init__(self, average: nn.Module, steps: Tensor, losses: np.ndarray) -> None:
+        self.average, self.steps, self.losses = average, steps, losses
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+        self.average.update_parameters(pl_module.layer)
+        self.steps += 1
+        self.losses[trainer.global_step - 1] = 1.0
+
+
+def held_by_the_script(strategy: str) -> None:
+    """An average that a callback has been given is the trained one, also for who has made it."""
+    ended = []
+    for which in (None, strategy):
+        module = Net()
+        average = torch.optim.swa_utils.AveragedModel(module.layer)
+        steps, losses = torch.zeros(()), np.zeros(9)
+        trainer(which, callbacks=[Averages(average, steps, losses)]).fit(module, loader(which))
+        assert steps == losses.sum() == average.n_averaged == 6
+        ended.append(flat(average))
+    torch.testing.assert_close(ended[1], ended[0], rtol=1e-5, atol=1e-6)
+
+
 SITUATIONS = (
     Situation("`weight_norm`, a parametrization", same_weights(weight_norm), everywhere()),
     Situation("`weight_norm` of the old kind", same_weights(old_weight_norm), everywhere()),
@@ -391,6 +416,11 @@ SITUATIONS = (
     Situation("`save_checkpoint` on the caller after a fit, and on from there", save_on_caller, everywhere()),
     Situation("A dataset that reads from a file which it has opened in `__init__`", open_file, everywhere()),
     Situation("Losses, metrics and functions that are made in `setup`", made_in_setup, everywhere()),
+    Situation(
+        "An average of the weights, a tensor and an array that a callback has from the script",
+        held_by_the_script,
+        everywhere(),
+    ),
     Situation("An exception around `fit` that the script catches", exception_around_fit, {"ddp": "right"}),
     Situation("`torch.autocast` around `fit`", autocast_around_fit, {"ddp": "right"}),
     Situation("A second fit goes on drawing", second_fit(generator=False), everywhere()),
