@@ -170,7 +170,9 @@ class Observer:
         """Yield functions and classes of the user's own that the run has set where there was nothing."""
         for key, shared in self._with_attributes():
             for name, value in vars(shared).items():
-                if name not in self.all_names[key] and name not in _internals(shared) and _is_own_code(value):
+                new = name not in self.all_names[key] and name not in _internals(shared)
+                # A bound method is what lightning leaves behind that has called `forward` by another name.
+                if new and _is_own_code(value) and not isinstance(value, (MethodType, BuiltinFunctionType)):
                     yield key, name, value
 
     def _layers_without_tensors(self, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
