@@ -37,7 +37,8 @@ class Client:
         make_module: makes a module for so many workers, untrained.
         make_data: makes the package's own loader, or what holds it, given its batch size and whether it shuffles.
         load: makes a module from a checkpoint.
-        prediction: the predictions for single samples, in order, of what `predict_step` returns for a batch.
+        prediction: the predictions for single samples, in order, of what `predict_step` returns for a batch; None for
+            modules that cannot predict.
         batch: size of the global batch.
         epochs: number of epochs.
         options: further arguments of either trainer.
@@ -53,7 +54,7 @@ class Client:
     make_module: Callable[[int], pl.LightningModule]
     make_data: Callable[[int, bool], DataLoader | pl.LightningDataModule]
     load: Callable[[Path], pl.LightningModule]
-    prediction: Callable[[Any], Tensor]
+    prediction: Callable[[Any], Tensor] | None
     batch: int = 8
     epochs: int = 3
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -115,6 +116,7 @@ def predict(
     client: Client, make_trainer: type[pl.Trainer], module: pl.LightningModule, workers: int, **options: Any
 ) -> Tensor:
     """Return the predictions for the samples of the client's dataset."""
+    assert client.prediction is not None
     batch = client.predicting_batch or client.batch // workers
     with client.settings():
         trainer = make_trainer(**{**QUIET, "devices": workers, **client.options, **client.predicting(), **options})

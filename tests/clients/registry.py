@@ -1,24 +1,19 @@
-"""All clients."""
+"""All clients that are tested in an environment."""
 
 from __future__ import annotations
 
-from tests.clients import (
-    with_chemprop,
-    with_matgl,
-    with_monai,
-    with_nequip,
-    with_pytorch_forecasting,
-    with_scvi,
-    with_torch_geometric,
-)
+import os
+from importlib import import_module
+
 from tests.clients.harness import Client
 
-CLIENTS: tuple[Client, ...] = (
-    with_chemprop.CLIENT,
-    with_torch_geometric.CLIENT,
-    with_pytorch_forecasting.CLIENT,
-    with_matgl.CLIENT,
-    with_monai.CLIENT,
-    *with_scvi.CLIENTS,
-    with_nequip.CLIENT,
+VARIABLE = "ITWINAI_TESTS_CLIENTS"
+"""Names the packages, with commas between; by default those of tests/clients/requirements.txt."""
+
+_TOGETHER = "chemprop,torch_geometric,pytorch_forecasting,matgl,monai,scvi,nequip"
+
+CLIENTS: tuple[Client, ...] = tuple(
+    client
+    for name in os.environ.get(VARIABLE, _TOGETHER).split(",")
+    for client in import_module(f"tests.clients.with_{name}").CLIENTS
 )

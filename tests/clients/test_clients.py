@@ -93,7 +93,7 @@ def test_its_module_loads_the_checkpoint(client: Client, workers: int, tmp_path:
     assert [name for name, value in expected.items() if not torch.equal(weights[name], value)] == []
 
 
-@each_client
+@pytest.mark.parametrize("client", [client for client in CLIENTS if client.prediction is not None], ids=str)
 def test_two_workers_predict_in_the_order_of_the_dataset(client: Client, no_leftovers: None) -> None:
     module = stock(client).module
     expected = predict(client, pl.Trainer, module, workers=1)

@@ -30,10 +30,12 @@ def make_loader(batch_size: int, shuffle: bool) -> DataLoader:
     return build_dataloader(MoleculeDataset(points), batch_size=batch_size, shuffle=shuffle)
 
 
-CLIENT = Client(
-    name="chemprop",
-    make_module=make_module,
-    make_data=make_loader,
-    load=MPNN.load_from_checkpoint,
-    prediction=lambda returned: returned,
+CLIENTS = (
+    Client(
+        name="chemprop",
+        make_module=make_module,
+        make_data=make_loader,
+        load=MPNN.load_from_checkpoint,
+        prediction=lambda returned: returned,
+    ),
 )

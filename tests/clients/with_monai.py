@@ -49,10 +49,12 @@ def make_loader(batch_size: int, shuffle: bool) -> DataLoader:
     return ImageLoader(CacheDataset(samples, transform, progress=False), batch_size=batch_size, shuffle=shuffle)
 
 
-CLIENT = Client(
-    name="MONAI",
-    make_module=lambda workers: Segmentation(),
-    make_data=make_loader,
-    load=Segmentation.load_from_checkpoint,
-    prediction=lambda returned: returned,
+CLIENTS = (
+    Client(
+        name="MONAI",
+        make_module=lambda workers: Segmentation(),
+        make_data=make_loader,
+        load=Segmentation.load_from_checkpoint,
+        prediction=lambda returned: returned,
+    ),
 )

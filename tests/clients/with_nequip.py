@@ -92,13 +92,15 @@ def energies_and_forces(returned: dict[str, Any]) -> Tensor:
     return torch.cat([energies, returned["forces"].reshape(len(energies), -1)], dim=1).detach()
 
 
-CLIENT = Client(
-    name="nequip",
-    make_module=make_module,
-    make_data=make_loader,
-    load=load,
-    prediction=energies_and_forces,
-    settings=own_settings,
-    options={"inference_mode": False},  # forces are gradients
-    own_options={"weigh_uneven_batches": False},  # its loss is that of all workers
+CLIENTS = (
+    Client(
+        name="nequip",
+        make_module=make_module,
+        make_data=make_loader,
+        load=load,
+        prediction=energies_and_forces,
+        settings=own_settings,
+        options={"inference_mode": False},  # forces are gradients
+        own_options={"weigh_uneven_batches": False},  # its loss is that of all workers
+    ),
 )

@@ -60,12 +60,14 @@ def predicting() -> dict[str, Any]:
     return {"callbacks": [PredictCallback(mode="prediction")]}
 
 
-CLIENT = Client(
-    name="pytorch-forecasting",
-    make_module=make_module,
-    make_data=make_loader,
-    load=NBeats.load_from_checkpoint,
-    prediction=lambda returned: returned.prediction,
-    predicting=predicting,
-    epochs=2,
+CLIENTS = (
+    Client(
+        name="pytorch-forecasting",
+        make_module=make_module,
+        make_data=make_loader,
+        load=NBeats.load_from_checkpoint,
+        prediction=lambda returned: returned.prediction,
+        predicting=predicting,
+        epochs=2,
+    ),
 )

@@ -48,10 +48,12 @@ def make_loader(batch_size: int, shuffle: bool) -> DataLoader:
     return GraphLoader(graphs, batch_size=batch_size, shuffle=shuffle)
 
 
-CLIENT = Client(
-    name="torch_geometric",
-    make_module=lambda workers: GraphRegression(),
-    make_data=make_loader,
-    load=GraphRegression.load_from_checkpoint,
-    prediction=lambda returned: returned,
+CLIENTS = (
+    Client(
+        name="torch_geometric",
+        make_module=lambda workers: GraphRegression(),
+        make_data=make_loader,
+        load=GraphRegression.load_from_checkpoint,
+        prediction=lambda returned: returned,
+    ),
 )
