@@ -101,6 +101,6 @@ CLIENTS = (
         load=load_potential,
         prediction=error,
         predicting_batch=1,
-        options={"inference_mode": False},
+        options={"inference_mode": False},  # forces are gradients
     ),
 )
