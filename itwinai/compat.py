@@ -337,6 +337,16 @@ def remove_hooks_of_engine(owner: nn.Module | nn.Parameter) -> None:
                 del hooks[key]
 
 
+def remove_manager_of_engine(output: Any) -> None:
+    """Take the manager of a DeepSpeed engine's hooks off the loss that a step returns, which the hooks keep alive.
+
+    The loop clones the loss. Tensors of some classes are cloned with their attributes, and this one cannot be copied.
+    """
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if isinstance(loss, Tensor):
+        vars(loss).pop("_backward_hook_managers", None)
+
+
 @contextmanager
 def making_engine(parameters: list[nn.Parameter]) -> Iterator[None]:
     """Let an engine that is made meanwhile take parameters of any shape, and broadcast none of them.

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parent.parent
 
+# These need an environment of their own: tox run -e clients. What is named on the command line is collected.
+collect_ignore = ["clients"]
+
 # Inherited by every process that the tests start, to know them again.
 _MARK = "ITWINAI_TEST_RUN"
 os.environ[_MARK] = str(os.getpid())

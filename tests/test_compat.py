@@ -483,6 +483,21 @@ def test_hooks_of_deepspeed_on_parameters_are_taken_off() -> None:
     compat.remove_hooks_of_engine(nn.Parameter(torch.ones(2)))  # that never had a hook
 
 
+@pytest.mark.parametrize("as_output", [lambda loss: loss, lambda loss: {"loss": loss}], ids=["loss", "dictionary"])
+def test_manager_of_hooks_is_taken_off_a_loss_and_they_still_run(as_output: Any) -> None:
+    from deepspeed.runtime.utils import register_output_backward_hooks
+
+    began: list[str] = []
+    loss = nn.Parameter(torch.ones(2)).sum()
+    output = as_output(loss)
+    register_output_backward_hooks(output, lambda: began.append("backward"))
+    assert vars(loss)  # what is to be taken off
+    compat.remove_manager_of_engine(output)
+    assert not vars(loss)
+    loss.backward()
+    assert began == ["backward"]
+
+
 NAMES_OF_DEEPSPEED = {
     "runtime/engine.py": (
         "def _backward_epilogue(",

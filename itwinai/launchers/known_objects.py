@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch import nn
@@ -83,7 +84,8 @@ def children(value: Any) -> Iterator[tuple[str, Any]]:
             for key, child in value.items():
                 yield f"[{key!r}]" if isinstance(key, (str, int)) else "[?]", child
     elif isinstance(value, (list, tuple, deque)):
-        if len(value) <= _LONG:
+        # A class derived of these may refuse to tell its length.
+        if (sized_len(value) or 0) <= _LONG:
             for index, child in enumerate(value):
                 yield f"[{index}]", child
     elif _is_own_object(value):

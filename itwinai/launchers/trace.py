@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import numpy as np
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -129,7 +130,7 @@ class Shared:
         try:
             _ComparingPickler(sink, self.keys).dump(value)
         except _TooLargeError:
-            return "large", type(value).__name__, len(value) if hasattr(value, "__len__") else 0
+            return "large", type(value).__name__, sized_len(value)
         except Exception:  # as in `dumps`, where it is told
             return None
         return sink.digest.digest()

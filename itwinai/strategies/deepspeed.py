@@ -185,6 +185,11 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         if self.sharded_checkpoints and trainer.state.fn == TrainerFn.FITTING:  # now, and not when hours are at stake
             self._shard_writer = ShardWriter(self.collective_timeout)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().training_step(*args, **kwargs)
+        compat.remove_manager_of_engine(output)
+        return output
+
     def make_engine(self, config: dict[str, Any], model: nn.Module, **options: Any) -> tuple[Any, ...]:
         """Wrap a module into a DeepSpeed engine.
 

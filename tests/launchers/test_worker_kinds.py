@@ -228,3 +228,23 @@ def test_a_template_that_never_forked_a_worker_harms_nobody(monkeypatch: pytest.
 def test_a_group_of_one_is_left(no_leftovers: None) -> None:
     make_trainer("ddp", 1, max_epochs=1, limit_train_batches=1).fit(Regression(), loader(4))
     assert why_not_fork() is None
+
+
+class Unsized(tuple):
+    """Refuses to tell its length, as e3nn's Irrep does."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+def test_a_sequence_that_has_no_length_is_looked_into() -> None:
+    class Watched(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.held[0].append(batch_idx)
+            return super().training_step(batch, batch_idx)
+
+    steps: list[int] = []
+    module = Watched()
+    module.held = Unsized([steps])
+    make_trainer("ddp", 2, max_epochs=1, limit_train_batches=2).fit(module, loader(4))
+    assert steps == [0, 1]

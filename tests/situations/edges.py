@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +118,21 @@ def module_brings_finder(strategy: str) -> None:
 
 
 class Tagged(Tensor):
-    """A tensor that refuses to be sliced or compared, as labelled tensors of other packages do."""
+    """A tensor that refuses to be cut, and hands its attributes on, as labelled tensors of other packages do."""
+
+    def clone(self, **options: Any) -> Tagged:
+        cloned = super().clone(**options)
+        vars(cloned).update(deepcopy(vars(self)))
+        return cloned
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.__getitem__, Tensor.reshape, Tensor.mul):
             raise ValueError("Tagged tensors are not to be cut")
-        return super().__torch_function__(func, types, args, kwargs or {})
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if isinstance(result, Tagged) and isinstance(args[0], Tagged):
+            vars(result).update(vars(args[0]))
+        return result
 
 
 class OfTagged(Line):
