@@ -100,7 +100,7 @@ class LocalLauncher(PayloadLauncher):
         if self.kind == "fork" and unsafe:
             raise ConfigurationError(
                 f"launcher='fork' makes workers as copies of this process, and that is not safe now: {unsafe}. "
-                "Call the trainer before that begins, or choose launcher='script' or 'payload'."
+                "Choose launcher='payload' or 'script', or call the trainer earlier in the script."
             )
         if self.kind in ("auto", "fork") and unsafe is None:
             return self._fork, "itwinai (fork)"
@@ -114,9 +114,11 @@ class LocalLauncher(PayloadLauncher):
         if self.kind != "script":
             try:
                 return partial(self._send, payload.pack()), f"itwinai (payload{reason})"
-            except PayloadError:
-                if self.kind == "payload" or missing is not None:
+            except PayloadError as error:
+                if self.kind == "payload":
                     raise
+                if missing is not None:
+                    raise PayloadError(f"Workers cannot be copies of this process, as {unsafe}. {error}") from error
         return self._run_script, f"itwinai (script{reason})"
 
     def remember(self, number: int, outcome: Sequence[Result] | BaseException) -> None:
@@ -347,7 +349,11 @@ def _strategy(payload: Payload) -> Worker:
 def _why_no_script() -> str | None:
     if script_command() is None:
         return "this process runs no script (a notebook, a test runner or an interactive session is none)"
-    return None if HISTORY.all_by_script else "an earlier call of this process has gone another way"
+    return (
+        None
+        if HISTORY.all_by_script
+        else "an earlier call of a trainer had workers of another kind, which it would not repeat"
+    )
 
 
 def _death(rank: int, code: int) -> WorkerError:

@@ -64,7 +64,7 @@ def test_a_thread_that_may_hold_a_lock_is_a_reason_not_to_fork() -> None:
     thread.start()
     try:
         assert why_not_fork() == "another thread runs in this process (uploader)"
-        with pytest.raises(ConfigurationError, match="not safe now: another thread.*launcher='script' or 'payload'"):
+        with pytest.raises(ConfigurationError, match="not safe now: another thread.*launcher='payload' or 'script'"):
             make_trainer("ddp", 2, max_epochs=1, launcher="fork").fit(Regression(), loader(4))
         module = Regression()
         make_trainer("ddp", 2, max_epochs=1, limit_train_batches=1).fit(module, loader(4))  # by a payload
