@@ -214,6 +214,7 @@ def test_a_signal_during_the_start_ends_the_run(signum: signal.Signals, no_lefto
 def test_modules_beside_the_data_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file in the current folder may have the name of a module that workers need."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])  # the command line adds ""
     (tmp_path / "queue.py").write_text("raise RuntimeError('not for you')")
     make_trainer("ddp", 2, max_epochs=1, limit_train_batches=1, launcher="payload").fit(Regression(), loader(4))
 
