@@ -20,7 +20,7 @@ import time
 import warnings
 import weakref
 from collections import ChainMap, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -1918,12 +1918,15 @@ def objects_of(*kinds: type) -> list[Any]:
     return [value for value in objects if type(value) in wanted]
 
 
-def register_dynamic_classes() -> None:
+def register_dynamic_classes(classes: Iterable[type]) -> None:
     """Give every class that cloudpickle would send by value an id now, which copies of this process then share.
 
     What a copy sends back is then of this process's own classes.
+
+    Args:
+        classes: all that there are.
     """
-    for cls in objects_of(type):
+    for cls in classes:
         if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
             cloudpickle.cloudpickle._get_or_create_tracker_id(cls)
 

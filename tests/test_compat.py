@@ -1748,7 +1748,7 @@ def test_classes_that_are_sent_by_value_come_back_as_the_same() -> None:
         pass
 
     assert compat.dynamic_class_id(Local) is None
-    compat.register_dynamic_classes()
+    compat.register_dynamic_classes([Local])
     number = compat.dynamic_class_id(Local)
     assert number is not None and compat.dynamic_class(number) is Local
     assert pickle.loads(cloudpickle.dumps(Local)) is Local

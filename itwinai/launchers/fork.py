@@ -25,7 +25,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -151,13 +151,16 @@ class ForkedProcess:
             os.kill(self.pid, signum)
 
 
-def fork(work: Callable[[int], None], handlers: Mapping[int, Any], earlier: Iterable[Any]) -> ForkedProcess:
-    """Fork this process; the copy does some work and ends. Call `flush_files` first.
+def fork(
+    work: Callable[[int], None], handlers: Mapping[int, Any], earlier: Iterable[Any], files: Sequence[Any]
+) -> ForkedProcess:
+    """Fork this process; the copy does some work and ends.
 
     Args:
         work: is called in the copy with the reading end of the pipe that keeps it alive.
         handlers: signal handlers that the copy has instead of those of this moment.
         earlier: children of this launch, which the copy has nothing to do with.
+        files: the files that are open in this process, with nothing in their buffers: see `flush`.
 
     Raises:
         OSError: there is no memory or no room for another process.
@@ -166,7 +169,8 @@ def fork(work: Callable[[int], None], handlers: Mapping[int, Any], earlier: Iter
     forked: list[int | OSError] = []
 
     def run() -> None:
-        # Modules and code that the copies share with this process are left alone by their garbage collection.
+        # What the copies share with this process is left alone by their garbage collection: whoever only looks at an
+        # object gets a copy of its page.
         gc.freeze()
         try:
             with warnings.catch_warnings():
@@ -176,10 +180,11 @@ def fork(work: Callable[[int], None], handlers: Mapping[int, Any], earlier: Iter
             forked.append(error)
             return
         finally:
-            if not forked and os.getpid() == own:
+            if os.getpid() == own:
                 gc.unfreeze()
         if pid == 0:
-            _become_worker(work, reading, [writing, *(child.stdin.fileno() for child in earlier)], handlers)
+            inherited = [writing, *(child.stdin.fileno() for child in earlier)]
+            _become_worker(work, reading, inherited, handlers, files)
         forked.append(pid)
 
     own = os.getpid()
@@ -195,7 +200,11 @@ def fork(work: Callable[[int], None], handlers: Mapping[int, Any], earlier: Iter
 
 
 def _become_worker(
-    work: Callable[[int], None], reading: int, inherited: list[int], handlers: Mapping[int, Any]
+    work: Callable[[int], None],
+    reading: int,
+    inherited: list[int],
+    handlers: Mapping[int, Any],
+    files: Sequence[Any],
 ) -> NoReturn:
     code = 1
     try:
@@ -218,7 +227,7 @@ def _become_worker(
     finally:
         from itwinai.launchers.worker import exit_at_once
 
-        exit_at_once(code)
+        exit_at_once(code, files)
 
 
 def _read_files_alone() -> None:
@@ -254,8 +263,12 @@ def _use_own_streams() -> None:
             setattr(sys, name, open(number, "w", buffering=1, closefd=False, errors="replace"))  # noqa: SIM115
 
 
-def flush_files() -> None:
-    """Write what waits in the buffers of open files: a copy of it would be written twice, or be lost."""
-    for value in compat.objects_of(io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom):
-        with suppress(OSError, ValueError):
-            value.flush()
+FILES = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+"""The classes of open files that have a buffer."""
+
+
+def flush(files: Iterable[Any]) -> None:
+    """Write what waits in the buffers of files: a copy of it would be written twice, or be lost."""
+    for file in files:
+        with suppress(OSError, ValueError, AttributeError):  # closed, or a stream of the script's own
+            file.flush()

@@ -28,7 +28,7 @@ from itwinai.launchers import worker
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals, stopped_by
 from itwinai.launchers.environment import Place, WorkerKind
 from itwinai.launchers.failure import Failure, WorkersFailed
-from itwinai.launchers.fork import ForkedProcess, flush_files, fork, why_not_fork
+from itwinai.launchers.fork import FILES, ForkedProcess, flush, fork, why_not_fork
 from itwinai.launchers.payload import Payload, Result, Worker
 from itwinai.launchers.payload import run as run_payload
 from itwinai.launchers.script import HISTORY, Rerun, ScriptOrder, script_command
@@ -179,8 +179,11 @@ class LocalLauncher(PayloadLauncher):
         """Fork the workers off this process."""
         variables = self._environment()
         self._import(_strategy(payload).worker_imports())
-        compat.register_dynamic_classes()
-        flush_files()
+        found = compat.objects_of(type, *FILES)
+        classes = [value for value in found if issubclass(type(value), type)]
+        files = [value for value in found if not issubclass(type(value), type)]
+        compat.register_dynamic_classes(classes)
+        flush(files)
         for rank, place in places.items():
 
             def work(pipe: int, rank: int = rank, place: Place = place) -> None:
@@ -193,7 +196,7 @@ class LocalLauncher(PayloadLauncher):
 
                 worker.work(folder, rank, place, variables, run)
 
-            self.processes[rank] = fork(work, handlers, [*self.processes.values()])
+            self.processes[rank] = fork(work, handlers, [*self.processes.values()], files)
 
     def _import(self, modules: Iterable[str]) -> None:
         """Import what workers need into this process, with the environment variables of workers."""

@@ -6,13 +6,12 @@ with its caller: its standard input is a pipe that the caller never writes to, a
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -162,22 +161,22 @@ def leave_group() -> None:
         dist.destroy_process_group()
 
 
-def exit_at_once(code: int = 0) -> NoReturn:
+def exit_at_once(code: int = 0, files: Iterable[Any] = ()) -> NoReturn:
     """End this process as the interpreter would, but for tidying up its memory.
 
     That takes seconds in a forked process, which by it gets a copy of each page that it has shared.
 
     Args:
         code: the exit code.
+        files: those that were open before a fork; the others are found.
     """
     from itwinai import compat
-    from itwinai.launchers.fork import flush_files
+    from itwinai.launchers.fork import FILES, flush
 
     compat.run_threads_exit_functions()
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
     compat.run_exit_functions()
-    gc.unfreeze()  # else files that were open before a fork would not be found
-    flush_files()
+    flush((*files, sys.stdout, sys.stderr, *compat.objects_of(*FILES)))
     os._exit(code)
