@@ -10,8 +10,6 @@ import atexit
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -19,6 +17,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 
 from itwinai import compat
 from itwinai.errors import ConfigurationError
+from itwinai.launchers.environment import environment_variables
 
 RENDEZVOUS_TIMEOUT = timedelta(seconds=300)
 
@@ -40,7 +39,7 @@ def initialize(environment: ClusterEnvironment) -> None:
         if "HOROVOD_RANK" in os.environ or hvd.mpi_built() and "OMPI_COMM_WORLD_RANK" in os.environ:
             hvd.init()
         else:
-            with _variables(_rendezvous(environment)):
+            with environment_variables(_rendezvous(environment)):
                 hvd.init()
         compat.set_rng_states(states)
     if (hvd.rank(), hvd.size()) != (environment.global_rank(), environment.world_size()):
@@ -111,21 +110,6 @@ def _rendezvous(environment: ClusterEnvironment) -> dict[str, str]:
         "HOROVOD_CROSS_RANK": str(own.cross_rank),
         "HOROVOD_CROSS_SIZE": str(own.cross_size),
     }
-
-
-@contextmanager
-def _variables(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a while: left behind, they would look like horovodrun to the next trainer."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def interface_towards(address: str) -> str:

@@ -26,7 +26,7 @@ from itwinai.errors import ConfigurationError, PayloadError, WorkerError
 from itwinai.files.whole import write_whole
 from itwinai.launchers import worker
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals, stopped_by
-from itwinai.launchers.environment import Place, WorkerKind
+from itwinai.launchers.environment import Place, WorkerKind, environment_variables
 from itwinai.launchers.failure import Failure, WorkersFailed
 from itwinai.launchers.fork import FILES, ForkedProcess, flush, fork, why_not_fork
 from itwinai.launchers.payload import Payload, Result, Worker
@@ -200,19 +200,10 @@ class LocalLauncher(PayloadLauncher):
 
     def _import(self, modules: Iterable[str]) -> None:
         """Import what workers need into this process, with the environment variables of workers."""
-        missing = [name for name in modules if name not in sys.modules]
-        before = {name: os.environ.get(name) for name in self.variables}
-        os.environ.update(self.variables)
-        try:
-            for name in missing:
+        with environment_variables(self.variables):
+            for name in modules:
                 with suppress(ModuleNotFoundError):  # if a worker needs it, it says so
                     import_module(name)
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
 
     def _send(
         self, packed: bytes, folder: Path, places: Mapping[int, Place], payload: Payload, handlers: Mapping[int, Any]

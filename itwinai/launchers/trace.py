@@ -362,7 +362,7 @@ def has_own_attributes(shared: Any) -> bool:
 
 
 def _internals(shared: Any) -> frozenset[str]:
-    return compat.module_internals() if isinstance(shared, nn.Module) else frozenset(compat.live_attributes(shared))
+    return compat.module_internals() if isinstance(shared, nn.Module) else compat.live_attributes(shared)
 
 
 def _is_own_code(value: Any) -> bool:

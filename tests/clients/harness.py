@@ -15,17 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from itwinai import ItwinaiTrainer
+from tests.situations.situation import QUIET
 
 STRATEGIES = ("ddp", "horovod", "deepspeed_stage_2")
-
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-"""Arguments of a trainer that writes nothing."""
 
 
 @dataclass(frozen=True, eq=False)
