@@ -54,6 +54,7 @@ from itwinai.loops.training import LeanTrainingEpochLoop
 from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.ray import RayStrategy
 from itwinai.strategies.registry import make_strategy
+from itwinai.tracebacks import hides_framework_frames
 from itwinai.trials.session import find_session
 from itwinai.unify import refuse_foreign
 
@@ -61,6 +62,7 @@ from itwinai.unify import refuse_foreign
 def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap an entry point of lightning's Trainer so that what failed in the workers is raised on the caller."""
 
+    @hides_framework_frames
     @functools.wraps(entry_point)
     def wrapped(self: ItwinaiTrainer, *args: Any, **kwargs: Any) -> Any:
         check_finders(self)
@@ -97,6 +99,7 @@ def _cpu_threads(number: int | None) -> Iterator[None]:
 def _with_environment_defaults(init: Callable[..., None]) -> Callable[..., None]:
     """Wrap the trainer's constructor: what is not given comes from variables such as PL_TRAINER_DEVICES, if set."""
 
+    @hides_framework_frames
     @functools.wraps(init)
     def wrapped(self: ItwinaiTrainer, **kwargs: Any) -> None:
         init(self, **{**compat.trainer_arguments_from_environment(), **kwargs})
