@@ -148,7 +148,7 @@ CLI = TypeVar("CLI", bound=LightningCLI)
 
 
 def _make(kind: type[CLI], arguments: Sequence[str] | Mapping[str, Any], **options: Any) -> CLI:
-    compat.silence_known_warnings()
+    compat.silence_known_noise()
     # It warns of a command line beside the arguments; here they are given whole.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     given: Any = dict(arguments) if isinstance(arguments, Mapping) else list(arguments)

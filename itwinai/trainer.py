@@ -71,7 +71,7 @@ def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., An
         if entry_point is Trainer.fit:
             self._portable().parts_of_workers = {}
         try:
-            with _cpu_threads(self.cpu_threads):
+            with compat.known_noise_silenced(), _cpu_threads(self.cpu_threads):
                 returned = entry_point(self, *args, **kwargs)
             self.raise_launch_failure()
         except SIGTERMException as stopped:
@@ -102,7 +102,8 @@ def _with_environment_defaults(init: Callable[..., None]) -> Callable[..., None]
     @hides_framework_frames
     @functools.wraps(init)
     def wrapped(self: ItwinaiTrainer, **kwargs: Any) -> None:
-        init(self, **{**compat.trainer_arguments_from_environment(), **kwargs})
+        with compat.known_noise_silenced():
+            init(self, **{**compat.trainer_arguments_from_environment(), **kwargs})
 
     return wrapped
 
@@ -194,6 +195,7 @@ class ItwinaiTrainer(Trainer):
         self.max_restarts = max_restarts
         self.cpu_threads = cpu_threads
         self._fit_began = 0.0
+        self._announced = ""
         self.preemption_signals = [_signal(name) for name in preemption_signals]
         self.launch_failure: BaseException | None = None
         self.report_failure: Callable[[BaseException], None] | None = None
@@ -328,6 +330,8 @@ class ItwinaiTrainer(Trainer):
         """
         if self.split_batches:
             _check_divisible(dataloader, self.world_size)
+        if stage == RunningStage.TRAINING:
+            self._announce_global_batch(dataloader)
         if not map_style:
             if self.split_batches and dataloader.batch_size is not None:
                 dataloader = compat.with_batch_size(dataloader, dataloader.batch_size // self.world_size)
@@ -340,6 +344,19 @@ class ItwinaiTrainer(Trainer):
         if stage == RunningStage.TRAINING and self.weigh_uneven_batches and isinstance(self.strategy, LaunchedStrategy):
             self.strategy.weigh_batches(StepWeights(self))
         return self._own_noise(compat.with_sampler(dataloader, self._dealt(dataloader, stage), stage))
+
+    def _announce_global_batch(self, dataloader: DataLoader) -> None:
+        """Say how large the batch of all workers is: as in lightning, it grows with their number."""
+        size, workers, windows = dataloader.batch_size, self.world_size, self.accumulate_grad_batches
+        if size is None or workers == 1:
+            return
+        own = size // workers if self.split_batches else size
+        factors = f"{workers} workers x {own}" + (f" x {windows} accumulated batches" if windows > 1 else "")
+        hint = "" if self.split_batches else f"; split_batches=True divides the {size} of the loader instead"
+        line = f"itwinai: global batch {workers * own * windows} = {factors}{hint}"
+        if line != self._announced:
+            rank_zero_info(line)
+        self._announced = line  # loaders may be made again in each epoch
 
     def shared_random_numbers(self) -> AbstractContextManager[None]:
         """Return a context in which all ranks draw the same random numbers; all workers have to enter it."""

@@ -7,11 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ModelSummary, ProgressBar
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 
 from itwinai import compat
 from itwinai.callbacks.checkpointing import ModelCheckpoint
+from itwinai.callbacks.model_summary import ShortModelSummary
 from itwinai.callbacks.progress import TimedProgressBar
 from itwinai.errors import ConfigurationError
 from itwinai.report.telling import Telling
@@ -27,7 +28,8 @@ def with_defaults(
 
     Args:
         given: the user's.
-        flags: arguments of the trainer; ``enable_progress_bar`` and ``enable_checkpointing`` count.
+        flags: arguments of the trainer; ``enable_progress_bar``, ``enable_model_summary`` and
+            ``enable_checkpointing`` count.
         watch: add those that watch a run.
         loggers: as lightning takes them; False is none, and then there is nothing to log to.
     """
@@ -37,6 +39,8 @@ def with_defaults(
         makers += _watching() if loggers is False else _logging() + _watching()
     if flags.get("enable_progress_bar") is not False:
         makers.append((ProgressBar, TimedProgressBar))
+    if flags.get("enable_model_summary") is not False:
+        makers.append((ModelSummary, ShortModelSummary))
     if flags.get("enable_checkpointing") is not False:
         makers.append((Checkpoint, ModelCheckpoint))
     for kind, make in makers:
@@ -80,7 +84,7 @@ class ModuleCallbacks(compat.CallbackConnector):
         Raises:
             ConfigurationError: a finder is among the callbacks, and there are several workers.
         """
-        kinds = (LightningModelCheckpoint, ProgressBar)
+        kinds = (LightningModelCheckpoint, ProgressBar, ModelSummary)
         brought_kinds = tuple(kind for kind in kinds if any(isinstance(callback, kind) for callback in brought))
         gone = {id(callback) for callback in self.defaults if isinstance(callback, brought_kinds)}
         callbacks = [callback for callback in compat.callbacks(self.trainer) if id(callback) not in gone]

@@ -17,6 +17,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from itwinai import compat
 from itwinai.errors import ConfigurationError, ResourceError, WorkerError
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals
 from itwinai.launchers.environment import Place
@@ -196,9 +197,11 @@ class RayLauncher(PayloadLauncher):
             starting.wait()
             if num_cpus > starting.num_cpus and self.placement.address is None:
                 ray.shutdown()
-        if ray.is_initialized():
+        if ray.is_initialized() and starting is None:
             return
-        connect(self.placement.address, num_cpus)
+        if not ray.is_initialized():
+            connect(self.placement.address, num_cpus)
+        compat.print_rank_0_plainly()
 
     @contextmanager
     def _placed(self) -> Iterator[tuple[Any, list[Bundle]]]:
