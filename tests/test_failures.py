@@ -8,11 +8,13 @@ import subprocess
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from itwinai import ItwinaiTrainer
 from itwinai.errors import ConfigurationError, MissingPackageError, PayloadError, ResourceError, WorkerError
 from tests.conftest import RunCommand, assert_no_process_left, python, start_script, wait_for_files
 from tests.support.cases import Regression, loader, make_trainer
@@ -33,6 +35,18 @@ STRATEGIES = ("ddp", "horovod", "deepspeed_stage_2")
 def test_unknown_strategy(name: str, nearest: str) -> None:
     with pytest.raises(ConfigurationError, match=f"no strategy named '{name}'. Did you mean '{nearest}"):
         make_trainer(name, 2)
+
+
+@pytest.mark.parametrize("devices", [0, -3, -1, "two", "", [], [0, 1], None])
+def test_devices_that_are_no_number_of_workers(devices: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"devices=.* is not a number of workers\. Give 1 or more") as error:
+        ItwinaiTrainer(accelerator="cpu", devices=devices)
+    assert error.value.argument == "devices"
+
+
+def test_an_argument_that_the_trainer_does_not_have() -> None:
+    with pytest.raises(TypeError, match=r"no argument 'max_epoch'\. Did you mean 'max_epochs'\?"):
+        ItwinaiTrainer(max_epoch=3)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
