@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from itwinai.errors import ConfigurationError
+from itwinai.errors import ConfigurationError, nearest
 
 _CLASS, _ARGUMENTS = "class_path", "init_args"
 
@@ -72,12 +71,12 @@ def with_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
 def _nothing_at(config: Mapping[str, Any], path: str) -> str:
     known = list(_paths(config))
     plain = {_without_frames(one): one for one in reversed(known)}
-    found = difflib.get_close_matches(_without_frames(path), plain, n=1, cutoff=0.8)
-    nearest = [plain[one] for one in found]
-    if not nearest:  # the last name alone, wherever it is
+    found = nearest(_without_frames(path), plain, cutoff=0.8)
+    meant = plain.get(found or "")
+    if meant is None:  # the last name alone, wherever it is
         last = {one.rpartition(".")[2]: one for one in reversed(known)}
-        nearest = [last[name] for name in difflib.get_close_matches(path.rpartition(".")[2], last, n=1)]
-    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+        meant = last.get(nearest(path.rpartition(".")[2], last, cutoff=0.6) or "")
+    hint = "" if meant is None else f" Did you mean '{meant}'?"
     return (
         f"There is nothing at '{path}' in the config.{hint} Paths go over the whole config, with all defaults; "
         "`itwinai fit -c CONFIG --print_config` shows it."

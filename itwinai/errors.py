@@ -7,6 +7,7 @@ fits, so that code written for stock Lightning (``except ValueError``) keeps wor
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 
 
 class ItwinaiError(Exception):
@@ -14,7 +15,19 @@ class ItwinaiError(Exception):
 
 
 class ConfigurationError(ItwinaiError, ValueError):
-    """What was asked for cannot be set up: unknown names, contradicting arguments, missing devices."""
+    """What was asked for cannot be set up: unknown names, contradicting arguments, missing devices.
+
+    Attributes:
+        argument: name of the argument that is wrong, where it is one.
+    """
+
+    def __init__(self, message: str = "", *, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
+
+
+class UnknownArgumentError(ConfigurationError, TypeError):
+    """A function got an argument that it does not have."""
 
 
 class MissingPackageError(ItwinaiError, ImportError):
@@ -78,8 +91,7 @@ class MissingMetricError(ConfigurationError):
     """A metric that is to be reported was not logged."""
 
     def __init__(self, metric: str, logged: list[str], reporter: str) -> None:
-        nearest = difflib.get_close_matches(metric, logged, n=1)
-        hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+        hint = did_you_mean(metric, logged)
         names = ", ".join(logged) or "nothing at all"
         super().__init__(
             f"The metric '{metric}' is to be reported, but was never logged.{hint} Logged until now: {names} (at the "
@@ -135,6 +147,31 @@ class UnsafeCheckpointError(CheckpointError):
 
     def __reduce__(self) -> tuple[type, tuple[str, list[str]]]:
         return type(self), (self.path, self.types)
+
+
+def nearest(name: object, names: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Return the one of some names that looks most like another, in whichever letters; None if none does.
+
+    Args:
+        name: what was written.
+        names: what could have been.
+        cutoff: how alike they have to be, from 0 to 1.
+    """
+    plain = {own.lower(): own for own in reversed(list(names))}
+    found = difflib.get_close_matches(str(name).lower(), plain, n=1, cutoff=cutoff)
+    return plain[found[0]] if found else None
+
+
+def did_you_mean(name: object, names: Iterable[str]) -> str:
+    """Return the sentence that names the one of some names that was probably meant, with a space before, or nothing.
+
+    A name of which only the beginning or the end was written is nearer than one that looks alike.
+    """
+    given, known = str(name).lower(), list(names)
+    part_of = [own for own in known if len(given) > 1 and own.lower().startswith(given)]
+    part_of += [own for own in known if len(given) > 1 and own.lower().endswith(given)]
+    found = part_of[0] if part_of else nearest(given, known)
+    return "" if found is None else f" Did you mean '{found}'?"
 
 
 def require(package: str, install: str, needed_for: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import signal
 import sys
@@ -45,7 +46,7 @@ from itwinai.data.samplers import (
 from itwinai.data.streams import Stateful, StreamLoader
 from itwinai.data.undivided import IterateShared
 from itwinai.data.weights import StepWeights
-from itwinai.errors import ConfigurationError
+from itwinai.errors import ConfigurationError, UnknownArgumentError, did_you_mean
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
 from itwinai.loggers.guard import hide_secrets
 from itwinai.loggers.names import make_loggers
@@ -56,6 +57,7 @@ from itwinai.loops.training import LeanTrainingEpochLoop
 from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.ray import RayStrategy
 from itwinai.strategies.registry import make_strategy
+from itwinai.tracebacks import hides_framework_frames
 from itwinai.trials.session import find_session
 from itwinai.unify import refuse_foreign
 
@@ -66,6 +68,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def _raising_launch_failure(entry_point: Function) -> Function:
     """Wrap an entry point of lightning's Trainer so that what failed in the workers is raised on the caller."""
 
+    @hides_framework_frames
     @functools.wraps(entry_point)
     def wrapped(self: ItwinaiTrainer, *args: Any, **kwargs: Any) -> Any:
         check_finders(self)
@@ -102,11 +105,25 @@ def _cpu_threads(number: int | None) -> Iterator[None]:
 def _with_environment_defaults(init: Function) -> Function:
     """Wrap the trainer's constructor: what is not given comes from variables such as PL_TRAINER_DEVICES, if set."""
 
+    @hides_framework_frames
     @functools.wraps(init)
     def wrapped(self: ItwinaiTrainer, **kwargs: Any) -> None:
+        _check_names(kwargs, init, Trainer.__init__)
         init(self, **{**compat.trainer_arguments_from_environment(), **kwargs})
 
     return cast(Function, wrapped)
+
+
+def _check_names(arguments: Iterable[str], *functions: Callable[..., Any]) -> None:
+    """Raise an error for the first argument that none of some functions has."""
+    known = [name for one in functions for name in inspect.signature(one).parameters if name not in ("self", "kwargs")]
+    for name in arguments:
+        if name not in known:
+            raise UnknownArgumentError(
+                f"ItwinaiTrainer has no argument '{name}'.{did_you_mean(name, known)} It takes every argument of "
+                "lightning's Trainer, and those that help(ItwinaiTrainer) lists.",
+                argument=name,
+            )
 
 
 class MisconfiguredTrainerError(ConfigurationError, MisconfigurationException):
@@ -257,13 +274,18 @@ class ItwinaiTrainer(Trainer):
                 "use_distributed_sampler=False says that DataLoaders stay as they are. Choose one."
             )
         if max_restarts < 0:
-            raise MisconfiguredTrainerError(f"max_restarts={max_restarts} is the number of restarts: 0 or more.")
+            raise MisconfiguredTrainerError(
+                f"max_restarts={max_restarts} is the number of restarts: 0 or more.", argument="max_restarts"
+            )
         self.split_batches = split_batches
         self.weigh_uneven_batches = weigh_uneven_batches
         if cpu_threads is not None and cpu_threads < 1:
-            raise MisconfiguredTrainerError(f"cpu_threads={cpu_threads} is a number of threads: 1 or more.")
+            raise MisconfiguredTrainerError(
+                f"cpu_threads={cpu_threads} is a number of threads: 1 or more.", argument="cpu_threads"
+            )
         self.max_restarts = max_restarts
         self.cpu_threads = cpu_threads
+        _check_devices(accelerator, devices, strategy)
         self._fit_began = 0.0
         self.preemption_signals = [_signal(name) for name in preemption_signals]
         self.launch_failure: BaseException | None = None
@@ -602,7 +624,8 @@ def _signal(name: str) -> signal.Signals:
         return signal.Signals[name]
     except KeyError:
         raise MisconfiguredTrainerError(
-            f"preemption_signals has {name!r}, which is no signal; write names as 'SIGTERM' or 'SIGUSR1'."
+            f"preemption_signals has {name!r}, which is no signal; write names as 'SIGTERM' or 'SIGUSR1'.",
+            argument="preemption_signals",
         ) from None
 
 
@@ -626,6 +649,30 @@ def _check_group_size(environment: ClusterEnvironment, devices: object, num_node
             f"num_nodes={num_nodes} ask for {devices * num_nodes}. Start as many as are asked for, or leave devices "
             "and num_nodes out: the launcher decides."
         )
+
+
+def _check_devices(accelerator: object, devices: object, strategy: object) -> None:
+    """Raise an error for a number of devices that lightning would refuse in other words, or take for another one."""
+    parts: list[Any] = devices.split(",") if isinstance(devices, str) else [devices]
+    parts = devices if isinstance(devices, list) else parts
+    try:
+        numbers = [int(part) for part in parts if str(part).strip()]
+    except (TypeError, ValueError):
+        numbers = []
+    indices = isinstance(devices, list) or len(parts) > 1
+    elsewhere = isinstance(strategy, RayStrategy) or str(strategy).lower().startswith("ray")
+    gpus = accelerator != "cpu" and (elsewhere or CUDAAccelerator.is_available() or MPSAccelerator.is_available())
+    if devices == "auto" or (numbers and min(numbers) >= 1 and not indices):
+        return
+    if accelerator not in ("auto", "cpu") or (
+        gpus and (numbers == [-1] or (numbers and min(numbers) >= 0 and indices))
+    ):
+        return
+    raise MisconfiguredTrainerError(
+        f"devices={devices!r} is not a number of workers. Give 1 or more, or 'auto'; on GPUs also -1 for all of them, "
+        "or a list of their indices.",
+        argument="devices",
+    )
 
 
 def _check_gpus(accelerator: object, devices: object) -> None:

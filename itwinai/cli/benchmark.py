@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from itwinai.cli.run import expand_short_flags
-from itwinai.errors import ConfigurationError
+from itwinai.errors import ConfigurationError, did_you_mean
 
 _EPILOG = """
 other commands:
@@ -53,11 +52,9 @@ def main(argv: list[str]) -> int:
         command: Callable[[list[str]], int] = getattr(import_module(module), name)
         return command(argv[1:])
     if argv and not argv[0].startswith("-"):
-        nearest = difflib.get_close_matches(argv[0], others, n=1)
-        hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
         raise ConfigurationError(
-            f"There is no `itwinai benchmark {argv[0]}`.{hint} There are {', '.join(others)}; without any of "
-            "them, flags say what to run: `itwinai benchmark --help`."
+            f"There is no `itwinai benchmark {argv[0]}`.{did_you_mean(argv[0], others)} There are {', '.join(others)}; "
+            "without any of them, flags say what to run: `itwinai benchmark --help`."
         )
     return _run(argv)
 

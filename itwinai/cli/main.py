@@ -78,10 +78,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def unknown_command(name: str) -> str:
     """Return the message for a command that does not exist, with the nearest that does."""
-    import difflib
+    from itwinai.errors import did_you_mean
 
-    nearest = difflib.get_close_matches(name, _COMMANDS, n=1)
-    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    hint = did_you_mean(name, _COMMANDS)
     return f"there is no command '{name}'.{hint} The commands are {', '.join(_COMMANDS)}; see `itwinai --help`."
 
 

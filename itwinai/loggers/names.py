@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
-from itwinai.errors import ConfigurationError, require
+from itwinai.errors import ConfigurationError, did_you_mean, require
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -94,11 +93,11 @@ def make_loggers(names: str | Sequence[str], folder: str) -> list[Logger]:
     wanted = list(dict.fromkeys(name.strip().lower() for name in given))
     for name in wanted:
         if name not in LOGGERS:
-            nearest = difflib.get_close_matches(name, LOGGERS, n=1)
-            hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
             raise ConfigurationError(
-                f"There is no logger '{name}'.{hint} The names are {', '.join(LOGGERS)}, several with commas between; "
-                "any other logger is given as an object, in YAML as class_path and init_args."
+                f"There is no logger '{name}'.{did_you_mean(name, LOGGERS)} The names are {', '.join(LOGGERS)}, "
+                "several with commas between; any other logger is given as an object, in YAML as class_path and "
+                "init_args.",
+                argument="logger",
             )
     # Each counts its versions by itself, so that several need folders of their own.
     return [LOGGERS[name].make(folder, EXPERIMENT if len(wanted) == 1 else f"{EXPERIMENT}/{name}") for name in wanted]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from itwinai.errors import ConfigurationError
+from itwinai.errors import ConfigurationError, did_you_mean
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy
@@ -80,10 +79,9 @@ def make_strategy(name: str) -> Strategy | RayStrategy | None:
     lightning_names = StrategyRegistry.available_strategies()
     if name in lightning_names or name == "auto":
         return None
-    nearest = difflib.get_close_matches(name, [*STRATEGY_NAMES, *lightning_names], n=1, cutoff=0.5)
-    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-    others = [other for other in lightning_names if other not in STRATEGY_NAMES]
     raise ConfigurationError(
-        f"There is no strategy named '{name}'.{hint} itwinai's own are {', '.join(STRATEGY_NAMES)}; other names go to "
-        f"lightning, which also knows {', '.join(others)}."
+        f"There is no strategy named '{name}'.{did_you_mean(name, [*STRATEGY_NAMES, *lightning_names])} The names are "
+        "ddp, deepspeed, deepspeed_stage_0 to deepspeed_stage_3, horovod, ray, ray_deepspeed and ray_horovod; "
+        "lightning's own, such as fsdp, work too.",
+        argument="strategy",
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 
-from itwinai.errors import ConfigurationError
+from itwinai.errors import ConfigurationError, did_you_mean
 
 _STEPS = re.compile(r"\s*(\d+)\s*steps?\s*")
 
@@ -23,6 +22,5 @@ def parse_moment(on: str) -> tuple[str, int | None]:
         return on, None
     if (found := _STEPS.fullmatch(on)) is not None and int(found[1]) > 0:
         return "steps", int(found[1])
-    nearest = difflib.get_close_matches(on, ("validation", "epoch"), n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    hint = did_you_mean(on, ("validation", "epoch"))
     raise ConfigurationError(f"on={on!r} is no moment to report at; write 'validation', 'epoch' or '500steps'.{hint}")

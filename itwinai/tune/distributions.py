@@ -8,7 +8,6 @@ as JSON texts, because searchers know categories only as scalars.
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import math
 import re
@@ -20,7 +19,7 @@ from functools import cached_property
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from itwinai.errors import ConfigurationError
+from itwinai.errors import ConfigurationError, did_you_mean
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -313,17 +312,6 @@ class Choice(Distribution):
 def same(first: Any, second: Any) -> bool:
     """Tell whether two values are the same; True and 1 are not."""
     return isinstance(first, bool) == isinstance(second, bool) and bool(first == second)
-
-
-def did_you_mean(name: Any, names: Iterable[str]) -> str:
-    """Return the sentence that names the nearest of some names, with a space before; empty if none is near.
-
-    A name of which only the beginning or the end was written is nearer than one that looks alike.
-    """
-    given, known = str(name), list(names)
-    part_of = [own for own in known if len(given) > 1 and (own.startswith(given) or own.endswith(given))]
-    nearest = part_of or difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    return f" Did you mean '{nearest[0]}'?" if nearest else ""
 
 
 def parse_distribution(path: str, entry: Any) -> Distribution:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from itwinai.errors import ResourceError
+from itwinai.errors import ResourceError, did_you_mean
 from itwinai.report.search.names import joined
 from itwinai.report.words import count_text, span_text
 from itwinai.tune.resources import UNIT, Amounts, NodeResources, TrialResources
@@ -252,8 +251,7 @@ def _advice(resources: TrialResources, nodes: Sequence[NodeResources]) -> str:
 
 def _missing(name: str, nodes: Sequence[NodeResources]) -> str:
     known = sorted({other for node in nodes for other in node.amounts if other != "object_store_memory"})
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    hint = did_you_mean(name, known)
     if name in _SHOWN:
         return (
             f"The cluster has no {name}s, or Ray does not know of them. Ask for none, or start its nodes with "

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from itwinai.errors import ConfigurationError
+from itwinai.errors import ConfigurationError, nearest
 from itwinai.report.words import count_text
 from itwinai.tune.words import amount_text, amounts_text
 
@@ -163,6 +162,4 @@ def _check(name: str, amount: float) -> None:
 
 def _misspelled(name: str) -> str | None:
     """Return the resource of Ray's own that somebody has meant who wrote its name in other letters, or for several."""
-    plain = {known.lower(): known for known in _KNOWN}
-    nearest = difflib.get_close_matches(name.lower(), plain, n=1, cutoff=0.85)
-    return plain[nearest[0]] if nearest else None
+    return nearest(name, _KNOWN, cutoff=0.85)

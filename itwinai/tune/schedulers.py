@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from itwinai.errors import ConfigurationError, require
+from itwinai.errors import ConfigurationError, did_you_mean, require
 from itwinai.trials.records import Objective
-from itwinai.tune.distributions import Range, did_you_mean
+from itwinai.tune.distributions import Range
 from itwinai.tune.searchers import Spec, check_options, named_options
 from itwinai.tune.space import Parameter, SearchSpace
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from itwinai.errors import ConfigurationError, MissingPackageError, require
+from itwinai.errors import ConfigurationError, MissingPackageError, did_you_mean, require
 from itwinai.trials.records import Objective
-from itwinai.tune.distributions import did_you_mean, read_exponent
+from itwinai.tune.distributions import read_exponent
 from itwinai.tune.space import SearchSpace, is_active
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from itwinai.errors import ConfigurationError
-from itwinai.tune.distributions import Choice, Distribution, Range, did_you_mean, parse_distribution, same
+from itwinai.errors import ConfigurationError, did_you_mean
+from itwinai.tune.distributions import Choice, Distribution, Range, parse_distribution, same
 
 if TYPE_CHECKING:
     from ray.tune.search.sample import Domain

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 
 from itwinai.benchmark.simulate.workload import Exchange
-from itwinai.errors import ConfigurationError
+from itwinai.errors import ConfigurationError, did_you_mean
 
 _STAGES = {
     "ddp": 0,
@@ -42,10 +41,9 @@ def exchange_of(strategy: str, options: Exchange) -> Exchange:
         ConfigurationError: there is no model of this strategy.
     """
     if strategy not in _STAGES:
-        nearest = difflib.get_close_matches(strategy, STRATEGIES, n=1)
-        hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
         raise ConfigurationError(
-            f"There is no model of the strategy '{strategy}'.{hint} There are models of {', '.join(STRATEGIES)}."
+            f"There is no model of the strategy '{strategy}'.{did_you_mean(strategy, STRATEGIES)} There are models of "
+            f"{', '.join(STRATEGIES)}."
         )
     overlap = options.overlap and strategy not in _AFTER_BACKWARD
     return dataclasses.replace(options, name=strategy, stage=_STAGES[strategy], overlap=overlap)

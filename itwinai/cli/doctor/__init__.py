@@ -7,7 +7,6 @@ time limit. This process itself imports nothing but the standard library.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from itwinai.cli.doctor.report import (
 )
 from itwinai.cli.doctor.trial import try_strategy
 from itwinai.cli.signals import stop_on_signals
+from itwinai.errors import did_you_mean
 from itwinai.strategies.registry import STRATEGY_NAMES
 
 DEFAULT_STRATEGIES = ("ddp", "deepspeed_stage_2", "horovod", "ray")
@@ -64,8 +64,7 @@ def strategy_names(text: str) -> list[str]:
     names = [name for name in text.lower().replace(" ", "").split(",") if name]
     for name in names:
         if name not in STRATEGY_NAMES:
-            nearest = difflib.get_close_matches(name, STRATEGY_NAMES, n=1, cutoff=0.5)
-            hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+            hint = did_you_mean(name, STRATEGY_NAMES)
             raise argparse.ArgumentTypeError(
                 f"there is no strategy '{name}' to try.{hint} Choose from {', '.join(STRATEGY_NAMES)}."
             )
@@ -137,13 +136,9 @@ def _be_child(strategy: str | None, part: str | None, out: Path) -> int:
             write_record(out, {"measured": asdict(probe_strategy(strategy))})
     except Exception as error:  # whatever it is, it is the answer
         from itwinai.errors import WorkerError
-        from itwinai.launchers.failure import RemoteTraceback
 
-        if isinstance(error.__cause__, RemoteTraceback):  # of the worker that failed first
-            text = str(error.__cause__)
-        else:
-            # A worker that died without an exception has left what it had to say in the log.
-            text = "" if isinstance(error, WorkerError) else traceback.format_exc()
+        # A worker that died without an exception has left what it had to say in the log.
+        text = "" if isinstance(error, WorkerError) else traceback.format_exc()
         write_record(out, {"error": summarize(error), "traceback": text})
         return 1
     return 0

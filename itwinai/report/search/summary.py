@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
+from itwinai.errors import did_you_mean
 from itwinai.report.search.advice import advice
 from itwinai.report.search.importance import Importances
 from itwinai.report.search.names import digits, listed, parameters_told
@@ -101,8 +101,7 @@ def _unreported(standing: Standing) -> list[str]:
     sentences = []
     for objective in standing.record.objectives:
         if objective.metric not in reported:
-            nearest = difflib.get_close_matches(objective.metric, reported, n=1)
-            hint = f" Did you mean {nearest[0]}?" if nearest else ""
+            hint = did_you_mean(objective.metric, reported)
             found = listed(reported, 20)
             sentences.append(f"No trial has reported {objective.metric}. Reported were {found}.{hint}")
         elif not any(trial.best_report(objective) for trial in standing.record.trials):
