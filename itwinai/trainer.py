@@ -108,15 +108,15 @@ def _with_environment_defaults(init: Function) -> Function:
     @hides_framework_frames
     @functools.wraps(init)
     def wrapped(self: ItwinaiTrainer, **kwargs: Any) -> None:
-        _check_names(kwargs, init, Trainer.__init__)
+        _check_names(kwargs, init)
         init(self, **{**compat.trainer_arguments_from_environment(), **kwargs})
 
     return cast(Function, wrapped)
 
 
-def _check_names(arguments: Iterable[str], *functions: Callable[..., Any]) -> None:
-    """Raise an error for the first argument that none of some functions has."""
-    known = [name for one in functions for name in inspect.signature(one).parameters if name not in ("self", "kwargs")]
+def _check_names(arguments: Iterable[str], init: Callable[..., Any]) -> None:
+    """Raise an error for the first argument that the constructor does not have."""
+    known = [name for name in inspect.signature(init).parameters if name != "self"]
     for name in arguments:
         if name not in known:
             raise UnknownArgumentError(
