@@ -29,6 +29,7 @@ import cloudpickle.cloudpickle
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.fabric.utilities.data import has_iterable_dataset, sized_len
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
@@ -91,8 +92,9 @@ if TYPE_CHECKING:
 from lightning.pytorch.core.optimizer import LightningOptimizer
 
 Launcher = _Launcher
-# What the argument `plugins` of lightning's Trainer takes.
+# What the arguments `plugins` and `precision` of lightning's Trainer take.
 PluginInput = _PLUGIN_INPUT
+PrecisionInput = _PRECISION_INPUT
 
 
 def trainer_arguments_from_environment() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,26 +22,33 @@ if TYPE_CHECKING:
 
 
 def with_defaults(
-    given: Callback | Iterable[Callback] | None, flags: Mapping[str, Any], watch: bool, loggers: Any
+    given: Callback | Iterable[Callback] | None,
+    watch: bool,
+    loggers: Any,
+    *,
+    progress: bool,
+    summary: bool,
+    checkpoints: bool,
 ) -> list[Callback]:
     """Return the user's callbacks, and those that come with an `ItwinaiTrainer`.
 
     Args:
         given: the user's.
-        flags: arguments of the trainer; ``enable_progress_bar``, ``enable_model_summary`` and
-            ``enable_checkpointing`` count.
         watch: add those that watch a run.
         loggers: as lightning takes them; False is none, and then there is nothing to log to.
+        progress: add a progress bar.
+        summary: add a summary of the model.
+        checkpoints: add one that saves checkpoints.
     """
     callbacks = [given] if isinstance(given, Callback) else list(given or ())
     makers: list[tuple[type, Callable[[], Callback]]] = []
     if watch:
         makers += _watching() if loggers is False else _logging() + _watching()
-    if flags.get("enable_progress_bar") is not False:
+    if progress:
         makers.append((ProgressBar, TimedProgressBar))
-    if flags.get("enable_model_summary") is not False:
+    if summary:
         makers.append((ModelSummary, ShortModelSummary))
-    if flags.get("enable_checkpointing") is not False:
+    if checkpoints:
         makers.append((Checkpoint, ModelCheckpoint))
     for kind, make in makers:
         if not any(isinstance(callback, kind) for callback in callbacks):

@@ -194,11 +194,11 @@ def test_python_functions_are_told(tmp_path: Path) -> None:
 
 def test_watching_adds_what_is_not_there() -> None:
     own = LoggingCallback(per_rank=True)
-    flags = {"enable_checkpointing": False}
-    watched = with_defaults([own], flags, watch=True, loggers=None)
+    watched = with_defaults([own], watch=True, loggers=None, progress=True, checkpoints=False)
     assert watched[0] is own
     kinds = ["LoggingCallback", "SystemMonitor", "ProfilingCallback", "TimedProgressBar", "RunSummary"]
     assert [type(callback).__name__ for callback in watched] == kinds
-    assert not any(isinstance(one, LoggingCallback) for one in with_defaults(None, flags, watch=True, loggers=False))
-    plain = with_defaults(None, {"enable_progress_bar": False}, watch=False, loggers=True)
+    without_logger = with_defaults(None, watch=True, loggers=False, progress=True, checkpoints=False)
+    assert not any(isinstance(one, LoggingCallback) for one in without_logger)
+    plain = with_defaults(None, watch=False, loggers=True, progress=False, checkpoints=True)
     assert [type(callback) for callback in plain] == [ModelCheckpoint]
