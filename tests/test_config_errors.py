@@ -267,9 +267,19 @@ def test_a_config_of_an_own_lightning_cli_is_adopted(folder: Path, capsys: pytes
         assert printed["model"] == {"class_path": f"{MODULE}.River", "init_args": {"hidden": 8, "lr": 0.5}}
         assert printed["data"]["init_args"] == {"root": "data", "batch_size": 50}
     assert f"model is {MODULE}.River already" in refused(["config", "--adopt", "new.yaml", "--model", "a.B"], capsys)
+    output = refused(["fit", "-c", "own.yaml", *classes[:2]], capsys)
+    assert "own.yaml:6: data: there is no class_path" in output and f"--data {MODULE}.Data" in output
     output = refused(["config", "--adopt", "own.yaml", *classes[:2]], capsys)
     assert "own.yaml:6: data has no class_path. Name its class: --data" in output
     assert own.read_text() == OWN
+
+
+def test_mistakes_in_several_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "more.yaml").write_text("model:\n  init_args:\n    hiden: 3\ndata: data.yaml\n")
+    assert "more.yaml:3: model.init_args.hiden: " in refused([*FIT, "-c", "more.yaml"], capsys)
+    (folder / "config.yaml").write_text(CONFIG.partition("data:")[0] + "data: data.yaml\n")
+    (folder / "data.yaml").write_text(f"class_path: {MODULE}.Data\ninit_args:\n  root: 2000-01-01\n  size: 2\n")
+    assert "data.yaml:4: data.init_args.size: " in refused(FIT, capsys)
 
 
 def test_short_names_of_classes_that_flags_import(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
