@@ -44,6 +44,7 @@ from itwinai.data.streams import Stateful, StreamLoader
 from itwinai.data.undivided import IterateShared
 from itwinai.data.weights import StepWeights
 from itwinai.errors import ConfigurationError
+from itwinai.launchers.cores import available_cores, crowded_text
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
 from itwinai.loggers.guard import hide_secrets
 from itwinai.loggers.names import make_loggers
@@ -70,6 +71,8 @@ def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., An
             self._portable().parts_of_workers = {}
         try:
             with _cpu_threads(self.cpu_threads):
+                if not isinstance(self.strategy, LaunchedStrategy) and self.world_size == 1:  # others warn themselves
+                    _warn_of_crowding()
                 returned = entry_point(self, *args, **kwargs)
             self.raise_launch_failure()
         except SIGTERMException as stopped:
@@ -81,6 +84,11 @@ def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., An
         return returned
 
     return wrapped
+
+
+def _warn_of_crowding() -> None:
+    if text := crowded_text(1, torch.get_num_threads(), available_cores()):
+        rank_zero_warn(text)
 
 
 @contextmanager
