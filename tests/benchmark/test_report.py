@@ -178,7 +178,7 @@ def test_every_picture_is_there_as_svg_and_png(report: Report) -> None:
         if path.suffix == ".png":
             with Image.open(path) as image:
                 image.load()
-                assert image.width == 1700 and round(image.info["dpi"][0]) == 200
+                assert image.width == 1500 and round(image.info["dpi"][0]) == 200
         else:
             assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 

@@ -392,7 +392,7 @@ def test_runs_of_one_cell_that_are_not_alike_are_doubtful() -> None:
         slow = replace(first, measured=replace(first.measured, seconds=factor * first.measured.seconds, step_p50=0.2))
         return told(replace(record, measurements=[slow, *record.measurements[1:]]))
 
-    assert any("differ by a factor of 2 or more: single with 1 worker" in text for text in slowed(2.1).warnings)
+    assert any("Runs of single with 1 worker differ by a factor of 2." in text for text in slowed(2.1).warnings)
     assert slowed(2.1).answers == (NO_RECOMMENDATION,)
     assert slowed(1.3).warnings == () and slowed(1.3).answers[0].startswith("Take ")
 

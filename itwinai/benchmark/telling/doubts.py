@@ -135,10 +135,12 @@ def _unstable(summary: Summary, speed: Speed) -> Iterator[Doubt]:
     if unlike:
         naming = naming_of([one.cell for one in summary.cells])
         cell, rates = max(unlike.items(), key=lambda item: max(item[1]) / min(item[1]))
+        others = naming.cells([other for other in unlike if other != cell])
         yield Doubt(
-            f"Runs of the same cell differ by a factor of {UNSTABLE:g} or more: {naming.cells(list(unlike))}. Most "
-            f"differ those of {naming.cells([cell])}, {number_text(min(rates))} to {number_text(max(rates))} "
-            f"{speed.unit}. Measure on a machine with nothing else to do.",
+            f"Runs of {naming.cells([cell])} differ by a factor of {number_text(max(rates) / min(rates))} "
+            f"({number_text(min(rates))} to {number_text(max(rates))} {speed.unit})"
+            f"{f'; so do those of {others}, by {UNSTABLE:g} or more' if others else ''}. "
+            "Measure on a machine with nothing else to do.",
             frozenset(unlike),
         )
 
