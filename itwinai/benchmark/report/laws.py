@@ -101,9 +101,7 @@ def prediction_table(laws: Sequence[FittedLaw], summary: Summary, named: Named) 
                 ]
             )
     columns = ("line", "workers", "beyond", speed.unit, "step", "speed-up", "efficiency")
-    return Table(
-        columns, rows, "What the laws say of other numbers of workers, up to so many times the largest measured"
-    )
+    return Table(columns, rows, "Predictions of the laws; beyond: times the largest measured number of workers")
 
 
 def _kind(law: FittedLaw, workers: int) -> str:

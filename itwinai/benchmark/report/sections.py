@@ -153,7 +153,7 @@ def _steps(told: _Told) -> tuple[Section, list[Drawn]] | None:
     table = breakdown_table(cells, setting_columns([one.cell for one in cells]))
     if table is None:
         return None
-    facts = {"other workers": "waiting for them; what backward hides of the exchange is not counted, but in the table"}
+    facts = {"other workers": "waiting for them; communication hidden behind backward is only in the table"}
     return Section("Where a step goes", facts, [of_figures(table)], [one.picture for one in drawn]), drawn
 
 
