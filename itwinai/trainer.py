@@ -47,6 +47,7 @@ from itwinai.data.streams import Stateful, StreamLoader
 from itwinai.data.undivided import IterateShared
 from itwinai.data.weights import StepWeights
 from itwinai.errors import ConfigurationError, UnknownArgumentError, did_you_mean
+from itwinai.launchers.cores import available_cores, crowded_text
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
 from itwinai.loggers.guard import hide_secrets
 from itwinai.loggers.names import make_loggers
@@ -79,6 +80,8 @@ def _raising_launch_failure(entry_point: Function) -> Function:
             self._portable().parts_of_workers = {}
         try:
             with compat.known_noise_silenced(), _cpu_threads(self.cpu_threads):
+                if not isinstance(self.strategy, LaunchedStrategy) and self.world_size == 1:  # others warn themselves
+                    _warn_of_crowding()
                 returned = entry_point(self, *args, **kwargs)
             self.raise_launch_failure()
         except SIGTERMException as stopped:
@@ -96,6 +99,11 @@ def _raising_launch_failure(entry_point: Function) -> Function:
         return returned
 
     return cast(Function, wrapped)
+
+
+def _warn_of_crowding() -> None:
+    if text := crowded_text(1, torch.get_num_threads(), available_cores()):
+        warn_user(text)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import importlib.util
 import inspect
 import logging
 import multiprocessing
-import os
 import pickle
 import random
 import signal
@@ -285,21 +284,6 @@ def test_rank_zero_is_known_to_all_of_lightning(rank_zero: Any) -> None:
     finally:
         compat.set_rank_zero(before)
     assert ran == [0]
-
-
-def test_threads_are_limited_unless_the_environment_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        monkeypatch.setenv("OMP_NUM_THREADS", "3")
-        compat.limit_threads(10_000)
-        assert torch.get_num_threads() == 3
-        monkeypatch.delenv("OMP_NUM_THREADS")
-        compat.limit_threads(10_000)
-        assert torch.get_num_threads() == 1
-        assert os.environ["OMP_NUM_THREADS"] == "1"
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
