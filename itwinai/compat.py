@@ -5,6 +5,7 @@ When a new lightning release moves something, it is mended here and nowhere else
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import copy
 import functools
@@ -22,12 +23,14 @@ import weakref
 from collections import ChainMap, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import cloudpickle.cloudpickle
 import torch
 import torch.distributed as dist
+from jsonargparse import ArgumentParser
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.fabric.utilities.data import has_iterable_dataset, sized_len
@@ -132,6 +135,50 @@ else:
     UnlistedDDPStrategy = unlisted(LightningDDPStrategy)
     UnlistedDeepSpeedStrategy = unlisted(LightningDeepSpeedStrategy)
     UnlistedModelCheckpoint = unlisted(LightningModelCheckpoint)
+
+
+@dataclass(frozen=True)
+class ParserArgument:
+    """An argument of a parser of jsonargparse.
+
+    Attributes:
+        name: with dots, as ``trainer.max_epochs``.
+        flags: by which it is given.
+        type: the type hint of its values.
+        required: whether it has to be given.
+        default: what it is otherwise.
+        takes_value: whether its flags are followed by a value.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    type: Any
+    required: bool
+    default: Any
+    takes_value: bool
+
+
+def parser_arguments(parser: ArgumentParser, subcommand: str | None = None) -> list[ParserArgument]:
+    """Return the arguments of a parser of jsonargparse.
+
+    Args:
+        parser: the parser.
+        subcommand: take those of the parser of this subcommand.
+    """
+    if subcommand is not None:
+        found = [one.choices[subcommand] for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
+        return parser_arguments(found[0]) if found else []
+    return [
+        ParserArgument(
+            one.dest,
+            tuple(one.option_strings),
+            getattr(one, "_typehint", one.type),
+            one.required,
+            one.default,
+            one.nargs != 0,
+        )
+        for one in parser._actions
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ launching

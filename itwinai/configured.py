@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-import difflib
+import os
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import suppress
+from importlib import import_module
 from typing import Any, TypeVar
 
 import jsonargparse
@@ -15,18 +16,121 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from itwinai import compat
-from itwinai.errors import ConfigurationError
-from itwinai.trainer import ItwinaiTrainer
+from itwinai.compat import parser_arguments
+from itwinai.config_errors import failure_in_class, mistake_in_flags, mistake_in_values, no_model, place_of
+from itwinai.config_source import (
+    CLASS_SECTIONS,
+    Given,
+    as_given,
+    check_config_files,
+    classes_first,
+    expand_short_flags,
+    flags_of,
+    given_by,
+)
+from itwinai.errors import ConfigurationError, ItwinaiError
+from itwinai.loggers.names import check_logger_names
+from itwinai.strategies.registry import check_strategy_name
+from itwinai.trainer import ItwinaiTrainer, check_devices
 
 _VERSION = tuple(int(part) for part in jsonargparse.__version__.split(".")[:2])
 
 
 class ConfiguredCLI(LightningCLI):
-    """Lightning's command line, whose config may have a section for `itwinai tune`."""
+    """Lightning's command line, whose config may have a section for `itwinai tune`.
+
+    A mistake in the config or the flags is a `ConfigurationError` that says where it is and what is accepted there.
+
+    Attributes:
+        given: what config files and flags say, each value with its place.
+    """
+
+    given: Given
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the section be there; a run leaves it aside."""
         parser.add_argument("--tune", type=dict | None, default=None, help="what `itwinai tune` is to search for")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; short flags are accepted, and classes for sections of the config that name none."""
+        arguments = args
+        if isinstance(args, Mapping):
+            self.given = as_given(args)
+        else:
+            check_config_files(args)
+            self.given = given_by(args)
+            arguments = classes_first(expand_short_flags(args))
+            _import_named_classes(args)
+        try:
+            super().parse_arguments(parser, arguments)
+        except ArgumentError as error:
+            raise ConfigurationError(self._told(parser, args, error)) from None
+        self._check_trainer()
+
+    def _check_trainer(self) -> None:
+        """Raise an error for names and numbers of the trainer that can be known to be wrong before anything is made."""
+        config = self.config.get(str(self.config.get("subcommand")), self.config)["trainer"]
+        strategy, logger = config.get("strategy"), config.get("logger")
+        try:
+            check_devices(config.get("accelerator"), config.get("devices"), strategy)
+            if isinstance(strategy, str):
+                check_strategy_name(strategy)
+            names = logger if isinstance(logger, list) else [logger]
+            if logger and all(isinstance(name, str) for name in names):
+                check_logger_names(logger)
+        except ConfigurationError as error:
+            raise self._placed(error) from None
+
+    def _placed(self, error: ConfigurationError) -> ConfigurationError:
+        """Return an error with the place of the argument that it is about."""
+        place = place_of(self.given, error.argument) if error.argument else ""
+        return ConfigurationError(f"{place}{error}", argument=error.argument) if place else error
+
+    def _told(self, parser: LightningArgumentParser, args: Any, error: ArgumentError) -> str:
+        """Return what is wrong with the arguments, of which the parser says something."""
+        command = None
+        flags: Sequence[str] = []
+        if not isinstance(args, Mapping):
+            command = args[0] if args and args[0] in self.subcommands() else None
+            flags = args[1:] if command else args
+        known = parser_arguments(parser, command)
+        told = mistake_in_flags(flags, known) or mistake_in_values(self.given, known)
+        model = self.given.find("model")
+        if told is None and (model is None or model.value is None):
+            told = no_model(flags)
+        if told is None:
+            told = told_by_parser(error)
+        return told
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer.
+
+        Raises:
+            ConfigurationError: one of them refuses what the config says, or its ``__init__`` fails.
+        """
+        try:
+            super().instantiate_classes()
+        except ConfigurationError as error:
+            if error.__cause__ is not None:
+                raise
+            raise self._placed(error) from None
+        except (ItwinaiError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if os.environ.get("ITWINAI_FULL_TRACEBACK") == "1":
+                raise
+            told = failure_in_class(error, self.given)
+            if told is None:
+                raise
+            raise ConfigurationError(told) from None
+
+
+def _import_named_classes(arguments: Sequence[str]) -> None:
+    """Import the modules of classes that flags name, so that the config may have the short names of these classes."""
+    for flag, value in flags_of(arguments):
+        if flag.removeprefix("--") in CLASS_SECTIONS and value and "." in value:
+            with suppress(ImportError):  # the parser says so
+                import_module(value.rpartition(".")[0])
 
 
 class ParsedCLI(ConfiguredCLI):
@@ -80,7 +184,8 @@ class ParsedCLI(ConfiguredCLI):
         try:
             self.parser.parse_object(copy.deepcopy(dict(config)))
         except ArgumentError as error:
-            raise ConfigurationError(f"{what}, which does not fit there: {told_by_parser(error)}") from None
+            told = mistake_in_values(as_given(config), parser_arguments(self.parser)) or told_by_parser(error)
+            raise ConfigurationError(f"{what}, which does not fit there: {told}") from None
 
 
 def different(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +218,7 @@ def command_line(arguments: Sequence[str] | Mapping[str, Any], **options: Any) -
         **options: further arguments of LightningCLI; ``run=False`` builds trainer, model and data, and runs nothing.
 
     Raises:
-        SystemExit: the arguments or the config are wrong; the message is on the standard error.
+        ConfigurationError: the arguments or the config are wrong.
     """
     return _make(ConfiguredCLI, arguments, **options)
 
@@ -124,24 +229,7 @@ def parsed(arguments: Sequence[str] | Mapping[str, Any], **options: Any) -> Pars
     Raises:
         ConfigurationError: the arguments or the config are wrong.
     """
-    if not isinstance(arguments, Mapping):
-        _check_files(arguments)
-    options = {"parser_kwargs": {"exit_on_error": False}, **options}
-    try:
-        return _make(ParsedCLI, arguments, run=False, save_config_callback=None, **options)
-    except ArgumentError as error:
-        raise ConfigurationError(f"The config is wrong: {error}") from None
-
-
-def _check_files(arguments: Sequence[str]) -> None:
-    """Raise an error for a config file that does not exist, with the name of one that does."""
-    for flag, value in zip(arguments, arguments[1:], strict=False):
-        path = Path(value)
-        if flag in ("-c", "--config") and not path.exists():
-            others = [str(other) for pattern in ("*.yaml", "*.yml") for other in path.parent.glob(pattern)]
-            nearest = difflib.get_close_matches(str(path), others, n=1)
-            hint = f" Did you mean {nearest[0]}?" if nearest else ""
-            raise ConfigurationError(f"There is no config file {path}.{hint}")
+    return _make(ParsedCLI, arguments, run=False, save_config_callback=None, **options)
 
 
 CLI = TypeVar("CLI", bound=LightningCLI)
@@ -152,4 +240,16 @@ def _make(kind: type[CLI], arguments: Sequence[str] | Mapping[str, Any], **optio
     # It warns of a command line beside the arguments; here they are given whole.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     given: Any = dict(arguments) if isinstance(arguments, Mapping) else list(arguments)
-    return kind(trainer_class=ItwinaiTrainer, subclass_mode_model=True, subclass_mode_data=True, args=given, **options)
+    # An abbreviated flag is a mistake as an abbreviated key of a file is: it may mean another one tomorrow.
+    strict = {"exit_on_error": False, "allow_abbrev": False}
+    kwargs = {**strict, **options.pop("parser_kwargs", {})}
+    for command in kind.subcommands():
+        kwargs[command] = {**strict, **kwargs.get(command, {})}
+    return kind(
+        trainer_class=ItwinaiTrainer,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        args=given,
+        parser_kwargs=kwargs,
+        **options,
+    )

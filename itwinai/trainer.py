@@ -286,7 +286,7 @@ class ItwinaiTrainer(Trainer):
             )
         self.max_restarts = max_restarts
         self.cpu_threads = cpu_threads
-        _check_devices(accelerator, devices, strategy)
+        check_devices(accelerator, devices, strategy)
         self._fit_began = 0.0
         self._announced = ""
         self.preemption_signals = [_signal(name) for name in preemption_signals]
@@ -647,6 +647,39 @@ def _signal(name: str) -> signal.Signals:
         ) from None
 
 
+def check_devices(accelerator: object, devices: object, strategy: object) -> None:
+    """Raise an error for a number of devices that lightning would refuse in other words, or take for another one.
+
+    Args:
+        accelerator: that of the trainer.
+        devices: what is to be a number of workers, or which devices they use.
+        strategy: that of the trainer; Ray's workers may have devices that this machine has not.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    parts: list[Any] = devices.split(",") if isinstance(devices, str) else [devices]
+    parts = devices if isinstance(devices, list) else parts
+    try:
+        numbers = [int(part) for part in parts if str(part).strip()]
+    except (TypeError, ValueError):
+        numbers = []
+    indices = isinstance(devices, list) or len(parts) > 1
+    elsewhere = isinstance(strategy, RayStrategy) or str(strategy).lower().startswith("ray")
+    gpus = accelerator != "cpu" and (elsewhere or CUDAAccelerator.is_available() or MPSAccelerator.is_available())
+    if devices == "auto" or (numbers and min(numbers) >= 1 and not indices):
+        return
+    if accelerator not in ("auto", "cpu") or (
+        gpus and (numbers == [-1] or (numbers and min(numbers) >= 0 and indices))
+    ):
+        return
+    raise MisconfiguredTrainerError(
+        f"devices={devices} is not a number of workers. Give 1 or more, or 'auto'; on GPUs also -1 for all of them, "
+        "or a list of their indices.",
+        argument="devices",
+    )
+
+
 def _writes_whole_files(strategy: Strategy) -> bool:
     """Tell whether a strategy's checkpoints are files that rank 0 writes; others shard theirs in their own way."""
     return isinstance(strategy, LaunchedStrategy | SingleDeviceStrategy)
@@ -667,30 +700,6 @@ def _check_group_size(environment: ClusterEnvironment, devices: object, num_node
             f"num_nodes={num_nodes} ask for {devices * num_nodes}. Start as many as are asked for, or leave devices "
             "and num_nodes out: the launcher decides."
         )
-
-
-def _check_devices(accelerator: object, devices: object, strategy: object) -> None:
-    """Raise an error for a number of devices that lightning would refuse in other words, or take for another one."""
-    parts: list[Any] = devices.split(",") if isinstance(devices, str) else [devices]
-    parts = devices if isinstance(devices, list) else parts
-    try:
-        numbers = [int(part) for part in parts if str(part).strip()]
-    except (TypeError, ValueError):
-        numbers = []
-    indices = isinstance(devices, list) or len(parts) > 1
-    elsewhere = isinstance(strategy, RayStrategy) or str(strategy).lower().startswith("ray")
-    gpus = accelerator != "cpu" and (elsewhere or CUDAAccelerator.is_available() or MPSAccelerator.is_available())
-    if devices == "auto" or (numbers and min(numbers) >= 1 and not indices):
-        return
-    if accelerator not in ("auto", "cpu") or (
-        gpus and (numbers == [-1] or (numbers and min(numbers) >= 0 and indices))
-    ):
-        return
-    raise MisconfiguredTrainerError(
-        f"devices={devices!r} is not a number of workers. Give 1 or more, or 'auto'; on GPUs also -1 for all of them, "
-        "or a list of their indices.",
-        argument="devices",
-    )
 
 
 def _check_gpus(accelerator: object, devices: object) -> None:

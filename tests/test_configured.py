@@ -39,7 +39,7 @@ def test_without_defaults_there_is_what_was_set(cli: ParsedCLI) -> None:
 
 def test_a_file_that_is_not_there_is_told_with_the_one_that_is(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(ConfigurationError, match=r"no config file .*config\.yml\. Did you mean .*config\.yaml\?"):
+    with pytest.raises(ConfigurationError, match=r"no config file .*config\.yml\. Did you mean '.*config\.yaml'\?"):
         parsed(["-c", str(tmp_path / "config.yml")])
 
 

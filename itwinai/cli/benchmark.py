@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from itwinai.cli.run import expand_short_flags
+from itwinai.cli.arguments import ArgumentParser
 from itwinai.errors import ConfigurationError, did_you_mean
 
 _EPILOG = """
@@ -74,7 +74,7 @@ def _run(argv: list[str]) -> int:
     from itwinai.configured import parsed
 
     configs = [part for config in given.config for part in ("-c", config)]
-    command_line = parsed([*configs, *expand_short_flags(arguments)])
+    command_line = parsed([*configs, *arguments])
     config = command_line.as_dict()
     name = _name(config)
     benchmark = Benchmark(
@@ -92,12 +92,11 @@ def _run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="itwinai benchmark",
         description="Run a model under several strategies with several numbers of workers, and compare them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("-c", "--config", action="append", required=True, help="config file of `itwinai fit`; the later ones win")
@@ -197,7 +196,7 @@ def _need_packages() -> None:
 
 
 def _report(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="itwinai benchmark report",
         description="Make table, report and pictures of a benchmark again from its records.",
     )
@@ -213,7 +212,7 @@ def _report(argv: list[str]) -> int:
 
 
 def _compare(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="itwinai benchmark compare",
         description="Show two benchmarks side by side, cell by cell, with significant differences marked.",
     )

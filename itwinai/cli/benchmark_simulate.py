@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from itwinai.cli.arguments import ArgumentParser
 
 if TYPE_CHECKING:
     from itwinai.benchmark.simulate import Prediction, Workload
@@ -30,12 +31,11 @@ def links(argv: list[str]) -> int:
         ConfigurationError: what is asked for cannot be measured here.
         WorkerError: a worker has failed.
     """
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="itwinai benchmark links",
         description="Time all-reduces of 1 KiB to 64 MiB between real workers, and fit latency and bandwidth to them. "
         "The workers are started here. Under srun, torchrun or mpirun they are those of the job; with several nodes "
         "the link between these is measured too, while all workers of the nodes use it.",
-        allow_abbrev=False,
     )
     parser.add_argument("--workers", help="numbers of workers on a node (by default 2,4,... as there are)")
     parser.add_argument("--backend", choices=("gloo", "nccl"), help="nccl if there are GPUs, else gloo")

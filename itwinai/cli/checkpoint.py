@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from itwinai.cli.arguments import ArgumentParser
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -33,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("itwinai checkpoint", description="Look into checkpoints and convert them.")
+    parser = ArgumentParser("itwinai checkpoint", description="Look into checkpoints and convert them.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     inspect = commands.add_parser(

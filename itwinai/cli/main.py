@@ -6,6 +6,7 @@ Nothing heavy is imported here or by the subcommands' files, so that `itwinai --
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
 _COMMANDS: dict[str, tuple[str, str]] = {
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"itwinai {__version__}")
         return 0
     if argv[0] not in _COMMANDS:
-        print(f"error: {unknown_command(argv[0])}", file=sys.stderr)
+        print(f"error: {misplaced_command(argv) or unknown_command(argv[0])}", file=sys.stderr)
         return 2
 
     from itwinai.errors import CheckpointError, ItwinaiError
@@ -74,6 +75,12 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def misplaced_command(argv: Sequence[str]) -> str | None:
+    """Return the message for a command that comes after flags; None if there is none."""
+    command = next((one for one in argv if one in _COMMANDS), None) if argv[0].startswith("-") else None
+    return command and f"the command comes first: itwinai {command} {' '.join(one for one in argv if one != command)}"
 
 
 def unknown_command(name: str) -> str:

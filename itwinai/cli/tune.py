@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from itwinai.cli.run import expand_short_flags
+from itwinai.cli.arguments import ArgumentParser
 from itwinai.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -50,12 +50,11 @@ def main(argv: list[str]) -> int:
     Raises:
         ConfigurationError: the config or the settings make no sense.
     """
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="itwinai tune",
         description="Search for good hyperparameters: many trials at once, each with one or several workers.",
         epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "-c",
@@ -72,9 +71,7 @@ def main(argv: list[str]) -> int:
 
     from itwinai.tune import Tuner
 
-    result = Tuner(given.config, address=given.address, arguments=expand_short_flags(arguments), **settings).fit(
-        resume=given.resume
-    )
+    result = Tuner(given.config, address=given.address, arguments=arguments, **settings).fit(resume=given.resume)
     if result.interrupted:
         return 130
     return _retrain(result) if given.retrain_best else 0

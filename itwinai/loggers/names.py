@@ -75,6 +75,28 @@ LOGGERS = {kind.name: kind for kind in _KINDS}
 """Kinds of loggers by name."""
 
 
+def check_logger_names(names: str | Sequence[str]) -> list[str]:
+    """Return the names of loggers one by one.
+
+    Args:
+        names: names of `LOGGERS`, in one text with commas between or one by one.
+
+    Raises:
+        ConfigurationError: there is no logger of a name.
+    """
+    given = names.split(",") if isinstance(names, str) else names
+    wanted = list(dict.fromkeys(name.strip().lower() for name in given))
+    for name in wanted:
+        if name not in LOGGERS:
+            raise ConfigurationError(
+                f"There is no logger '{name}'.{did_you_mean(name, LOGGERS)} The names are {', '.join(LOGGERS)}, "
+                "several with commas between; any other logger is given as an object, in YAML as class_path and "
+                "init_args.",
+                argument="logger",
+            )
+    return wanted
+
+
 def make_loggers(names: str | Sequence[str], folder: str) -> list[Logger]:
     """Return loggers that need no server, or the one that their environment variables name.
 
@@ -89,15 +111,6 @@ def make_loggers(names: str | Sequence[str], folder: str) -> list[Logger]:
         ConfigurationError: there is no logger of a name.
         MissingPackageError: the package of a logger is not installed.
     """
-    given = names.split(",") if isinstance(names, str) else names
-    wanted = list(dict.fromkeys(name.strip().lower() for name in given))
-    for name in wanted:
-        if name not in LOGGERS:
-            raise ConfigurationError(
-                f"There is no logger '{name}'.{did_you_mean(name, LOGGERS)} The names are {', '.join(LOGGERS)}, "
-                "several with commas between; any other logger is given as an object, in YAML as class_path and "
-                "init_args.",
-                argument="logger",
-            )
+    wanted = check_logger_names(names)
     # Each counts its versions by itself, so that several need folders of their own.
     return [LOGGERS[name].make(folder, EXPERIMENT if len(wanted) == 1 else f"{EXPERIMENT}/{name}") for name in wanted]

@@ -71,14 +71,25 @@ def make_strategy(name: str) -> Strategy | RayStrategy | None:
         ConfigurationError: nobody knows the name; the message holds the nearest one.
         MissingPackageError: the package behind the strategy is not installed.
     """
+    check_strategy_name(name)
+    factory = _FACTORIES.get(name.lower())
+    return None if factory is None else factory()
+
+
+def check_strategy_name(name: str) -> None:
+    """Raise an error for a name that neither this package nor lightning knows.
+
+    Raises:
+        ConfigurationError: so it is; the message holds the nearest one.
+    """
     name = name.lower()
     if name in _FACTORIES:
-        return _FACTORIES[name]()
+        return
     from lightning.pytorch.strategies import StrategyRegistry
 
     lightning_names = StrategyRegistry.available_strategies()
     if name in lightning_names or name == "auto":
-        return None
+        return
     raise ConfigurationError(
         f"There is no strategy named '{name}'.{did_you_mean(name, [*STRATEGY_NAMES, *lightning_names])} The names are "
         "ddp, deepspeed, deepspeed_stage_0 to deepspeed_stage_3, horovod, ray, ray_deepspeed and ray_horovod; "

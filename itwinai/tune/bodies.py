@@ -28,16 +28,13 @@ class ConfiguredBody:
 
     def __call__(self, session: TrialSession) -> None:
         """Build trainer, model and data, and train."""
-        from jsonargparse import ArgumentError
-
-        from itwinai.configured import command_line, told_by_parser
+        from itwinai.configured import command_line
 
         Path(self.folder, "config.yaml").write_text(yaml.safe_dump(dict(self.config), sort_keys=False))
         try:
-            options = {"save_config_callback": None, "parser_kwargs": {"exit_on_error": False}}
-            cli = command_line(self.config, run=False, **options)
-        except ArgumentError as error:
-            raise ConfigurationError(f"the config of this trial can not be built: {told_by_parser(error)}") from error
+            cli = command_line(self.config, run=False, save_config_callback=None)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"the config of this trial can not be built: {error}") from error
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=session.resume_path)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from itwinai.config_source import check_config_files
 from itwinai.errors import ConfigurationError, require
 from itwinai.launchers.ray_slurm import agree_on_token, allocated_nodes, ray_over
 from itwinai.tune.early import check_names
@@ -189,14 +190,8 @@ def _merged(section: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
 def _read(path: Path) -> dict[str, Any]:
     import yaml
 
-    try:
-        config = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigurationError(f"There is no config file {path}.") from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"The config file {path} is not valid YAML: {error}") from None
-    if not isinstance(config, dict):
-        raise ConfigurationError(f"The config file {path} has no sections such as 'model' and 'tune'.")
+    check_config_files(["-c", str(path)])
+    config: dict[str, Any] = yaml.safe_load(path.read_text())
     return config
 
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from itwinai.cli.main import unknown_command, usage
-from itwinai.cli.run import expand_short_flags, ray_workers
+from itwinai.cli.run import ray_workers
+from itwinai.config_source import expand_short_flags
 from tests.conftest import REPOSITORY, RunCommand, python
 
 DIGITS = REPOSITORY / "examples" / "digits"
@@ -71,7 +72,7 @@ def test_number_of_ray_workers_that_is_known_at_once(arguments: list[str], worke
     config = tmp_path / "config.yaml"
     config.write_text("trainer:\n  strategy: ray\n  devices: 3\n  num_nodes: 2\nmodel: x\n")
     given = [argument.format(config=config) for argument in arguments]
-    assert ray_workers(expand_short_flags(["fit", *given])) == workers
+    assert ray_workers(["fit", *given]) == workers
 
 
 @pytest.mark.parametrize("max_epochs", ["1", "one"])

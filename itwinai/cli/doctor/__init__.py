@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from itwinai.cli.arguments import ArgumentParser
 from itwinai.cli.doctor.child import summarize, write_record
 from itwinai.cli.doctor.inspection import inspect, inspect_here
 from itwinai.cli.doctor.machine import describe_machine
@@ -74,7 +75,7 @@ def strategy_names(text: str) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="itwinai doctor", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     choice = parser.add_mutually_exclusive_group()

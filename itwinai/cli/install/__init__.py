@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+from itwinai.cli.arguments import ArgumentParser
 from itwinai.errors import InstallError
 
 _DESCRIPTION = """\
@@ -29,7 +30,7 @@ def _version(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="itwinai install", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("package", choices=["horovod"], help="what to install")

@@ -1,0 +1,35 @@
+"""The parser of every subcommand that is not lightning's: what is wrong is one line, without a page of usage."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from itwinai.errors import nearest
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, with no abbreviated flags, and errors that name the flag that was meant."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+        self._given: list[str] = []
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """Parse, and keep the arguments for the error."""
+        self._given = list(args or [])
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and what was meant, and exit with 2."""
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        unknown = [one.partition("=")[0] for one in self._given if one.startswith("--")]
+        hints = [
+            f" Did you mean '{meant}' by '{flag}'?"
+            for flag in unknown
+            if flag not in known and (meant := nearest(flag, known, 0.8)) and not flag.startswith("--trainer.")
+        ]
+        self.exit(2, f"error: {message.rstrip('.')}.{hints[0] if hints else ''} See `{self.prog} --help`.\n")

@@ -1,0 +1,311 @@
+"""What config files and flags say, each value with the place where it stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from itwinai.errors import ConfigurationError, did_you_mean
+
+SHORT_FLAGS = {
+    "--strategy": "--trainer.strategy",
+    "--devices": "--trainer.devices",
+    "--num-nodes": "--trainer.num_nodes",
+    "--num_nodes": "--trainer.num_nodes",
+    "--logger": "--trainer.logger",
+}
+WATCH = "--watch"
+
+CONFIG_FLAGS = ("-c", "--config")
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+CLASS_SECTIONS = ("model", "data", "optimizer", "lr_scheduler")
+
+_FLOAT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+@dataclass
+class Given:
+    """A value of a config.
+
+    Attributes:
+        at: where it stands: ``config.yaml:4``, or the flag; empty for a value that was given in Python.
+        value: a plain value, or a dict or list of `Given`.
+    """
+
+    at: str
+    value: Any
+
+    def plain(self) -> Any:
+        """Return the value alone."""
+        if isinstance(self.value, dict):
+            return {name: one.plain() for name, one in self.value.items()}
+        return [one.plain() for one in self.value] if isinstance(self.value, list) else self.value
+
+    def find(self, path: str) -> Given | None:
+        """Return what is at a path of names with dots between; None if there is nothing."""
+        node = self
+        for name in path.split("."):
+            if not isinstance(node.value, dict) or name not in node.value:
+                return None
+            node = node.value[name]
+        return node
+
+
+def as_given(value: Any, at: str = "") -> Given:
+    """Return plain values as `Given`, all at one place."""
+    if isinstance(value, Mapping):
+        return Given(at, {str(name): as_given(one, at) for name, one in value.items()})
+    if isinstance(value, (list, tuple)):
+        return Given(at, [as_given(one, at) for one in value])
+    return Given(at, value)
+
+
+def expand_short_flags(argv: Sequence[str]) -> list[str]:
+    """Replace short flags such as `--strategy` by the trainer's arguments that they stand for.
+
+    They are put behind everything else, so that they win over a config file that is named after them.
+    """
+    kept: list[str] = []
+    moved: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if argument == WATCH:
+            moved.append("--trainer.watch=true")
+            continue
+        if flag not in SHORT_FLAGS:
+            kept.append(argument)
+        elif equals:
+            moved.append(f"{SHORT_FLAGS[flag]}={value}")
+        else:
+            moved += [SHORT_FLAGS[flag], *[value for value in [next(arguments, None)] if value is not None]]
+    return kept + moved
+
+
+def flags_of(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Yield the flags of a command line, each with its value, or None if it has none.
+
+    Words that belong to no flag come with an empty flag.
+    """
+    waiting = list(reversed(arguments))
+    while waiting:
+        argument = waiting.pop()
+        flag, equals, value = argument.partition("=")
+        if not _is_flag(argument):
+            yield "", argument
+        elif equals:
+            yield flag, value
+        else:
+            yield flag, waiting.pop() if waiting and not _is_flag(waiting[-1]) else None
+
+
+def read_config(path: str) -> Given:
+    """Read a config file.
+
+    Args:
+        path: of the file; or YAML, which stands for a file that has it.
+
+    Raises:
+        ConfigurationError: there is no such file, or it is no YAML, or no mapping, or has a key twice.
+    """
+    text, name = _text(path)
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        root = None if node is None else _given(node, loader, name)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(_syntax_error(error, text, name)) from None
+    if root is None or root.value is None:
+        raise ConfigurationError(
+            f"{name} is empty. A config has sections 'model', 'data' and 'trainer'; "
+            "`itwinai fit --model module.Class --data module.Class --print_config` prints a whole one."
+        )
+    if not isinstance(root.value, dict):
+        kind = "a list" if isinstance(root.value, list) else repr(root.value)
+        raise ConfigurationError(
+            f"{root.at}: there is {kind} at the top level of the config. Accepted are sections: 'model:', 'data:', "
+            "'trainer:'."
+        )
+    return root
+
+
+def check_config_files(arguments: Sequence[str]) -> None:
+    """Raise an error for the first config file of a command line that can not be read.
+
+    Raises:
+        ConfigurationError: see `read_config`.
+    """
+    for flag, value in flags_of(arguments):
+        if flag in CONFIG_FLAGS and value is not None and "://" not in value:
+            read_config(value)
+
+
+def given_by(arguments: Sequence[str]) -> Given:
+    """Return what the config files and flags of a command line say, the later ones over the earlier."""
+    root = Given("", {})
+    for flag, value in flags_of(arguments):
+        name = SHORT_FLAGS.get(flag, flag).removeprefix("--")
+        if flag in CONFIG_FLAGS:
+            if value is not None and "://" not in value:
+                root = _merge(root, read_config(value))
+        elif value is not None and name and not name.startswith("-") and not name.endswith(("+", ".help", "_config")):
+            given = Given(flag, _scalar(value))
+            if name in CLASS_SECTIONS and isinstance(given.value, str) and not Path(given.value).exists():
+                given.value = {"class_path": Given(flag, given.value)}
+            _set_at(root, name, given)
+    return root
+
+
+def _merge(first: Given, second: Given) -> Given:
+    """Return one config over another: what both have is as the second says."""
+    if not isinstance(first.value, dict) or not isinstance(second.value, dict):
+        return second
+    classes = [one.value["class_path"].value if "class_path" in one.value else None for one in (first, second)]
+    if classes[1] is not None and classes[0] not in (None, classes[1]):
+        return second
+    merged = dict(first.value)
+    if "class_path" in merged and not any(name in second.value for name in CLASS_KEYS):
+        second = Given(second.at, {"init_args": second})  # a section without class_path goes into the class before
+    for name, one in second.value.items():
+        merged[name] = _merge(merged[name], one) if name in merged else one
+    return Given(first.at, merged)
+
+
+def _set_at(root: Given, path: str, given: Given) -> None:
+    """Set a value of a config at a path, in which ``init_args`` may be left out."""
+    *parents, last = path.split(".")
+    node = root
+    for name in parents:
+        if (holder := _holder(node, name, given.at)) is None:
+            return  # it reaches into a list
+        node = holder.value.setdefault(name, Given(given.at, {}))
+    if (holder := _holder(node, last, given.at)) is not None:
+        holder.value[last] = _merge(holder.value[last], given) if last in holder.value else given
+
+
+def classes_first(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with the flags that name the classes of sections without ``class_path`` before the config.
+
+    There a config's section goes into the class; behind it, it would have been refused before.
+    """
+    lacking = set()
+    for flag, value in flags_of(arguments):
+        if flag in CONFIG_FLAGS and value is not None and "://" not in value:
+            config = read_config(value).value
+            lacking |= {
+                f"--{name}"
+                for name in CLASS_SECTIONS
+                if name in config and isinstance(config[name].value, dict) and "class_path" not in config[name].value
+            }
+    front: list[str] = []
+    others: list[str] = []
+    waiting = list(reversed(arguments))
+    while waiting:
+        argument = waiting.pop()
+        flag, equals, _ = argument.partition("=")
+        moved = front if flag in lacking else others
+        moved.append(argument)
+        if flag in lacking and not equals and waiting:
+            moved.append(waiting.pop())
+    command = 1 if others and not others[0].startswith("-") else 0
+    return [*others[:command], *front, *others[command:]]
+
+
+def _scalar(text: str) -> Any:
+    """Return what the value of a flag stands for."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
+
+
+def _holder(node: Given, name: str, at: str) -> Given | None:
+    """Return the mapping in which a name of a path is; None where there is no mapping."""
+    if isinstance(node.value, str):
+        node.value = {"class_path": Given(node.at, node.value)}
+    if not isinstance(node.value, dict):
+        return None
+    if "class_path" in node.value and name not in CLASS_KEYS:
+        holder: Given = node.value.setdefault("init_args", Given(at, {}))
+        return holder if isinstance(holder.value, dict) else None
+    return node
+
+
+def _is_flag(argument: str) -> bool:
+    return argument.startswith("-") and not re.fullmatch(r"-|-\d.*|-\.\d.*", argument)
+
+
+def _text(path: str) -> tuple[str, str]:
+    """Return the text of a config and what it is called."""
+    if path.lstrip().startswith("{") or "\n" in path:
+        return path, "the config"
+    file = Path(path)
+    if file.is_dir():
+        raise ConfigurationError(f"{path} is a folder, and -c takes a config file.{_nearby(file)}")
+    if not file.exists():
+        found = [str(other) for pattern in ("*.yaml", "*.yml") for other in sorted(file.parent.glob(pattern))]
+        raise ConfigurationError(f"There is no config file {path}.{did_you_mean(path, found) or _nearby(file.parent)}")
+    try:
+        return file.read_text(encoding="utf-8"), path
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} can not be read: {error}") from None
+
+
+def _nearby(folder: Path) -> str:
+    """Return a sentence with the config files of a folder, or nothing if there are none."""
+    found = sorted(str(other) for pattern in ("*.yaml", "*.yml") for other in folder.glob(pattern))
+    return f" Config files here: {', '.join(found[:5])}." if found else ""
+
+
+def _given(node: yaml.Node, loader: yaml.SafeLoader, name: str) -> Given:
+    at = f"{name}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.SequenceNode):
+        return Given(at, [_given(one, loader, name) for one in node.value])
+    if not isinstance(node, yaml.MappingNode):
+        value = loader.construct_object(node)
+        plain = isinstance(value, str) and isinstance(node, yaml.ScalarNode) and node.style is None
+        return Given(at, float(value) if plain and _FLOAT.fullmatch(value) else value)
+    found: dict[str, Given] = {}
+    merged: dict[str, Given] = {}
+    for key, value in node.value:
+        line = f"{name}:{key.start_mark.line + 1}"
+        if key.tag == "tag:yaml.org,2002:merge":
+            for one in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                merged |= _given(one, loader, name).value
+            continue
+        text = str(loader.construct_object(key, deep=True))
+        if text in found:
+            raise ConfigurationError(
+                f"{line}: '{text}' is there twice; the first is in line {found[text].at.rpartition(':')[2]}. Keep one."
+            )
+        found[text] = _given(value, loader, name)
+        found[text].at = line
+    return Given(at, {**merged, **found})
+
+
+def _syntax_error(error: yaml.YAMLError, text: str, name: str) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"{name} is no YAML: {error}"
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    problem = str(getattr(error, "problem", "") or error)
+    begun = getattr(error, "context_mark", None)
+    if "\t" in line[: mark.column + 1]:
+        told = "there is a tab. YAML is indented with spaces."
+    elif begun is not None and begun.line != mark.line:
+        told = f"this does not continue line {begun.line + 1}: {problem}. Look at brackets, quotes and indentation."
+        line = (
+            f"{lines[begun.line]}\n  ...\n    {line}"
+            if begun.line < mark.line - 1
+            else f"{lines[begun.line]}\n    {line}"
+        )
+    else:
+        told = f"this is no YAML: {problem}."
+    return f"{name}:{mark.line + 1}: {told}\n    {line}".replace("\t", "<tab>").rstrip()
