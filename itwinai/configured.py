@@ -13,7 +13,10 @@ from typing import Any, TypeVar
 import jsonargparse
 import yaml
 from jsonargparse import ArgumentError
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from itwinai import compat
 from itwinai.compat import parser_arguments
@@ -34,6 +37,27 @@ from itwinai.strategies.registry import check_strategy_name
 from itwinai.trainer import ItwinaiTrainer, check_devices
 
 _VERSION = tuple(int(part) for part in jsonargparse.__version__.split(".")[:2])
+
+PREDICTIONS_LOST = """\
+itwinai: nothing keeps the predictions of this run: no callback writes them, and this command returns none. Unless your
+predict_step writes them itself, save this as writer.py in the current folder:
+
+  import torch
+  from lightning.pytorch.callbacks import BasePredictionWriter
+
+  class Writer(BasePredictionWriter):
+      def write_on_batch_end(self, trainer, module, prediction, indices, batch, batch_idx, dataloader_idx):
+          name = f"predictions-{trainer.global_rank}-{dataloader_idx}-{batch_idx}.pt"
+          torch.save({"indices": indices, "prediction": prediction}, name)
+
+and let the config have it:
+
+  trainer:
+    callbacks:
+      - class_path: writer.Writer
+        init_args: {write_interval: batch}
+"""
+_OF_SUBCOMMANDS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
 
 
 class ConfiguredCLI(LightningCLI):
@@ -102,6 +126,16 @@ class ConfiguredCLI(LightningCLI):
             told = told_by_parser(error)
         return told
 
+    def before_predict(self) -> None:
+        """Say before a long run that its predictions will be lost, and what keeps them."""
+        if not _keeps_predictions(self.trainer, self.model):
+            _say(PREDICTIONS_LOST)
+
+    def after_predict(self) -> None:
+        """Say it again, where it is seen."""
+        if not _keeps_predictions(self.trainer, self.model):
+            _say("itwinai: no callback has written predictions; what to add is said above, before the run")
+
     def instantiate_classes(self) -> None:
         """Make data, model and trainer.
 
@@ -125,6 +159,23 @@ class ConfiguredCLI(LightningCLI):
             raise ConfigurationError(told) from None
 
 
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _keeps_predictions(trainer: Trainer, module: LightningModule) -> bool:
+    """Tell whether a callback or the module does something with predictions."""
+    hooks = ("on_predict_batch_end", "on_predict_epoch_end", "on_predict_end")
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    own = [one for one in callbacks if not type(one).__module__.startswith(("lightning.", "itwinai."))]
+    return any(isinstance(one, BasePredictionWriter) for one in callbacks) or any(
+        getattr(type(one), hook) is not getattr(base, hook)
+        for one, base in [*((one, Callback) for one in own), (module, LightningModule)]
+        for hook in hooks
+    )
+
+
 def _import_named_classes(arguments: Sequence[str]) -> None:
     """Import the modules of classes that flags name, so that the config may have the short names of these classes."""
     for flag, value in flags_of(arguments):
@@ -143,6 +194,12 @@ class ParsedCLI(ConfiguredCLI):
 
     seed: int | bool | None
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Take the arguments of lightning's subcommands too, as they are in the configs that runs leave behind."""
+        super().add_arguments_to_parser(parser)
+        for name in _OF_SUBCOMMANDS:
+            parser.add_argument(f"--{name}", type=Any, default=None, help="of a run")
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and take out the seed."""
         super().parse_arguments(parser, args)
@@ -157,6 +214,12 @@ class ParsedCLI(ConfiguredCLI):
         Args:
             without_defaults: leave out what a run has anyway.
         """
+        if (path := self.config.get("ckpt_path")) is not None:
+            raise ConfigurationError(
+                f"ckpt_path is {path!r}, but here every run starts with the weights that the model is made with. Leave "
+                "it out.",
+                argument="ckpt_path",
+            )
         # None is a value too: one that has it may be varied, and one that was set to it differs from its default.
         if _VERSION >= (4, 49):
             options = {"skip_unset": False, "skip_default": without_defaults}
@@ -168,7 +231,8 @@ class ParsedCLI(ConfiguredCLI):
             )
             values = different(values, defaults) if without_defaults else values
         plain: dict[str, Any] = {**values, "seed_everything": self.seed}
-        plain.pop("tune", None)
+        for name in ("tune", *_OF_SUBCOMMANDS):
+            plain.pop(name, None)
         return plain
 
     def check(self, config: Mapping[str, Any], what: str) -> None:

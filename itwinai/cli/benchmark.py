@@ -94,6 +94,7 @@ def _run(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="itwinai benchmark",
+        usage="itwinai benchmark -c CONFIG --strategies NAMES --workers NUMBERS [flags]",
         description="Run a model under several strategies with several numbers of workers, and compare them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -16,6 +16,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("itwinai.cli.run", "predict"),
     "tune": ("itwinai.cli.tune", "search for good hyperparameters of a run from a config file"),
     "benchmark": ("itwinai.cli.benchmark", "compare strategies and numbers of workers; see how far a model scales"),
+    "config": ("itwinai.cli.config", "let a config of your own LightningCLI name its classes"),
     "checkpoint": ("itwinai.cli.checkpoint", "inspect, verify, convert and export checkpoints"),
     "doctor": ("itwinai.cli.doctor", "show what is installed and usable here; try every strategy"),
     "install": ("itwinai.cli.install", "build and install what has no ready-made package: horovod"),

@@ -14,13 +14,68 @@ from itwinai.unify import unify_lightning
 
 UNIFY = "--unify-lightning"
 
-_DESCRIPTION = {
-    "description": "Short flags: --strategy NAME, --devices N, --num-nodes N and --logger NAME (csv, jsonl, "
-    "tensorboard, mlflow, wandb, provenance; several with commas between) stand for "
-    "--trainer.strategy, --trainer.devices, --trainer.num_nodes and --trainer.logger, and win over the config file. "
-    "--watch logs, profiles and monitors the run, and tells about it at the end. --unify-lightning lets modules train "
-    "that are made with the package pytorch_lightning."
+HELP_ALL = "--help-all"
+
+_DESCRIPTION = {"description": "Everything that can be set. `--help` shows what most people set, and the short flags."}
+
+_WHAT = {
+    "fit": "Train the model of a config.",
+    "validate": "Evaluate the model of a config on its validation data.",
+    "test": "Evaluate the model of a config on its test data.",
+    "predict": "Run predict_step of the model of a config over its prediction data.",
 }
+
+# Defaults are in brackets.
+_HELP = """usage: itwinai {command} -c CONFIG [flags]
+
+{what} Flags win over the config; what a config takes as trainer: max_epochs: 5 is the flag --trainer.max_epochs 5.
+
+model and data
+  -c, --config FILE                 config file; given several times, the later ones win
+  --model MODULE.CLASS              class of the model, where the config does not name it
+  --data MODULE.CLASS               class of the data, where the config does not name it
+  --model.NAME VALUE                an argument of the model; --data.NAME of the data
+  --ckpt_path PATH                  checkpoint to start from; auto for the newest valid one
+  --seed_everything N               seed [true: drawn for each run]
+
+workers
+  --strategy NAME                   ddp, deepspeed, deepspeed_stage_0 to _3, horovod, ray, ray_deepspeed,
+                                    ray_horovod, or one of lightning's [auto: ddp for several workers]
+  --devices N                       workers on each node [auto: all GPUs, or one process]
+  --num-nodes N                     nodes [1]
+  --trainer.accelerator NAME        cpu, gpu, mps [auto]
+  --trainer.precision NAME          32-true, bf16-mixed, 16-mixed, 64-true... [null: 32-true]
+  --trainer.split_batches BOOL      take batch sizes as global ones and divide them among workers [false]
+  --trainer.max_restarts N          start workers again that have died, so many times [0]
+
+length
+  --trainer.max_epochs N            [null: 1000, unless max_steps is given]
+  --trainer.max_steps N             [-1: no limit]
+  --trainer.max_time TIME           as 00:12:00:00 (days:hours:minutes:seconds) [null]
+  --trainer.accumulate_grad_batches N   batches of each optimizer step [1]
+  --trainer.gradient_clip_val X     largest norm of the gradients [null]
+  --trainer.check_val_every_n_epoch N   [1]
+  --trainer.limit_train_batches N   number (5) or share (0.1) of batches; also limit_val_batches... [null: all]
+  --trainer.fast_dev_run BOOL       one batch of everything, to try it out [false]
+
+records
+  --logger NAME                     csv, jsonl, tensorboard, mlflow, wandb, provenance; several with commas between
+  --watch                           log, profile and monitor the run, and tell about it at the end
+  --trainer.default_root_dir DIR    where logs and checkpoints go [null: the current folder]
+  --trainer.resume auto             go on from the newest valid checkpoint of this run's folders [null]
+  --trainer.enable_progress_bar BOOL    [null: true]
+
+more
+  --print_config                    print the whole config with all defaults, and run nothing
+  --model.help MODULE.CLASS         show the arguments of a class; --trainer.callbacks.help of a callback
+  --unify-lightning                 let modules train that are made with the package pytorch_lightning
+  --help-all                        show every flag
+"""
+
+
+def short_help(command: str) -> str:
+    """Return what most people set, by groups."""
+    return _HELP.format(command=command, what=_WHAT[command])
 
 
 def main(argv: list[str]) -> int:
@@ -29,10 +84,13 @@ def main(argv: list[str]) -> int:
     Args:
         argv: the subcommand and its arguments.
     """
+    if "-h" in argv or "--help" in argv:
+        print(short_help(argv[0]), end="")
+        return 0
     # As for a script: the config names classes in files of the current folder.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    arguments = list(argv)
+    arguments = ["--help" if argument == HELP_ALL else argument for argument in argv]
     if UNIFY in arguments:
         arguments.remove(UNIFY)
         unify_lightning()
@@ -67,7 +125,7 @@ def ray_workers(arguments: Sequence[str]) -> int | None:
         OSError, LookupError, ValueError, TypeError, AttributeError, yaml.YAMLError
     ):  # the parser will say what is wrong
         for flag, value in flags_of(expand_short_flags(arguments)):
-            if flag in ("-h", "--help", "--print_config"):
+            if flag in ("--help", "--print_config"):
                 return None
             if flag in ("-c", "--config"):
                 section = yaml.safe_load(Path(value or "").read_text())["trainer"]

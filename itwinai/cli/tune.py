@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
     """
     parser = ArgumentParser(
         prog="itwinai tune",
+        usage="itwinai tune -c CONFIG [flags]",
         description="Search for good hyperparameters: many trials at once, each with one or several workers.",
         epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
