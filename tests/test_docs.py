@@ -81,6 +81,7 @@ def test_first_model_and_predictions(own_modules: None) -> None:
     one, two = (torch.load(f"checkpoints/{name}.ckpt")["state_dict"] for name in ("best", "best-v1"))
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, rtol=1e-4, atol=1e-5)
+    assert yaml.safe_load(Path("own.yaml").read_text())["data"]["class_path"] == "river.RiverData"
     written = yaml.safe_load(Path("new.yaml").read_text())
     assert written["model"]["class_path"] == "river.RiverLSTM"
 
