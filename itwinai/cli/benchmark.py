@@ -119,9 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--baseline", default="single", help="baseline of speed-ups: single, one process, or a strategy")
     add("--extrapolate", help="numbers of workers to extrapolate to; by default up to eight times the largest")
     add("--folder", help="for records, table and report; by default benchmarks/NAME_OF_THE_MODEL")
-    add(
-        "--resume", action="store_true", help="run what is missing in the folder; more may be requested for than before"
-    )
+    add("--resume", action="store_true", help="run what is missing in the folder; more may be requested than before")
     add("--retry-failed", action="store_true", help="the same, and repeat failed runs")
     add("--workers-per-node", type=int, help="most workers of a node; by default all are on one")
     add("--address", help="of a Ray cluster, for the strategies of Ray; by default RAY_ADDRESS")
