@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType, TracebackType
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from itwinai.errors import ItwinaiError
 
@@ -46,6 +46,7 @@ class Frame(NamedTuple):
 
     file: str
     function: str
+    first_line: int
     line: int
     module: str
 
@@ -78,7 +79,7 @@ def hide_framework_frames(error: BaseException) -> None:
         return
     hidden = sum(_hide(one) for one in chain(error))
     notes = getattr(error, "__notes__", [])
-    if hidden and not any(VARIABLE in note for note in notes):
+    if hidden and not isinstance(error, ItwinaiError) and not any(VARIABLE in note for note in notes):
         note = f"[{hidden} frames of frameworks are hidden; {VARIABLE}=1 shows them]"
         error.__notes__ = [note, *notes]  # Python 3.10 does not print it
 
@@ -99,7 +100,7 @@ def frames_of(traceback: TracebackType | None) -> list[Frame]:
     while traceback is not None:
         code = traceback.tb_frame.f_code
         module = str(traceback.tb_frame.f_globals.get("__name__", ""))
-        frames.append(Frame(code.co_filename, code.co_name, traceback.tb_lineno, module))
+        frames.append(Frame(code.co_filename, code.co_name, code.co_firstlineno, traceback.tb_lineno, module))
         traceback = traceback.tb_next
     return frames
 
@@ -121,16 +122,34 @@ def _raise() -> None:
     1 / 0  # noqa: B018
 
 
-# Every instruction is on the first line, in no column: otherwise Python underlines columns of this file's line.
-_NO_COLUMNS = {"co_linetable": bytes([0x80 | 13 << 3 | 7, 0]) * 16} if sys.version_info >= (3, 11) else {}
-
-
 def _code(frame: Frame) -> CodeType:
     """Return the code of a function that only raises, under the name and in the file of a frame."""
-    named = {"co_filename": frame.file, "co_name": frame.function, "co_firstlineno": frame.line}
+    named: dict[str, Any] = {
+        "co_filename": frame.file,
+        "co_name": frame.function,
+        "co_firstlineno": frame.first_line,
+    }
     if sys.version_info >= (3, 11):
-        named["co_qualname"] = frame.function
-    return _raise.__code__.replace(**named, **_NO_COLUMNS)  # type: ignore[arg-type]
+        named |= {"co_qualname": frame.function, "co_linetable": _line_table(frame.line - frame.first_line)}
+    return _raise.__code__.replace(**named)
+
+
+def _line_table(distance: int) -> bytes:
+    """Return the line table of code that is all on one line, in no column: Python would underline those of `_raise`.
+
+    The format is described in CPython's ``Objects/locations.md``: each entry is a byte with its kind (13, a line
+    without columns) and the number of instructions less one, and the distance to the line before as a signed varint.
+
+    Args:
+        distance: from the first line of the function.
+    """
+    kind = 0x80 | 13 << 3 | 7
+    number = distance << 1 if distance >= 0 else (-distance << 1) | 1
+    varint = []
+    while number >= 64:
+        varint.append(number & 63 | 64)
+        number >>= 6
+    return bytes([kind, *varint, number]) + bytes([kind, 0]) * 16
 
 
 def _hide(error: BaseException) -> int:

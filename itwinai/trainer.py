@@ -27,7 +27,7 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import BatchSampler, DataLoader
 
 from itwinai import compat
@@ -60,6 +60,7 @@ from itwinai.strategies.registry import make_strategy
 from itwinai.tracebacks import hides_framework_frames
 from itwinai.trials.session import find_session
 from itwinai.unify import refuse_foreign
+from itwinai.warn import warn_user
 
 # A decorator that returns what it takes, for type checkers: they then know the arguments of what is decorated.
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -389,7 +390,7 @@ class ItwinaiTrainer(Trainer):
             compat.replace_fit_loop(self, LeanFitLoop)
             compat.replace_evaluation_loops(self, LeanEvaluationLoop)
         else:
-            rank_zero_warn(
+            warn_user(
                 f"itwinai's loops were compared with those of lightning {', '.join(compat.VERIFIED_LOOPS)}, and not "
                 f"yet with those of {lightning.__version__}: lightning's own run, which are slower."
             )

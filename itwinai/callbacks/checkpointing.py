@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-
 from itwinai import compat
 from itwinai.checkpoints.plugin import PortableCheckpointIO
 from itwinai.errors import CheckpointError, ConfigurationError
 from itwinai.files.whole import remove_parts
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -253,7 +252,7 @@ class ModelCheckpoint(compat.ModelCheckpoint):
                     f"{message} Make room or choose another dirpath, and resume; with on_error='continue' training "
                     "goes on all the same."
                 )
-            rank_zero_warn(f"{message} Training goes on.")
+            warn_user(f"{message} Training goes on.")
 
 
 def _is_preempted(path: str) -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from itwinai import compat
 from itwinai.facts.config import config_of
@@ -26,6 +25,7 @@ from itwinai.report.sections import Section
 from itwinai.report.telling import is_trial, sections_of_all
 from itwinai.report.terminal import in_terminal
 from itwinai.report.words import count_text, origin
+from itwinai.warn import warn_user
 
 FAILED_PATIENCE = 10.0
 """Most seconds for which each logger may keep a run that has failed from ending, to get its page."""
@@ -150,7 +150,7 @@ class RunSummary(Callback):
         try:
             write_whole(path, self._page(sections))
         except OSError as error:  # the run itself has ended well
-            rank_zero_warn(f"The page {path} could not be written: {error}. Give RunSummary(path=...) another place.")
+            warn_user(f"The page {path} could not be written: {error}. Give RunSummary(path=...) another place.")
             return None
         self.page = path
         return path

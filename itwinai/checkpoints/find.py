@@ -8,12 +8,12 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from itwinai.checkpoints.file import Manifest
 from itwinai.checkpoints.sharded import manifest_of, verify_any
 from itwinai.errors import CheckpointError, DamagedCheckpointError
 from itwinai.files.whole import PART
+from itwinai.warn import warn_user
 
 AUTO = "auto"
 """In the place of a path: the newest valid checkpoint of the run's folders, or none."""
@@ -67,7 +67,7 @@ def newest_valid(folders: Iterable[str], since: float = 0.0) -> str | None:
             if isinstance(checkpoint, Found):
                 found[checkpoint.path] = checkpoint
             elif isinstance(checkpoint, DamagedCheckpointError):
-                rank_zero_warn(f"passed over: {checkpoint.path} is damaged: {checkpoint.reason}")
+                warn_user(f"passed over: {checkpoint.path} is damaged: {checkpoint.reason}")
     newest_first = sorted(found.values(), key=_age, reverse=True)
     for checkpoint in newest_first:
         if not checkpoint.manifest.about.get("resumable") or checkpoint.manifest.written_at < since:
@@ -75,7 +75,7 @@ def newest_valid(folders: Iterable[str], since: float = 0.0) -> str | None:
         try:
             verify_any(checkpoint.path)
         except DamagedCheckpointError as error:
-            rank_zero_warn(f"passed over: {error.path} is damaged: {error.reason}")
+            warn_user(f"passed over: {error.path} is damaged: {error.reason}")
         except FileNotFoundError:
             continue
         else:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from itwinai import compat
 from itwinai.errors import ConfigurationError, ResourceError, WorkerError
@@ -26,6 +25,7 @@ from itwinai.launchers.payload import Payload, Result
 from itwinai.launchers.ray_start import connect, starting_ray
 from itwinai.launchers.ray_warm import offered_workers
 from itwinai.launchers.ray_worker import Mailbox, RayWorker
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     pass
@@ -223,7 +223,7 @@ class RayLauncher(PayloadLauncher):
             except ResourceError as error:
                 if (fewer := self._fewer_workers()) is None:
                     raise
-                rank_zero_warn(f"{error} The run goes on with {fewer} workers (min_workers).")
+                warn_user(f"{error} The run goes on with {fewer} workers (min_workers).")
                 remove_placement_group(group)
                 self.num_workers = fewer
                 group = placement_group([self.resources] * fewer, strategy=self.placement.placement)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.strategies import ParallelStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from itwinai import compat
@@ -20,6 +19,7 @@ from itwinai.errors import CheckpointError
 from itwinai.loops.exchange import WEIGHT, Entry, exchange
 from itwinai.loops.missing import MissingWorkers
 from itwinai.loops.monitors import check_callbacks
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -213,7 +213,7 @@ class LeanLoggerConnector(compat.LoggerConnector):
         results = trainer.fit_loop.epoch_loop.results
         on_step = [metric.meta.name for metric in results.values() if metric.meta.on_step and metric.meta.logger]
         if on_step:
-            rank_zero_warn(
+            warn_user(
                 f"An epoch has {batches} steps, and loggers get '{on_step[0]}' of every {every}th step only. Set "
                 f"log_every_n_steps={max(1, batches // 4)} to see more of it, or log it with on_epoch=True."
             )
