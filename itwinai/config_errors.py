@@ -29,6 +29,7 @@ from itwinai.config_source import (
     WATCH,
     Given,
     flags_of,
+    read_config,
 )
 from itwinai.errors import did_you_mean, nearest
 
@@ -148,6 +149,7 @@ def _section(given: Given, key: str, arguments: Mapping[str, ParserArgument]) ->
     inside = {name: one for name, one in inside.items() if (not key or f"{key}.{name}" in arguments)}
     names = list(dict.fromkeys(name.partition(".")[0] for name in inside))
     names = [name for name in names if not name.startswith("print_") and name not in ("help", "config")]
+    given = _from_file(given)
     if not isinstance(given.value, dict):
         if given.value is not None and not isinstance(given.value, str):
             yield _Mistake(given.at, key, f"it is {given.plain()!r}, and not a section.", _listed(names))
@@ -164,6 +166,14 @@ def _section(given: Given, key: str, arguments: Mapping[str, ParserArgument]) ->
     for name, argument in inside.items():
         if argument.required and "." not in name and name not in given.value:
             yield _Mistake("", "", f"there is no {name}.", [])
+
+
+def _from_file(given: Given) -> Given:
+    """Return what is in the file that a value names, if it names a config file; else the value."""
+    if not isinstance(given.value, str) or not given.value.endswith((".yaml", ".yml", ".json")):
+        return given
+    file = Path(given.at.rpartition(":")[0]).parent / given.value
+    return read_config(str(file)) if file.is_file() else given
 
 
 def _unknown_key(given: Given, name: str, key: str, names: Sequence[str]) -> _Mistake:
@@ -188,6 +198,8 @@ def _value(given: Given, hint: Any, key: str, root: Given | None = None) -> Iter
         root: the whole config, for a section that is a class.
     """
     classes, skipped = _classes(hint)
+    if classes:
+        given = _from_file(given)
     value = given.value
     if value is None and (type(None) in _members(hint) or root is not None):
         return

@@ -28,6 +28,15 @@ CLASS_SECTIONS = ("model", "data", "optimizer", "lr_scheduler")
 _FLOAT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as the parser reads it: a date is text."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 @dataclass
 class Given:
     """A value of a config.
@@ -115,7 +124,7 @@ def read_config(path: str) -> Given:
     """
     text, name = _text(path)
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         root = None if node is None else _given(node, loader, name)
     except yaml.YAMLError as error:
@@ -219,7 +228,7 @@ def classes_first(arguments: Sequence[str]) -> list[str]:
 def _scalar(text: str) -> Any:
     """Return what the value of a flag stands for."""
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
     return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
@@ -263,7 +272,7 @@ def _nearby(folder: Path) -> str:
     return f" Config files here: {', '.join(found[:5])}." if found else ""
 
 
-def _given(node: yaml.Node, loader: yaml.SafeLoader, name: str) -> Given:
+def _given(node: yaml.Node, loader: _Loader, name: str) -> Given:
     at = f"{name}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.SequenceNode):
         return Given(at, [_given(one, loader, name) for one in node.value])

@@ -82,7 +82,7 @@ class ConfiguredCLI(LightningCLI):
             self.given = as_given(args)
         else:
             check_config_files(args)
-            self.given = given_by(args)
+            self.given = given_by(classes_first(args))
             arguments = classes_first(expand_short_flags(args))
             _import_named_classes(args)
         try:

@@ -226,6 +226,23 @@ def test_short_names_mean_lightnings_classes(base: type, name: str) -> None:
     assert parser.parse_args([f"--one={name}"]).one.class_path.startswith("lightning.pytorch.")
 
 
+def test_arguments_of_a_parser_and_of_its_subcommand() -> None:
+    parser, below = ArgumentParser(exit_on_error=False), ArgumentParser(exit_on_error=False)
+    parser.add_argument("--size", type=int | None, default=3)
+    below.add_argument("--name", type=str, required=True)
+    parser.add_subcommands().add_subcommand("run", below)
+    size = {one.name: one for one in compat.parser_arguments(parser)}["size"]
+    assert (size.flags, size.type, size.required, size.default, size.takes_value) == (
+        ("--size",),
+        int | None,
+        False,
+        3,
+        True,
+    )
+    found = {one.name: one for one in compat.parser_arguments(parser, "run")}
+    assert found["name"].required and not found["help"].takes_value and "size" not in found
+
+
 # ------------------------------------------------------------------------------------------ loggers, progress
 
 

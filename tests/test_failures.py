@@ -15,7 +15,14 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from itwinai import ItwinaiTrainer
-from itwinai.errors import ConfigurationError, MissingPackageError, PayloadError, ResourceError, WorkerError
+from itwinai.errors import (
+    ConfigurationError,
+    MissingPackageError,
+    PayloadError,
+    ResourceError,
+    WorkerError,
+    did_you_mean,
+)
 from tests.conftest import RunCommand, assert_no_process_left, python, start_script, wait_for_files
 from tests.support.cases import Regression, loader, make_trainer
 
@@ -42,6 +49,20 @@ def test_devices_that_are_no_number_of_workers(devices: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"devices=.* is not a number of workers\. Give 1 or more") as error:
         ItwinaiTrainer(accelerator="cpu", devices=devices)
     assert error.value.argument == "devices"
+
+
+@pytest.mark.parametrize(
+    ("written", "names", "meant"),
+    [
+        ("max_epoch", ["max_steps", "max_epochs"], "max_epochs"),
+        ("loss", ["acc", "val_loss"], "val_loss"),  # its end alone
+        ("MLFLOW", ["csv", "mlflow"], "mlflow"),
+        ("RiverLSMT", ["RiverData", "RiverLSTM"], "RiverLSTM"),
+        ("xyz", ["csv", "mlflow"], None),
+    ],
+)
+def test_did_you_mean(written: str, names: list[str], meant: str | None) -> None:
+    assert did_you_mean(written, names) == ("" if meant is None else f" Did you mean '{meant}'?")
 
 
 def test_an_argument_that_the_trainer_does_not_have() -> None:

@@ -64,6 +64,11 @@ def adopted(path: str, classes: Mapping[str, str]) -> str:
     config = read_config(path)
     text = Path(path).read_text(encoding="utf-8")
     wanted = config.plain()
+    for name in CLASS_SECTIONS:
+        section = config.value.get(name)
+        nameless = section is not None and isinstance(section.value, dict) and "class_path" not in section.value
+        if nameless and name not in classes:
+            raise ConfigurationError(f"{section.at}: {name} has no class_path. Name its class: --{name} MODULE.CLASS.")
     # From the end of the file, so that the places of those before stay.
     sections = sorted((name for name in CLASS_SECTIONS if name in config.value), key=lambda name: -_line(config, name))
     for name in sections:
@@ -86,8 +91,6 @@ def adopted(path: str, classes: Mapping[str, str]) -> str:
             elif classes.get(name, there.value) != there.value:
                 raise ConfigurationError(f"{there.at}: {name} is {there.value} already, and not {classes[name]}.")
             continue
-        if name not in classes:
-            raise ConfigurationError(f"{section.at}: {name} has no class_path. Name its class: --{name} MODULE.CLASS.")
         wanted[name] = {"class_path": classes[name], "init_args": wanted[name]}
         text = _with_class(text, _line(config, name), section, classes[name])
     for name in classes:

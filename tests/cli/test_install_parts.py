@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from itwinai.cli.install import packages
-from itwinai.cli.install.cuda import find_cuda_home, find_nccl
+from itwinai.cli.install.cuda import builds_for_gpus, find_cuda_home, find_nccl
 from itwinai.cli.install.environment import build_environment, build_jobs, wrapper_script
 from itwinai.cli.install.failure import first_errors
 from itwinai.cli.install.packages import check_python_packages
 from itwinai.cli.install.plan import Plan, TorchInfo, build_options, cache_key, default_cache_dir
+from itwinai.cli.install.prerequisites import check_prerequisites
 from itwinai.cli.install.progress import BuildProgress
 from itwinai.cli.install.toolchain import check_cmake, check_compiler
 from itwinai.errors import InstallError
@@ -102,6 +103,21 @@ def test_cuda_toolkit_needs_compiler_and_headers(tmp_path: Path) -> None:
     assert find_cuda_home(env) == tmp_path
 
 
+def test_a_torch_for_gpus_gets_a_horovod_for_cpus_where_there_are_none(tmp_path: Path) -> None:
+    """Then neither the CUDA toolkit nor NCCL is asked for, and Horovod's CMake leaves CUDA out too."""
+    env = environment(PATH=str(tmp_path))
+    plan = Plan(VERSION, CUDA, build_options(env, CUDA, gpus=False), tmp_path)
+    names = [check.name for check in check_prerequisites(plan, env)]
+    assert not [name for name in names if "CUDA" in name or "NCCL" in name]
+    assert "there is no GPU here" in plan.note
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "include").mkdir()
+    (tmp_path / "bin" / "nvcc").touch()
+    (tmp_path / "include" / "cuda_runtime.h").touch()
+    assert builds_for_gpus(environment(CUDA_HOME=str(tmp_path)), CUDA), "a login node, whose cluster has GPUs"
+    assert not builds_for_gpus(env, CPU)
+
+
 def test_nccl_without_linker_name_gets_one(tmp_path: Path) -> None:
     home, scratch = tmp_path / "nccl", tmp_path / "scratch"
     for folder in (home / "include", home / "lib", scratch):
@@ -131,6 +147,7 @@ def test_options_of_the_user_come_first() -> None:
     assert not {"HOROVOD_WITHOUT_MPI", "HOROVOD_WITH_GLOO", "HOROVOD_TIMELINE"} & own.keys()
     assert build_options({}, CUDA)["HOROVOD_GPU_OPERATIONS"] == "NCCL"
     assert "HOROVOD_GPU_OPERATIONS" not in build_options({"HOROVOD_GPU_ALLREDUCE": "NCCL"}, CUDA)
+    assert "HOROVOD_GPU_OPERATIONS" not in build_options({}, CUDA, gpus=False)
     with pytest.raises(InstallError, match="HOROVOD_WITHOUT_PYTORCH"):
         build_options({"HOROVOD_WITHOUT_PYTORCH": "1"}, CPU)
 
@@ -180,13 +197,18 @@ def test_jobs_are_limited_by_memory() -> None:
 
 def test_progress_off_a_terminal_is_a_line_every_ten_percent() -> None:
     stream = io.StringIO()
-    seconds = iter(range(0, 1000, 7))
-    progress = BuildProgress(stream, live=False, clock=lambda: next(seconds))
+    now = 0.0
+    progress = BuildProgress(stream, live=False, clock=lambda: now)
     for line in BUILD_LINES:
         progress.feed(line)
+        now += 5
         progress.tick()
     percents = [int(line.split("%")[0]) for line in stream.getvalue().splitlines()]
     assert percents == [1, 10, 40, 98, 100]
+    for _ in range(130):  # the last files take minutes
+        now += 1
+        progress.tick()
+    assert len(stream.getvalue().splitlines()) == 5 + 2
     assert "\r" not in stream.getvalue()
 
 

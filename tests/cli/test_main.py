@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from itwinai.cli.main import unknown_command, usage
+from itwinai.cli.main import main, misplaced_command, unknown_command, usage
 from itwinai.cli.run import ray_workers
+from itwinai.compat import parser_arguments
 from itwinai.config_source import expand_short_flags
+from itwinai.configured import PREDICTIONS_LOST, parsed
 from tests.conftest import REPOSITORY, RunCommand, python
 
 DIGITS = REPOSITORY / "examples" / "digits"
@@ -37,8 +42,31 @@ def test_help_names_every_command() -> None:
         assert f"\n  {command} " in usage()
 
 
+def test_a_command_behind_flags() -> None:
+    assert misplaced_command(["-c", "a.yaml", "fit"]) == "the command comes first: itwinai fit -c a.yaml"
+    assert misplaced_command(["--nonsense"]) is None
+
+
 def test_unknown_command() -> None:
     assert "Did you mean 'doctor'?" in unknown_command("docter")
+
+
+def test_short_help_names_flags_that_are_there_with_their_defaults(
+    capsys: pytest.CaptureFixture[str], run_command: RunCommand
+) -> None:
+    assert main(["fit", "--help"]) == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) < 50 and "--help-all" in short
+    parser = parsed({"model": {"class_path": "tests.support.tuned.Regression"}}).parser
+    known = {one.name: one for one in parser_arguments(parser)}
+    told = dict(re.findall(r"^  --trainer\.(\w+) .*?\[(\w+|-1)[\]:]", short, re.MULTILINE))
+    assert len(told) > 10
+    for name, default in told.items():
+        assert known[f"trainer.{name}"].default == yaml.safe_load(default), name
+    for flag in re.findall(r"--trainer\.\w+", short):
+        assert flag.removeprefix("--") in known, flag
+    whole = run_command(python("-m", "itwinai.cli.main", "fit", "--help-all"))
+    assert whole.code == 0 and "--trainer.model_registry" in whole.output
 
 
 @pytest.mark.parametrize(
@@ -161,3 +189,46 @@ def test_a_run_is_watched_and_keeps_its_secrets(run_command: RunCommand, tmp_pat
     told = [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
     assert told == [tmp_path / "given.yaml"]
     assert secret not in ended.output
+
+
+PREDICTED = """
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Predicted(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def predict_step(self, batch, batch_idx):
+        return self.layer(batch[0])
+
+    def predict_dataloader(self):
+        return DataLoader(TensorDataset(torch.arange(100.0)[:, None]), 64)
+"""
+
+
+def test_predict_says_what_keeps_predictions_and_that_does(run_command: RunCommand, tmp_path: Path) -> None:
+    """The lines that are shown are taken as they are, and write every sample once, with one worker and with two."""
+    (tmp_path / "predicted.py").write_text(PREDICTED)
+    config = {"model": {"class_path": "predicted.Predicted"}, "trainer": {"accelerator": "cpu", "logger": False}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = python("-m", "itwinai.cli.main", "predict", "-c", "config.yaml")
+    ended = run_command(command, cwd=tmp_path)
+    assert ended.code == 0, ended.output
+    assert PREDICTIONS_LOST.strip() in ended.output and "no callback has written predictions" in ended.output
+    code, _, snippet = PREDICTIONS_LOST.partition("folder:")[2].partition("and let the config")
+    (tmp_path / "writer.py").write_text(textwrap.dedent(code))
+    (tmp_path / "more.yaml").write_text(textwrap.dedent(snippet.partition("\n\n")[2]))
+    for devices in (1, 2):
+        ended = run_command([*command, "-c", "more.yaml", "--devices", str(devices)], cwd=tmp_path)
+        assert ended.code == 0 and "nothing keeps" not in ended.output, ended.output
+        written = sorted(tmp_path.glob("predictions-*.pt"))
+        assert len({path.name.split("-")[1] for path in written}) == devices
+        kept = [torch.load(path) for path in written]
+        assert sorted(index for one in kept for index in one["indices"]) == list(range(100))
+        assert sum(len(one["prediction"]) for one in kept) == 100
+        for path in written:
+            path.unlink()

@@ -38,6 +38,8 @@ def build_wheel(plan: Plan, force: bool = False, verbose: bool = False) -> tuple
         if ready:
             return ready, verify_wheel(ready), 0.0
         print(f"Building Horovod {plan.version} for torch {plan.torch.version}; this takes some minutes.")
+        if plan.note:
+            print(f"  {plan.note}")
         print(f"  log: {plan.log}", flush=True)
         with tempfile.TemporaryDirectory(prefix="itwinai-horovod-", ignore_cleanup_errors=True) as scratch:
             built, seconds = _compile(plan, Path(scratch), verbose)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import sys
@@ -12,6 +13,21 @@ from pathlib import Path
 
 from itwinai.cli.install.check import Check, build_path, find_program, run_briefly
 from itwinai.cli.install.plan import TorchInfo
+
+
+def builds_for_gpus(env: Mapping[str, str], torch: TorchInfo) -> bool:
+    """Tell whether Horovod is to use GPUs: there are some here, or a toolkit, as on the login node of a GPU cluster.
+
+    Args:
+        env: the environment of the build.
+        torch: the torch to build against.
+    """
+    if torch.cuda:
+        drivers = ("/proc/driver/nvidia/gpus", "/dev/nvidia0", "/usr/lib/wsl/lib/libcuda.so.1")
+        return any(map(os.path.exists, drivers)) or find_cuda_home(env) is not None
+    if torch.hip:
+        return os.path.exists("/dev/kfd") or bool(find_program(env, "hipcc")) or os.path.isdir("/opt/rocm")
+    return False
 
 
 def find_cuda_home(env: Mapping[str, str]) -> Path | None:

@@ -53,7 +53,7 @@ def build_environment(plan: Plan, scratch: Path, env: Mapping[str, str] = os.env
     # Compiler messages in English, so that errors are found in them; other generators fail, see `check_make`.
     result |= {"PATH": build_path(env), "CXX": str(wrapper), "TMPDIR": str(temporary), "LC_ALL": "C.UTF-8"}
     result["CMAKE_GENERATOR"] = "Unix Makefiles"
-    if plan.torch.cuda:
+    if plan.torch.cuda and plan.for_gpus:
         result |= _cuda_environment(plan, scratch, result)
     return result
 

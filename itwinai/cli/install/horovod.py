@@ -92,6 +92,8 @@ def print_dry_run(plan: Plan, force: bool = False, env: Mapping[str, str] = os.e
     use_cached = wheel is not None and not force
     print(f"Horovod {plan.version} for torch {plan.torch.version}, {python} on {platform.machine()}")
     print(f"  plan:     {'install the cached wheel' if use_cached else 'build a wheel, cache it, install it'}")
+    if plan.note:
+        print(f"  for:      {plan.note}")
     print(f"  wheel:    {wheel or plan.folder}")
     print(f"  command:  {shlex.join(['pip', *build_command(plan, Path('DIR'))[3:]])}")
     compiler = compiler_command(env)

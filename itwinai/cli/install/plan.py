@@ -57,6 +57,21 @@ class Plan:
         return self.folder / "build.log"
 
     @property
+    def for_gpus(self) -> bool:
+        """Tell whether it is built for GPUs."""
+        return any(name.startswith("HOROVOD_GPU_") for name in self.options)
+
+    @property
+    def note(self) -> str:
+        """Return what to say where a torch for GPUs gets a Horovod for CPUs; empty elsewhere."""
+        if self.for_gpus or self.torch.flavour == "cpu":
+            return ""
+        return (
+            "built for CPUs: there is no GPU here, and no CUDA toolkit. To build for the GPUs of other nodes, load "
+            "their CUDA module first."
+        )
+
+    @property
     def uses_nccl(self) -> bool:
         """Tell whether NCCL does some of the GPU operations."""
         return any(name.startswith("HOROVOD_GPU_") and value == "NCCL" for name, value in self.options.items())
@@ -76,8 +91,10 @@ def make_plan(version: str, cache_dir: Path | None = None, env: Mapping[str, str
     Raises:
         InstallError: torch is missing or the user's options contradict the purpose.
     """
+    from itwinai.cli.install.cuda import builds_for_gpus  # which knows what is in this file
+
     torch = find_torch()
-    options = build_options(env, torch)
+    options = build_options(env, torch, gpus=builds_for_gpus(env, torch))
     root = (cache_dir or default_cache_dir(env)).expanduser().absolute()
     return Plan(version, torch, options, root / cache_key(version, torch, options))
 
@@ -101,12 +118,13 @@ def find_torch() -> TorchInfo:
     return TorchInfo(str(names["__version__"]), names.get("cuda"), names.get("hip"))
 
 
-def build_options(env: Mapping[str, str], torch: TorchInfo) -> dict[str, str]:
+def build_options(env: Mapping[str, str], torch: TorchInfo, gpus: bool = True) -> dict[str, str]:
     """Choose Horovod's build options; those the user has set come first.
 
     Args:
         env: the environment to read ``HOROVOD_*`` variables from.
         torch: the torch to build against.
+        gpus: whether to build for GPUs, if torch is.
 
     Returns:
         The ``HOROVOD_*`` variables for the build, sorted by name.
@@ -125,9 +143,9 @@ def build_options(env: Mapping[str, str], torch: TorchInfo) -> dict[str, str]:
         if "1" not in chosen:
             options[f"HOROVOD_{'WITH' if wanted else 'WITHOUT'}_{feature}"] = "1"
     gpu_chosen = any(name.startswith("HOROVOD_GPU_") for name in options)
-    if (torch.cuda or torch.hip) and not gpu_chosen:
+    if gpus and (torch.cuda or torch.hip) and not gpu_chosen:
         options["HOROVOD_GPU_OPERATIONS"] = "NCCL"
-    if torch.hip:
+    if torch.hip and (gpus or gpu_chosen):
         options.setdefault("HOROVOD_GPU", "ROCM")
     return dict(sorted(options.items()))
 

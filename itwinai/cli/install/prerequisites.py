@@ -34,7 +34,7 @@ def check_prerequisites(plan: Plan, env: Mapping[str, str] = os.environ) -> list
     checks += [check_python_headers(), check_pip()]
     if plan.options.get("HOROVOD_WITH_MPI") == "1":
         checks.append(check_mpi(env))
-    if plan.torch.cuda:
+    if plan.torch.cuda and plan.for_gpus:
         checks.append(check_nvcc(env, plan.torch))
         if plan.uses_nccl:
             checks.append(check_nccl(env, plan.torch))

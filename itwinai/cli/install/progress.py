@@ -19,6 +19,8 @@ _PHASES = (
     ("running install_lib", "packing"),
 )
 
+_SILENCE = 60.0  # seconds without a line after which another one is written off a terminal
+
 
 class BuildProgress:
     """Show how far a build has come: one changing line in a terminal, a few lines elsewhere."""
@@ -26,7 +28,7 @@ class BuildProgress:
     def __init__(self, stream: TextIO, live: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._live, self._clock = stream, live, clock
         self._started = clock()
-        self._shown, self._drawn = -10, ""
+        self._shown, self._drawn, self._told = -10, "", clock()
         self.phase, self.percent = "starting", 0
 
     def feed(self, line: str) -> None:
@@ -39,11 +41,12 @@ class BuildProgress:
         if phase:
             self.phase = phase
         if not self._live and percent is not None and self.percent // 10 > self._shown // 10:
-            self._shown = self.percent
-            self._write(f"  {self.percent:3d} %  {format_duration(self._clock() - self._started)}\n")
+            self._tell()
 
     def tick(self) -> None:
-        """Redraw the line in a terminal, so that the time moves while a long file compiles."""
+        """Let the time move while a long file compiles: redraw the line in a terminal, write one a minute elsewhere."""
+        if not self._live and self._clock() - self._told >= _SILENCE:
+            self._tell()
         if self._live:
             percent = f"{self.percent:3d} %  " if self.percent else ""
             elapsed = format_duration(self._clock() - self._started)
@@ -57,6 +60,10 @@ class BuildProgress:
         if self._live:
             self._write(CLEAR_LINE)
         return self._clock() - self._started
+
+    def _tell(self) -> None:
+        self._shown, self._told = self.percent, self._clock()
+        self._write(f"  {self.percent:3d} %  {format_duration(self._told - self._started)}  {self.phase}\n")
 
     def _write(self, text: str) -> None:
         self._stream.write(text)
