@@ -118,6 +118,19 @@ def test_missing_package_names_its_install_line(compare: ModuleType, monkeypatch
     assert compare.missing_package("ray_deepspeed") == compare.missing_package("ddp") == ""
 
 
+def test_missing_packages_are_installed_by_their_lines(
+    compare: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(compare, "find_spec", lambda name: None if name in ("horovod", "ray") else name)
+    for command in ("pip", "itwinai"):
+        (tmp_path / command).write_text(f'#!/bin/sh\necho {command} "$@" >> "{tmp_path}/called"\n')
+        (tmp_path / command).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    compare.install_missing(compare.ALL_STRATEGIES)
+    called = (tmp_path / "called").read_text().splitlines()
+    assert called == ["itwinai install horovod --cached-only", "pip install itwinai[ray]"]
+
+
 def test_weight_difference_is_relative_and_sees_nan(compare: ModuleType) -> None:
     reference = {"a": torch.tensor([1.0, 4.0]), "b": torch.tensor([0.5])}
     assert compare.weight_difference(reference, reference) == 0

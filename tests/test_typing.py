@@ -14,8 +14,10 @@ from typing import get_type_hints
 
 import pytest
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 
 from itwinai import ItwinaiTrainer
+from itwinai.callbacks import ModelCheckpoint
 from tests.conftest import REPOSITORY
 
 WIDER = {"strategy", "logger"}  # our types of these arguments have more in them than lightning's
@@ -44,10 +46,23 @@ def test_trainer_has_the_arguments_of_lightning_s_and_its_own() -> None:
         assert inspect.signature(getattr(ItwinaiTrainer, name)) == inspect.signature(getattr(Trainer, name))
 
 
-def test_trainer_documents_every_argument() -> None:
+def test_checkpoint_callback_has_the_arguments_of_lightning_s() -> None:
+    theirs, ours = inspect.signature(LightningModelCheckpoint).parameters, inspect.signature(ModelCheckpoint).parameters
+    assert ours.keys() - theirs.keys() == {"every", "keep", "background", "on_error"}
+    assert theirs.keys() - ours.keys() == set()
+    assert {name for name, parameter in theirs.items() if ours[name].default != parameter.default} == set()
+    given = {"monitor": "loss", "save_last": True, "save_top_k": 3, "mode": "max", "every_n_epochs": 2}
+    given |= {"verbose": True, "save_on_exception": True, "save_weights_only": True, "auto_insert_metric_name": False}
+    given |= {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    made, expected = vars(ModelCheckpoint(**given)), vars(LightningModelCheckpoint(**given))  # type: ignore[arg-type]
+    assert {name: made[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("documented", [ItwinaiTrainer, ModelCheckpoint])
+def test_every_argument_is_documented(documented: type) -> None:
     """`itwinai fit --help` takes the descriptions from there."""
-    documented = [line.split(":")[0].strip() for line in (ItwinaiTrainer.__doc__ or "").splitlines() if ": " in line]
-    assert [name for name in inspect.signature(ItwinaiTrainer).parameters if name not in documented] == []
+    names = [line.split(":")[0].strip() for line in (documented.__doc__ or "").splitlines() if ": " in line]
+    assert [name for name in inspect.signature(documented).parameters if name not in names] == []
 
 
 def test_trainer_passes_every_argument_of_lightning_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +113,7 @@ trainer = ItwinaiTrainer(
 MISTAKES = """
 ItwinaiTrainer(max_epoch=3)
 ItwinaiTrainer(max_epochs="three")
-ModelCheckpoint(every=10)
+ModelCheckpoint(monitr="val_loss")
 """
 
 

@@ -32,9 +32,8 @@ PREEMPTED = "preempted"
 class ModelCheckpoint(compat.ModelCheckpoint):
     """Save checkpoints as lightning's callback of this name does, in the background.
 
-    Training stands still for the copy of the state to host memory. A thread of rank 0 writes it (of every worker, where
-    each has a part to write), so that each file appears whole or not at all. A save that comes before the last one is
-    written waits for it.
+    Only the copy of the state to host memory blocks training. A thread of rank 0 writes it (of every worker, where each
+    has a part to write), so that each file appears whole or not at all. A save waits until the previous one is written.
 
     Args:
         dirpath: folder or URL; by default the logger's folder, or ``default_root_dir``, with ``checkpoints`` added.
@@ -42,11 +41,22 @@ class ModelCheckpoint(compat.ModelCheckpoint):
         every: how often: ``"500steps"``, ``"10min"`` (also ``s`` and ``h``), ``"2epochs"``. By default at the end of
             every epoch.
         keep: without ``monitor``, how many of the newest checkpoints are kept; by default 1.
-        background: write in the background. Off, training stands still until the file is written.
+        background: write in the background. Off, training is blocked until the file is written.
         on_error: what to do when a checkpoint cannot be written, as on a full disk: ``"stop"`` ends the run with an
             error, ``"continue"`` warns and trains on. Nothing that was valid is lost in either case.
-        **kwargs: all other arguments of lightning's ModelCheckpoint: ``monitor``, ``mode``, ``save_top_k``,
-            ``save_last``, ``save_weights_only``...
+        monitor: logged metric that says which checkpoints are the best; without one the newest are kept.
+        verbose: print when a checkpoint is saved.
+        save_last: also keep the newest as ``last.ckpt``; ``"link"`` makes that a link.
+        save_top_k: how many of the best to keep; ``-1`` keeps all, 0 saves none.
+        save_on_exception: save when an exception ends the run.
+        save_weights_only: leave out optimizers, loops and callbacks; such a file cannot be resumed from.
+        mode: ``"min"`` or ``"max"`` of ``monitor`` is best.
+        auto_insert_metric_name: write ``epoch=1`` rather than ``1`` into the name.
+        every_n_train_steps: save every so many steps; ``every="500steps"``.
+        train_time_interval: save after this time; ``every="10min"``.
+        every_n_epochs: save every so many epochs; ``every="2epochs"``.
+        save_on_train_epoch_end: save at the end of the training epoch rather than of the validation.
+        enable_version_counter: write ``-v1`` beside a file of the same name rather than over it.
 
     Raises:
         ConfigurationError: an argument is unknown, or contradicts another.
@@ -61,21 +71,52 @@ class ModelCheckpoint(compat.ModelCheckpoint):
         keep: int | None = None,
         background: bool = True,
         on_error: OnError = "stop",
-        **kwargs: Any,
+        monitor: str | None = None,
+        verbose: bool = False,
+        save_last: bool | Literal["link"] | None = None,
+        save_top_k: int = 1,
+        save_on_exception: bool = False,
+        save_weights_only: bool = False,
+        mode: str = "min",
+        auto_insert_metric_name: bool = True,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        every_n_epochs: int | None = None,
+        save_on_train_epoch_end: bool | None = None,
+        enable_version_counter: bool = True,
     ) -> None:
         if on_error not in get_args(OnError):
             raise ConfigurationError(f"on_error={on_error!r} is unknown; choose one of {', '.join(get_args(OnError))}.")
+        triggers: dict[str, Any] = {
+            "every_n_train_steps": every_n_train_steps,
+            "train_time_interval": train_time_interval,
+            "every_n_epochs": every_n_epochs,
+        }
         if every is not None:
-            kwargs = {**kwargs, **_triggers(every, kwargs)}
+            triggers |= _triggers(every, triggers)
         if keep is not None:
             # Command lines give all arguments, also those at their defaults.
-            if keep < 1 or kwargs.get("monitor") is not None or kwargs.get("save_top_k", 1) != 1:
+            if keep < 1 or monitor is not None or save_top_k != 1:
                 raise ConfigurationError(
                     f"keep={keep} is the number of newest checkpoints that are kept, at least 1, and excludes monitor "
                     "and save_top_k: with a monitor, save_top_k says how many of the best are kept."
                 )
-            kwargs["save_top_k"] = -1
-        super().__init__(dirpath, filename, **kwargs)
+            save_top_k = -1
+        super().__init__(
+            dirpath,
+            filename,
+            monitor=monitor,
+            verbose=verbose,
+            save_last=save_last,
+            save_top_k=save_top_k,
+            save_on_exception=save_on_exception,
+            save_weights_only=save_weights_only,
+            mode=mode,
+            auto_insert_metric_name=auto_insert_metric_name,
+            save_on_train_epoch_end=save_on_train_epoch_end,
+            enable_version_counter=enable_version_counter,
+            **triggers,
+        )
         self.keep = keep
         self.background = background
         self.on_error = on_error

@@ -15,8 +15,8 @@ from itwinai.errors import ConfigurationError, did_you_mean
 
 _EPILOG = """
 other commands:
-  itwinai benchmark report FOLDER          make table, report and pictures again from the records
-  itwinai benchmark compare A B            two benchmarks side by side, significant differences marked
+  itwinai benchmark report FOLDER          rebuild table, report and pictures from the records
+  itwinai benchmark compare A B            two benchmarks side by side, with significant differences
   itwinai benchmark links                  measure latency and bandwidth between workers
   itwinai benchmark simulate               predict the time of a step on up to thousands of workers
 
@@ -101,8 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("-c", "--config", action="append", required=True, help="config file of `itwinai fit`; the later ones win")
-    add("--strategies", required=True, help="names, with commas between")
-    add("--workers", required=True, help="numbers of workers, over all nodes, with commas between")
+    add("--strategies", required=True, help="names, separated by commas")
+    add("--workers", required=True, help="numbers of workers, over all nodes, separated by commas")
     add("--repeats", type=int, default=3, help="runs of each cell (3); fewer leave no room for statistics")
     add("--scaling", default="strong", help="strong (the workers divide one batch), weak, or strong,weak")
     add(
@@ -112,16 +112,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH=VALUES",
         help="vary anything else too: trainer.precision=32-true,bf16-mixed; given several times, all combinations",
     )
-    add("--steps", type=int, default=50, help="steps that are measured at least (50)")
-    add("--seconds", type=float, default=3.0, help="time that is measured at least (3)")
-    add("--warmup", type=int, default=10, help="steps before them, which are not measured (10)")
-    add("--limit", type=float, default=600.0, help="seconds after which a run is ended as one that hangs (600)")
+    add("--steps", type=int, default=50, help="least number of steps to measure (50)")
+    add("--seconds", type=float, default=3.0, help="least number of seconds to measure (3)")
+    add("--warmup", type=int, default=10, help="steps before the measurement (10)")
+    add("--limit", type=float, default=600.0, help="seconds after which a run counts as hanging and is ended (600)")
     add("--threads", type=int, help="threads of each worker in all cells; by default cores // most workers of a node")
-    add("--baseline", default="single", help="what speed-ups are relative to: single, one process, or a strategy")
+    add("--baseline", default="single", help="baseline of speed-ups: single, one process, or a strategy")
     add("--extrapolate", help="numbers of workers to extrapolate to; by default up to eight times the largest")
     add("--folder", help="for records, table and report; by default benchmarks/NAME_OF_THE_MODEL")
-    add("--resume", action="store_true", help="run what is missing in the folder; more may be asked for than before")
-    add("--retry-failed", action="store_true", help="the same, and run again what has failed")
+    add("--resume", action="store_true", help="run what is missing in the folder; more may be requested than before")
+    add("--retry-failed", action="store_true", help="the same, and repeat failed runs")
     add("--workers-per-node", type=int, help="most workers of a node; by default all are on one")
     add("--address", help="of a Ray cluster, for the strategies of Ray; by default RAY_ADDRESS")
     add("--slurm", nargs="?", const="", metavar="OPTIONS", help="run as SLURM jobs, with these options of sbatch")

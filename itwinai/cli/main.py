@@ -13,13 +13,13 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("itwinai.cli.run", "train a LightningModule from a config file"),
     "validate": ("itwinai.cli.run", "evaluate on the validation data"),
     "test": ("itwinai.cli.run", "evaluate on the test data"),
-    "predict": ("itwinai.cli.run", "predict"),
+    "predict": ("itwinai.cli.run", "predict with a callback that writes files"),
     "tune": ("itwinai.cli.tune", "search for good hyperparameters of a run from a config file"),
     "benchmark": ("itwinai.cli.benchmark", "compare strategies and numbers of workers; see how far a model scales"),
-    "config": ("itwinai.cli.config", "let a config of your own LightningCLI name its classes"),
+    "config": ("itwinai.cli.config", "add class names to a config of your own LightningCLI"),
     "checkpoint": ("itwinai.cli.checkpoint", "inspect, verify, convert and export checkpoints"),
-    "doctor": ("itwinai.cli.doctor", "show what is installed and usable here; try every strategy"),
-    "install": ("itwinai.cli.install", "build and install what has no ready-made package: horovod"),
+    "doctor": ("itwinai.cli.doctor", "show what is installed, and try every strategy"),
+    "install": ("itwinai.cli.install", "build and install Horovod, which has no ready-made package"),
 }
 
 
@@ -35,7 +35,7 @@ def usage() -> str:
         "  itwinai tune -c config.yaml\n"
         "  itwinai benchmark -c config.yaml --strategies ddp,horovod --workers 1,2,4\n"
         "  itwinai doctor\n\n"
-        "`itwinai COMMAND --help` says more.\n"
+        "`itwinai COMMAND --help` lists its flags.\n"
     )
 
 

@@ -32,8 +32,8 @@ _HELP = """usage: itwinai {command} -c CONFIG [flags]
 
 model and data
   -c, --config FILE                 config file; given several times, the later ones win
-  --model MODULE.CLASS              class of the model, where the config does not name it
-  --data MODULE.CLASS               class of the data, where the config does not name it
+  --model MODULE.CLASS              class of the model, if the config does not name it
+  --data MODULE.CLASS               class of the data, if the config does not name it
   --model.NAME VALUE                an argument of the model; --data.NAME of the data
   --ckpt_path PATH                  checkpoint to start from; auto for the newest valid one
   --seed_everything N               seed [true: drawn for each run]
@@ -46,7 +46,7 @@ workers
   --trainer.accelerator NAME        cpu, gpu, mps [auto]
   --trainer.precision NAME          32-true, bf16-mixed, 16-mixed, 64-true... [null: 32-true]
   --trainer.split_batches BOOL      take batch sizes as global ones and divide them among workers [false]
-  --trainer.max_restarts N          start workers again that have died, so many times [0]
+  --trainer.max_restarts N          restart workers that die, at most N times [0]
 
 length
   --trainer.max_epochs N            [null: 1000, unless max_steps is given]
@@ -59,16 +59,16 @@ length
   --trainer.fast_dev_run BOOL       one batch of everything, to try it out [false]
 
 records
-  --logger NAME                     csv, jsonl, tensorboard, mlflow, wandb, provenance; several with commas between
-  --watch                           log, profile and monitor the run, and tell about it at the end
+  --logger NAME                     csv, jsonl, tensorboard, mlflow, wandb, provenance; several separated by commas
+  --watch                           log, profile and monitor the run, and report at the end
   --trainer.default_root_dir DIR    where logs and checkpoints go [null: the current folder]
-  --trainer.resume auto             go on from the newest valid checkpoint of this run's folders [null]
+  --trainer.resume auto             resume from the newest valid checkpoint of this run's folders [null]
   --trainer.enable_progress_bar BOOL    [null: true]
 
 more
   --print_config                    print the whole config with all defaults, and run nothing
   --model.help MODULE.CLASS         show the arguments of a class; --trainer.callbacks.help of a callback
-  --unify-lightning                 let modules train that are made with the package pytorch_lightning
+  --unify-lightning                 accept modules made with the package pytorch_lightning
   --help-all                        show every flag
 """
 

@@ -19,15 +19,15 @@ _EPILOG = """
 The config is one that `itwinai fit` takes, with one more section:
 
   tune:
-    metric: val_loss                  # any logged metric; mode: max for one that is to be large
+    metric: val_loss                  # any logged metric; mode: max to maximize it
     num_samples: 20
-    scheduler: asha                   # ends bad trials early; or pbt, hyperband, median
+    scheduler: asha                   # stops bad trials early; or pbt, hyperband, median
     search: optuna                    # or random, grid...
     space:
       model.lr: {loguniform: [1.0e-5, 1.0e-1]}
       data.batch_size: {choice: [16, 32, 64]}
 
-Every setting can be given as a flag too: --tune.num_samples=50, --tune.overrides.trainer.max_epochs=5. All other flags
+Every setting is a flag too: --tune.num_samples=50, --tune.overrides.trainer.max_epochs=5. All other flags
 are those of `itwinai fit`, for the trials and the best config: --trainer.max_epochs=5.
 
 settings:
@@ -37,7 +37,7 @@ distributions: {distributions}
 searchers:     {searchers}
 schedulers:    {schedulers}
 
-docs/how-to/tune.md says what they mean.
+docs/how-to/tune.md explains them.
 """
 
 
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         required=True,
         help="config file of `itwinai fit` with a section 'tune'; given several times, the later ones win",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with a search that was interrupted")
+    parser.add_argument("--resume", action="store_true", help="resume an interrupted search")
     parser.add_argument("--retrain-best", action="store_true", help="train with the best config at the end")
     parser.add_argument("--address", help="of a Ray cluster; by default RAY_ADDRESS, or Ray is started here")
     given, others = parser.parse_known_args(argv)

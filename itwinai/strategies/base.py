@@ -12,7 +12,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributed import ReduceOp
 from torchmetrics import Metric
@@ -28,6 +28,7 @@ from itwinai.launchers.payload import Kept
 from itwinai.measure.steps import Communication, StepClock
 from itwinai.strategies import drift
 from itwinai.strategies.backward import Change, ParameterWatch, shortened
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -472,7 +473,7 @@ class LaunchedStrategy(compat.ConfiguresLauncher, compat.UnlistedParallelStrateg
         ):
             workers = 1  # bound to cores of its own
         if text := crowded_text(workers, workers * torch.get_num_threads(), available_cores()):
-            rank_zero_warn(text)
+            warn_user(text)
 
     def describe_backend(self) -> str:
         """Return what moves the data between workers, for the line that announces the run."""

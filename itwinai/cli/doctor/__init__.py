@@ -38,7 +38,7 @@ from itwinai.strategies.registry import STRATEGY_NAMES
 DEFAULT_STRATEGIES = ("ddp", "deepspeed_stage_2", "horovod", "ray")
 
 _DESCRIPTION = """\
-Show what is installed, what this machine offers, and whether every strategy works here.
+Show what is installed, what this machine has, and which strategies work here.
 
 Each strategy trains a tiny model with two workers of this machine: on GPUs if there are two, else on the CPU. It works
 if its all-reduce adds up and if the trained weights are those of one process. The exit code is 1 if something that is
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         default=list(DEFAULT_STRATEGIES),
         help=f"the strategies to try (default: {','.join(DEFAULT_STRATEGIES)})",
     )
-    choice.add_argument("--all", action="store_true", help="try every name that the trainer's flag knows")
+    choice.add_argument("--all", action="store_true", help="try every strategy")
     parser.add_argument(
         "--timeout",
         type=_seconds,

@@ -1,0 +1,92 @@
+"""The documentation: its links lead somewhere, its snippets parse, and a newcomer's first pages run as they stand."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from itwinai.cli.main import main
+from tests.conftest import REPOSITORY
+
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "tests/benchmarks/*.md")
+    for path in REPOSITORY.glob(pattern)
+)
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_links_lead_somewhere_and_snippets_parse(page: Path) -> None:
+    text = page.read_text()
+    links = [link for link in LINK.findall(text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    for language, code in BLOCK.findall(text):
+        if language == "python":
+            compile(code, str(page), "exec")
+        elif language == "yaml":
+            yaml.safe_load(code)
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    index = REPOSITORY / "docs/index.md"
+    linked = {(index.parent / link).resolve() for link in LINK.findall(index.read_text())}
+    assert [page for page in (REPOSITORY / "docs").glob("*/*.md") if page not in linked] == []
+
+
+@pytest.fixture
+def own_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Work in an empty folder, whose modules are forgotten at the end."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before, threads = set(sys.modules), torch.get_num_threads()
+    torch.set_num_threads(1)  # several would wait for each other in each small step of the LSTM
+    yield
+    torch.set_num_threads(threads)
+    for name in set(sys.modules) - before:
+        if name in ("river", "writer"):
+            del sys.modules[name]
+
+
+def follow(page: Path) -> None:
+    """Write the files of a page, and run its commands, here instead of in processes that import everything again."""
+    for language, code in BLOCK.findall(page.read_text()):
+        if named := re.match(r"# (\w+\.\w+)\n", code):
+            Path(named[1]).write_text(code)
+        elif language == "bash":
+            for line in code.splitlines():
+                command, _, output = line.partition(" > ")
+                program, *arguments = shlex.split(command)
+                with Path(output or "/dev/stderr").open("w") as printed, contextlib.redirect_stdout(printed):
+                    if program == "python":
+                        runpy.run_path(arguments[0], run_name="__main__")
+                        continue
+                    assert program == "itwinai"
+                    with contextlib.suppress(SystemExit):  # as --print_config ends
+                        assert main(arguments) == 0
+
+
+def test_first_model_and_predictions(own_modules: None) -> None:
+    follow(REPOSITORY / "docs/tutorials/your-first-model.md")
+    one, two = (torch.load(f"checkpoints/{name}.ckpt")["state_dict"] for name in ("best", "best-v1"))
+    for name, weights in one.items():
+        torch.testing.assert_close(two[name], weights, rtol=1e-4, atol=1e-5)
+    assert yaml.safe_load(Path("own.yaml").read_text())["data"]["class_path"] == "river.RiverData"
+    written = yaml.safe_load(Path("new.yaml").read_text())
+    assert written["model"]["class_path"] == "river.RiverLSTM"
+
+    follow(REPOSITORY / "docs/how-to/predictions.md")
+    runpy.run_path("predict.py")
+    collected = runpy.run_path("collect.py")["predictions"]
+    assert len(collected) == 256
+    torch.testing.assert_close(collected, torch.load("predictions.pt"), rtol=1e-5, atol=1e-5)
