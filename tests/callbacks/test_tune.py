@@ -85,7 +85,7 @@ def test_does_not_report_the_sanity_check_nor_a_validation_of_its_own(tmp_path: 
 
 
 def test_a_metric_that_is_not_logged_is_an_error_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(MissingMetricError, match=r"'val_los' .* mean 'val_loss'\?.*late, lr, origin, train_loss"):
+    with pytest.raises(MissingMetricError, match=r"'val_los',.* mean 'val_loss'\?.*late, lr, origin, train_loss"):
         report(tmp_path, [], "val_los")
 
 
