@@ -34,7 +34,6 @@ from jsonargparse import ArgumentParser
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.fabric.utilities.data import has_iterable_dataset, sized_len
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import LightningDataModule
@@ -223,11 +222,6 @@ def set_rank_zero(rank: int) -> None:
     """Tell lightning's rank-zero-only functions which rank this process has."""
     for decorator in (rank_zero_only, utils_rank_zero_only):
         setattr(decorator, "rank", rank)  # noqa: B010 - an attribute of a function
-
-
-def limit_threads(num_processes: int) -> None:
-    """Share this machine's cores among processes, unless OMP_NUM_THREADS is set."""
-    _set_num_threads_if_needed(num_processes=num_processes)
 
 
 def selects_ddp(accelerator: Any, devices: Any, num_nodes: int) -> bool:

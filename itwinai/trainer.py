@@ -32,8 +32,8 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from itwinai import compat
 from itwinai.callbacks.defaults import check_finders, follow_module, with_defaults
-from itwinai.checkpoints.find import AUTO
-from itwinai.checkpoints.plugin import PortableCheckpointIO, PortableConnector, gather_of
+from itwinai.checkpoints.find import AUTO, newest_unverified
+from itwinai.checkpoints.plugin import PortableCheckpointIO, PortableConnector, folders_of, gather_of
 from itwinai.data.rank_streams import RankSeed
 from itwinai.data.samplers import (
     DealtBatchSampler,
@@ -47,6 +47,7 @@ from itwinai.data.streams import Stateful, StreamLoader
 from itwinai.data.undivided import IterateShared
 from itwinai.data.weights import StepWeights
 from itwinai.errors import ConfigurationError, UnknownArgumentError, did_you_mean
+from itwinai.launchers.cores import available_cores, crowded_text
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
 from itwinai.loggers.guard import hide_secrets
 from itwinai.loggers.names import make_loggers
@@ -79,17 +80,30 @@ def _raising_launch_failure(entry_point: Function) -> Function:
             self._portable().parts_of_workers = {}
         try:
             with compat.known_noise_silenced(), _cpu_threads(self.cpu_threads):
+                if not isinstance(self.strategy, LaunchedStrategy) and self.world_size == 1:  # others warn themselves
+                    _warn_of_crowding()
                 returned = entry_point(self, *args, **kwargs)
             self.raise_launch_failure()
         except SIGTERMException as stopped:
             # lightning leaves the code out, and a scheduler would take the run for a finished one.
             stopped.code = stopped.code or 128 + getattr(stopped, "signum", signal.SIGTERM)
+            self._say_how_to_go_on(entry_point)
+            raise
+        except SystemExit:
+            if self.interrupted:  # by Ctrl-C
+                rank_zero_info(f"itwinai: stopped in epoch {self.current_epoch}, after {self.global_step} steps")
+                self._say_how_to_go_on(entry_point)
             raise
         finally:
             self._portable().since = 0.0
         return returned
 
     return cast(Function, wrapped)
+
+
+def _warn_of_crowding() -> None:
+    if text := crowded_text(1, torch.get_num_threads(), available_cores()):
+        warn_user(text)
 
 
 @contextmanager
@@ -412,6 +426,20 @@ class ItwinaiTrainer(Trainer):
             raise SystemExit(1)  # as lightning ends a local run on Ctrl-C
         raise error
 
+    def _say_how_to_go_on(self, entry_point: Callable[..., Any]) -> None:
+        """Name the newest checkpoint of a fit that has been stopped."""
+        if entry_point is not Trainer.fit or not self.is_global_zero:
+            return
+        if path := newest_unverified(folders_of(self), self._fit_began):
+            rank_zero_info(
+                f"itwinai: go on with trainer.fit(..., ckpt_path={path!r}) or itwinai fit --ckpt_path {path}"
+            )
+        else:
+            rank_zero_info(
+                "itwinai: no checkpoint of this run has been saved; ModelCheckpoint(every='10min') saves some on the "
+                "way, and SIGTERM in place of Ctrl-C saves one before the run stops"
+            )
+
     def keep_checkpoint(self, parts: dict[str, Any]) -> None:
         """Keep what only the workers of the last fit had, for `save_checkpoint` on the caller."""
         self._portable().parts_of_workers = parts
@@ -721,8 +749,13 @@ def _check_divisible(dataloader: DataLoader, workers: int) -> None:
     if size is None and dataloader.batch_sampler is not None:
         return  # batches of a sampler of the user's own: each is split as evenly as it can be
     if size is None or size % workers:
-        reason = "the loader has batch_size=None" if size is None else f"batch_size={size} is not a multiple of it"
+        if size is None:
+            reason = "the loader has batch_size=None"
+            remedy = "Give the loader a batch size, or leave split_batches out."
+        else:
+            reason = f"batch_size={size} is not a multiple of it"
+            remedy = f"Take batch_size={max(1, round(size / workers)) * workers}, or as many workers as divide {size}."
         raise MisconfiguredTrainerError(
-            f"split_batches=True divides every batch among {workers} workers, and {reason}. Workers with unequal "
-            "batches would weigh samples unequally."
+            f"split_batches=True divides every batch among {workers} workers, and {reason}: workers with unequal "
+            f"batches would weigh samples unequally. {remedy}"
         )

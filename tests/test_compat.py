@@ -5,10 +5,11 @@ Each test here fails when a release of theirs moves what it is about.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
+import logging
 import multiprocessing
-import os
 import pickle
 import random
 import signal
@@ -283,21 +284,6 @@ def test_rank_zero_is_known_to_all_of_lightning(rank_zero: Any) -> None:
     finally:
         compat.set_rank_zero(before)
     assert ran == [0]
-
-
-def test_threads_are_limited_unless_the_environment_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        monkeypatch.setenv("OMP_NUM_THREADS", "3")
-        compat.limit_threads(10_000)
-        assert torch.get_num_threads() == 3
-        monkeypatch.delenv("OMP_NUM_THREADS")
-        compat.limit_threads(10_000)
-        assert torch.get_num_threads() == 1
-        assert os.environ["OMP_NUM_THREADS"] == "1"
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
@@ -1448,10 +1434,44 @@ def test_importable_class_has_no_id() -> None:
 def test_only_known_warnings_are_silenced() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        compat.silence_known_noise()
-        CombinedLoader([[1, 2]])
-        warnings.warn("the user's own", stacklevel=1)
+        with compat.known_noise_silenced():
+            CombinedLoader([[1, 2]])
+            warnings.warn("the user's own", stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["the user's own"]
+
+
+def test_noise_is_silenced_for_a_while(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(compat.VERBOSE, raising=False)
+    filters = list(warnings.filters)
+    with compat.known_noise_silenced():
+        Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+        logging.getLogger("DeepSpeed").warning("Setting accelerator to CPU. If you have GPU")
+        pytorch_rank_zero.rank_zero_info("the user's own")
+    assert [record.getMessage() for record in caplog.records] == ["the user's own"]
+    assert list(warnings.filters) == filters
+    pytorch_rank_zero.rank_zero_info("GPU available: False, used: False")
+    assert len(caplog.records) == 2
+    monkeypatch.setenv(compat.VERBOSE, "1")
+    with compat.known_noise_silenced():
+        Trainer(accelerator="cpu", devices=1, logger=True)
+    said = [record.getMessage()[:13] for record in caplog.records[2:]]
+    assert said == ["GPU available", "TPU available", "💡 Tip: For se"]
+
+
+def test_ray_prints_rank_0_plainly(capsys: pytest.CaptureFixture[str]) -> None:
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+    kept: list[dict[str, Any]] = []
+    handlers, dispatcher.handlers = dispatcher.handlers, [("ray_print_logs", functools.partial(kept.append))]
+    try:
+        for _ in range(2):
+            compat.print_rank_0_plainly()
+        for rank in (0, 1):
+            dispatcher.emit({"actor_name": f"rank {rank}", "is_err": False, "lines": ["a", "b"], "pid": 1})
+    finally:
+        dispatcher.handlers = handlers
+    assert capsys.readouterr().out == "a\nb\n"
+    assert [data["actor_name"] for data in kept] == ["rank 1"]
 
 
 # -------------------------------------------------------------------------------------------- torch's DDP

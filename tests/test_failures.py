@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from itwinai import ItwinaiTrainer
 from itwinai.errors import (
     ConfigurationError,
+    MissingMetricError,
     MissingPackageError,
     PayloadError,
     ResourceError,
@@ -118,6 +121,59 @@ def test_split_batches_that_do_not_divide() -> None:
         make_trainer("ddp", 2, max_epochs=1, split_batches=True).fit(Regression(), loader(5))
 
 
+class Monitored(Regression):
+    """Has a plateau scheduler, and logs what the situation needs."""
+
+    def __init__(self, scheduler_monitor: str = "val_loss") -> None:
+        super().__init__()
+        self.scheduler_monitor = scheduler_monitor
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": self.scheduler_monitor}}
+
+
+@pytest.mark.parametrize(
+    ("reader", "callbacks", "monitor"),
+    [
+        ("EarlyStopping", [EarlyStopping("valloss")], "val_loss"),
+        ("ModelCheckpoint", [ModelCheckpoint(monitor="valloss")], "val_loss"),
+        ("ReduceLROnPlateau", [], "valloss"),
+    ],
+)
+@pytest.mark.parametrize("sanity_steps", [2, 0])
+def test_a_metric_that_is_not_logged_is_found_after_the_first_batches(
+    reader: str, callbacks: list[Callback], monitor: str, sanity_steps: int, tmp_path: Path
+) -> None:
+    flags = {"default_root_dir": tmp_path, "enable_checkpointing": True, "num_sanity_val_steps": sanity_steps}
+    trainer = make_trainer("auto", 1, max_epochs=1, callbacks=callbacks, val_check_interval=4, **flags)
+    with pytest.raises(
+        MissingMetricError, match=f"{reader} needs the metric 'valloss'.* Did you mean 'val_loss'"
+    ) as raised:
+        trainer.fit(Monitored(monitor), loader(8), loader(8))
+    assert "train_loss, val_correlation, val_error, val_loss." in str(raised.value)
+    assert trainer.global_step == (1 if sanity_steps else 4)  # of 13
+
+
+@pytest.mark.parametrize("where", ["hook", "condition"])
+def test_a_metric_that_is_logged_later_is_waited_for(where: str, tmp_path: Path) -> None:
+    class InHook(Regression):
+        def on_train_epoch_end(self) -> None:
+            self.log("late", 1.0)
+
+    class UnderCondition(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if batch_idx == 3:
+                self.log("late", 1.0, on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+    stopping = EarlyStopping("late")
+    trainer = make_trainer("auto", 1, max_epochs=2, callbacks=[stopping])
+    trainer.fit(InHook() if where == "hook" else UnderCondition(), loader(8), loader(8))
+    assert stopping.best_score == 1.0
+
+
 def test_deepspeed_refuses_two_optimizers() -> None:
     class TwoOptimizers(Regression):
         def configure_optimizers(self):  # noqa: ANN202
@@ -192,6 +248,11 @@ def test_interrupt(strategy: str, tmp_path: Path) -> None:
     assert code == 1, output
     assert "not reached" not in output
     assert "Traceback" not in output, output
+    said = [line for line in output.splitlines() if line.startswith("itwinai: ")]  # under Ray without its prefix
+    assert said[0].startswith("itwinai: 2 workers launched by") and said[1].startswith(
+        "itwinai: global batch 8 = 2 workers x 4"
+    )
+    assert said[-2].startswith("itwinai: stopped in epoch 0") and said[-1].startswith("itwinai: no checkpoint of this")
     assert_no_process_left(process.pid)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,13 +17,14 @@ from itwinai.benchmark.runs.cell_process import Order
 from itwinai.benchmark.runs.facts import code_of, machine_facts
 from itwinai.benchmark.runs.order import interleaved
 from itwinai.benchmark.runs.progress import Progress, plan_text
-from itwinai.benchmark.runs.run_config import RunConfigs
+from itwinai.benchmark.runs.run_config import RunConfigs, most_on_a_node
 from itwinai.benchmark.runs.slurm import Job, SlurmJobs
 from itwinai.benchmark.runs.work import Work, folder_of_run, run_all
 from itwinai.benchmark.settings import Settings, cells_of
 from itwinai.errors import ConfigurationError, MissingPackageError
 from itwinai.facts.secrets import without_secrets
 from itwinai.files.whole import write_whole
+from itwinai.launchers.cores import available_cores
 from itwinai.report.words import count_text, path_text
 
 ASKED = "asked.json"
@@ -63,13 +65,16 @@ class Benchmark:
             ConfigurationError: what is asked for makes no sense, there is a benchmark in the folder already, or the
                 one to resume was asked for something else.
         """
-        works = self._works()
-        before = self._measured_before(resume)
+        threads = self.threads(resume)
+        works = self._works(threads)
+        before = self._measured_before(resume, threads)
         done = {(one.cell, one.repeat) for one in before if one.status == "measured" or not retry_failed}
         missing = [work for work in works if (work.cell, work.repeat) not in done]
         hopeless = () if retry_failed else before
-        record = self._record(before, len(works))
-        self._say(plan_text(self.settings, len(works), len(missing), self.folder, self.slurm is not None))
+        record = self._record(before, len(works), threads)
+        most = most_on_a_node(self.settings.workers, self.workers_per_node)
+        on_slurm = self.slurm is not None
+        self._say(plan_text(self.settings, len(works), len(missing), self.folder, threads, most, on_slurm))
         progress = Progress(len(missing), self.folder)
         try:
             for measurement in self._measure(missing, hopeless, progress):
@@ -130,13 +135,28 @@ class Benchmark:
         slurm.check()
         return slurm
 
-    def _works(self) -> list[Work]:
+    def threads(self, resume: bool) -> int:
+        """Return how many threads each worker computes with: as many in all cells, or their speeds say nothing.
+
+        Args:
+            resume: whether a benchmark in the folder goes on, which keeps its number.
+        """
+        given = self.settings.threads or self.config["trainer"].get("cpu_threads") or os.environ.get("OMP_NUM_THREADS")
+        if given is None and resume and (self.folder / ASKED).exists():
+            given = json.loads((self.folder / ASKED).read_text()).get("threads")
+        if given is not None:
+            return int(given)
+        if self.slurm is not None:  # of whose nodes nothing is known here; a task has one core unless it asks for more
+            return int(self.slurm.get("cpus-per-task", self.slurm.get("c", 1)))
+        return max(available_cores() // most_on_a_node(self.settings.workers, self.workers_per_node), 1)
+
+    def _works(self, threads: int) -> list[Work]:
         """Return all runs, having seen that their configs are right."""
         if self.slurm is not None:
             self._slurm_jobs()
         _check_names(self.settings.strategies)
         cells = cells_of(self.settings)
-        configs = RunConfigs(self.config, self.workers_per_node, self.settings.seed)
+        configs = RunConfigs(self.config, self.workers_per_node, self.settings.seed, threads)
         for cell in {cell.axes: cell for cell in cells}.values():  # strategies and workers fit any config
             config = configs.of(cell, str(self.folder))
             if self.check is not None:
@@ -150,7 +170,7 @@ class Benchmark:
             works.append(Work(cell, repeat, order))
         return works
 
-    def _measured_before(self, resume: bool) -> tuple[Measurement, ...]:
+    def _measured_before(self, resume: bool, threads: int) -> tuple[Measurement, ...]:
         """Return what was measured before, having seen that it may be gone on with."""
         if not (self.folder / HEAD).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -159,25 +179,25 @@ class Benchmark:
                 f"There is a benchmark in {self.folder} already. Go on with it with --resume, or give another --folder."
             )
         elif any(one.status == "measured" for one in read_measurements(self.folder / RECORDS)):
-            self._check_same()
-        write_whole(self.folder / ASKED, json.dumps(self._asked(), indent=1) + "\n")
+            self._check_same(threads)
+        write_whole(self.folder / ASKED, json.dumps(self._asked(threads), indent=1) + "\n")
         path = self.folder / RECORDS
         for job in SlurmJobs(self.folder).left_behind():  # what they have measured while nobody waited
             deque(_kept(read_measurements(job.folder / RECORDS), path), maxlen=0)
         return read_measurements(path)
 
-    def _asked(self) -> dict[str, Any]:
+    def _asked(self, threads: int) -> dict[str, Any]:
         """Return what has to be the same for figures to be comparable."""
         settings = self.settings
         same = {"steps": settings.steps, "warmup": settings.warmup, "seconds": settings.seconds, "seed": settings.seed}
-        asked = {**same, "code": code_of(self.config), "config": without_secrets(dict(self.config))}
+        asked = {**same, "threads": threads, "code": code_of(self.config), "config": without_secrets(dict(self.config))}
         plain: dict[str, Any] = json.loads(json.dumps(asked))
         return plain
 
-    def _check_same(self) -> None:
+    def _check_same(self, threads: int) -> None:
         path = self.folder / ASKED
         before = json.loads(path.read_text()) if path.exists() else {}
-        now = self._asked()
+        now = self._asked(threads)
         if differing := sorted(_differing(before, now)):
             shown = ", ".join(differing[:6]) + (" ..." if len(differing) > 6 else "")
             raise ConfigurationError(
@@ -185,12 +205,12 @@ class Benchmark:
                 "compared. Ask for the same with --resume, or give another --folder."
             )
 
-    def _record(self, measurements: tuple[Measurement, ...], asked: int) -> BenchmarkRecord:
+    def _record(self, measurements: tuple[Measurement, ...], asked: int, threads: int) -> BenchmarkRecord:
         settings = self.settings
         earlier = read_record(self.folder) if (self.folder / HEAD).exists() else BenchmarkRecord(self.name)
         record = BenchmarkRecord(
             name=self.name,
-            settings=_told(settings, self.config),
+            settings=_told(settings, self.config, threads),
             facts=earlier.facts or machine_facts(),
             measurements=measurements,
             baseline=settings.baseline,
@@ -232,12 +252,13 @@ def _check_names(strategies: Sequence[str]) -> None:
                 make_strategy(name)
 
 
-def _told(settings: Settings, config: Mapping[str, Any]) -> dict[str, str]:
+def _told(settings: Settings, config: Mapping[str, Any], threads: int) -> dict[str, str]:
     """Return what was asked for, for people."""
     told: dict[str, Any] = {
         "model": config["model"].get("class_path", "") if isinstance(config.get("model"), Mapping) else "",
         "strategies": ", ".join(settings.strategies),
         "workers": ", ".join(map(str, settings.workers)),
+        "threads per worker": threads,
         "scaling": ", ".join(settings.scalings),
         **{path: ", ".join(map(str, values)) for path, values in settings.axes.items()},
         "repeats": settings.repeats,

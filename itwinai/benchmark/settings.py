@@ -28,6 +28,8 @@ class Settings:
             process, which is run beside the strategies that are asked for.
         extrapolate: numbers of workers to extrapolate to; by default up to eight times the largest measured.
         seed: of the order in which the cells are run, and of the runs if the config has none.
+        threads: that each worker computes with, in all cells; by default the cores of a node divided by the largest
+            number of workers on it.
     """
 
     strategies: tuple[str, ...]
@@ -42,6 +44,7 @@ class Settings:
     baseline: str = SINGLE
     extrapolate: tuple[int, ...] = ()
     seed: int = 0
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         _check_listed("--strategies", self.strategies)
@@ -62,6 +65,8 @@ class Settings:
                 f"--warmup={self.warmup}: at least the first step has to be left out, which takes far longer than the "
                 "others."
             )
+        if self.threads is not None and self.threads < 1:
+            raise ConfigurationError(f"--threads must be at least 1; got {self.threads}.")
         if self.seconds < 0:
             raise ConfigurationError(f"--seconds={self.seconds}: it is 0 or more.")
         if self.limit <= 0:

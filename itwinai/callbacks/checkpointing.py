@@ -264,7 +264,7 @@ def _triggers(every: str, given: dict[str, Any]) -> dict[str, Any]:
     other = [name for name in ("every_n_train_steps", "every_n_epochs", "train_time_interval") if given.get(name)]
     if other:
         raise ConfigurationError(f"every={every!r} and {other[0]} both say how often to save; choose one.")
-    found = _EVERY.fullmatch(every)
+    found = _EVERY.fullmatch(every) if isinstance(every, str) else None
     if found is None or float(found[1]) <= 0:
         raise ConfigurationError(f"every={every!r} is not an interval; write '500steps', '10min', '1h' or '2epochs'.")
     number, unit = float(found[1]), found[2]

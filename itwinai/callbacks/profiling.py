@@ -14,9 +14,9 @@ from lightning.pytorch.profilers import PyTorchProfiler
 from itwinai import compat
 from itwinai.checkpoints.plugin import gather_of
 from itwinai.errors import ConfigurationError
+from itwinai.launchers.cores import cores_of_each, own_cores, quota
 from itwinai.loggers.sinks.files import hand_over
 from itwinai.measure.advice import Setting
-from itwinai.measure.cores import cores_of_each, own_cores, quota
 from itwinai.measure.operators import OperatorProfile, Windows, peak_memory
 from itwinai.measure.python_stacks import StackSampler
 from itwinai.measure.samples import batch_size_of

@@ -155,10 +155,7 @@ class TimedProgressBar(TQDMProgressBar):
             self._write(self._waiting)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._writes_lines:
-            self._restart()
-            return
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not (trainer.sanity_checking or self._writes_lines):
             self.train_progress_bar.n = trainer.fit_loop.batch_idx + 1  # it does not move meanwhile, and would lag
         super().on_validation_start(trainer, pl_module)
         self._restart()

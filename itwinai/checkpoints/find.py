@@ -68,10 +68,7 @@ def newest_valid(folders: Iterable[str], since: float = 0.0) -> str | None:
                 found[checkpoint.path] = checkpoint
             elif isinstance(checkpoint, DamagedCheckpointError):
                 warn_user(f"passed over: {checkpoint.path} is damaged: {checkpoint.reason}")
-    newest_first = sorted(found.values(), key=_age, reverse=True)
-    for checkpoint in newest_first:
-        if not checkpoint.manifest.about.get("resumable") or checkpoint.manifest.written_at < since:
-            continue
+    for checkpoint in _newest_first(found.values(), since):
         try:
             verify_any(checkpoint.path)
         except DamagedCheckpointError as error:
@@ -81,6 +78,23 @@ def newest_valid(folders: Iterable[str], since: float = 0.0) -> str | None:
         else:
             return checkpoint.path
     return None
+
+
+def newest_unverified(folders: Iterable[str], since: float) -> str | None:
+    """Return the path of the newest checkpoint by its manifest: to verify a large one takes a while.
+
+    Args:
+        folders: where to look.
+        since: take only those that were written later; seconds since 1970.
+    """
+    found = [one for folder in folders for one in checkpoints_in(folder) if isinstance(one, Found)]
+    return next((checkpoint.path for checkpoint in _newest_first(found, since)), None)
+
+
+def _newest_first(found: Iterable[Found], since: float) -> list[Found]:
+    """Return those checkpoints that a run can go on from, the newest first."""
+    resumable = [one for one in found if one.manifest.about.get("resumable") and one.manifest.written_at >= since]
+    return sorted(resumable, key=_age, reverse=True)
 
 
 def _age(checkpoint: Found) -> tuple[Any, ...]:

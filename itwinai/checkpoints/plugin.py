@@ -13,13 +13,14 @@ import fsspec
 import torch.distributed as dist
 from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from itwinai import compat
 from itwinai.checkpoints import content, file, sharded
 from itwinai.checkpoints.background import BackgroundWriter
 from itwinai.checkpoints.find import AUTO, newest_valid
-from itwinai.errors import CheckpointError, MissingCheckpointError
+from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -226,8 +227,20 @@ class PortableConnector(compat.CheckpointConnector):
             return located
         self.selected = located = self.trainer.strategy.broadcast(self._newest())
         if located is None:
-            rank_zero_info("itwinai: there is no valid checkpoint to go on from; the run begins anew")
+            rank_zero_info("itwinai: there is no valid checkpoint yet; training starts from scratch")
         return located
+
+    def restore_loops(self) -> None:
+        try:
+            super().restore_loops()
+        except MisconfigurationException as error:
+            if self.resume != AUTO or self.selected is None:
+                raise
+            raise ConfigurationError(
+                f"resume='auto' chose {self.selected}, the newest checkpoint of this run, and it is from epoch "
+                f"{self.trainer.current_epoch} (the first is 0), beyond max_epochs={self.trainer.max_epochs}. Train "
+                "longer with a higher max_epochs; or start from scratch, without resume or in another folder."
+            ) from error
 
     def _newest(self) -> str | None:
         if not self.trainer.is_global_zero:

@@ -116,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=3.0, help="least number of seconds to measure (3)")
     add("--warmup", type=int, default=10, help="steps before the measurement (10)")
     add("--limit", type=float, default=600.0, help="seconds after which a run counts as hanging and is ended (600)")
+    add("--threads", type=int, help="threads of each worker in all cells; by default cores // most workers of a node")
     add("--baseline", default="single", help="baseline of speed-ups: single, one process, or a strategy")
     add("--extrapolate", help="numbers of workers to extrapolate to; by default up to eight times the largest")
     add("--folder", help="for records, table and report; by default benchmarks/NAME_OF_THE_MODEL")
@@ -144,6 +145,7 @@ def _settings(given: argparse.Namespace) -> Any:
         limit=given.limit,
         baseline=given.baseline,
         extrapolate=_numbers("--extrapolate", given.extrapolate) if given.extrapolate else (),
+        threads=given.threads,
     )
 
 

@@ -21,6 +21,7 @@ from lightning.pytorch import LightningDataModule
 
 from itwinai import compat
 from itwinai.errors import PayloadError
+from itwinai.launchers.cores import share_cores
 from itwinai.launchers.environment import Place, PlacedEnvironment
 from itwinai.launchers.pickling import dumps
 from itwinai.launchers.settings import ProcessSettings
@@ -186,7 +187,7 @@ def run(payload: Payload, place: Place, on_failure: Callable[[BaseException], No
     compat.silence_known_noise()
     compat.set_rng_states(payload.rng_states)
     if (threads := getattr(trainer, "cpu_threads", None)) is None:
-        compat.limit_threads(place.local_world_size)
+        share_cores(place.local_world_size)
     else:
         torch.set_num_threads(threads)
     strategy = trainer.strategy

@@ -69,7 +69,6 @@ class LeanEvaluationLoop(compat.EvaluationLoop):
         finally:
             self.plan = None  # it refers to half of the run
         self.is_running = False
-        self.has_run = True
         return outputs
 
     def setup_data(self) -> None:
@@ -79,6 +78,7 @@ class LeanEvaluationLoop(compat.EvaluationLoop):
             self.history = None
 
     def begin_end(self) -> None:
+        self.has_run = True
         if self.at_end is not None:
             self.at_end()
 

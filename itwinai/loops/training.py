@@ -517,6 +517,8 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
 
     def reach_end_of_validation(self) -> None:
         """Let checkpoints that hooks save from now on be those of a run that has validated."""
+        if self._unchecked_names:
+            self.check_names()
         self.fit_loop.held, self.fit_loop.place = None, "validation"
 
     def stop(self) -> NoReturn:

@@ -28,6 +28,9 @@ MARKED = 12
 MARGIN = 0.06
 """Room between the outermost values and the frame, as part of the axis: a line at the frame looks cut off."""
 
+WIDE = 7.5
+"""Inches of a picture that takes the whole width of a page: letters can be read on a narrow one too."""
+
 DOTS_PER_INCH = 160
 """Of what is painted inside of a picture."""
 

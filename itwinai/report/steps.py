@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from itwinai.measure.advice import SLOW_START, Setting, advise, milliseconds, own_work, too_few
 from itwinai.measure.steps import MEANING, Phase, StepSplit
-from itwinai.report.pictures import COLOURS, legend_above, new_axes, picture_of
+from itwinai.report.pictures import COLOURS, WIDE, legend_above, new_axes, picture_of
 from itwinai.report.sections import Section, Table
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _bars(splits: Sequence[StepSplit]) -> Figure:
     if len(ranks) > SHOWN_RANKS:
         ranks.sort(key=lambda rank: own_work(splits[rank]))
         ranks = sorted(ranks[: SHOWN_RANKS // 2] + ranks[-SHOWN_RANKS // 2 :])
-    figure, axes = new_axes(8.5, 1.3 + 0.32 * len(ranks))
+    figure, axes = new_axes(WIDE, 1.3 + 0.32 * len(ranks))
     phases = [phase for phase in Phase if any(splits[rank].phases.get(phase, 0) for rank in ranks)]
     left = [0.0] * len(ranks)
     for phase in phases:

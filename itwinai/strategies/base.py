@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
@@ -11,7 +12,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.distributed import ReduceOp
 from torchmetrics import Metric
@@ -21,6 +22,7 @@ from itwinai.checkpoints.content import parts_of_workers
 from itwinai.data.rank_streams import RankStreams
 from itwinai.data.weights import StepWeights, check_drawn, sampler_of
 from itwinai.errors import ConfigurationError
+from itwinai.launchers.cores import available_cores, crowded_text, own_cores
 from itwinai.launchers.environment import PlacedEnvironment, WorkerKind, launcher_name
 from itwinai.launchers.payload import Kept
 from itwinai.measure.steps import Communication, StepClock
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 # Of a larger model the optimizers' states stay with the workers: 2 GiB in fp32.
 MOST_KEPT_ELEMENTS = 2**29
+
+BINDING = ("srun", "mpirun", "jsrun")
+"""Launchers that may give each worker cores of its own."""
 
 
 class WorkerSource(Protocol):
@@ -452,6 +457,22 @@ class LaunchedStrategy(compat.ConfiguresLauncher, compat.UnlistedParallelStrateg
             f"{launcher_name(environment)}, rank 0 at {environment.main_address}:{environment.main_port}, "
             f"device {self.root_device}, strategy {self.strategy_name} ({backend})"
         )
+        self._warn_of_crowding()
+
+    def _warn_of_crowding(self) -> None:
+        """Warn on rank 0 if the workers of its node compute with more threads than there are cores for them."""
+        environment = self.cluster_environment
+        workers = self.num_processes
+        if isinstance(environment, PlacedEnvironment):
+            workers = environment.place.local_world_size
+        if (
+            environment is not None
+            and launcher_name(environment) in BINDING
+            and len(own_cores()) < (os.cpu_count() or 1)
+        ):
+            workers = 1  # bound to cores of its own
+        if text := crowded_text(workers, workers * torch.get_num_threads(), available_cores()):
+            rank_zero_warn(text)
 
     def describe_backend(self) -> str:
         """Return what moves the data between workers, for the line that announces the run."""

@@ -102,7 +102,7 @@ def _none(objective: Objective, why: str) -> Importances:
 
 
 def _note(trials: int, left_out: Sequence[str]) -> str:
-    notes = [f"from {trials} trials, and rough for that"] if trials < ROUGH else []
+    notes = [f"a rough estimate, from {trials} trials"] if trials < ROUGH else []
     if left_out:
         notes.append(f"not known for {listed(left_out)}: the same in all trials, or in fewer than {FEWEST} of them")
     return "; ".join(notes)

@@ -8,7 +8,7 @@ from pathlib import Path
 from itwinai.files.whole import write_whole
 from itwinai.report.page import page
 from itwinai.report.search.sections import search_sections
-from itwinai.report.words import origin
+from itwinai.report.words import count_text, origin
 from itwinai.trials.records import SearchRecord
 from itwinai.tune.importance import importances
 from itwinai.tune.settings import Settings
@@ -31,7 +31,9 @@ def write_report(record: SearchRecord, path: str | os.PathLike[str], best_config
     sections = search_sections(record, found, best_config)
     settings = record.settings
     about = origin(
-        "" if record.name == Settings.name else record.name,
+        "" if record.name == Settings.name else f"search {record.name}",
+        f"strategy {strategy}" if (strategy := settings.get("strategy")) else "",
+        f"{count_text(int(workers), 'worker')} per trial" if (workers := settings.get("workers per trial")) else "",
         begun=settings.get("begun", ""),
         command=settings.get("command", ""),
         version=settings.get("itwinai", ""),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +13,7 @@ from itwinai.errors import MissingMetricError, TrialError
 from itwinai.facts.run import command_line, time_now, versions
 from itwinai.facts.secrets import without_secrets
 from itwinai.files.whole import write_whole
+from itwinai.launchers.cores import available_cores
 from itwinai.report.words import path_text
 from itwinai.trials import records
 from itwinai.trials.records import SearchRecord
@@ -70,7 +70,7 @@ class Running:
         if self.resume:
             said.check(self.folder)
         self._say(plan.text())
-        if (cores := os.cpu_count() or 1) < plan.resources.total.get("CPU", 0) and len(plan.nodes) == 1:
+        if (cores := available_cores()) < plan.resources.total.get("CPU", 0) and len(plan.nodes) == 1:
             self._say(f"{'':<12}the workers of a trial share {cores} cores of this machine: expect no speed-up")
         said.write(self.folder)
         course = SearchCourse(

@@ -97,7 +97,7 @@ def interrupted(made: int, repeats: int = 2) -> BenchmarkRecord:
         Line("single", amdahl(), workers=(1,)),
         Line("ddp", amdahl(), workers=(1, 2, 4)),
         Line("ray", communication(), workers=(1, 2, 4)),
-        noise=0.3,
+        noise=0.15,
         repeats=repeats,
     )
     return replace(record, measurements=record.measurements[:made], asked=7 * repeats)

@@ -104,6 +104,16 @@ def test_a_wrong_loss_is_not_the_largest_gain() -> None:
     assert "Most in ddp with 4 workers: 1.5" in " ".join(comparison_text(compare(record(), b)).split())
 
 
+def test_cells_with_different_threads_are_not_compared_silently() -> None:
+    def threads(count: int) -> BenchmarkRecord:
+        return changed(record(), lambda cell, one: replace(one, threads=count if cell.strategy == "ddp" else 1))
+
+    text = " ".join(comparison_text(compare(threads(1), threads(2))).split())
+    assert "Warning: Workers computed with different numbers of threads (1 in A and 2 in B) in ddp with 1, 2" in text
+    assert "threads" not in comparison_text(compare(threads(2), threads(2)))
+    assert "threads" not in comparison_text(compare(record(), threads(2)))  # what was not noted may be the same
+
+
 def test_cells_that_only_one_has_are_listed() -> None:
     a = synthetic_record(LINES[0], LINES[1])
     b = failing(synthetic_record(LINES[0], LINES[2], LINES[1]), lambda one: one.cell == Cell("ddp", 2))

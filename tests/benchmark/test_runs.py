@@ -14,13 +14,13 @@ import pytest
 
 from itwinai.benchmark.record_file import RECORDS, read_record
 from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Measurement
+from itwinai.launchers.cores import available_cores
 from tests.conftest import RunCommand, python, start_script, wait_for_no_workers
 
 CONFIG = """\
 trainer:
   accelerator: cpu
   max_epochs: 2
-  cpu_threads: 1
   callbacks:
     - class_path: lightning.pytorch.callbacks.EarlyStopping
       init_args: {monitor: val_loss}
@@ -68,6 +68,9 @@ def test_what_is_missing_is_run_once_more(interrupted: tuple[Path, str, str]) ->
     record = read_record(folder)
     assert [one.status for one in record.measurements] == ["measured"] * 5
     assert {one.cell.strategy for one in record.measurements} == {SINGLE, "ddp", "deepspeed_stage_2", "horovod", "ray"}
+    threads = max(available_cores() // 2, 1)
+    assert {one.measured.threads for one in record.measurements if one.measured is not None} == {threads}
+    assert f"{threads} thread{'s' * (threads > 1)} per worker in all cells" in second
     assert "5 runs: 1 of each cell" in first and "5 runs, 1 of them done before" in second
     assert not list(folder.glob("runs/*/order.json"))  # it may hold secrets
 
@@ -100,7 +103,8 @@ def test_everything_is_left_in_the_folder(interrupted: tuple[Path, str, str]) ->
     page = (folder / "report.html").read_text()
     assert all(name in page for name in ("deepspeed_stage_2", "horovod", "ray", "ddp"))
     assert {path.suffix for path in (folder / "pictures").iterdir()} == {".png", ".svg"}
-    assert "report" in printed and "samples/s" in printed and "Fastest" in printed
+    assert "report" in printed and "samples/s" in printed
+    assert "Fastest" in printed or "No recommendation" in printed  # where other programs run
 
 
 def test_a_benchmark_is_not_mixed_with_another(interrupted: tuple[Path, str, str], run_command: RunCommand) -> None:
@@ -108,9 +112,9 @@ def test_a_benchmark_is_not_mixed_with_another(interrupted: tuple[Path, str, str
     asked = arguments(folder, "--strategies", "ddp", "--workers", "2", "--repeats", "1")
     again = run_command(python(*asked))
     assert again.code == 1 and "There is a benchmark in" in again.output and "--resume" in again.output
-    changed = run_command(python(*asked, "--resume", "--data.batch_size=8"))
+    changed = run_command(python(*asked, "--resume", "--data.batch_size=8", "--threads", "7"))
     assert changed.code == 1
-    assert "measured with other settings: data.init_args.batch_size" in changed.output
+    assert "measured with other settings: data.init_args.batch_size, threads" in changed.output
     assert len((folder / RECORDS).read_text().splitlines()) == 5
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from itwinai.benchmark import running
 from itwinai.benchmark.records import SINGLE, Cell
+from itwinai.benchmark.runs import progress
 from itwinai.benchmark.runs.order import interleaved
-from itwinai.benchmark.runs.run_config import RunConfigs, spread_over_nodes
+from itwinai.benchmark.runs.progress import plan_text
+from itwinai.benchmark.runs.run_config import RunConfigs, most_on_a_node, spread_over_nodes
 from itwinai.benchmark.settings import Settings, cells_of
 from itwinai.errors import ConfigurationError
 
@@ -22,6 +26,7 @@ CONFIG: dict[str, Any] = {
         "max_epochs": 3,
         "precision": None,
         "logger": None,
+        "cpu_threads": None,
         "callbacks": [
             {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val_loss"}},
             {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"},
@@ -78,6 +83,7 @@ def test_repeats_are_interleaved_in_an_order_of_their_own() -> None:
         ({"repeats": 0}, "--repeats=0"),
         ({"warmup": 0}, "--warmup=0"),
         ({"steps": 0}, "--steps=0"),
+        ({"threads": 0}, "--threads must be at least 1; got 0"),
         ({"seconds": -1.0}, "--seconds=-1.0"),
         ({"limit": 0.0}, "--limit=0"),
         ({"baseline": "horovod"}, "--baseline=horovod is none of the strategies"),
@@ -100,6 +106,60 @@ def test_a_run_trains_and_does_nothing_else() -> None:
     assert trainer["max_epochs"] == 3  # schedulers are made for the user's run
     assert config["seed_everything"] == 3  # True would be another one in each run
     assert CONFIG["trainer"]["strategy"] == "auto" and len(CONFIG["trainer"]["callbacks"]) == 3
+    same = RunConfigs(CONFIG, threads=2)
+    cells = [Cell(SINGLE, 1), Cell("ddp", 4), Cell("ray", 2)]
+    assert [same.of(cell, "/folder")["trainer"]["cpu_threads"] for cell in cells] == [2, 2, 2]
+    varied = Cell("ddp", 2, axes=(("trainer.cpu_threads", "3"),))
+    assert same.of(varied, "/folder")["trainer"]["cpu_threads"] == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "trainer", "slurm", "resume", "variables", "expected"),
+    [
+        ({}, {}, None, False, {}, 2),  # 8 cores, 4 workers at most
+        ({"workers": (16,)}, {}, None, False, {}, 1),
+        ({"threads": 3}, {"cpu_threads": 5}, None, True, {"OMP_NUM_THREADS": "6"}, 3),
+        ({}, {"cpu_threads": 5}, None, True, {"OMP_NUM_THREADS": "6"}, 5),
+        ({}, {}, None, False, {"OMP_NUM_THREADS": "6"}, 6),
+        ({}, {}, None, True, {}, 7),  # as before
+        ({}, {}, {"cpus-per-task": "12"}, False, {}, 12),
+        ({}, {}, {"partition": "gpu"}, False, {}, 1),
+    ],
+)
+def test_threads_are_the_same_in_all_cells(
+    given: dict[str, Any],
+    trainer: dict[str, Any],
+    slurm: dict[str, str] | None,
+    resume: bool,
+    variables: dict[str, str],
+    expected: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / running.ASKED).write_text('{"threads": 7}')
+    monkeypatch.setattr(running, "available_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = {**CONFIG, "trainer": {**CONFIG["trainer"], **trainer}}
+    benchmark = running.Benchmark(settings(**given), config, tmp_path, "b", slurm=slurm)
+    assert benchmark.threads(resume) == expected
+
+
+def test_more_threads_than_cores_are_warned_of_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "available_cores", lambda: 8)
+    text = plan_text(settings(), 1, 1, tmp_path, 4, 4, False)
+    assert text.splitlines()[-1].startswith("Warning: 4 workers compute with 16 threads on 8 cores")
+    assert text.endswith("set --threads 2.")
+    assert "Warning" not in plan_text(settings(), 1, 1, tmp_path, 2, 4, False)
+    assert "Warning" not in plan_text(settings(), 1, 1, tmp_path, 4, 4, True)  # the nodes of a job are others
+
+
+def test_most_workers_of_a_node() -> None:
+    assert most_on_a_node([1, 2, 4], None) == 4
+    assert most_on_a_node([4, 6], 4) == 4 and most_on_a_node([6], 4) == 3
 
 
 def test_an_axis_wins_over_all_else() -> None:

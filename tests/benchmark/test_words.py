@@ -22,7 +22,7 @@ from itwinai.benchmark.telling.amounts import (
     time_text,
     traffic_text,
 )
-from itwinai.benchmark.telling.words import in_words
+from itwinai.benchmark.telling.words import Words, in_words
 from tests.benchmark.examples import (
     changed,
     failing,
@@ -36,6 +36,11 @@ from tests.benchmark.examples import (
 from tests.benchmark.synthetic import Line, amdahl, made_up, synthetic_record
 
 SINGLE = Line("single", amdahl(), workers=(1,))
+
+NO_RECOMMENDATION = (
+    "No recommendation: the measurements are doubtful, see the warnings. Rerun with a new --folder when the machine is "
+    "idle."
+)
 
 
 def two(factor: float, noise: float = 0.01, repeats: int = 4) -> BenchmarkRecord:
@@ -342,12 +347,54 @@ def test_absurd_efficiencies_are_no_finding() -> None:
     assert "samples/s, p95 of its steps is 1.20 times p50, the slowest of 3 runs is 0." in words.warnings[0]
     assert "remove its lines from records.jsonl" in words.warnings[0]
     assert "--retry-failed does not measure it again" in words.warnings[0]
-    assert "at least 80 %" not in finding(record, "scaling") and "see the warning" in finding(record, "scaling")
+    assert words.findings == words.advice == ()  # nothing follows from them
     summary = summarize(record)
     assert in_words(summary, [])[0] == f"Warning: {words.warnings[0]}"
-    assert words.answers == ("Take ddp with 1 worker, 640 ± 1 samples/s; 2 workers are not faster.",)
-    record = synthetic_record(Line("single", lambda _: 1.0, workers=(1,)), Line("ddp", amdahl(), workers=(1, 2)))
-    assert told(record).answers[0].endswith("; how well it scales is not known, as its baseline is doubtful.")
+    assert words.answers == (NO_RECOMMENDATION,)
+
+
+def test_nothing_is_recommended_of_doubtful_groups_only() -> None:
+    strong, weak = (SINGLE, Line("ddp", lambda _: 0.08, workers=(2,))), Line("ddp", lambda _: 0.1, "weak", workers=(2,))
+
+    def stalled(cell: Cell, one: Measured) -> Measured:
+        return replace(one, step_p50=one.step_p50 / 2.5) if cell == Cell("ddp", 2, "weak") else one
+
+    words = told(changed(synthetic_record(*strong, weak), stalled))
+    refused, taken = words.answers
+    assert refused == NO_RECOMMENDATION.replace("recommendation:", "recommendation for weak scaling:")
+    assert taken.startswith("Strong scaling: take ddp with 2 workers")
+    assert [one.name for one in words.findings] == ["strong scaling"]
+    assert "weak" not in " ".join(words.advice)
+
+
+def test_cells_with_different_threads_are_not_compared() -> None:
+    record = changed(two(1.3), lambda cell, one: replace(one, threads=1 if cell.strategy == "ray" else 2))
+    words = told(record)
+    (warning,) = words.warnings
+    assert "different numbers of threads" in warning and "2 threads in single with 1 worker; ddp with" in warning
+    assert "1 thread in ray with 1, 2 and 4 workers" in warning and "--threads" in warning
+    assert words.answers == (NO_RECOMMENDATION,)
+    same = changed(two(1.3), lambda cell, one: replace(one, threads=2))
+    assert told(same).warnings == () and told(same).answers[0].startswith("Take ")
+    varied = [Line("ddp", amdahl(), workers=(1, 2), axes=(("trainer.cpu_threads", threads),)) for threads in ("1", "2")]
+    record = changed(
+        synthetic_record(*varied, baseline="ddp"),
+        lambda cell, one: replace(one, threads=int(dict(cell.axes)["trainer.cpu_threads"])),
+    )
+    assert told(record).warnings == ()  # they are what is compared
+
+
+def test_runs_of_one_cell_that_are_not_alike_are_doubtful() -> None:
+    def slowed(factor: float) -> Words:
+        record = synthetic_record(SINGLE, Line("ddp", amdahl(), workers=(1, 2)))
+        first = record.measurements[0]
+        assert first.measured is not None
+        slow = replace(first, measured=replace(first.measured, seconds=factor * first.measured.seconds, step_p50=0.2))
+        return told(replace(record, measurements=[slow, *record.measurements[1:]]))
+
+    assert any("Runs of single with 1 worker differ by a factor of 2." in text for text in slowed(2.1).warnings)
+    assert slowed(2.1).answers == (NO_RECOMMENDATION,)
+    assert slowed(1.3).warnings == () and slowed(1.3).answers[0].startswith("Take ")
 
 
 @pytest.mark.parametrize(
@@ -363,7 +410,10 @@ def test_absurd_efficiencies_are_no_finding() -> None:
 def test_a_little_more_than_ideal_is_possible(step: float, noise: float, repeats: int, doubtful: bool) -> None:
     record = synthetic_record(SINGLE, Line("ddp", lambda _: step, workers=(2,)), noise=noise, repeats=repeats)
     assert any("is not to be believed" in text for text in told(record).warnings) == doubtful
-    assert ("at least 80 % up to 2 workers" in finding(record, "scaling")) != doubtful
+    if doubtful:
+        assert told(record).answers == (NO_RECOMMENDATION,)
+    else:
+        assert "at least 80 % up to 2 workers" in finding(record, "scaling")
 
 
 def test_more_workers_that_are_not_faster_are_told() -> None:
@@ -397,6 +447,7 @@ def test_other_programs_are_warned_of() -> None:
         runs = [replace(one, others=cores[place % len(cores)]) for place, one in enumerate(record.measurements)]
         return replace(record, measurements=runs)
 
+    assert told(beside(0.1, 1.9)).answers == (NO_RECOMMENDATION,)
     (text,) = told(beside(0.1, 1.9)).warnings
     assert text.startswith("Other programs used 1.0 cores on average right before the runs, 1.9 at most: they slow")
     assert told(beside(0.0, 0.5)).warnings == () and told(beside(None)).warnings == ()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import sys
+import types
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -126,6 +131,86 @@ def test_silent_where_nobody_looks(capfd: pytest.CaptureFixture[str]) -> None:
     trainer.validate(Regression(), loader(8), verbose=False)
     trainer.predict(Regression(), loader(8))
     assert "\r" not in capfd.readouterr().out
+
+
+class Noted(Timed):
+    """Logs as users do, and once more in the last hook of an epoch."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", 0.5, on_step=True, on_epoch=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("late", float(self.current_epoch))
+
+
+def lines_of(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capfd.readouterr().out.splitlines() if line.startswith("epoch")]
+
+
+def test_a_line_per_epoch_where_there_is_no_terminal(clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:
+    fit(TimedProgressBar(), Noted(clock), loader(8), max_epochs=3)
+    first, second, third = lines_of(capfd)
+    assert first.startswith("epoch 1/3  step 13  "), first
+    assert second.startswith("epoch 2/3  step 26  ") and second.endswith("  8 samples/s  00:13 left"), second
+    assert third.startswith("epoch 3/3  step 39  ") and third.endswith("  8 samples/s"), third
+    assert "  loss 0.5  " in second and "  late 1  " in second and "loss_" not in second, second
+
+
+def test_signs_of_life_in_long_epochs(clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:
+    class Slow(Noted):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            self.clock[0].now += 149  # 150 seconds for a step
+            return super().training_step(batch, batch_idx)
+
+    fit(TimedProgressBar(), Slow(clock), loader(8), max_epochs=1)
+    starts = [line.split("  ")[:2] for line in lines_of(capfd)]
+    assert starts == [["epoch 1/1", f"batch {n}/13"] for n in (4, 8, 12)] + [["epoch 1/1", "step 13"]]
+
+
+def test_thousands_of_short_epochs_do_not_fill_the_log(clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:
+    class Instant(Noted):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            self.clock[0].now -= 1
+            return super().training_step(batch, batch_idx)
+
+    fit(TimedProgressBar(), Instant(clock), loader(103), max_epochs=30)
+    assert [line.split("  ")[0] for line in lines_of(capfd)] == [f"epoch {n}/30" for n in (*range(1, 11), 30)]
+
+
+def test_lines_come_from_rank_0_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    trainer = make_trainer("ddp", 2, enable_progress_bar=True, max_epochs=2)
+    trainer.fit(Regression(), loader(8), loader(8))
+    lines = lines_of(capfd)
+    assert [line.split("  ")[:2] for line in lines] == [["epoch 1/2", "step 7"], ["epoch 2/2", "step 14"]]
+    assert all(f"{name} " in line for line in lines for name in ("train_loss", "val_loss"))
+    assert all(" samples/s" in line for line in lines)
+
+
+def test_workers_of_a_notebook_draw_a_bar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))  # a fake: a kernel is another process
+    trainer = make_trainer("ddp", 2, enable_progress_bar=True, max_epochs=1, launcher="payload")
+    trainer.fit(Regression(), loader(8))
+    assert "Epoch 0: 100%" in capfd.readouterr().out
+
+
+def test_warnings_begin_on_a_line_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *args: terminal.write(f"{message}\n"))
+    logger = logging.getLogger("lightning.pytorch")
+    monkeypatch.setattr(logger, "handlers", [logging.StreamHandler(terminal)])
+    with progress.above_bars(), progress.tqdm(total=10, desc="Epoch 0", file=terminal, mininterval=0) as bar:
+        bar.update(3)
+        warnings.showwarning("what is wrong", UserWarning, "file", 1)
+        bar.update(1)
+        logger.warning("what is said")
+    before = terminal.getvalue().partition("what is said")[0]
+    assert before.endswith("\r"), before
+    line = next(line for line in terminal.getvalue().split("\n") if "what is wrong" in line)
+    assert "Epoch" not in line.rpartition("\r")[2], line
 
 
 def test_every_loop_ends_with_a_full_bar(capfd: pytest.CaptureFixture[str]) -> None:

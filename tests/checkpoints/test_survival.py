@@ -142,7 +142,8 @@ def test_preempted_run_goes_on(
     process.send_signal(signum)
     assert process.wait(60) == 128 + signum, output.read_text()
     assert f"stopped by {signum.name} in epoch" in output.read_text()
-    assert (tmp_path / "checkpoints" / "preempted.ckpt").exists()
+    saved = tmp_path / "checkpoints" / "preempted.ckpt"
+    assert saved.exists() and f"itwinai: go on with ckpt_path='{saved}'" in output.read_text()
     assert not (tmp_path / "weights.pt").exists()
     assert_no_process_left(process.pid)
     # It goes on in one process, whatever it was before.

@@ -7,18 +7,20 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from itwinai import ItwinaiTrainer
 from itwinai.errors import ConfigurationError, PayloadError, WorkerError
 from itwinai.launchers.fork import why_not_fork
 from itwinai.launchers.script import script_command
-from itwinai.strategies import DDPStrategy
+from itwinai.strategies import DDPStrategy, base
 from tests.conftest import RunCommand, python
 from tests.support.cases import Regression, loader, make_trainer
 
@@ -74,8 +76,13 @@ def test_a_thread_that_may_hold_a_lock_is_a_reason_not_to_fork() -> None:
         thread.join()
 
 
-def test_a_copy_computes_with_several_threads_after_the_caller_has() -> None:
+def test_a_copy_computes_with_several_threads_after_the_caller_has(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """OpenMP's threads do not survive a fork, and whoever waits for them waits for ever."""
+    monkeypatch.setattr(base, "available_cores", lambda: 3)
+    # pytest would keep the warning of a copy within the copy.
+    monkeypatch.setattr(base, "rank_zero_warn", rank_zero_only(partial(print, flush=True)))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -91,6 +98,19 @@ def test_a_copy_computes_with_several_threads_after_the_caller_has() -> None:
         assert module.threads == 2
     finally:
         torch.set_num_threads(before)
+    printed = capfd.readouterr().out
+    assert printed.count("2 workers compute with 4 threads on 3 cores") == 1 and "set cpu_threads=1." in printed
+
+
+@pytest.mark.parametrize(("threads", "warned"), [(8, True), (1, False)])
+def test_one_process_warns_of_more_threads_than_cores(
+    threads: int, warned: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr("itwinai.trainer.available_cores", lambda: 2)
+    make_trainer("auto", 1, max_epochs=1, limit_train_batches=1, cpu_threads=threads).fit(Regression(), loader(4))
+    told = [str(one.message) for one in recwarn if "cores" in str(one.message)]
+    assert len(told) == warned
+    assert all("1 worker computes with 8 threads on 2 cores" in text for text in told)
 
 
 def test_no_script_to_run_again() -> None:

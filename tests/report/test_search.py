@@ -119,12 +119,13 @@ def test_page_is_drawn_by_a_browser(tmp_path: Path) -> None:
 
 def test_title_says_what_was_searched_when_with_which_version(tmp_path: Path) -> None:
     told = {"model": "Net", "begun": "2026-03-05T14:30:00+01:00", "command": "/a/bin/itwinai tune -c c.yaml"}
+    told |= {"strategy": "ddp", "workers per trial": "2"}
     text = page_of(replace(search(10), name="search", settings={**told, "itwinai": "1.2.3"}), tmp_path)
     header = text[text.index("<header>") : text.index("</header>")]
     assert "<h1>Hyperparameter search of Net</h1>" in header
-    assert "5 March 2026, 14:30 (UTC+01:00) · itwinai 1.2.3" in header
+    assert "strategy ddp · 2 workers per trial · 5 March 2026, 14:30 (UTC+01:00) · itwinai 1.2.3" in header
     assert "itwinai tune -c c.yaml" in header and "/a/bin" not in header
-    assert "wide · " in page_of(replace(search(10), name="wide", settings=told), tmp_path)
+    assert "search wide · " in page_of(replace(search(10), name="wide", settings=told), tmp_path)
 
 
 def test_trials_stand_at_their_choice_and_the_best_exactly_there() -> None:

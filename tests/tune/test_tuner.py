@@ -263,7 +263,7 @@ def test_a_function_is_searched_over(tmp_path: Path) -> None:
         ({"workers_per_trial": 0}, "1 or more"),
         ({"num_samples": -1}, "give a time_budget"),
         ({"time_budget": "soon"}, "write '90s'"),
-        ({"space": {"model.lr": {"quniform": [8, 32, 8]}, "model.width": {"uniform": [8, 32]}}}, "Expected a int"),
+        ({"space": {"model.lr": {"quniform": [8, 32, 8]}, "model.width": {"uniform": [8, 32]}}}, "a whole number"),
         ({"scheduler": "ahsa"}, "asha"),
         ({"search": "optna"}, "optuna"),
         ({"start_with": True, "space": {"model.lr": {"uniform": [1, 2]}}}, "lr"),

@@ -129,6 +129,14 @@ def _naming(comparison: Comparison) -> Naming:
 
 def _warnings(comparison: Comparison, naming: Naming) -> Iterator[str]:
     """Yield what the speeds are worth nothing for."""
+    unlike = [one for one in comparison.cells if one.a.threads and one.b.threads and one.a.threads != one.b.threads]
+    if unlike:
+        threads = ", ".join(dict.fromkeys(f"{one.a.threads} in A and {one.b.threads} in B" for one in unlike))
+        yield (
+            f"Workers computed with different numbers of threads ({threads}) in "
+            f"{naming.cells([one.cell for one in unlike])}: their speeds cannot be compared. Measure one of them again "
+            "with the --threads of the other."
+        )
     differing = [one for one in comparison.cells if one.same_loss is False]
     for one in differing[:TOLD]:
         a, b = (cell.loss.mean if cell.loss is not None else None for cell in (one.a, one.b))

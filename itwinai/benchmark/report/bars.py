@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from itwinai.benchmark.records import Breakdown
-from itwinai.benchmark.report.style import MOST_GROUPS, WIDTH, Drawn, file_name
+from itwinai.benchmark.report.style import MOST_GROUPS, Drawn, file_name
 from itwinai.benchmark.statistics.cell_summary import CellSummary
 from itwinai.benchmark.statistics.groups import Group
 from itwinai.benchmark.telling.amounts import UNKNOWN, seconds_text, share_text, time_unit
 from itwinai.benchmark.telling.parts import PARTS, seconds_of, whole_of
-from itwinai.report.pictures import COLOURS, axis_limits, legend_above, new_figure
+from itwinai.report.pictures import COLOURS, WIDE, axis_limits, legend_above, new_figure
 from itwinai.report.search.style import lettering
 from itwinai.report.sections import Table
 
@@ -75,7 +75,7 @@ def breakdown_table(cells: Sequence[CellSummary], settings: Mapping[str, Sequenc
 
 
 def _picture(group: Group, cells: Sequence[tuple[CellSummary, Breakdown]]) -> Drawn:
-    figure = new_figure(WIDTH, 4.6)
+    figure = new_figure(WIDE, 4.6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1.25, 1))
     places = _places([cell for cell, _ in cells])
     wholes = [whole_of(one) for _, one in cells]
@@ -127,7 +127,7 @@ def _name_bars(axes: Axes, places: Sequence[float], cells: Sequence[CellSummary]
     margin = max(0.8, (10 - len(places)) / 2)
     axes.set_xlim(places[0] - margin, places[-1] + margin)
     spans = list(_spans(places, cells))
-    bar = (WIDTH - 0.7) / (places[-1] - places[0] + 2 * margin)
+    bar = (WIDE - 0.7) / (places[-1] - places[0] + 2 * margin)
     tilted = any(LETTER * len(name) > bar * (last - first + 1 + GAP) for name, first, last in spans)
     for name, first, last in spans:
         axes.annotate(

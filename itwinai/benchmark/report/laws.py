@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from itwinai.benchmark.report.style import MOST_GROUPS, REFERENCE, WIDTH, Drawn, Look, file_name, set_workers
+from itwinai.benchmark.report.style import MOST_GROUPS, REFERENCE, Drawn, Look, file_name, set_workers
 from itwinai.benchmark.statistics.estimates import Estimate
 from itwinai.benchmark.statistics.groups import Group, Speed
 from itwinai.benchmark.statistics.law_candidates import PARAMETERS
 from itwinai.benchmark.statistics.scaling_law import FittedLaw
 from itwinai.benchmark.statistics.summary import Summary
 from itwinai.benchmark.telling.amounts import estimate_text, percent_text, time_text
-from itwinai.report.pictures import axis_limits, legend_above, new_figure
+from itwinai.report.pictures import WIDE, axis_limits, legend_above, new_figure
 from itwinai.report.search.style import lettering
 from itwinai.report.search.ticks import round_numbers
 from itwinai.report.sections import Table
@@ -101,9 +101,7 @@ def prediction_table(laws: Sequence[FittedLaw], summary: Summary, named: Named) 
                 ]
             )
     columns = ("line", "workers", "beyond", speed.unit, "step", "speed-up", "efficiency")
-    return Table(
-        columns, rows, "What the laws say of other numbers of workers, up to so many times the largest measured"
-    )
+    return Table(columns, rows, "Predictions of the laws; beyond: times the largest measured number of workers")
 
 
 def _kind(law: FittedLaw, workers: int) -> str:
@@ -132,7 +130,7 @@ def _rate(law: FittedLaw, workers: int, speed: Speed) -> Estimate | None:
 def _picture(group: Group, laws: Sequence[FittedLaw], extrapolate: Sequence[int], looks: Mapping[str, Look]) -> Drawn:
     lines = math.ceil(len(laws) / COLUMNS)
     columns = math.ceil(len(laws) / lines)
-    figure = new_figure(WIDTH, 1.0 + 2.5 * lines)
+    figure = new_figure(WIDE, 1.0 + 2.5 * lines)
     every = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     speed = _speed(laws)
     measured = sorted({count for law in laws for count in law.workers})

@@ -11,7 +11,6 @@ from itwinai.benchmark.report.style import (
     BAR,
     FEWEST_RUNS,
     REFERENCE,
-    WIDTH,
     Drawn,
     Look,
     file_name,
@@ -27,7 +26,7 @@ from itwinai.benchmark.statistics.groups import Group
 from itwinai.benchmark.statistics.summary import LOSS_TOLERANCE, Series
 from itwinai.benchmark.statistics.summary import Axes as Varied
 from itwinai.benchmark.telling.amounts import Unit
-from itwinai.report.pictures import axis_limits, legend_above, new_figure
+from itwinai.report.pictures import WIDE, axis_limits, legend_above, new_figure
 from itwinai.report.search.style import lettering
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ def _picture(
     estimates: Sequence[Estimate],
     every: Sequence[int],
 ) -> Drawn:
-    figure = new_figure(WIDTH, quantity.height)
+    figure = new_figure(WIDE, quantity.height)
     drawn = panels(figure, len(groups))
     shown: dict[str, None] = {}
     for axes, group in zip(drawn, groups, strict=True):

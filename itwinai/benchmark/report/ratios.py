@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from itwinai.benchmark.comparison.differences import ComparedCell, Verdict
-from itwinai.benchmark.report.style import BAR, REFERENCE, WIDTH, Drawn, limited_ratios, mark_cut
-from itwinai.report.pictures import COLOURS, axis_limits, legend_above, new_axes
+from itwinai.benchmark.report.style import BAR, REFERENCE, Drawn, limited_ratios, mark_cut
+from itwinai.report.pictures import COLOURS, WIDE, axis_limits, legend_above, new_axes
 from itwinai.report.search.style import lettering
 
 MOST = 18
@@ -40,7 +40,7 @@ def ratio_pictures(cells: Sequence[ComparedCell], names: Sequence[str]) -> list[
 
 
 def _picture(shown: Sequence[tuple[ComparedCell, str]], limits: tuple[float, float], number: int) -> Drawn:
-    figure, axes = new_axes(WIDTH, 1.2 + 0.24 * len(shown))
+    figure, axes = new_axes(WIDE, 1.2 + 0.24 * len(shown))
     axes.set_xlim(*limits)
     axes.axvline(1.0, color=REFERENCE, linewidth=1.0, linestyle="--")
     seen: dict[Verdict, None] = {}

@@ -17,7 +17,7 @@ from itwinai.benchmark.statistics.groups import Group, Speed, groups_of, named, 
 from itwinai.benchmark.statistics.scaling_law import FittedLaw, NoFit, fit
 from itwinai.benchmark.statistics.summary import LOSS_TOLERANCE, Summary, summarize
 from itwinai.benchmark.telling.amounts import estimate_text
-from itwinai.benchmark.telling.doubts import others_text
+from itwinai.benchmark.telling.doubts import others_text, threads_text
 from itwinai.benchmark.telling.relative import relative_text
 from itwinai.benchmark.telling.words import Words, words_of
 from itwinai.report.search.leaderboard import unbroken
@@ -51,7 +51,11 @@ def benchmark_page(record: BenchmarkRecord) -> tuple[list[Section], list[Drawn],
     sections = [
         _in_words(told, words),
         *(section for section, _ in parts),
-        *([Section("All cells", _relative(summary), [cells_table(summary, told.speed)])] if cells else []),
+        *(
+            [Section("All cells", {**_relative(summary), **_threads(summary)}, [cells_table(summary, told.speed)])]
+            if cells
+            else []
+        ),
         *_failed(summary, words),
         *_background(summary),
     ]
@@ -97,7 +101,7 @@ def _in_words(told: _Told, words: Words) -> Section:
 def _lead(words: Words) -> list[str]:
     """Return what stands at the top: whether it is all, whether it can be trusted, and what to take."""
     cautions = []
-    if words.warnings:
+    if words.warnings and words.findings:
         them = "warning" if len(words.warnings) == 1 else f"{len(words.warnings)} warnings"
         cautions = [f"Read the {them} below before you rely on any of it."]
     return [*words.unfinished, *cautions, *words.answers]
@@ -106,6 +110,11 @@ def _lead(words: Words) -> list[str]:
 def _relative(summary: Summary) -> dict[str, str]:
     text = relative_text(summary)
     return {"relative": text} if text else {}
+
+
+def _threads(summary: Summary) -> dict[str, str]:
+    text = threads_text(summary)
+    return {"threads": text} if text else {}
 
 
 def _lines(title: str, told: _Told, quantity: Quantity, reason: str = "") -> tuple[Section, list[Drawn]] | None:
@@ -144,7 +153,7 @@ def _steps(told: _Told) -> tuple[Section, list[Drawn]] | None:
     table = breakdown_table(cells, setting_columns([one.cell for one in cells]))
     if table is None:
         return None
-    facts = {"other workers": "waiting for them; what backward hides of the exchange is not counted, but in the table"}
+    facts = {"other workers": "waiting for them; communication hidden behind backward is only in the table"}
     return Section("Where a step goes", facts, [of_figures(table)], [one.picture for one in drawn]), drawn
 
 
@@ -191,14 +200,5 @@ def _background(summary: Summary) -> list[Section]:
 
 def _noted(summary: Summary) -> dict[str, str]:
     """Return what was noted of the runs themselves, where it was."""
-    threads: dict[int, set[int]] = {}
-    for one in summary.cells:
-        for run in one.measured:
-            if run.threads:
-                threads.setdefault(one.cell.workers, set()).add(run.threads)
-    by_workers = [
-        f"{' or '.join(map(str, sorted(found)))} with {count_text(workers, 'worker')}"
-        for workers, found in sorted(threads.items())
-    ]
-    noted = {"threads per worker": "; ".join(by_workers), "used by other programs": others_text(summary)}
+    noted = {"threads": threads_text(summary), "used by other programs": others_text(summary)}
     return {name: text for name, text in noted.items() if text}

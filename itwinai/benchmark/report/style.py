@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 8.5
-"""Of a picture that takes the whole page, in inches."""
-
 DOTS_PER_INCH = 200
 """Of the pictures that are written as PNG: enough for print."""
 

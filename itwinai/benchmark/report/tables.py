@@ -110,7 +110,7 @@ def failed_table(summary: Summary) -> Table | None:
         for index, run in enumerate(failed)
     ]
     columns = [*settings, "repeat", "end", "after", "error", "what it printed"]
-    return unbroken(Table(columns, rows, "Runs that have not ended well"))
+    return unbroken(Table(columns, rows, "Failed runs"))
 
 
 def _mean(estimate: Estimate | None) -> Estimate | None:

@@ -8,11 +8,13 @@ from pathlib import Path
 from itwinai.benchmark.records import SINGLE, Cell, Measurement
 from itwinai.benchmark.settings import Settings
 from itwinai.benchmark.statistics.cell_summary import cell_text
-from itwinai.measure.cores import own_cores
+from itwinai.launchers.cores import available_cores, crowded_text
 from itwinai.report.words import count_text, span_text
 
 
-def plan_text(settings: Settings, runs: int, missing: int, folder: Path, on_slurm: bool) -> str:
+def plan_text(
+    settings: Settings, runs: int, missing: int, folder: Path, threads: int, most_workers: int, on_slurm: bool
+) -> str:
     """Return what will be run, before it is.
 
     Args:
@@ -20,6 +22,8 @@ def plan_text(settings: Settings, runs: int, missing: int, folder: Path, on_slur
         runs: number of runs.
         missing: how many of them there are left to make.
         folder: of the benchmark.
+        threads: of each worker.
+        most_workers: on one node.
         on_slurm: whether they are SLURM jobs.
     """
     done = f", {runs - missing} of them done before" if missing < runs else ""
@@ -28,7 +32,8 @@ def plan_text(settings: Settings, runs: int, missing: int, folder: Path, on_slur
         "processes",
         "strategies": ", ".join(settings.strategies)
         + ("; compared with one process" if settings.baseline == SINGLE else f"; compared with {settings.baseline}"),
-        "workers": ", ".join(map(str, settings.workers)) + ("" if on_slurm else _shared_cores(max(settings.workers))),
+        "workers": ", ".join(map(str, settings.workers)),
+        "threads": f"{count_text(threads, 'thread')} per worker in all cells (--threads)",
         "scaling": _scaling(settings),
         **{path: ", ".join(map(str, values)) for path, values in settings.axes.items()},
         "each run": f"{settings.warmup} steps to warm up, then {settings.steps} or more for {settings.seconds:g} s; "
@@ -36,7 +41,12 @@ def plan_text(settings: Settings, runs: int, missing: int, folder: Path, on_slur
         "left out": "validation, loggers, checkpoints, early stopping, progress bar",
         "folder": str(folder),
     }
-    return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
+    if any(path.endswith("cpu_threads") for path in settings.axes):
+        del lines["threads"]  # they are what is varied
+    text = "\n".join(f"{name:<12}{text}" for name, text in lines.items())
+    if on_slurm or not (crowded := crowded_text(most_workers, most_workers * threads, available_cores(), "--threads ")):
+        return text
+    return f"{text}\nWarning: {crowded}"
 
 
 class Progress:
@@ -88,8 +98,3 @@ def _scaling(settings: Settings) -> str:
         "weak": "weak (each worker has a batch of the config's size)",
     }
     return " and ".join(told[scaling] for scaling in settings.scalings)
-
-
-def _shared_cores(workers: int) -> str:
-    cores = len(own_cores())
-    return f" (this machine has {cores} cores: more workers than that share them)" if cores < workers else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -41,11 +41,13 @@ class RunConfigs:
         config: the user's, with all defaults, as plain values.
         workers_per_node: most workers of a node; None for all on one.
         seed: of runs whose config has none: they are to come to the same loss.
+        threads: that each worker computes with; None leaves them as the config has them.
     """
 
     config: Mapping[str, Any]
     workers_per_node: int | None = None
     seed: int = 0
+    threads: int | None = None
 
     def of(self, cell: Cell, folder: str) -> dict[str, Any]:
         """Return the config of the runs of a cell.
@@ -68,12 +70,18 @@ class RunConfigs:
             "num_nodes": nodes,
             "split_batches": cell.scaling == "strong",
             "default_root_dir": folder,
+            "cpu_threads": self.threads or trainer.get("cpu_threads"),
             "callbacks": _watching_nothing(trainer.get("callbacks")),
         }
         seed = config.get("seed_everything")
         if not isinstance(seed, int) or isinstance(seed, bool):  # of True lightning makes another seed each time
             config["seed_everything"] = self.seed
         return with_values(config, given)
+
+
+def most_on_a_node(workers: Iterable[int], workers_per_node: int | None) -> int:
+    """Return the largest number of workers on one node, of several numbers of workers."""
+    return max(spread_over_nodes(one, workers_per_node)[1] for one in workers)
 
 
 def spread_over_nodes(workers: int, workers_per_node: int | None) -> tuple[int, int]:

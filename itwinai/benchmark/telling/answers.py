@@ -9,7 +9,6 @@ from itwinai.benchmark.statistics.cell_summary import CellSummary
 from itwinai.benchmark.statistics.contest import Contest
 from itwinai.benchmark.statistics.groups import Speed, named
 from itwinai.benchmark.telling.amounts import estimate_text, number_text, percent_text
-from itwinai.benchmark.telling.doubts import is_implausible
 from itwinai.report.search.names import joined
 from itwinai.report.words import count_text
 
@@ -17,14 +16,23 @@ TOLD = 4
 """Most groups that have an answer of their own."""
 
 
-def answers(contests: Sequence[Contest], speed: Speed, doubted: Collection[Cell]) -> Iterator[str]:
+def answers(
+    contests: Sequence[Contest], speed: Speed, doubted: Collection[Cell], doubtful: Sequence[str] = ()
+) -> Iterator[str]:
     """Yield what to take, for each group up to `TOLD`: the fastest of all numbers of workers.
 
     Args:
         contests: who is fastest in which group.
         speed: what speeds are told in.
         doubted: cells that take no part.
+        doubtful: names of the groups whose figures are doubtful: of these nothing is recommended.
     """
+    if doubtful:
+        names = joined([name for name in doubtful if name])
+        yield (
+            f"No recommendation{f' for {names}' if names else ''}: the measurements are doubtful, see the warnings. "
+            "Rerun with a new --folder when the machine is idle."
+        )
     for contest in contests[:TOLD]:
         rates = [(one, rate) for one in contest.group.cells if (rate := _rate(one, speed, doubted)) is not None]
         taken, _ = min(rates, key=lambda pair: (-pair[1], pair[0].cell.workers))
@@ -73,12 +81,10 @@ def _beside(taken: CellSummary, contest: Contest) -> str:
         told.append(f"{count_text(contest.best.cell.workers, 'worker')} are not faster")
     elif ties := contest.ties:
         told.append(f"no difference to {joined([rival.cell.cell.strategy for rival in ties])} could be shown")
-    if taken.speedup is not None and taken.baseline not in (None, taken.cell) and taken.cell.workers > 1:
-        if is_implausible(taken):
-            told.append("how well it scales is not known, as its baseline is doubtful")
-        elif taken.baseline is not None:
-            told.append(
-                f"a speed-up of {estimate_text(taken.speedup)} over {named(taken.baseline)}, an efficiency of "
-                f"{percent_text(taken.efficiency)}"
-            )
+    baseline = taken.baseline
+    if taken.speedup is not None and baseline is not None and baseline != taken.cell and taken.cell.workers > 1:
+        told.append(
+            f"a speed-up of {estimate_text(taken.speedup)} over {named(baseline)}, an efficiency of "
+            f"{percent_text(taken.efficiency)}"
+        )
     return "".join(f"; {text}" for text in told)

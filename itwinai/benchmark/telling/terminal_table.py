@@ -21,6 +21,7 @@ from itwinai.benchmark.telling.amounts import (
     share_text,
     time_unit,
 )
+from itwinai.benchmark.telling.doubts import threads_text
 from itwinai.benchmark.telling.missing import error_of, unfinished_text
 from itwinai.benchmark.telling.parts import share_of
 from itwinai.benchmark.telling.relative import relative_text
@@ -46,6 +47,8 @@ def table_text(summary: Summary, laws: Sequence[FittedLaw | NoFit] | None = None
     for group in groups_of(summary):
         lines += [group.name] if group.name else []
         lines += [*_table(group, speed), *_wrapped(relative_text(summary, group.axes)), ""]
+    if threads := threads_text(summary):
+        lines[-1:] = [*_wrapped(f"{threads}."), ""]
     laws = [fit(line) for line in summary.series] if laws is None else laws
     for text in in_words(summary, laws)[len(unfinished) :]:
         lines += _wrapped(text, "- ")

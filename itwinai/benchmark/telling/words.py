@@ -16,7 +16,7 @@ from itwinai.benchmark.statistics.summary import Summary, SuspiciousLoss, suspic
 from itwinai.benchmark.telling.advice import advice
 from itwinai.benchmark.telling.amounts import estimate_text, number_text, p_text, percent_text, seconds_text, share_text
 from itwinai.benchmark.telling.answers import answers, plateaus_text
-from itwinai.benchmark.telling.doubts import doubts, is_implausible
+from itwinai.benchmark.telling.doubts import Doubt, doubts
 from itwinai.benchmark.telling.missing import failed_text, missing_text, unfinished_text
 from itwinai.benchmark.telling.parts import PARTS, seconds_of, whole_of
 from itwinai.report.search.names import joined
@@ -107,23 +107,32 @@ def words_of(summary: Summary, laws: Sequence[FittedLaw | NoFit]) -> Words:
     suspicious = suspicious_losses(summary)
     groups, speed = groups_of(summary), speed_of(summary.cells)
     doubted = {one.cell for one in suspicious if _differs_from_its_like(one, summary)}
+    found = doubts(summary, speed, doubted)
     contests, course = contests_of(groups, speed, doubted), course_of(summary)
-    settings = dict(_settings(contests, speed))
+    doubtful = [contest for contest in contests if _is_doubtful(contest, found)]
+    sure = [contest for contest in contests if contest not in doubtful]
+    settings = {} if doubtful else dict(_settings(contests, speed))
     findings = [Finding("settings", settings)] if settings else []
-    for contest in contests:
+    for contest in sure:
         law = next((law for law in laws if isinstance(law, FittedLaw) and law.series == contest.line), None)
         told = dict(_findings(contest, speed, law, summary.record.extrapolate, doubted))
         findings.append(Finding(contest.group.name, told))
     return Words(
         unfinished=tuple(unfinished_text(course)),
-        warnings=(*doubts(summary, speed, doubted), *_warnings(suspicious, summary)),
-        answers=tuple(answers(contests, speed, doubted)),
+        warnings=(*(doubt.text for doubt in found), *_warnings(suspicious, summary)),
+        answers=tuple(answers(sure, speed, doubted, [contest.group.name for contest in doubtful])),
         findings=tuple(findings),
-        advice=tuple(advice(contests, groups, speed, course)),
+        advice=tuple(advice(sure, groups, speed, course)),
         failed=tuple(failed_text(summary)),
         notes=summary.notes if summary.cells else ("Nothing was run.",),
         missing=tuple(missing_text(summary, speed)),
     )
+
+
+def _is_doubtful(contest: Contest, found: Sequence[Doubt]) -> bool:
+    """Tell whether figures of a group are doubtful: then nobody knows who of it is fastest."""
+    cells = {one.cell for one in contest.group.cells}
+    return any(not cells.isdisjoint(doubt.cells) for doubt in found)
 
 
 def _differs_from_its_like(one: SuspiciousLoss, summary: Summary) -> bool:
@@ -215,8 +224,6 @@ def _scaling(contest: Contest) -> str:
     largest = max(well, default=1)
     until = f"up to {largest} workers" if largest > 1 else "with no number of workers above 1"
     efficiency = f"an efficiency of {percent_text(best.efficiency)}"
-    if any(is_implausible(cell) for cell in contest.line.cells):
-        return f"{reached}{compared_with}, {efficiency}, which is not to be trusted: see the warning"
     return f"{reached}{compared_with}, {efficiency}; at least {share_text(EFFICIENT)} {until}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from itwinai.report.pictures import new_axes, picture_of
+from itwinai.report.pictures import WIDE, new_axes, picture_of
 from itwinai.report.search.names import shortened
 from itwinai.report.search.scales import Scale
 from itwinai.report.search.standing import Standing
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 AXES = 12
 """Most axes; with more their labels touch."""
 
-LETTERS = 125
-"""How many letters stand side by side over the axes."""
+LETTERS = 11
+"""How many letters stand side by side over the axes, per inch."""
 
 UNUSED = -0.13
 """Where a trial crosses the axis of a parameter that it does not have."""
@@ -60,11 +60,12 @@ def parallel_picture(standing: Standing, index: int, scales: Mapping[str, Scale]
         return None
     values = {trial.number: standing.values[trial.number][index] for trial in standing.ranked}
     shades = _Shades(spread_of(list(values.values()), objective), objective.mode, values)
-    figure, axes = new_axes(max(8.5, 0.9 * (len(paths) + 1)), 4.4)
+    width = max(WIDE, 0.85 * (len(paths) + 1))
+    figure, axes = new_axes(width, 4.4)
     axes.spines[:].set_visible(False)
     others = sorted((trial for trial in standing.ranked if trial is not best), key=shades.badness, reverse=True)
     _draw_lines(axes, [*others, best], paths, scales, shades)
-    room = round(LETTERS / (len(paths) + 1))
+    room = round(LETTERS * width / (len(paths) + 1))
     for at, path in enumerate(paths):
         _draw_axis(axes, at, scales[path], standing.names.get(path, path), room)
     _draw_values(axes, len(paths), shades, lettering(objective.metric, room))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from itwinai.report.pictures import new_axes, picture_of
+from itwinai.report.pictures import WIDE, new_axes, picture_of
 from itwinai.report.search.names import shortened
 from itwinai.report.search.standing import Standing, sign_of
 from itwinai.report.search.style import (
@@ -46,7 +46,7 @@ def _pair(standing: Standing, first: int, second: int, with_line: bool) -> Pictu
     front = sorted((points[trial.number], trial.number) for trial in standing.front)
     on_front = {number for _, number in front}
     others = [point for number, point in points.items() if number not in on_front]
-    figure, axes = new_axes(8.5, 4.2) if with_line else new_axes(5.0, 3.4)
+    figure, axes = new_axes(WIDE, 4.0) if with_line else new_axes(5.0, 3.4)
     if others:
         dots(axes, [x for x, _ in others], [y for _, y in others], PLAIN)
     line = _stairs([point for point, _ in front], sign_of(objectives[0]))

@@ -29,7 +29,7 @@ def summary_section(standing: Standing, importances: Sequence[Importances], scal
     record = standing.record
     facts = {
         "objective": "; ".join(
-            f"{one.metric}, as {'low' if one.mode == 'min' else 'high'} as can be" for one in record.objectives
+            f"{'minimize' if one.mode == 'min' else 'maximize'} {one.metric}" for one in record.objectives
         ),
         "searched over": listed((standing.names[path] for path in standing.names), 20) or "nothing",
         "trials": f"{len(record.trials):,}: {counts(record.trials)}" if record.trials else "none",
@@ -47,7 +47,7 @@ def summary_section(standing: Standing, importances: Sequence[Importances], scal
 
 def _time(standing: Standing) -> str:
     ran = sum(trial.seconds for trial in standing.record.trials)
-    return f"{span_text(standing.record.seconds)}, in which the trials ran {span_text(ran)} in all"
+    return f"{span_text(standing.record.seconds)}; all trials together ran {span_text(ran)}"
 
 
 def _best(standing: Standing) -> dict[str, str]:

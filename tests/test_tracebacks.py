@@ -1,0 +1,97 @@
+"""Tracebacks show the user's code, and can be sent from one process to another."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from itwinai import ItwinaiTrainer
+from itwinai.errors import ConfigurationError
+from itwinai.launchers.failure import Failure
+from itwinai.tracebacks import frames_of, hides_framework_frames, traceback_of
+from tests.support.cases import Regression, loader, make_trainer
+
+
+def caught(function: Any, *args: Any, **kwargs: Any) -> BaseException:
+    with pytest.raises(Exception) as raised:
+        function(*args, **kwargs)
+    return raised.value
+
+
+def names(error: BaseException) -> list[str]:
+    """Return the functions of a traceback, without those of this file that call and catch."""
+    found = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    return [name for name in found if name != "caught"]
+
+
+class WrongShape(Regression):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return nn.Linear(3, 1)(batch[0])
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp"])
+def test_the_users_line_and_the_call_of_torch_that_fails(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ITWINAI_FULL_TRACEBACK", raising=False)
+    trainer = make_trainer(strategy, 1 if strategy == "auto" else 2, max_epochs=1)
+    error = caught(trainer.fit, WrongShape(), loader(8))
+    assert names(error) == ["training_step", "forward"]
+    shown = "".join(traceback.format_exception(error))
+    assert (
+        shown.index("return nn.Linear(3, 1)(batch[0])") < shown.index("return F.linear(") < shown.index("RuntimeError")
+    )
+    assert "frames of frameworks are hidden; ITWINAI_FULL_TRACEBACK=1 shows them]" in shown
+
+
+def test_all_frames_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ITWINAI_FULL_TRACEBACK", "1")
+    error = caught(make_trainer("ddp", 2, max_epochs=1).fit, WrongShape(), loader(8))
+    assert len(names(error)) > 20 and names(error)[-1] == "forward"
+    assert error.__notes__ == ["[rank 0]"] or error.__notes__ == ["[rank 1]"]
+
+
+def test_errors_of_itwinai_say_by_themselves_what_is_wrong() -> None:
+    error = caught(ItwinaiTrainer, devices=1, accelerator="cpu", max_restarts=-1)
+    assert isinstance(error, ConfigurationError)
+    assert names(error) == [] and not getattr(error, "__notes__", [])
+
+
+def raise_chain() -> None:
+    try:
+        {}["first"]
+    except KeyError as error:
+        try:
+            raise ValueError("second") from error
+        except ValueError:
+            raise TypeError("third")  # noqa: B904 - while the second is handled
+
+
+def test_exceptions_behind_an_exception_are_sent_with_it() -> None:
+    error = caught(raise_chain)
+    expected = [line for line in traceback.format_exception(error) if "^" not in line]
+    sent = Failure.of(1, error).exception()
+    shown = "".join(traceback.format_exception(sent))
+    assert shown.endswith("[rank 1]\n")
+    for told in ("KeyError: 'first'", "direct cause", "ValueError: second", "During handling", "TypeError: third"):
+        assert told in shown and any(told in line for line in expected)
+    assert shown.index("KeyError") < shown.index("direct cause") < shown.index("ValueError") < shown.index("During")
+
+
+def test_a_traceback_made_of_lines_is_the_traceback() -> None:
+    error = caught(raise_chain)
+    again = traceback_of(frames_of(error.__traceback__))
+    plain = [(one.filename, one.lineno, one.name, one.line) for one in traceback.extract_tb(error.__traceback__)]
+    assert [(one.filename, one.lineno, one.name, one.line) for one in traceback.extract_tb(again)] == plain
+    assert "^" not in "".join(traceback.format_tb(again))  # whose columns would be those of another line
+
+
+def test_a_note_is_added_once() -> None:
+    @hides_framework_frames
+    def inner() -> Any:
+        return nn.Linear(3, 1)(torch.zeros(2, 8))
+
+    error = caught(hides_framework_frames(inner))
+    assert names(error) == ["inner", "forward"] and len(error.__notes__) == 1
