@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from itwinai.callbacks import LoggingCallback, ModelCheckpoint, ProfilingCallback, RunSummary, SystemMonitor
 from itwinai.callbacks.defaults import with_defaults
+from itwinai.callbacks.model_summary import ShortModelSummary
 from itwinai.errors import ConfigurationError
 from itwinai.facts import run as facts
 from itwinai.loggers import MLFlowLogger
@@ -201,11 +202,11 @@ def test_python_functions_are_told(tmp_path: Path) -> None:
 
 def test_watching_adds_what_is_not_there() -> None:
     own = LoggingCallback(per_rank=True)
-    watched = with_defaults([own], watch=True, loggers=None, progress=True, checkpoints=False)
+    watched = with_defaults([own], watch=True, loggers=None, summary=False, progress=True, checkpoints=False)
     assert watched[0] is own
     kinds = ["LoggingCallback", "SystemMonitor", "ProfilingCallback", "TimedProgressBar", "RunSummary"]
     assert [type(callback).__name__ for callback in watched] == kinds
-    without_logger = with_defaults(None, watch=True, loggers=False, progress=True, checkpoints=False)
+    without_logger = with_defaults(None, watch=True, loggers=False, summary=False, progress=True, checkpoints=False)
     assert not any(isinstance(one, LoggingCallback) for one in without_logger)
-    plain = with_defaults(None, watch=False, loggers=True, progress=False, checkpoints=True)
-    assert [type(callback) for callback in plain] == [ModelCheckpoint]
+    plain = with_defaults(None, watch=False, loggers=True, summary=True, progress=False, checkpoints=True)
+    assert [type(callback) for callback in plain] == [ShortModelSummary, ModelCheckpoint]
