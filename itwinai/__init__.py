@@ -25,3 +25,7 @@ def __getattr__(name: str) -> Any:
 
         return ItwinaiTrainer
     raise AttributeError(f"module 'itwinai' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -25,13 +25,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import cloudpickle.cloudpickle
 import torch
 import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.fabric.utilities.data import has_iterable_dataset, sized_len
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
@@ -94,8 +95,9 @@ if TYPE_CHECKING:
 from lightning.pytorch.core.optimizer import LightningOptimizer
 
 Launcher = _Launcher
-# What the argument `plugins` of lightning's Trainer takes.
+# What the arguments `plugins` and `precision` of lightning's Trainer take.
 PluginInput = _PLUGIN_INPUT
+PrecisionInput = _PRECISION_INPUT
 
 
 def trainer_arguments_from_environment() -> dict[str, Any]:
@@ -651,14 +653,63 @@ def replacing_shards(engine_optimizer: Any) -> Iterator[None]:
         whole[0].all_gather(whole)
 
 
-def silence_known_warnings() -> None:
-    """Silence warnings that concern neither the user's code nor ours; for processes that are itwinai's own."""
-    # lightning looks for srun also where nobody wants to use it.
-    warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
+VERBOSE = "ITWINAI_VERBOSE"
+"""The environment variable that lets frameworks print all that they print."""
+
+# Regular expressions for warnings that concern neither the user's code nor the numbers.
+_NOISE_WARNINGS = (
+    # lightning looks for srun also where you do not use it.
+    "The `srun` command is available on your system but is not used",
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, in every step.
-    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated")
+    r"`torch\.distributed\.\w+` is deprecated",
     # lightning 2.6 asks torch 2.13's pytree in a way that torch deprecates.
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    # The training loop says it after the first epoch, and only if values are logged on steps.
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
+)
+
+# What lines of the log begin with that say what is not there, or recommend a product.
+_NOISE_MESSAGES = (
+    "GPU available: False",
+    "TPU available: False",
+    "💡 Tip: For seamless cloud",
+    "Setting accelerator to CPU",
+    "Trainer already configured with model summary callbacks: [<class 'itwinai.",
+)
+
+_NOISY_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "DeepSpeed")
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_NOISE_MESSAGES)
+
+
+def silence_known_noise() -> None:
+    """Silence what concerns neither the user's code nor ours; for processes that are itwinai's own."""
+    if os.environ.get(VERBOSE, "0") != "0":
+        return
+    for message in _NOISE_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).addFilter(_is_no_noise)
+
+
+@contextmanager
+def known_noise_silenced() -> Iterator[None]:
+    """Silence it for a while; for processes of the user, whose own filters stay as they are."""
+    filters = list(warnings.filters)
+    loggers = [one for one in map(logging.getLogger, _NOISY_LOGGERS) if _is_no_noise not in one.filters]
+    silence_known_noise()
+    ours = [one for one in warnings.filters if one not in filters]
+    try:
+        yield
+    finally:
+        for one in ours:
+            if one in warnings.filters:  # the user's code may have reset them
+                cast(list[Any], warnings.filters).remove(one)
+        forget_warned()
+        for logger in loggers:
+            logger.removeFilter(_is_no_noise)
 
 
 # --------------------------------------------------------------------------------- settings of the process
@@ -2326,6 +2377,27 @@ def tune_storage() -> str | None:
         return None
     kind, path = session.storage.storage_filesystem.type_name, session.storage.trial_fs_path
     return path if kind == "local" else f"{'gs' if kind == 'gcs' else kind}://{path}"
+
+
+def print_rank_0_plainly() -> None:
+    """Let Ray print what the worker of rank 0 prints as it is; the lines of others keep their prefix.
+
+    It lasts until ``ray.shutdown``; further calls change nothing.
+    """
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+    for name, print_lines in dispatcher.handlers:
+        if name != "ray_print_logs" or not isinstance(print_lines, functools.partial):  # ours is none
+            continue
+
+        def print_plainly(data: dict[str, Any], print_lines: Callable[[Any], None] = print_lines) -> None:
+            if data.get("actor_name") != "rank 0":
+                print_lines(data)
+                return
+            print(*data["lines"], sep="\n", file=sys.stderr if data["is_err"] else sys.stdout, flush=True)
+
+        dispatcher.remove_handler(name)
+        dispatcher.add_handler(name, print_plainly)
 
 
 def forget_ray_cluster(address: str) -> None:

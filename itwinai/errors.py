@@ -88,21 +88,20 @@ class UnequalValuesError(ItwinaiError, RuntimeError):
 
 
 class MissingMetricError(ConfigurationError):
-    """A metric that is to be reported was not logged."""
+    """A metric that something monitors or reports is not logged."""
 
-    def __init__(self, metric: str, logged: list[str], reporter: str) -> None:
-        hint = did_you_mean(metric, logged)
-        names = ", ".join(logged) or "nothing at all"
+    def __init__(self, metric: str, logged: list[str], reader: str) -> None:
+        names = ", ".join(logged) or "nothing"
         super().__init__(
-            f"The metric '{metric}' is to be reported, but was never logged.{hint} Logged until now: {names} (at the "
-            f"{reporter}). Log it with self.log('{metric}', ...), or name one of these."
+            f"{reader} needs the metric '{metric}', which is not logged.{did_you_mean(metric, logged)} Logged so far: "
+            f"{names}. Name one of these, or log it with self.log('{metric}', ...)."
         )
         self.metric = metric
         self.logged = logged
-        self.reporter = reporter
+        self.reader = reader
 
     def __reduce__(self) -> tuple[type, tuple[str, list[str], str]]:
-        return type(self), (self.metric, self.logged, self.reporter)
+        return type(self), (self.metric, self.logged, self.reader)
 
 
 class LoggerError(ItwinaiError, RuntimeError):

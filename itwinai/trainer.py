@@ -11,27 +11,29 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, cast
 
 import lightning
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.fabric.utilities.data import sized_len
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import BatchSampler, DataLoader
 
 from itwinai import compat
 from itwinai.callbacks.defaults import check_finders, follow_module, with_defaults
-from itwinai.checkpoints.find import AUTO
-from itwinai.checkpoints.plugin import PortableCheckpointIO, PortableConnector, gather_of
+from itwinai.checkpoints.find import AUTO, newest_unverified
+from itwinai.checkpoints.plugin import PortableCheckpointIO, PortableConnector, folders_of, gather_of
 from itwinai.data.rank_streams import RankSeed
 from itwinai.data.samplers import (
     DealtBatchSampler,
@@ -55,13 +57,19 @@ from itwinai.loops.training import LeanTrainingEpochLoop
 from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.ray import RayStrategy
 from itwinai.strategies.registry import make_strategy
+from itwinai.tracebacks import hides_framework_frames
 from itwinai.trials.session import find_session
 from itwinai.unify import refuse_foreign
+from itwinai.warn import warn_user
+
+# A decorator that returns what it takes, for type checkers: they then know the arguments of what is decorated.
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., Any]:
+def _raising_launch_failure(entry_point: Function) -> Function:
     """Wrap an entry point of lightning's Trainer so that what failed in the workers is raised on the caller."""
 
+    @hides_framework_frames
     @functools.wraps(entry_point)
     def wrapped(self: ItwinaiTrainer, *args: Any, **kwargs: Any) -> Any:
         check_finders(self)
@@ -70,18 +78,24 @@ def _raising_launch_failure(entry_point: Callable[..., Any]) -> Callable[..., An
         if entry_point is Trainer.fit:
             self._portable().parts_of_workers = {}
         try:
-            with _cpu_threads(self.cpu_threads):
+            with compat.known_noise_silenced(), _cpu_threads(self.cpu_threads):
                 returned = entry_point(self, *args, **kwargs)
             self.raise_launch_failure()
         except SIGTERMException as stopped:
             # lightning leaves the code out, and a scheduler would take the run for a finished one.
             stopped.code = stopped.code or 128 + getattr(stopped, "signum", signal.SIGTERM)
+            self._say_how_to_go_on(entry_point)
+            raise
+        except SystemExit:
+            if self.interrupted:  # by Ctrl-C
+                rank_zero_info(f"itwinai: stopped in epoch {self.current_epoch}, after {self.global_step} steps")
+                self._say_how_to_go_on(entry_point)
             raise
         finally:
             self._portable().since = 0.0
         return returned
 
-    return wrapped
+    return cast(Function, wrapped)
 
 
 @contextmanager
@@ -95,20 +109,22 @@ def _cpu_threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _with_environment_defaults(init: Callable[..., None]) -> Callable[..., None]:
+def _with_environment_defaults(init: Function) -> Function:
     """Wrap the trainer's constructor: what is not given comes from variables such as PL_TRAINER_DEVICES, if set."""
 
+    @hides_framework_frames
     @functools.wraps(init)
     def wrapped(self: ItwinaiTrainer, **kwargs: Any) -> None:
-        _check_names(kwargs, init, Trainer.__init__)
-        init(self, **{**compat.trainer_arguments_from_environment(), **kwargs})
+        with compat.known_noise_silenced():
+            _check_names(kwargs, init)
+            init(self, **{**compat.trainer_arguments_from_environment(), **kwargs})
 
-    return wrapped
+    return cast(Function, wrapped)
 
 
-def _check_names(arguments: Iterable[str], *functions: Callable[..., Any]) -> None:
-    """Raise an error for the first argument that none of some functions has."""
-    known = [name for one in functions for name in inspect.signature(one).parameters if name not in ("self", "kwargs")]
+def _check_names(arguments: Iterable[str], init: Callable[..., Any]) -> None:
+    """Raise an error for the first argument that the constructor does not have."""
+    known = [name for name in inspect.signature(init).parameters if name != "self"]
     for name in arguments:
         if name not in known:
             raise UnknownArgumentError(
@@ -125,62 +141,132 @@ class MisconfiguredTrainerError(ConfigurationError, MisconfigurationException):
 class ItwinaiTrainer(Trainer):
     """Train any LightningModule, unchanged, on DDP, DeepSpeed, Horovod or Ray.
 
-    Takes every argument of `lightning.pytorch.Trainer`; those that differ are below.
+    Takes every argument of `lightning.pytorch.Trainer`. `strategy` and `logger` accept more than there; those from
+    `split_batches` on are additional.
 
     Args:
+        accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"``, ``"tpu"``, or an accelerator.
         strategy: a name (``ddp``, ``deepspeed``, ``deepspeed_stage_0`` to ``_3``, ``horovod``, ``ray``, ``ray_ddp``,
             ``ray_deepspeed``, ``ray_horovod``, or any that lightning knows), or an instance of a class from
             `itwinai.strategies` for options that a name cannot carry. ``auto`` is DDP for several workers.
-        devices: number of workers on each node, or which devices they use, as in lightning.
+        devices: number of workers on each node, a list of device indices, ``-1`` for all devices, or ``"auto"``.
         num_nodes: number of nodes.
+        precision: ``"32-true"``, ``"16-mixed"``, ``"bf16-mixed"``, ``"16-true"``, ``"bf16-true"``, ``"64-true"``.
         logger: as in lightning; or a name (``csv``, ``jsonl``, ``tensorboard``, ``mlflow``, ``wandb``,
-            ``provenance``), or several with commas between. By name a logger needs no server, and writes below
-            ``default_root_dir``. Whichever it is, secrets among the hyperparameters do not reach it.
-        accelerator: ``auto``, ``cpu``, ``gpu``... as in lightning.
-        plugins: as in lightning.
+            ``provenance``), or several separated by commas. By name a logger needs no server, and writes below
+            ``default_root_dir``. Secrets among the hyperparameters are hidden from every logger.
+        callbacks: a callback, or a list of them.
+        fast_dev_run: run one batch of each stage (``True``), or so many, to find bugs; nothing is logged or saved.
+        max_epochs: stop after this many epochs; 1000 if ``max_steps`` is not given either, ``-1`` for no limit.
+        min_epochs: train for at least this many epochs.
+        max_steps: stop after this many optimizer steps; ``-1`` for no limit.
+        min_steps: train for at least this many optimizer steps.
+        max_time: stop after this time: ``"DD:HH:MM:SS"``, a timedelta, or a dict of its arguments.
+        limit_train_batches: train on so many batches (int) or this share of them (float) per epoch and worker.
+        limit_val_batches: the same for validation batches.
+        limit_test_batches: the same for test batches.
+        limit_predict_batches: the same for prediction batches.
+        overfit_batches: train and validate on the same few batches (int), or this share of them (float).
+        val_check_interval: validate after this share of an epoch (float), so many batches (int), or this time.
+        check_val_every_n_epoch: validate every so many epochs; ``None`` counts ``val_check_interval`` across epochs.
+        num_sanity_val_steps: validation batches to try before training; ``-1`` for all. 2 by default.
+        log_every_n_steps: steps between two log entries. 50 by default.
+        enable_checkpointing: add a `ModelCheckpoint` if there is none among the callbacks. On by default.
+        enable_progress_bar: show the progress. On by default.
+        enable_model_summary: print a table of the module's layers at the start. On by default.
+        accumulate_grad_batches: batches whose gradients are added up before the optimizer steps.
+        gradient_clip_val: clip gradients at this value; ``None`` does not clip.
+        gradient_clip_algorithm: ``"norm"`` (default) or ``"value"``.
+        deterministic: use deterministic algorithms only; ``"warn"`` warns where there is none.
+        benchmark: let cuDNN search for the fastest algorithms.
+        inference_mode: evaluate under `torch.inference_mode`; ``False`` takes `torch.no_grad`.
         use_distributed_sampler: deal the batches of DataLoaders out to the workers, so that global batch k holds the
             samples that batch k of a single process would hold. Off, every worker iterates its loaders as they are.
-        max_restarts: how often the workers of a fit are started again when one of them dies: killed, out of memory,
-            its node lost. They go on from the newest valid checkpoint of this run. An exception of the user's code
+        profiler: lightning's profiler of hooks: ``"simple"``, ``"advanced"``, ``"pytorch"``, or an instance.
+        detect_anomaly: let autograd look for operations that produce NaN; slow.
+        barebones: switch off logging, checkpoints, progress and checks, to measure the trainer's overhead.
+        plugins: a plugin for precision, checkpoints, cluster or layers, or a list of them.
+        sync_batchnorm: compute the statistics of batch norm layers over all workers.
+        reload_dataloaders_every_n_epochs: ask for new loaders every so many epochs; 0 never does.
+        default_root_dir: folder for logs and checkpoints. The working folder by default.
+        enable_autolog_hparams: log the module's hyperparameters at the start.
+        model_registry: name under which the model is uploaded to Lightning's model hub.
+        split_batches: take a DataLoader's batch size as that of the global batch, and divide it among the workers.
+            By default it is the batch size of each worker, as in lightning.
+        weigh_uneven_batches: where the last global batch cannot be divided evenly, weigh each worker's loss by its
+            number of samples. Right for losses that are means over a worker's own samples. Switch it off for losses
+            that are global already, because the module gathers or reduces over the workers before it computes them.
+        max_restarts: how often to restart the workers of a fit when one of them dies: killed, out of memory,
+            its node lost. They resume from the newest valid checkpoint of this run. An exception of the user's code
             ends the run.
-        resume: what ``fit`` goes on from if it is not given ``ckpt_path``: a path, or ``"auto"`` for the newest valid
+        resume: what ``fit`` resumes from if it is not given ``ckpt_path``: a path, or ``"auto"`` for the newest valid
             checkpoint in the folders of this trainer's checkpoint callbacks, if there is one. In a job that SLURM has
             queued again, ``"auto"`` is the default.
         preemption_signals: signals upon which all workers stop before the same batch and save a checkpoint. The exit
             code is 128 plus the signal's number. A second one, more than a second later, ends the run at once.
-        watch: log what every run should have, sample the system, profile the steps, and tell all about it at the end:
-            adds the callbacks `LoggingCallback`, `SystemMonitor`, `ProfilingCallback` and `RunSummary`, as far as they
-            are not among ``callbacks``.
-        launcher: what the workers of this machine are made of, if not an outer launcher has started them. ``"fork"``:
+        watch: log what every run should have, sample the system, profile the steps, and report all of it at the end:
+            adds the callbacks `LoggingCallback`, `SystemMonitor`, `ProfilingCallback` and `RunSummary` unless they
+            are among ``callbacks``.
+        launcher: how to start the workers of this machine, if no outer launcher has started them. ``"fork"``:
             copies of this process, which have all that it has, and send nothing but the result. ``"script"``: new
             processes that run the script again as far as the call. ``"payload"``: new processes that are sent the
             trainer and its arguments as a pickle. ``"auto"`` is a fork, unless this process has threads or a device
             in use, which do not survive it; then a payload, if all can be sent; then the script, if there is one.
         cpu_threads: threads that torch computes with in each worker. By default the workers share the machine's cores.
             Sums in another number of threads may round differently.
-        split_batches: take a DataLoader's batch size as that of the global batch, and divide it among the workers.
-            By default it is the batch size of each worker, as in lightning.
-        weigh_uneven_batches: where the last global batch cannot be divided evenly, weigh each worker's loss by its
-            number of samples. Right for losses that are means over a worker's own samples. Switch it off for losses
-            that are global already, because the module gathers or reduces over the workers before it computes them.
-        **kwargs: all other arguments of lightning's Trainer.
 
     Raises:
         ConfigurationError: the strategy is unknown, or the flags contradict each other or the outer launcher.
         MissingPackageError: the package behind the strategy is not installed.
     """
 
+    # Lightning's arguments one by one, in its order, so that editors, notebooks and type checkers know them;
+    # tests/test_typing.py compares them with the installed lightning's.
     @_with_environment_defaults
     def __init__(
         self,
         *,
+        accelerator: str | Accelerator = "auto",
         strategy: str | Strategy | RayStrategy = "auto",
         devices: list[int] | str | int = "auto",
         num_nodes: int = 1,
+        precision: compat.PrecisionInput | None = None,
         logger: Logger | Iterable[Logger] | bool | str | Sequence[str] | None = None,
-        accelerator: str | Accelerator = "auto",
-        plugins: compat.PluginInput | list[compat.PluginInput] | None = None,
+        callbacks: list[Callback] | Callback | None = None,
+        fast_dev_run: int | bool = False,
+        max_epochs: int | None = None,
+        min_epochs: int | None = None,
+        max_steps: int = -1,
+        min_steps: int | None = None,
+        max_time: str | timedelta | dict[str, int] | None = None,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
+        check_val_every_n_epoch: int | None = 1,
+        num_sanity_val_steps: int | None = None,
+        log_every_n_steps: int | None = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+        deterministic: bool | Literal["warn"] | None = None,
+        benchmark: bool | None = None,
+        inference_mode: bool = True,
         use_distributed_sampler: bool = True,
+        profiler: Profiler | str | None = None,
+        detect_anomaly: bool = False,
+        barebones: bool = False,
+        plugins: compat.PluginInput | list[compat.PluginInput] | None = None,
+        sync_batchnorm: bool = False,
+        reload_dataloaders_every_n_epochs: int = 0,
+        default_root_dir: str | Path | None = None,
+        enable_autolog_hparams: bool = True,
+        model_registry: str | None = None,
         split_batches: bool = False,
         weigh_uneven_batches: bool = True,
         max_restarts: int = 0,
@@ -189,7 +275,6 @@ class ItwinaiTrainer(Trainer):
         watch: bool = False,
         launcher: WorkerKind | None = None,
         cpu_threads: int | None = None,
-        **kwargs: Any,
     ) -> None:
         if split_batches and not use_distributed_sampler:
             raise MisconfiguredTrainerError(
@@ -210,6 +295,7 @@ class ItwinaiTrainer(Trainer):
         self.cpu_threads = cpu_threads
         check_devices(accelerator, devices, strategy)
         self._fit_began = 0.0
+        self._announced = ""
         self.preemption_signals = [_signal(name) for name in preemption_signals]
         self.launch_failure: BaseException | None = None
         self.report_failure: Callable[[BaseException], None] | None = None
@@ -234,25 +320,65 @@ class ItwinaiTrainer(Trainer):
         _check_gpus(accelerator, devices)
         if environment not in plugin_list and getattr(strategy, "cluster_environment", None) is None:
             plugin_list.append(environment)
-        if kwargs.get("default_root_dir") is None and (session := find_session()) is not None:
-            kwargs["default_root_dir"] = session.folder  # trials that run at the same time would write to one place
-        loggers = _loggers(logger, kwargs.get("default_root_dir"))
-        given = kwargs.get("callbacks")
-        for value in (given, logger, strategy, plugins, kwargs.get("profiler")):
+        if default_root_dir is None and (session := find_session()) is not None:
+            default_root_dir = session.folder  # trials that run at the same time would write to one place
+        loggers = _loggers(logger, default_root_dir)
+        for value in (callbacks, logger, strategy, plugins, profiler):
             refuse_foreign(*(value if isinstance(value, (list, tuple)) else [value]))
-        if not kwargs.get("barebones"):
-            kwargs["callbacks"] = with_defaults(given, kwargs, watch, loggers)
+        all_callbacks = callbacks
+        if not barebones:
+            all_callbacks = with_defaults(
+                callbacks,
+                watch,
+                loggers,
+                progress=enable_progress_bar is not False,
+                summary=enable_model_summary is not False,
+                checkpoints=enable_checkpointing is not False,
+            )
         super().__init__(
+            accelerator=accelerator,
             strategy=strategy,
             devices=devices,
             num_nodes=num_nodes,
-            accelerator=accelerator,
-            plugins=plugin_list,
-            use_distributed_sampler=use_distributed_sampler,
+            precision=precision,
             logger=loggers,
-            **kwargs,
+            callbacks=all_callbacks,
+            fast_dev_run=fast_dev_run,
+            max_epochs=max_epochs,
+            min_epochs=min_epochs,
+            max_steps=max_steps,
+            min_steps=min_steps,
+            max_time=max_time,
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            limit_test_batches=limit_test_batches,
+            limit_predict_batches=limit_predict_batches,
+            overfit_batches=overfit_batches,
+            val_check_interval=val_check_interval,
+            check_val_every_n_epoch=check_val_every_n_epoch,
+            num_sanity_val_steps=num_sanity_val_steps,
+            log_every_n_steps=log_every_n_steps,
+            enable_checkpointing=enable_checkpointing,
+            enable_progress_bar=enable_progress_bar,
+            enable_model_summary=enable_model_summary,
+            accumulate_grad_batches=accumulate_grad_batches,
+            gradient_clip_val=gradient_clip_val,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+            deterministic=deterministic,
+            benchmark=benchmark,
+            inference_mode=inference_mode,
+            use_distributed_sampler=use_distributed_sampler,
+            profiler=profiler,
+            detect_anomaly=detect_anomaly,
+            barebones=barebones,
+            plugins=plugin_list,
+            sync_batchnorm=sync_batchnorm,
+            reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs,
+            default_root_dir=default_root_dir,
+            enable_autolog_hparams=enable_autolog_hparams,
+            model_registry=model_registry,
         )
-        follow_module(self, given)
+        follow_module(self, callbacks)
         for one in self.loggers:
             hide_secrets(one)
         compat.replace_dataloader_preparation(self, self.prepare_dataloader, self.prepare_other_loader)
@@ -270,7 +396,7 @@ class ItwinaiTrainer(Trainer):
             compat.replace_fit_loop(self, LeanFitLoop)
             compat.replace_evaluation_loops(self, LeanEvaluationLoop)
         else:
-            rank_zero_warn(
+            warn_user(
                 f"itwinai's loops were compared with those of lightning {', '.join(compat.VERIFIED_LOOPS)}, and not "
                 f"yet with those of {lightning.__version__}: lightning's own run, which are slower."
             )
@@ -291,6 +417,20 @@ class ItwinaiTrainer(Trainer):
         if isinstance(error, KeyboardInterrupt):
             raise SystemExit(1)  # as lightning ends a local run on Ctrl-C
         raise error
+
+    def _say_how_to_go_on(self, entry_point: Callable[..., Any]) -> None:
+        """Name the newest checkpoint of a fit that has been stopped."""
+        if entry_point is not Trainer.fit or not self.is_global_zero:
+            return
+        if path := newest_unverified(folders_of(self), self._fit_began):
+            rank_zero_info(
+                f"itwinai: go on with trainer.fit(..., ckpt_path={path!r}) or itwinai fit --ckpt_path {path}"
+            )
+        else:
+            rank_zero_info(
+                "itwinai: no checkpoint of this run has been saved; ModelCheckpoint(every='10min') saves some on the "
+                "way, and SIGTERM in place of Ctrl-C saves one before the run stops"
+            )
 
     def keep_checkpoint(self, parts: dict[str, Any]) -> None:
         """Keep what only the workers of the last fit had, for `save_checkpoint` on the caller."""
@@ -344,6 +484,8 @@ class ItwinaiTrainer(Trainer):
         """
         if self.split_batches:
             _check_divisible(dataloader, self.world_size)
+        if stage == RunningStage.TRAINING:
+            self._announce_global_batch(dataloader)
         if not map_style:
             if self.split_batches and dataloader.batch_size is not None:
                 dataloader = compat.with_batch_size(dataloader, dataloader.batch_size // self.world_size)
@@ -356,6 +498,19 @@ class ItwinaiTrainer(Trainer):
         if stage == RunningStage.TRAINING and self.weigh_uneven_batches and isinstance(self.strategy, LaunchedStrategy):
             self.strategy.weigh_batches(StepWeights(self))
         return self._own_noise(compat.with_sampler(dataloader, self._dealt(dataloader, stage), stage))
+
+    def _announce_global_batch(self, dataloader: DataLoader) -> None:
+        """Say how large the batch of all workers is: as in lightning, it grows with their number."""
+        size, workers, windows = dataloader.batch_size, self.world_size, self.accumulate_grad_batches
+        if size is None or workers == 1:
+            return
+        own = size // workers if self.split_batches else size
+        factors = f"{workers} workers x {own}" + (f" x {windows} accumulated batches" if windows > 1 else "")
+        hint = "" if self.split_batches else f"; split_batches=True divides the {size} of the loader instead"
+        line = f"itwinai: global batch {workers * own * windows} = {factors}{hint}"
+        if line != self._announced:
+            rank_zero_info(line)
+        self._announced = line  # loaders may be made again in each epoch
 
     def shared_random_numbers(self) -> AbstractContextManager[None]:
         """Return a context in which all ranks draw the same random numbers; all workers have to enter it."""
@@ -586,8 +741,13 @@ def _check_divisible(dataloader: DataLoader, workers: int) -> None:
     if size is None and dataloader.batch_sampler is not None:
         return  # batches of a sampler of the user's own: each is split as evenly as it can be
     if size is None or size % workers:
-        reason = "the loader has batch_size=None" if size is None else f"batch_size={size} is not a multiple of it"
+        if size is None:
+            reason = "the loader has batch_size=None"
+            remedy = "Give the loader a batch size, or leave split_batches out."
+        else:
+            reason = f"batch_size={size} is not a multiple of it"
+            remedy = f"Take batch_size={max(1, round(size / workers)) * workers}, or as many workers as divide {size}."
         raise MisconfiguredTrainerError(
-            f"split_batches=True divides every batch among {workers} workers, and {reason}. Workers with unequal "
-            "batches would weigh samples unequally."
+            f"split_batches=True divides every batch among {workers} workers, and {reason}: workers with unequal "
+            f"batches would weigh samples unequally. {remedy}"
         )

@@ -1448,7 +1448,7 @@ def test_importable_class_has_no_id() -> None:
 def test_only_known_warnings_are_silenced() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        compat.silence_known_warnings()
+        compat.silence_known_noise()
         CombinedLoader([[1, 2]])
         warnings.warn("the user's own", stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["the user's own"]

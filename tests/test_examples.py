@@ -65,16 +65,16 @@ def fresh_modules(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Non
 
 def test_table_of_results_failures_and_missing_packages(compare: ModuleType) -> None:
     rows = [
-        compare.Row("one process", 1, compare.Result(2.04, 4321.4, 0.08912, 0.9617)),
-        compare.Row("ddp", 2, compare.Result(11.96, 812.0, 0.08912, 0.9617), difference=3.2e-7),
+        compare.Row("one process", 1, compare.Result(0.04, 1.777, 7680, 0.08912, 0.9617)),
+        compare.Row("ddp", 2, compare.Result(2.46, 9.46, 7680, 0.08912, 0.9617), difference=3.2e-7),
         compare.Row("deepspeed_stage_2", 2, error="RuntimeError: no port"),
         compare.Row("horovod", 2, missing="itwinai install horovod"),
     ]
     assert compare.format_table(rows).splitlines() == [
-        "strategy           workers  seconds  samples/s  train loss  test acc.  weight diff.",
-        "-----------------------------------------------------------------------------------",
-        "one process              1      2.0       4321      0.0891      0.962             -",
-        "ddp                      2     12.0        812      0.0891      0.962         3e-07",
+        "strategy           workers  start s  train s  samples/s  train loss  test acc.  weight diff.",
+        "--------------------------------------------------------------------------------------------",
+        "one process              1      0.0     1.78       4322      0.0891      0.962             -",
+        "ddp                      2      2.5     9.46        812      0.0891      0.962         3e-07",
         "deepspeed_stage_2        2  failed: RuntimeError: no port",
         "horovod                  2  not installed (itwinai install horovod)",
     ]
@@ -86,7 +86,7 @@ def test_table_of_results_failures_and_missing_packages(compare: ModuleType) -> 
 
 
 def test_summary_of_equal_and_of_different_weights(compare: ModuleType) -> None:
-    result = compare.Result(1.0, 1.0, 0.1, 0.9)
+    result = compare.Result(1.0, 1.0, 64, 0.1, 0.9)
     rows = [
         compare.Row("one process", 1, result),
         compare.Row("ddp", 2, result, 0.0),

@@ -1,12 +1,14 @@
-"""Train the digits under every installed strategy and compare the weights with those of one process."""
+"""Train the digits in one process and under several strategies, and compare times, losses and weights."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,15 +27,8 @@ from data import DigitsDataModule
 from model import DigitsClassifier
 from torch import Tensor
 
-STRATEGIES = (
-    "ddp",
-    "deepspeed_stage_2",
-    "deepspeed_stage_3",
-    "horovod",
-    "ray",
-    "ray_deepspeed",
-    "ray_horovod",
-)
+STRATEGIES = ("ddp", "deepspeed_stage_2")
+ALL_STRATEGIES = (*STRATEGIES, "deepspeed_stage_3", "horovod", "ray", "ray_deepspeed", "ray_horovod")
 INSTALL = {
     "ray": "pip install 'itwinai[ray]'",
     "deepspeed": "pip install 'itwinai[deepspeed]'",
@@ -43,6 +38,10 @@ GLOBAL_BATCH = 64
 SEED = 42
 TOLERANCE = 1e-5  # largest relative difference of weights that still counts as the same result
 TIMEOUT = 180  # seconds for one run
+LEGEND = """\
+start s: starting and ending the workers; train s: all epochs; samples/s: over train s, all workers together.
+A step takes about 1 ms here, so two workers cannot be faster: compare the losses and the weights."""
+USUAL_SECONDS = 10  # of one run on two idle cores, most of it to start Python and import torch
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,16 @@ class Result:
     """What one training run reported.
 
     Attributes:
-        seconds: wall time of ``trainer.fit``, with the start of the workers.
-        samples_per_second: samples of all workers over the time between the start and the end of training.
+        start_seconds: wall time of ``trainer.fit`` outside of training: starting the workers and ending them.
+        train_seconds: time between the start and the end of training.
+        samples: training samples of all workers and epochs.
         train_loss: mean loss over the last epoch.
         test_accuracy: share of test images that were classified right.
     """
 
-    seconds: float
-    samples_per_second: float
+    start_seconds: float
+    train_seconds: float
+    samples: int
     train_loss: float
     test_accuracy: float
 
@@ -132,8 +133,9 @@ def run(strategy: str, workers: int, epochs: int, out: Path) -> None:
     torch.save(model.state_dict(), out.with_suffix(".pt"))
     trainer.test(model, data)
     result = Result(
-        seconds=seconds,
-        samples_per_second=stopwatch.samples / stopwatch.seconds,
+        start_seconds=seconds - stopwatch.seconds,
+        train_seconds=stopwatch.seconds,
+        samples=stopwatch.samples,
         train_loss=train_loss,
         test_accuracy=float(trainer.callback_metrics["test_accuracy"]),
     )
@@ -175,6 +177,16 @@ def missing_package(strategy: str) -> str:
     return ""
 
 
+def install_missing(strategies: Sequence[str]) -> None:
+    """Run the install lines of the packages that are missing, except for a build of Horovod, which takes minutes."""
+    for line in dict.fromkeys(filter(None, map(missing_package, strategies))):
+        command = [*shlex.split(line), *(["--cached-only"] if line == INSTALL["horovod"] else [])]
+        print(f"  {shlex.join(command)}", flush=True)
+        beside = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+        subprocess.run(command, env=os.environ | {"PATH": os.pathsep.join(beside)}, check=False)
+    importlib.invalidate_caches()
+
+
 def last_error(log: str) -> str:
     """Return the last line of a log that names an exception, or else its last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
@@ -198,7 +210,7 @@ def weight_difference(weights: dict[str, Tensor], reference: dict[str, Tensor]) 
 
 def format_table(rows: Sequence[Row]) -> str:
     """Return the results as aligned plain text, one line per row."""
-    header = ("strategy", "workers", "seconds", "samples/s", "train loss", "test acc.", "weight diff.")
+    header = ("strategy", "workers", "start s", "train s", "samples/s", "train loss", "test acc.", "weight diff.")
     lines: list[tuple[str, ...]] = [header]
     for row in rows:
         if row.result is None:
@@ -209,8 +221,9 @@ def format_table(rows: Sequence[Row]) -> str:
             (
                 row.strategy,
                 str(row.workers),
-                f"{row.result.seconds:.1f}",
-                f"{row.result.samples_per_second:.0f}",
+                f"{row.result.start_seconds:.1f}",
+                f"{row.result.train_seconds:.2f}",
+                f"{row.result.samples / row.result.train_seconds:.0f}",
                 f"{row.result.train_loss:.4f}",
                 f"{row.result.test_accuracy:.3f}",
                 "-" if row.difference is None else f"{row.difference:.0e}",
@@ -260,7 +273,12 @@ def compare(strategies: Sequence[str], workers: int, epochs: int) -> int:
     rows: list[Row] = []
     logs: dict[str, str] = {}
     reference: dict[str, Tensor] | None = None
-    print(f"Digits, {epochs} epochs, {GLOBAL_BATCH} samples per step, one CPU thread per worker.", flush=True)
+    runs = 1 + sum(not missing_package(strategy) for strategy in strategies)
+    print(
+        f"Digits: {epochs} epochs, {GLOBAL_BATCH} samples per step, one CPU thread per worker, {runs} runs in fresh "
+        f"processes: about {runs * USUAL_SECONDS} s on two idle cores, longer under Ray.",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for strategy, count in [("auto", 1), *((name, workers) for name in strategies)]:
             name = "one process" if not rows else strategy
@@ -268,11 +286,13 @@ def compare(strategies: Sequence[str], workers: int, epochs: int) -> int:
             if missing:
                 rows.append(Row(name, count, missing=missing))
                 continue
-            print(f"  {name} ... ", end="", flush=True)
+            done = f"  {len(rows) + 1}/{len(strategies) + 1} {name}, {count} worker{'s' if count > 1 else ''}"
+            print(f"{done} ...", flush=True)
             started = time.perf_counter()
             out = Path(folder, f"{len(rows)}.json")
             status, log = run_in_subprocess(strategy, count, epochs, out)
-            print("failed" if status else f"{time.perf_counter() - started:.0f} s", flush=True)
+            outcome = "failed" if status else "done"
+            print(f"{done}: {outcome} after {time.perf_counter() - started:.0f} s", flush=True)
             if status:
                 rows.append(Row(name, count, error=last_error(log)))
                 logs[name] = log
@@ -283,7 +303,7 @@ def compare(strategies: Sequence[str], workers: int, epochs: int) -> int:
             difference = None if reference is None else weight_difference(weights, reference)
             reference = weights if reference is None else reference
             rows.append(Row(name, count, Result(**json.loads(out.read_text())), difference))
-    print(f"\n{format_table(rows)}\n\n{summarize(rows)}")
+    print(f"\n{format_table(rows)}\n\n{LEGEND}\n{summarize(rows)}")
     for name, log in logs.items():
         print(f"\n==== log of {name} ====\n{log.rstrip()}")
     return 0 if succeeded(rows) else 1
@@ -292,9 +312,14 @@ def compare(strategies: Sequence[str], workers: int, epochs: int) -> int:
 def main() -> int:
     """Read the command line and run the comparison, or one run of it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--strategies", default=",".join(STRATEGIES), help="names with commas (default: all)")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--strategies", default=",".join(STRATEGIES), help="names, separated by commas (default: %(default)s)"
+    )
+    chosen.add_argument("--all", action="store_true", help=f"the same as --strategies {','.join(ALL_STRATEGIES)}")
     parser.add_argument("--workers", type=int, default=2, help="workers of each strategy (default: 2)")
     parser.add_argument("--epochs", type=int, default=6, help="passes over the training images (default: 6)")
+    parser.add_argument("--install", action="store_true", help="install the packages that the strategies need")
     parser.add_argument("--run", metavar="STRATEGY", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -304,7 +329,10 @@ def main() -> int:
         run(args.run, args.workers, args.epochs, args.out)
         return 0
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the present run too
-    return compare([name for name in args.strategies.split(",") if name], args.workers, args.epochs)
+    strategies = list(ALL_STRATEGIES) if args.all else [name for name in args.strategies.split(",") if name]
+    if args.install:
+        install_missing(strategies)
+    return compare(strategies, args.workers, args.epochs)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

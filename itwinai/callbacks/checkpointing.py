@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-
 from itwinai import compat
 from itwinai.checkpoints.plugin import PortableCheckpointIO
 from itwinai.errors import CheckpointError, ConfigurationError
 from itwinai.files.whole import remove_parts
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,7 +211,7 @@ class ModelCheckpoint(compat.ModelCheckpoint):
                     f"{message} Make room or choose another dirpath, and resume; with on_error='continue' training "
                     "goes on all the same."
                 )
-            rank_zero_warn(f"{message} Training goes on.")
+            warn_user(f"{message} Training goes on.")
 
 
 def _is_preempted(path: str) -> bool:
@@ -224,7 +223,7 @@ def _triggers(every: str, given: dict[str, Any]) -> dict[str, Any]:
     other = [name for name in ("every_n_train_steps", "every_n_epochs", "train_time_interval") if given.get(name)]
     if other:
         raise ConfigurationError(f"every={every!r} and {other[0]} both say how often to save; choose one.")
-    found = _EVERY.fullmatch(every)
+    found = _EVERY.fullmatch(every) if isinstance(every, str) else None
     if found is None or float(found[1]) <= 0:
         raise ConfigurationError(f"every={every!r} is not an interval; write '500steps', '10min', '1h' or '2epochs'.")
     number, unit = float(found[1]), found[2]

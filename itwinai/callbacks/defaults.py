@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ModelSummary, ProgressBar
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 
 from itwinai import compat
 from itwinai.callbacks.checkpointing import ModelCheckpoint
+from itwinai.callbacks.model_summary import ShortModelSummary
 from itwinai.callbacks.progress import TimedProgressBar
 from itwinai.errors import ConfigurationError
 from itwinai.report.telling import Telling
@@ -21,23 +22,33 @@ if TYPE_CHECKING:
 
 
 def with_defaults(
-    given: Callback | Iterable[Callback] | None, flags: Mapping[str, Any], watch: bool, loggers: Any
+    given: Callback | Iterable[Callback] | None,
+    watch: bool,
+    loggers: Any,
+    *,
+    progress: bool,
+    summary: bool,
+    checkpoints: bool,
 ) -> list[Callback]:
     """Return the user's callbacks, and those that come with an `ItwinaiTrainer`.
 
     Args:
         given: the user's.
-        flags: arguments of the trainer; ``enable_progress_bar`` and ``enable_checkpointing`` count.
         watch: add those that watch a run.
         loggers: as lightning takes them; False is none, and then there is nothing to log to.
+        progress: add a progress bar.
+        summary: add a summary of the model.
+        checkpoints: add one that saves checkpoints.
     """
     callbacks = [given] if isinstance(given, Callback) else list(given or ())
     makers: list[tuple[type, Callable[[], Callback]]] = []
     if watch:
         makers += _watching() if loggers is False else _logging() + _watching()
-    if flags.get("enable_progress_bar") is not False:
+    if progress:
         makers.append((ProgressBar, TimedProgressBar))
-    if flags.get("enable_checkpointing") is not False:
+    if summary:
+        makers.append((ModelSummary, ShortModelSummary))
+    if checkpoints:
         makers.append((Checkpoint, ModelCheckpoint))
     for kind, make in makers:
         if not any(isinstance(callback, kind) for callback in callbacks):
@@ -80,7 +91,7 @@ class ModuleCallbacks(compat.CallbackConnector):
         Raises:
             ConfigurationError: a finder is among the callbacks, and there are several workers.
         """
-        kinds = (LightningModelCheckpoint, ProgressBar)
+        kinds = (LightningModelCheckpoint, ProgressBar, ModelSummary)
         brought_kinds = tuple(kind for kind in kinds if any(isinstance(callback, kind) for callback in brought))
         gone = {id(callback) for callback in self.defaults if isinstance(callback, brought_kinds)}
         callbacks = [callback for callback in compat.callbacks(self.trainer) if id(callback) not in gone]

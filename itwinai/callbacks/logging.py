@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from itwinai import compat
@@ -23,6 +22,7 @@ from itwinai.loggers.sinks import Sink, sink_of
 from itwinai.loggers.when import is_log_step, log_step
 from itwinai.measure.steps import Phase, StepClock, percentile
 from itwinai.report.figures import figures_of
+from itwinai.warn import warn_user
 
 
 class LoggingCallback(ReportingCallback):
@@ -119,7 +119,7 @@ class LoggingCallback(ReportingCallback):
         for what in [name for name, on in asked.items() if on]:
             if not any(what in sink.takes for sink in self._sinks):
                 kinds = ", ".join(type(logger).__name__ for logger in trainer.loggers)
-                rank_zero_warn(f"LoggingCallback: no logger of this run ({kinds}) takes {_WORDS[what]}.")
+                warn_user(f"LoggingCallback: no logger of this run ({kinds}) takes {_WORDS[what]}.")
 
     # ------------------------------------------------------------------------------------------------- steps
 
@@ -236,7 +236,7 @@ class LoggingCallback(ReportingCallback):
             for sink in self._sinks:
                 sink.model(whole, self._example)
         except Exception as error:  # copying and pickling run the user's own code, and the training has ended well
-            rank_zero_warn(
+            warn_user(
                 f"LoggingCallback: the trained module is not kept with the run, since it cannot be copied, pickled or "
                 f"sent: {type(error).__name__}: {error}. Its weights are in the checkpoints."
             )

@@ -1,29 +1,48 @@
-"""A progress bar that is drawn by time, so that it costs a fast step next to nothing."""
+"""How far a run is: a bar in terminals and notebooks, lines elsewhere."""
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import sys
 import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from itwinai.data.batches import samples_in
+from itwinai.launchers.environment import NOTEBOOK
+from itwinai.loops.saving import when_hooks_are_done
 
 NEVER = math.inf
+
+# In a log there is a line per epoch, and in epochs that take longer one every so many seconds.
+SIGN_OF_LIFE = 600.0
+# After the first epochs lines follow each other at this distance, in seconds: there may be thousands of short epochs.
+FIRST_EPOCHS = 10
+APART = 1.0
+# So many values fit into a line.
+VALUES = 5
 
 
 class TimedProgressBar(TQDMProgressBar):
     """Show how far a run is, how many samples it takes per second, and how long it will go on.
 
-    lightning's bar is drawn anew at every batch, which for small models costs more than the training step. This one is
-    drawn ten times a second. Where nobody looks, because the output is no terminal, it stays silent.
+    lightning's bar is drawn at every batch, which for small models costs more than the training step. This one is
+    drawn ten times a second. Where the output is neither a terminal nor a notebook, a line per epoch takes its place,
+    and one every ten minutes.
 
     Args:
         interval: seconds between two drawings.
-        everywhere: draw also where the output is no terminal.
+        everywhere: draw the bar also where the output is no terminal.
         leave: keep the bar of each epoch.
         process_position: number of lines to leave above the bar, for bars of somebody else.
     """
@@ -41,11 +60,37 @@ class TimedProgressBar(TQDMProgressBar):
         self._batches_before = 0
         self._sizes_known = True
         self._shown: dict[str, str] = {}
+        # Where there are lines in place of the bar:
+        self._writes_lines = False
+        self._is_rank_0 = True
+        self._samples = 0  # in a batch of all workers
+        self._trained_until = 0.0
+        self._lines = 0
+        self._written = 0.0
+        self._waiting = ""  # the line of an epoch that came too soon after another
+        self._above = ExitStack()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_above": ExitStack()}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if not (self.everywhere or is_watched()):
+        self._above.close()
+        self._writes_lines = not (self.everywhere or is_watched())
+        self._is_rank_0 = trainer.is_global_zero
+        if self._writes_lines:
             self.disable()
+            self._lines = 0
+        elif self.is_enabled:
+            self._above.enter_context(above_bars())
+
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
+        super().teardown(*args, **kwargs)
+        self._forget_bars()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._forget_bars()
 
     def on_train_start(self, trainer: Trainer, *args: Any) -> None:
         super().on_train_start(trainer, *args)
@@ -63,10 +108,16 @@ class TimedProgressBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        now = self._trained_until = time.monotonic()
         if self._first_batch is None:
             self._first_batch = batch_idx  # not 0 in an epoch that is resumed
-        now = time.monotonic()
+            if self._writes_lines:
+                self._samples = self._size_of(batch) * trainer.world_size
         if now < self._due:
+            return
+        if self._writes_lines:
+            batches = f"batch {batch_idx + 1}/{trainer.num_training_batches}"
+            self._write(self._line(trainer, trainer.current_epoch, trainer.callback_metrics, batches))
             return
         bar = self.train_progress_bar
         bar.n = batch_idx + 1
@@ -75,9 +126,9 @@ class TimedProgressBar(TQDMProgressBar):
         if size := self._size_of(batch):
             self._shown["samples/s"] = _short(rate * size * trainer.world_size)
         if (left := self._seconds_left(trainer, now)) is not None:
-            self._shown["left"] = bar.format_interval(left)
+            self._shown["left"] = tqdm.format_interval(left)
         bar.set_postfix(self.get_metrics(trainer, pl_module))
-        self._due = time.monotonic() + self.interval  # counted from here: a slow terminal shall not slow down the run
+        self._due = time.monotonic() + self.interval  # counted from here: a slow terminal does not slow down the run
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
@@ -92,37 +143,84 @@ class TimedProgressBar(TQDMProgressBar):
         return bar
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._writes_lines:
+            when_hooks_are_done(trainer, partial(self._end_epoch, trainer, trainer.current_epoch))  # they may log
+            return
         self.train_progress_bar.n = trainer.fit_loop.batch_idx + 1
         super().on_train_epoch_end(trainer, pl_module)
 
+    def on_train_end(self, *args: Any) -> None:
+        super().on_train_end(*args)
+        if self._waiting:
+            self._write(self._waiting)
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._writes_lines:
+            self._restart()
+            return
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.train_progress_bar.n = trainer.fit_loop.batch_idx + 1  # it stands still meanwhile, and shall not lag
+            self.train_progress_bar.n = trainer.fit_loop.batch_idx + 1  # it does not move meanwhile, and would lag
         super().on_validation_start(trainer, pl_module)
         self._restart()
 
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        if time.monotonic() >= self._due:
-            super().on_validation_batch_end(*args, **kwargs)
-            self._restart()
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if time.monotonic() < self._due:
+            return
+        if self._writes_lines:
+            self._write_stage(trainer, batch_idx)
+        else:
+            super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._restart()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_test_start(trainer, pl_module)
         self._restart()
 
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        if time.monotonic() >= self._due:
-            super().on_test_batch_end(*args, **kwargs)
-            self._restart()
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if time.monotonic() < self._due:
+            return
+        if self._writes_lines:
+            self._write_stage(trainer, batch_idx)
+        else:
+            super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._restart()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_predict_start(trainer, pl_module)
         self._restart()
 
-    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        if time.monotonic() >= self._due:
-            super().on_predict_batch_end(*args, **kwargs)
-            self._restart()
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if time.monotonic() < self._due:
+            return
+        if self._writes_lines:
+            self._write_stage(trainer, batch_idx)
+        else:
+            super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._restart()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _fill(self.val_progress_bar)
@@ -138,7 +236,50 @@ class TimedProgressBar(TQDMProgressBar):
         super().on_predict_end(trainer, pl_module)
 
     def _restart(self) -> None:
-        self._due = time.monotonic() + self.interval if self.is_enabled else NEVER
+        if self._writes_lines:
+            interval = SIGN_OF_LIFE if self._is_rank_0 else NEVER
+        else:
+            interval = self.interval if self.is_enabled else NEVER
+        self._due = time.monotonic() + interval
+
+    def _forget_bars(self) -> None:
+        """Leave the terminal as it was; bars of notebooks cannot be sent back to the caller."""
+        self._above.close()
+        self._train_progress_bar = self._val_progress_bar = None
+        self._test_progress_bar = self._predict_progress_bar = None
+
+    def _write_stage(self, trainer: Trainer, batch_idx: int) -> None:
+        assert trainer.state.stage is not None
+        self._write(f"{trainer.state.stage.value}: batch {batch_idx + 1}")
+
+    def _end_epoch(self, trainer: Trainer, epoch: int) -> None:
+        """Write the line of an epoch, or keep it if there was one a moment ago."""
+        line = self._line(trainer, epoch, trainer.callback_metrics)
+        if self._lines < FIRST_EPOCHS or time.monotonic() - self._written >= APART:
+            self._write(line)
+        else:
+            self._waiting = line
+
+    def _line(self, trainer: Trainer, epoch: int, metrics: Mapping[str, Any], batches: str = "") -> str:
+        """Return what a line says: where the run is, what it has logged, how fast it is, and how long it will go on."""
+        end = f"/{trainer.max_epochs}" if trainer.max_epochs not in (None, -1) else ""
+        parts = [f"epoch {epoch + 1}{end}", batches, f"step {trainer.global_step}"]
+        parts += [f"{name} {value:.4g}" for name, value in _values(metrics).items()]
+        seconds = self._trained_until - self._epoch_began
+        if self._samples and seconds > 0 and self._first_batch is not None:
+            trained = trainer.fit_loop.batch_idx + 1 - self._first_batch
+            parts.append(f"{_short(trained * self._samples / seconds)} samples/s")
+        if left := self._seconds_left(trainer, time.monotonic()):
+            parts.append(f"{tqdm.format_interval(left)} left")
+        return "  ".join(part for part in parts if part)
+
+    def _write(self, line: str) -> None:
+        if self._is_rank_0:
+            print(line, flush=True)
+        self._lines += 1
+        self._written = time.monotonic()
+        self._waiting = ""
+        self._restart()
 
     def _size_of(self, batch: Any) -> int:
         """Return the number of samples in this worker's batch, or 0 where that cannot be told."""
@@ -161,8 +302,36 @@ class TimedProgressBar(TQDMProgressBar):
 
 
 def is_watched() -> bool:
-    """Tell whether somebody sees lines that change: in a terminal, or in a notebook."""
-    return sys.stdout.isatty() or "ipykernel" in sys.modules
+    """Tell whether lines that change can be seen: in a terminal, or in a notebook."""
+    return sys.stdout.isatty() or "ipykernel" in sys.modules or NOTEBOOK in os.environ
+
+
+@contextmanager
+def above_bars() -> Iterator[None]:
+    """Let warnings and lines of the log begin on a line of their own, above the bar."""
+    show = warnings.showwarning
+
+    def show_above(*args: Any, **kwargs: Any) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            show(*args, **kwargs)
+
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    warnings.showwarning = show_above
+    try:
+        with logging_redirect_tqdm([logging.root, *loggers]):
+            yield
+    finally:
+        if warnings.showwarning is show_above:
+            warnings.showwarning = show
+
+
+def _values(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the logged values for a line: of those that are logged on steps and epochs, that of the epoch."""
+    values: dict[str, float] = {}
+    for name, value in metrics.items():
+        if not any(name.endswith(end) and name.removesuffix(end) in metrics for end in ("_step", "_epoch")):
+            values[name] = float(metrics.get(f"{name}_epoch", value))
+    return dict(list(values.items())[:VALUES])
 
 
 def _fill(bar: Any) -> None:

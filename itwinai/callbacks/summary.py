@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from itwinai import compat
 from itwinai.facts.config import config_of
@@ -25,6 +24,8 @@ from itwinai.report.run import Course, TimeSplit, environment_section, run_secti
 from itwinai.report.sections import Section
 from itwinai.report.telling import is_trial, sections_of_all
 from itwinai.report.terminal import in_terminal
+from itwinai.report.words import count_text, origin
+from itwinai.warn import warn_user
 
 FAILED_PATIENCE = 10.0
 """Most seconds for which each logger may keep a run that has failed from ending, to get its page."""
@@ -147,12 +148,23 @@ class RunSummary(Callback):
     def _write(self, sections: list[Section]) -> Path | None:
         path = self._folder / "run.html" if isinstance(self.path, bool) else Path(self.path)
         try:
-            write_whole(path, page(self._title(), sections))
+            write_whole(path, self._page(sections))
         except OSError as error:  # the run itself has ended well
-            rank_zero_warn(f"The page {path} could not be written: {error}. Give RunSummary(path=...) another place.")
+            warn_user(f"The page {path} could not be written: {error}. Give RunSummary(path=...) another place.")
             return None
         self.page = path
         return path
+
+    def _page(self, sections: list[Section]) -> str:
+        assert self._facts is not None and self._course is not None
+        launch = self._facts.launch
+        about = origin(
+            f"strategy {launch.strategy}, {count_text(launch.world_size, 'worker')} ({launch.device})",
+            begun=self._facts.started,
+            command=self._facts.command,
+            version=self._facts.versions.get("itwinai", ""),
+        )
+        return page(f"Training of {self._course.module}", sections, about=about)
 
     def _take_course(self, trainer: Trainer, end: str) -> None:
         in_epoch, before, epochs = self._before

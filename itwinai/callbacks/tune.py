@@ -215,6 +215,10 @@ class TuneReportCallback(Checkpoint):
         answer = say(self.session).value if trainer.is_global_zero else None
         return Decision(trainer.strategy.broadcast(answer))
 
+    def monitored_metrics(self) -> list[str]:
+        """Return the names of the logged metrics that it reports."""
+        return list(self.metrics.values())
+
     def _values(self, trainer: Trainer) -> dict[str, float]:
         """Return what is to be reported."""
         logged = {
@@ -224,7 +228,7 @@ class TuneReportCallback(Checkpoint):
         }
         missing = [name for name in self.metrics.values() if name not in logged]
         if missing:
-            raise MissingMetricError(missing[0], sorted(logged), f"{self.on} report of TuneReportCallback")
+            raise MissingMetricError(missing[0], sorted(logged), type(self).__name__)
         values = dict(logged) if self.everything else {}
         values |= {name: logged[source] for name, source in self.metrics.items()}
         return {**values, "epoch": float(trainer.current_epoch), "step": float(trainer.global_step)}

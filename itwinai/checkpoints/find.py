@@ -8,12 +8,12 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from itwinai.checkpoints.file import Manifest
 from itwinai.checkpoints.sharded import manifest_of, verify_any
 from itwinai.errors import CheckpointError, DamagedCheckpointError
 from itwinai.files.whole import PART
+from itwinai.warn import warn_user
 
 AUTO = "auto"
 """In the place of a path: the newest valid checkpoint of the run's folders, or none."""
@@ -67,20 +67,34 @@ def newest_valid(folders: Iterable[str], since: float = 0.0) -> str | None:
             if isinstance(checkpoint, Found):
                 found[checkpoint.path] = checkpoint
             elif isinstance(checkpoint, DamagedCheckpointError):
-                rank_zero_warn(f"passed over: {checkpoint.path} is damaged: {checkpoint.reason}")
-    newest_first = sorted(found.values(), key=_age, reverse=True)
-    for checkpoint in newest_first:
-        if not checkpoint.manifest.about.get("resumable") or checkpoint.manifest.written_at < since:
-            continue
+                warn_user(f"passed over: {checkpoint.path} is damaged: {checkpoint.reason}")
+    for checkpoint in _newest_first(found.values(), since):
         try:
             verify_any(checkpoint.path)
         except DamagedCheckpointError as error:
-            rank_zero_warn(f"passed over: {error.path} is damaged: {error.reason}")
+            warn_user(f"passed over: {error.path} is damaged: {error.reason}")
         except FileNotFoundError:
             continue
         else:
             return checkpoint.path
     return None
+
+
+def newest_unverified(folders: Iterable[str], since: float) -> str | None:
+    """Return the path of the newest checkpoint by its manifest: to verify a large one takes a while.
+
+    Args:
+        folders: where to look.
+        since: take only those that were written later; seconds since 1970.
+    """
+    found = [one for folder in folders for one in checkpoints_in(folder) if isinstance(one, Found)]
+    return next((checkpoint.path for checkpoint in _newest_first(found, since)), None)
+
+
+def _newest_first(found: Iterable[Found], since: float) -> list[Found]:
+    """Return those checkpoints that a run can go on from, the newest first."""
+    resumable = [one for one in found if one.manifest.about.get("resumable") and one.manifest.written_at >= since]
+    return sorted(resumable, key=_age, reverse=True)
 
 
 def _age(checkpoint: Found) -> tuple[Any, ...]:

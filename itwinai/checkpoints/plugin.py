@@ -13,13 +13,15 @@ import fsspec
 import torch.distributed as dist
 from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from itwinai import compat
 from itwinai.checkpoints import content, file, sharded
 from itwinai.checkpoints.background import BackgroundWriter
 from itwinai.checkpoints.find import AUTO, newest_valid
-from itwinai.errors import CheckpointError, MissingCheckpointError
+from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -106,7 +108,7 @@ class PortableCheckpointIO(CheckpointIO):
             return
         if types := file.unsafe_types(path):
             self._warned = True
-            rank_zero_warn(
+            warn_user(
                 f"Checkpoints of this run hold more than tensors and plain values: {', '.join(types)}. They will load "
                 "with weights_only=False only. Such values mostly come from save_hyperparameters(): leave them out "
                 "with save_hyperparameters(ignore=[...]), or save them as text and numbers."
@@ -140,7 +142,7 @@ class PortableCheckpointIO(CheckpointIO):
         self._writer.close()
         self._coming = []
         for path, error in self.take_failed():
-            rank_zero_warn(f"The checkpoint {path} could not be written: {type(error).__name__}: {error}")
+            warn_user(f"The checkpoint {path} could not be written: {type(error).__name__}: {error}")
 
 
 def _remove(path: str) -> None:
@@ -225,8 +227,20 @@ class PortableConnector(compat.CheckpointConnector):
             return located
         self.selected = located = self.trainer.strategy.broadcast(self._newest())
         if located is None:
-            rank_zero_info("itwinai: there is no valid checkpoint to go on from; the run begins anew")
+            rank_zero_info("itwinai: there is no valid checkpoint yet; training starts from scratch")
         return located
+
+    def restore_loops(self) -> None:
+        try:
+            super().restore_loops()
+        except MisconfigurationException as error:
+            if self.resume != AUTO or self.selected is None:
+                raise
+            raise ConfigurationError(
+                f"resume='auto' chose {self.selected}, the newest checkpoint of this run, and it is from epoch "
+                f"{self.trainer.current_epoch} (the first is 0), beyond max_epochs={self.trainer.max_epochs}. Train "
+                "longer with a higher max_epochs; or start from scratch, without resume or in another folder."
+            ) from error
 
     def _newest(self) -> str | None:
         if not self.trainer.is_global_zero:
@@ -241,7 +255,7 @@ class PortableConnector(compat.CheckpointConnector):
         if weights_only or not self._knows_all_workers():
             return
         if compat.is_accumulating(self.trainer):
-            rank_zero_warn(
+            warn_user(
                 "A checkpoint is saved between two batches of the same step (accumulate_grad_batches="
                 f"{self.trainer.accumulate_grad_batches}). The gradients of this step are not in it: a run that goes "
                 "on from it steps with those of the batches that are left."

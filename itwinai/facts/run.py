@@ -72,9 +72,19 @@ def collect_facts(trainer: Trainer) -> RunFacts:
         precision=str(trainer.precision),
         accumulate_grad_batches=trainer.accumulate_grad_batches,
         seed=int(seed) if seed is not None and seed.isdigit() else None,
-        command=shlex.join(without_secrets(sys.argv)),
-        started=datetime.now().astimezone().isoformat(timespec="seconds"),
+        command=command_line(),
+        started=time_now(),
     )
+
+
+def command_line() -> str:
+    """Return the command line of this process, without secrets."""
+    return shlex.join(without_secrets(sys.argv))
+
+
+def time_now() -> str:
+    """Return the time as ISO 8601, with the time zone."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def facts_of(trainer: Trainer) -> RunFacts:

@@ -11,13 +11,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from itwinai import compat
 from itwinai.errors import WorkerError
 from itwinai.launchers import payload as payloads
 from itwinai.launchers.failure import WorkersFailed
 from itwinai.launchers.script import HISTORY, Rerun, earlier_outcome, take_part
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -127,7 +127,7 @@ class PayloadLauncher(compat.Launcher):
                 if left == 0 or not isinstance(failed.error, WorkerError):
                     raise
                 assert isinstance(trainer, Restartable)
-                rank_zero_warn(
+                warn_user(
                     f"{failed.error} The workers are started again, from the newest valid checkpoint of this run; "
                     f"{left - 1} more restarts are allowed."
                 )

@@ -22,6 +22,9 @@ from lightning.fabric.plugins.environments import (
 from itwinai.compat import SrunEnvironment, tune_storage
 from itwinai.errors import ConfigurationError
 
+NOTEBOOK = "ITWINAI_NOTEBOOK"
+"""The environment variable by which workers know that a notebook shows what they print."""
+
 WorkerKind = Literal["auto", "fork", "script", "payload"]
 """What the workers of this machine are made of; see `itwinai.launchers.local.LocalLauncher`."""
 

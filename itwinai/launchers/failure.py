@@ -10,13 +10,37 @@ from dataclasses import dataclass, field
 import cloudpickle
 
 from itwinai.errors import WorkerError
+from itwinai.tracebacks import Frame, chain, frames_of, hide_framework_frames, traceback_of
 
 
-class RemoteTraceback(Exception):
-    """The traceback of a worker, which Python prints above the exception that it caused on the caller."""
+@dataclass(frozen=True)
+class Raised:
+    """An exception in a form that can be sent.
 
-    def __str__(self) -> str:
-        return str(self.args[0])
+    Attributes:
+        summary: its type and message.
+        frames: its traceback, the outermost first.
+        pickled: the exception itself, or None if it cannot be pickled.
+        is_cause: whether the one that is printed below it was raised from it, or while it was handled.
+    """
+
+    summary: str
+    frames: list[Frame]
+    pickled: bytes | None
+    is_cause: bool
+
+    def exception(self, rank: int) -> BaseException:
+        """Return the exception with its traceback.
+
+        Args:
+            rank: that of the worker, for exceptions that cannot be sent themselves.
+        """
+        error: BaseException
+        if self.pickled is None:
+            error = WorkerError(f"rank {rank} failed: {self.summary}")
+        else:
+            error = pickle.loads(self.pickled)
+        return error.with_traceback(traceback_of(self.frames))
 
 
 @dataclass(frozen=True)
@@ -26,35 +50,42 @@ class Failure:
     Attributes:
         rank: the worker's global rank.
         text: the traceback as text.
-        summary: type and message of the exception.
-        pickled: the exception itself, or None if it cannot be pickled.
+        raised: the exception, and those behind it.
         time: when it happened, in seconds since the epoch, to find the first of several failures.
     """
 
     rank: int
     text: str
-    summary: str
-    pickled: bytes | None
+    raised: list[Raised]
     time: float = field(default_factory=time.time)
 
     @classmethod
     def of(cls, rank: int, error: BaseException) -> Failure:
         """Describe an exception that was just raised in the worker of a rank."""
-        return cls(
-            rank=rank,
-            text="".join(traceback.format_exception(error)),
-            summary="".join(traceback.format_exception_only(error)).strip(),
-            pickled=_pickled(error),
-        )
+        summaries = ["".join(traceback.format_exception_only(one)).strip() for one in chain(error)]
+        hide_framework_frames(error)
+        raised, below = [], None
+        for summary, one in zip(summaries, chain(error), strict=True):
+            is_cause = below is not None and below.__cause__ is one
+            raised.append(Raised(summary, frames_of(one.__traceback__), _pickled(one), is_cause))
+            below = one
+        return cls(rank, "".join(traceback.format_exception(error)), raised)
+
+    @property
+    def summary(self) -> str:
+        """Type and message of the exception."""
+        return self.raised[0].summary
 
     def exception(self) -> BaseException:
-        """Return the worker's exception, with its traceback as the cause that Python prints first."""
-        if self.pickled is None:
-            error: BaseException = WorkerError(f"rank {self.rank} failed: {self.summary}")
-        else:
-            error = pickle.loads(self.pickled)
-        error.__cause__ = RemoteTraceback(f"\nTraceback of rank {self.rank}:\n\n{self.text}")
-        return error
+        """Return the worker's exception as if it had been raised here; a note says on which rank it was."""
+        errors = [one.exception(self.rank) for one in self.raised]
+        for below, above, description in zip(errors, errors[1:], self.raised[1:], strict=False):
+            below.__cause__ = above if description.is_cause else None
+            below.__suppress_context__ = description.is_cause
+            below.__context__ = above
+        # Python 3.10 does not print notes.
+        errors[0].__notes__ = [*getattr(errors[0], "__notes__", ()), f"[rank {self.rank}]"]
+        return errors[0]
 
 
 class WorkersFailed(Exception):

@@ -26,7 +26,7 @@ from itwinai.errors import ConfigurationError, PayloadError, WorkerError
 from itwinai.files.whole import write_whole
 from itwinai.launchers import worker
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals, stopped_by
-from itwinai.launchers.environment import Place, WorkerKind, environment_variables
+from itwinai.launchers.environment import NOTEBOOK, Place, WorkerKind, environment_variables
 from itwinai.launchers.failure import Failure, WorkersFailed
 from itwinai.launchers.fork import FILES, ForkedProcess, flush, fork, why_not_fork
 from itwinai.launchers.payload import Payload, Result, Worker
@@ -170,6 +170,8 @@ class LocalLauncher(PayloadLauncher):
 
     def _environment(self) -> dict[str, str]:
         environment = {**os.environ, **self.variables}
+        if "ipykernel" in sys.modules:
+            environment[NOTEBOOK] = "1"
         if self.num_nodes == 1:
             # Gloo looks its own host name up, and laptops are often unable to resolve theirs.
             environment.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())

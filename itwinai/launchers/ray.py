@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from itwinai import compat
 from itwinai.errors import ConfigurationError, ResourceError, WorkerError
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals
 from itwinai.launchers.environment import Place
@@ -25,6 +25,7 @@ from itwinai.launchers.payload import Payload, Result
 from itwinai.launchers.ray_start import connect, starting_ray
 from itwinai.launchers.ray_warm import offered_workers
 from itwinai.launchers.ray_worker import Mailbox, RayWorker
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     pass
@@ -196,9 +197,11 @@ class RayLauncher(PayloadLauncher):
             starting.wait()
             if num_cpus > starting.num_cpus and self.placement.address is None:
                 ray.shutdown()
-        if ray.is_initialized():
+        if ray.is_initialized() and starting is None:
             return
-        connect(self.placement.address, num_cpus)
+        if not ray.is_initialized():
+            connect(self.placement.address, num_cpus)
+        compat.print_rank_0_plainly()
 
     @contextmanager
     def _placed(self) -> Iterator[tuple[Any, list[Bundle]]]:
@@ -220,7 +223,7 @@ class RayLauncher(PayloadLauncher):
             except ResourceError as error:
                 if (fewer := self._fewer_workers()) is None:
                     raise
-                rank_zero_warn(f"{error} The run goes on with {fewer} workers (min_workers).")
+                warn_user(f"{error} The run goes on with {fewer} workers (min_workers).")
                 remove_placement_group(group)
                 self.num_workers = fewer
                 group = placement_group([self.resources] * fewer, strategy=self.placement.placement)
@@ -414,6 +417,7 @@ _FORWARDED = (
     "WANDB_",
     "MLFLOW_",
     "ITWINAI_UNIFY_LIGHTNING",
+    "ITWINAI_FULL_TRACEBACK",
 )
 
 

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import numpy as np
 from lightning.fabric.utilities.data import sized_len
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
 from itwinai import compat
 from itwinai.launchers.known_objects import Key, children, contents, is_known_kind, restore
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -250,7 +250,7 @@ class Observer:
         except Exception as error:  # whatever hangs on a layer: the weights have to come back all the same
             if trace["tree"] is None:
                 raise
-            rank_zero_warn(
+            warn_user(
                 f"Layers that were made or replaced during the run cannot be sent back: {error}. Weights are written "
                 "into the layers that are there already; save a checkpoint to have the others."
             )

@@ -23,3 +23,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'itwinai.loggers' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

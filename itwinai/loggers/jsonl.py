@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import rank_zero_experiment
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from itwinai.facts.plain import plain, plain_hyperparameters
 from itwinai.files.documents import NOT_FINITE, finite
 from itwinai.files.whole import write_whole
 from itwinai.loggers.folder import FolderLogger
+from itwinai.warn import warn_user
 
 METRICS, HYPERPARAMETERS = "metrics.jsonl", "hparams.json"
 _OURS = ("step", "time")
@@ -172,4 +173,4 @@ def _cut_torn_line(path: Path) -> None:
         file.seek(0)
         whole = file.read().rfind(b"\n") + 1
         file.truncate(whole)
-    rank_zero_warn(f"The last line of {path} was cut off, by a full disk or a machine that went down; it was removed.")
+    warn_user(f"The last line of {path} was cut off, by a full disk or a machine that went down; it was removed.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.loggers import MLFlowLogger as LightningMLFlowLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from itwinai.compat import unlisted
 from itwinai.errors import require
@@ -33,6 +33,7 @@ from itwinai.loggers.mlflow_server import (
     unsent_points,
     write_unsent,
 )
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -235,10 +236,9 @@ class MLFlowLogger(_Unlisted):
         name = f"{self.prefix}{self.LOGGER_JOIN_CHAR}{key}" if self.prefix else key
         self._names[key] = allowed = _FORBIDDEN.sub("", name)
         if allowed != name:
-            rank_zero_warn(
+            warn_user(
                 f"MLflow allows only letters, digits, '_', '/', '.', '-' and ' ' in names of metrics: {name} is logged "
                 f"as {allowed}.",
-                category=RuntimeWarning,
             )
         return allowed
 
@@ -275,7 +275,7 @@ class MLFlowLogger(_Unlisted):
         points = unsent_points(self._unsent)  # those of earlier waits too
         what = f"{points} metrics" if points else "The end"
         so_far = "" if self._gave_up else ", which is removed if they arrive before the run has ended"
-        rank_zero_warn(
+        warn_user(
             f"{what} of run {self.run_id} could not be sent to MLflow at {without_secrets(self.address)} ({reason}). "
             f"They are in {self._unsent}{so_far}. To send them later:\n"
             f'python -c "from itwinai.loggers.mlflow import resend; resend({str(self._unsent)!r})"'

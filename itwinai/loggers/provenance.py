@@ -11,7 +11,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from itwinai.errors import require
 from itwinai.facts.plain import plain_hyperparameters
@@ -26,6 +26,7 @@ from itwinai.loggers.provenance_records import (
     resumed_from,
     wait_for_checkpoints,
 )
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -193,4 +194,4 @@ class ProvenanceLogger(FolderLogger):
         except OSError as error:
             if not self.path.exists():  # the run has only begun, and can be put right at once
                 raise
-            rank_zero_warn(f"{self.path} could not be written and is out of date: {error}. The run goes on.")
+            warn_user(f"{self.path} could not be written and is out of date: {error}. The run goes on.")

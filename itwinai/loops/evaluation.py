@@ -51,6 +51,7 @@ class LeanEvaluationLoop(compat.EvaluationLoop):
     history: Mapping[str, Any] | None = None  # of the run that is gone on with, until the loaders are made
     at_end: Callable[[], None] | None = None  # called before the hooks at the end of a validation within a fit
     is_running = False
+    has_run = False  # also in the sanity check
 
     def __init__(self, stock: compat.StockEvaluationLoop) -> None:
         super().__init__(stock.trainer, **compat.evaluation_options(stock))
@@ -68,6 +69,7 @@ class LeanEvaluationLoop(compat.EvaluationLoop):
         finally:
             self.plan = None  # it refers to half of the run
         self.is_running = False
+        self.has_run = True
         return outputs
 
     def setup_data(self) -> None:

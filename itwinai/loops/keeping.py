@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from itwinai import compat
 from itwinai.loops.results import LeanResults
+from itwinai.warn import warn_user
 
 Kept = dict[str, Any]
 
@@ -53,7 +53,7 @@ def take_up(trainer: Trainer, results: LeanResults, kept: Sequence[Kept], in_epo
             if name in kept[rank]["metrics"]:
                 compat.write_metric(metric, kept[rank]["metrics"][name])
         elif found and not compat.can_merge(metric):
-            rank_zero_warn(
+            warn_user(
                 f"The checkpoint was written in mid-epoch by {len(kept)} workers, and what they have accumulated in "
                 f"the metric {name!r} cannot be merged for {trainer.world_size}: its value at the end of this epoch is "
                 "that of the batches that are left."

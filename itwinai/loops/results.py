@@ -19,6 +19,7 @@ from itwinai.errors import CheckpointError
 from itwinai.loops.exchange import WEIGHT, Entry, exchange
 from itwinai.loops.missing import MissingWorkers
 from itwinai.loops.monitors import check_callbacks
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -191,6 +192,7 @@ class LeanLoggerConnector(compat.LoggerConnector):
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)
         self._warned_of: set[str] = set()
+        self._logs_rarely: bool | None = None  # not known yet
 
     def check_monitored(self) -> None:
         """Compare what callbacks have monitored with the other workers."""
@@ -198,7 +200,24 @@ class LeanLoggerConnector(compat.LoggerConnector):
 
     def update_train_epoch_metrics(self) -> None:
         super().update_train_epoch_metrics()
+        if self._logs_rarely is None:
+            self._logs_rarely = self._warn_of_rare_logging()
         self.check_monitored()  # all workers have read all values of the epoch
+
+    def _warn_of_rare_logging(self) -> bool:
+        """Say that loggers do not get a value of each epoch, if there are values that are logged on steps."""
+        trainer: Any = self.trainer
+        batches, every = trainer.num_training_batches, trainer.log_every_n_steps
+        if not trainer.loggers or trainer.fast_dev_run or batches >= every:
+            return False
+        results = trainer.fit_loop.epoch_loop.results
+        on_step = [metric.meta.name for metric in results.values() if metric.meta.on_step and metric.meta.logger]
+        if on_step:
+            warn_user(
+                f"An epoch has {batches} steps, and loggers get '{on_step[0]}' of every {every}th step only. Set "
+                f"log_every_n_steps={max(1, batches // 4)} to see more of it, or log it with on_epoch=True."
+            )
+        return bool(on_step)
 
     def begin_batch(self, results: LeanResults, batch: Any, dataloader_idx: int | None = None) -> None:
         """Note which batch is in work, for the batch size that `self.log` takes from it."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from itwinai import compat
 from itwinai.checkpoints.content import Section, training_samplers
 from itwinai.data.random_states import unpack_random_states
 from itwinai.data.rank_streams import RankStreams, seed_generators, seed_of_rank
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -100,7 +101,7 @@ def _skipped(trainer: Trainer, loader: Any, loaders: int, batches: int) -> int |
 
 
 def _warn_of_samples_seen_twice(batches: int) -> None:
-    rank_zero_warn(
+    warn_user(
         f"The checkpoint was written in mid-epoch, after {batches} batches, and the training loader begins its "
         "epoch anew: the first samples are seen twice, and the last ones not at all. It was written by another "
         "number of workers, or in the midst of a batch, and a loader cannot go on where it was. A loader of a dataset "

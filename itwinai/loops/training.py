@@ -24,7 +24,7 @@ from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.fit import LeanFitLoop
 from itwinai.loops.log import quick_log
 from itwinai.loops.missing import MissingWorkers
-from itwinai.loops.monitors import check_scheduler
+from itwinai.loops.monitors import check_names, check_scheduler
 from itwinai.loops.optimization import LeanOptimization
 from itwinai.loops.plan import BatchTransfer, InScope, Sections, draw_hook, is_written
 from itwinai.loops.results import LeanResults
@@ -130,6 +130,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
     _fits = 0
     _epoch = 0
     _ended = False
+    _unchecked_names = True
 
     def __init__(self, trainer: Trainer, min_steps: int | None = None, max_steps: int = -1) -> None:
         super().__init__(trainer, min_steps=min_steps, max_steps=max_steps)
@@ -306,6 +307,8 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             while not self.done:
                 try:
                     self.advance(data_fetcher)
+                    if self._unchecked_names:
+                        self.check_names()
                     self.on_advance_end(data_fetcher)
                 except StopIteration:
                     break
@@ -505,6 +508,12 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             fit_loop.held = None
         fit_loop.reach("iteration")
         return signalled
+
+    def check_names(self) -> None:
+        """Look whether what is monitored is logged, as soon as all has been logged once."""
+        if not self.trainer.enable_validation or self.val_loop.has_run:
+            self._unchecked_names = False
+            check_names(self.trainer, self.results, self.val_loop.results)
 
     def reach_end_of_validation(self) -> None:
         """Let checkpoints that hooks save from now on be those of a run that has validated."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from itwinai.measure.advice import SLOW_START, Setting, advise, milliseconds, own_work, too_few
 from itwinai.measure.steps import MEANING, Phase, StepSplit
-from itwinai.report.pictures import COLOURS, new_figure, svg_of
-from itwinai.report.sections import Picture, Section, Table
+from itwinai.report.pictures import COLOURS, legend_above, new_axes, picture_of
+from itwinai.report.sections import Section, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,7 +140,7 @@ def _steps(profile: Profile) -> Section:
     rows = [(NAMES[phase], milliseconds(seconds), f"{seconds / whole:.1%}", MEANING[phase]) for phase, seconds in parts]
     rows.append(("loop", milliseconds(first.rest), f"{first.rest / whole:.1%}", "between the phases"))
     table = Table(("part", "per step", "share", "what it is"), rows, "Rank 0")
-    picture = Picture("Time per training step, by worker", svg_of(_bars(splits)))
+    picture = picture_of("Time per training step, by worker", _bars(splits), wide=True)
     return Section("Training step", facts, [table], [picture], advise(splits, profile.setting), missing)
 
 
@@ -205,8 +205,7 @@ def _bars(splits: Sequence[StepSplit]) -> Figure:
     if len(ranks) > SHOWN_RANKS:
         ranks.sort(key=lambda rank: own_work(splits[rank]))
         ranks = sorted(ranks[: SHOWN_RANKS // 2] + ranks[-SHOWN_RANKS // 2 :])
-    figure = new_figure(7.0, 1.3 + 0.32 * len(ranks))
-    axes = figure.add_subplot()
+    figure, axes = new_axes(8.5, 1.3 + 0.32 * len(ranks))
     phases = [phase for phase in Phase if any(splits[rank].phases.get(phase, 0) for rank in ranks)]
     left = [0.0] * len(ranks)
     for phase in phases:
@@ -219,6 +218,5 @@ def _bars(splits: Sequence[StepSplit]) -> Figure:
     axes.barh([str(rank) for rank in ranks], rest, left=left, label="loop", color="#dddddd")
     axes.invert_yaxis()
     axes.set(xlabel="ms per step", ylabel="rank")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=5, frameon=False, fontsize="small")
+    legend_above(figure, columns=5)
     return figure

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from itwinai.errors import MissingPackageError
 from itwinai.measure.energy import EnergyUse
 from itwinai.measure.series import Quantity
 from itwinai.measure.summary import MonitorSummary, NodeSummary
-from itwinai.report.pictures import lines_picture
+from itwinai.report.pictures import FEWEST, lines_figure, picture_of
 from itwinai.report.sections import Picture, Section, Table
 from itwinai.report.system_advice import advice
 
@@ -148,19 +148,20 @@ def _pictures(summary: MonitorSummary) -> tuple[list[Picture], list[str]]:
             busy = {"CPU of the run": node.quantities.get("cpu_percent"), **gpus}
             memory = {"memory of the run": node.quantities.get("memory_gb"), **node.of_gpus("memory_gb")}
             for title, unit, lines in (("Utilization", "%", busy), ("Memory", "GB", memory)):
-                shown = {name: quantity for name, quantity in lines.items() if quantity is not None}
-                if shown:
-                    pictures.append(Picture(f"{title} on {node.name}", _picture(shown, unit)))
+                points = {
+                    name: ([at for at, _ in quantity.course], [value for _, value in quantity.course])
+                    for name, quantity in lines.items()
+                    if quantity is not None
+                }
+                if any(len(places) >= FEWEST for places, _ in points.values()):
+                    of = f", {next(iter(points))}" if len(points) == 1 else ""
+                    figure = lines_figure(points, "seconds", unit, from_zero=True)
+                    pictures.append(picture_of(f"{title} on {node.name}{of}", figure))
     except MissingPackageError as error:
         return [], [f"pictures: {error}"]
     if len(summary.nodes) > DRAWN:
         return pictures, [f"pictures of {len(summary.nodes) - DRAWN} nodes: only those of the first {DRAWN} are drawn"]
     return pictures, []
-
-
-def _picture(lines: Mapping[str, Quantity], unit: str) -> str:
-    points = {name: ([at for at, _ in q.course], [value for _, value in q.course]) for name, q in lines.items()}
-    return lines_picture(points, "seconds", unit, from_zero=True)
 
 
 def _number(value: float) -> str:

@@ -16,3 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(tuner, name)
     raise AttributeError(f"module 'itwinai.tune' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

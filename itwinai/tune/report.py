@@ -8,8 +8,10 @@ from pathlib import Path
 from itwinai.files.whole import write_whole
 from itwinai.report.page import page
 from itwinai.report.search.sections import search_sections
+from itwinai.report.words import origin
 from itwinai.trials.records import SearchRecord
 from itwinai.tune.importance import importances
+from itwinai.tune.settings import Settings
 
 
 def write_report(record: SearchRecord, path: str | os.PathLike[str], best_config: str = "") -> None:
@@ -27,4 +29,12 @@ def write_report(record: SearchRecord, path: str | os.PathLike[str], best_config
 
     found = [importances(record, objective) for objective in record.objectives]
     sections = search_sections(record, found, best_config)
-    write_whole(Path(path), page(f"Search {record.name}", sections))
+    settings = record.settings
+    about = origin(
+        "" if record.name == Settings.name else record.name,
+        begun=settings.get("begun", ""),
+        command=settings.get("command", ""),
+        version=settings.get("itwinai", ""),
+    )
+    of = f" of {model}" if (model := settings.get("model")) else ""
+    write_whole(Path(path), page(f"Hyperparameter search{of}", sections, about=about))

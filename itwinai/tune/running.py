@@ -11,6 +11,7 @@ import cloudpickle
 import yaml
 
 from itwinai.errors import MissingMetricError, TrialError
+from itwinai.facts.run import command_line, time_now, versions
 from itwinai.facts.secrets import without_secrets
 from itwinai.files.whole import write_whole
 from itwinai.report.words import path_text
@@ -78,7 +79,7 @@ class Running:
             self.subject.space.paths,
             str(self.folder),
             self.subject.space.active,
-            settings=self._told(),
+            settings={**self._told(), **self._origin()},
             ranges=_ranges(self.subject.space),
             number_of=self.search.namer.number,
         )
@@ -177,6 +178,18 @@ class Running:
         if settings.overrides:
             told["for trials only"] = ", ".join(f"{path}={value}" for path, value in settings.overrides.items())
         return {name: str(value) for name, value in told.items() if value is not None}
+
+    def _origin(self) -> dict[str, str]:
+        """Return what was searched over, when, by which command; of a search that goes on, what its first start has."""
+        path = self.folder / RECORD
+        before = read_record(path).settings if self.resume and path.exists() else {}
+        now = {
+            "model": self.subject.name,
+            "begun": time_now(),
+            "command": command_line(),
+            "itwinai": versions().get("itwinai", ""),
+        }
+        return {name: before.get(name, value) for name, value in now.items() if value}
 
     def _say(self, text: str) -> None:
         if not self.quiet:

@@ -29,6 +29,10 @@ class Subject(Protocol):
         """The space, its paths spelled out."""
 
     @property
+    def name(self) -> str:
+        """What is trained: the class of the model, or the function."""
+
+    @property
     def strategy(self) -> Any:
         """That of trials for which none is drawn."""
 
@@ -62,6 +66,11 @@ class FunctionSubject:
     settings: Settings
     strategy: Any = None
     logger: Any = False
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
 
     @property
     def space(self) -> SearchSpace:
@@ -132,6 +141,13 @@ class ConfiguredSubject:
         base = BaseConfig(cli.as_dict(without_defaults=True), settings)
         _check_values(cli, config, space, settings.overrides)
         return cls(config, base, settings, space)
+
+    @property
+    def name(self) -> str:
+        """The class of the model."""
+        model = self.config.get("model")
+        path = model.get("class_path") if isinstance(model, Mapping) else None
+        return str(path or "").rpartition(".")[2]
 
     @property
     def strategy(self) -> Any:

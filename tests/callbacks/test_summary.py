@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -33,21 +36,25 @@ class Fails(Regression):
 def test_screen_and_page_tell_how_it_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = RunSummary()
     trainer = make_trainer(
-        "auto", 1, logger=CSVLogger(tmp_path), callbacks=[summary], max_epochs=2, log_every_n_steps=1
+        "auto", 1, logger=CSVLogger(tmp_path), callbacks=[summary], max_epochs=3, log_every_n_steps=1
     )
     loggers = list(trainer.loggers)
     trainer.fit(Regression(), loader(8), loader(8))
     assert trainer.loggers == loggers  # the one that keeps the curves is gone
     printed = capsys.readouterr().out
     assert "run summary: Regression, single_device" in printed
-    assert "2 epochs, 26 steps" in printed and "206," in printed and "finished" in printed
+    assert "3 epochs, 39 steps" in printed and "309," in printed and "finished" in printed
     assert "val_loss" in printed
     assert str(summary.page) in printed
     assert max(len(line) for line in printed.splitlines() if "/" not in line) <= 100
     page = summary.page and summary.page.read_text()
     assert page and page.startswith("<!DOCTYPE html>") and page.rstrip().endswith("</html>")
     assert page.count("<svg") >= 2
-    assert "max_epochs: 2" in page
+    assert "max_epochs: 3" in page
+    header = page[page.index("<header>") : page.index("</header>")]
+    assert "Training of Regression" in header and "strategy single_device, 1 worker (cpu)" in header
+    assert f"{datetime.now():%B %Y}" in header and f"itwinai {version('itwinai')}" in header
+    assert Path(sys.argv[0]).name in header  # the command
 
 
 def test_a_failed_run_is_told_of_too_and_text_stays_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,11 +201,11 @@ def test_python_functions_are_told(tmp_path: Path) -> None:
 
 def test_watching_adds_what_is_not_there() -> None:
     own = LoggingCallback(per_rank=True)
-    flags = {"enable_checkpointing": False}
-    watched = with_defaults([own], flags, watch=True, loggers=None)
+    watched = with_defaults([own], watch=True, loggers=None, progress=True, checkpoints=False)
     assert watched[0] is own
     kinds = ["LoggingCallback", "SystemMonitor", "ProfilingCallback", "TimedProgressBar", "RunSummary"]
     assert [type(callback).__name__ for callback in watched] == kinds
-    assert not any(isinstance(one, LoggingCallback) for one in with_defaults(None, flags, watch=True, loggers=False))
-    plain = with_defaults(None, {"enable_progress_bar": False}, watch=False, loggers=True)
+    without_logger = with_defaults(None, watch=True, loggers=False, progress=True, checkpoints=False)
+    assert not any(isinstance(one, LoggingCallback) for one in without_logger)
+    plain = with_defaults(None, watch=False, loggers=True, progress=False, checkpoints=True)
     assert [type(callback) for callback in plain] == [ModelCheckpoint]

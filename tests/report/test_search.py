@@ -6,18 +6,22 @@ import math
 import random
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.collections import LineCollection
 from PIL import Image
 
 from itwinai.report.search.advice import advice
+from itwinai.report.search.courses import courses_picture, progress_picture
 from itwinai.report.search.importance import Importances
 from itwinai.report.search.scales import Scale, scale_of, scales_of
 from itwinai.report.search.sections import search_sections
+from itwinai.report.search.slices import slice_pictures
 from itwinai.report.search.standing import standing_of
 from itwinai.report.search.summary import summary_section
 from itwinai.report.search.values import spread_of
@@ -113,6 +117,57 @@ def test_page_is_drawn_by_a_browser(tmp_path: Path) -> None:
         assert any(green > 180 and red > 150 and blue < 90 for _, (red, green, blue) in right)
 
 
+def test_title_says_what_was_searched_when_with_which_version(tmp_path: Path) -> None:
+    told = {"model": "Net", "begun": "2026-03-05T14:30:00+01:00", "command": "/a/bin/itwinai tune -c c.yaml"}
+    text = page_of(replace(search(10), name="search", settings={**told, "itwinai": "1.2.3"}), tmp_path)
+    header = text[text.index("<header>") : text.index("</header>")]
+    assert "<h1>Hyperparameter search of Net</h1>" in header
+    assert "5 March 2026, 14:30 (UTC+01:00) · itwinai 1.2.3" in header
+    assert "itwinai tune -c c.yaml" in header and "/a/bin" not in header
+    assert "wide · " in page_of(replace(search(10), name="wide", settings=told), tmp_path)
+
+
+def test_trials_stand_at_their_choice_and_the_best_exactly_there() -> None:
+    drawn = [{"c": ("a", "b", "c")[number % 3]} for number in range(30)]
+    standing = standing_of(made([1.0 + 0.01 * (number // 3) for number in range(29)] + [0.5], drawn))
+    (picture,) = slice_pictures(standing, 0, scales_of(standing))
+    assert picture.figure is not None
+    dots, star = picture.figure.axes[0].collections
+    assert star.get_offsets().tolist() == [[2.0, 0.5]]  # the last one has c
+    places = [x for x, _ in dots.get_offsets().tolist()]
+    assert len(places) == 29 and all(abs(x - round(x)) <= 0.3 for x in places)
+    counted = Counter(round(x) for x in places)
+    assert counted == {0: 10, 1: 10, 2: 9}
+    alone = standing_of(made([float(number) for number in range(30)], drawn))
+    (picture,) = slice_pictures(alone, 0, scales_of(alone))
+    assert picture.figure is not None
+    offsets = picture.figure.axes[0].collections[0].get_offsets().tolist()
+    assert all(x == round(x) for x, _ in offsets)  # where nothing is hidden all stand at their choice
+
+
+def test_pictures_have_room_around_what_they_show() -> None:
+    standing = standing_of(search(40))
+    drawn = [
+        courses_picture(standing, 0),
+        progress_picture(standing, 0),
+        *slice_pictures(standing, 0, scales_of(standing)),
+    ]
+    for picture in drawn:
+        assert picture is not None and picture.figure is not None
+        (axes,) = picture.figure.axes
+        (left, right), (low, _) = axes.get_xlim(), axes.get_ylim()
+        for collection in axes.collections:
+            points = [point for path in collection.get_paths() for point in path.vertices.tolist()]
+            if not isinstance(collection, LineCollection):
+                points = collection.get_offsets().tolist()
+            assert all(left < x < right for x, _ in points)
+            assert all(
+                low < y for _, y in points
+            )  # what is worse by far is beyond the upper edge, and the title says so
+        (legend,) = picture.figure.legends
+        assert axes.get_legend() is None and legend is not None
+
+
 def test_texts_of_users_are_texts(tmp_path: Path) -> None:
     metric, path, value = '<b>&"loss"</b> $x$', "model.<i>'a'</i>", "<img src=x onerror=alert(1)> $y$"
     record = made(
@@ -140,14 +195,14 @@ def test_searches_with_little_in_them(count: int, tmp_path: Path) -> None:
 def test_search_without_a_result_says_why() -> None:
     record = replace(made([1.0, 2.0]), objectives=(Objective("val_los", "min"),), parameters=("a",))
     sections = search_sections(record)
-    assert titled(sections, "Search").facts["best"] == "none: no trial has reported val_los"
-    assert [section.title for section in sections] == ["Search"]
+    assert titled(sections, "Summary").facts["best"] == "none: no trial has reported val_los"
+    assert [section.title for section in sections] == ["Summary"]
     assert advised(record) == ["No trial has reported val_los. Reported were y."]
     near = replace(made([1.0], objective=Objective("val_loss", "min")), objectives=record.objectives)
     assert advised(near) == ["No trial has reported val_los. Reported were val_loss. Did you mean val_loss?"]
     assert "infinite or not a number" in advised(made([math.nan, math.inf]))[0]
     both = replace(made([1.0]), objectives=(MIN, Objective("z", "max")))
-    assert titled(search_sections(both), "Search").facts["best"] == "none: no trial has reported y and z together"
+    assert titled(search_sections(both), "Summary").facts["best"] == "none: no trial has reported y and z together"
 
 
 def test_report_can_be_made_again_from_the_file(tmp_path: Path) -> None:

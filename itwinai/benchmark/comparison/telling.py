@@ -17,7 +17,7 @@ from itwinai.errors import require
 from itwinai.files.whole import write_whole
 from itwinai.report.sections import Section, Table
 from itwinai.report.terminal import WIDTH
-from itwinai.report.words import count_text
+from itwinai.report.words import count_text, origin
 
 __all__ = ["Comparison", "compare", "comparison_sections", "comparison_text", "write_comparison"]
 
@@ -77,7 +77,13 @@ def write_comparison(comparison: Comparison, path: str | os.PathLike[str]) -> Pa
         require(package, "Install it with `pip install 'itwinai[benchmark]'`.", "The comparison of benchmarks")
     from itwinai.report.page import page
 
-    write_whole(Path(path), page(_title(comparison), comparison_sections(comparison)))
+    both = {"A": comparison.a.facts, "B": comparison.b.facts}
+    about = [
+        line
+        for name, facts in both.items()
+        for line in origin(name, begun=facts.get("begun", ""), command="", version=facts.get("itwinai", ""))
+    ]
+    write_whole(Path(path), page(_title(comparison), comparison_sections(comparison), about=about))
     return Path(path)
 
 

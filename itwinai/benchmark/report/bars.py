@@ -11,7 +11,7 @@ from itwinai.benchmark.statistics.cell_summary import CellSummary
 from itwinai.benchmark.statistics.groups import Group
 from itwinai.benchmark.telling.amounts import UNKNOWN, seconds_text, share_text, time_unit
 from itwinai.benchmark.telling.parts import PARTS, seconds_of, whole_of
-from itwinai.report.pictures import COLOURS, new_figure
+from itwinai.report.pictures import COLOURS, axis_limits, legend_above, new_figure
 from itwinai.report.search.style import lettering
 from itwinai.report.sections import Table
 
@@ -83,12 +83,13 @@ def _picture(group: Group, cells: Sequence[tuple[CellSummary, Breakdown]]) -> Dr
     _stack(upper, places, [one for _, one in cells], [unit.size] * len(cells))
     _stack(lower, places, [one for _, one in cells], [whole / 100 for whole in wholes])
     upper.set_ylabel(f"step ({unit.name})")
+    upper.set_ylim(axis_limits([unit.of(whole) for whole in wholes], from_zero=True))
     lower.set(ylabel="share (%)", ylim=(0, 100))
     _name_bars(lower, places, [cell for cell, _ in cells])
     for axes in (upper, lower):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="x", length=0)
-    figure.legend(*upper.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    legend_above(figure)
     title = f"Parts of a step, mean over the workers{f', {group.name}' if group.name else ''}"
     return Drawn(file_name("breakdown", group.name), title, figure)
 

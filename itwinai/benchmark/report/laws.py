@@ -13,7 +13,7 @@ from itwinai.benchmark.statistics.law_candidates import PARAMETERS
 from itwinai.benchmark.statistics.scaling_law import FittedLaw
 from itwinai.benchmark.statistics.summary import Summary
 from itwinai.benchmark.telling.amounts import estimate_text, percent_text, time_text
-from itwinai.report.pictures import new_figure
+from itwinai.report.pictures import axis_limits, legend_above, new_figure
 from itwinai.report.search.style import lettering
 from itwinai.report.search.ticks import round_numbers
 from itwinai.report.sections import Table
@@ -141,6 +141,7 @@ def _picture(group: Group, laws: Sequence[FittedLaw], extrapolate: Sequence[int]
     for axes, law in zip(every, laws, strict=False):
         shown = _panel(axes, law, counts, speed, looks[law.series.strategy])
         means += [one.mean for one in shown]
+        means += [rate for cell in law.series.cells for rate in speed.runs(cell)]
         ends += [end for one in shown for end in (one.low, one.high) if end is not None]
     set_workers(every[0], counts, "", MARKED)
     for axes in every[len(laws) :]:
@@ -157,8 +158,8 @@ def _picture(group: Group, laws: Sequence[FittedLaw], extrapolate: Sequence[int]
 
 def _set_speeds(axes: Axes, means: Sequence[float], ends: Sequence[float]) -> None:
     """Set the vertical axis so that all means are seen, and bands as far as there is room."""
-    low = max(min([*means, *ends]), min(means) / BEYOND) / 1.1
-    high = min(max([*means, *ends]), max(means) * BEYOND) * 1.1
+    shown = [end for end in ends if min(means) / BEYOND <= end <= max(means) * BEYOND]
+    low, high = axis_limits([*means, *shown], log=True)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     marked = round_numbers(low, high, log=True)
@@ -202,6 +203,5 @@ def _explain(figure: Figure, axes: Axes) -> None:
     axes.plot([], [], color=REFERENCE, marker="o", markersize=5, linestyle="", label="a run")
     axes.plot([], [], color=REFERENCE, label="law")
     axes.plot([], [], color=REFERENCE, linestyle="--", label="law, extrapolated")
-    handles, labels = axes.get_legend_handles_labels()
-    band = Patch(color=REFERENCE, alpha=0.25, linewidth=0)
-    figure.legend([*handles, band], [*labels, "95 % interval"], loc="outside upper center", ncols=4, frameon=False)
+    band = Patch(color=REFERENCE, alpha=0.25, linewidth=0, label="95 % interval")
+    legend_above(figure, [*axes.get_legend_handles_labels()[0], band])

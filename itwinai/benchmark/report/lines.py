@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from itwinai.benchmark.report.style import (
+    BAR,
+    FEWEST_RUNS,
     REFERENCE,
     WIDTH,
     Drawn,
@@ -25,7 +27,7 @@ from itwinai.benchmark.statistics.groups import Group
 from itwinai.benchmark.statistics.summary import LOSS_TOLERANCE, Series
 from itwinai.benchmark.statistics.summary import Axes as Varied
 from itwinai.benchmark.telling.amounts import Unit
-from itwinai.report.pictures import new_figure
+from itwinai.report.pictures import axis_limits, legend_above, new_figure
 from itwinai.report.search.style import lettering
 
 if TYPE_CHECKING:
@@ -124,7 +126,7 @@ def _picture(
         drawn[0].plot([], [], color=REFERENCE, linestyle="--", linewidth=1.2, label="ideal")
     if failed:
         drawn[0].plot([], [], color=REFERENCE, marker="x", linestyle="", label="failed")
-    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    legend_above(figure, columns=6)
     axes_name = groups[0].axes_name
     title = f"{quantity.title}, {axes_name}" if axes_name else quantity.title
     return Drawn(file_name(quantity.name, axes_name), title, figure)
@@ -144,16 +146,15 @@ def _line(axes: Axes, quantity: Quantity, line: Series, look: Look) -> bool:
         marker=look.marker,
         markersize=9 if look.marker == "*" else 5.5,
         linewidth=1.6,
-        elinewidth=1.1,
-        capsize=3,
+        **BAR,
     )
     return True
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:
-    """Return the ends of an error bar, which is none where nothing is known of the spread."""
+    """Return the ends of an error bar, which is none where too little is known of the spread."""
     low, high = estimate.low, estimate.high
-    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+    if estimate.n < FEWEST_RUNS or low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return estimate.mean, estimate.mean
     return low, high
 
@@ -173,7 +174,7 @@ def _set_scale(axes: Axes, quantity: Quantity, estimates: Sequence[Estimate], co
     ideal = [quantity.unit.of(quantity.ideal(count)) for count in counts] if quantity.ideal is not None else []
     if quantity.scale == "doublings" and min(means) > 0:
         low, high = limited_ratios([end for both in ends for end in both], means)
-        low, high = min([low, *ideal]) / 1.15, max([high, *ideal]) * 1.15
+        low, high = axis_limits([low, high, *ideal], log=True)
         axes.set_yscale("log", base=2)
         axes.set_ylim(low, high)
         marked = [2.0**power for power in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
@@ -182,7 +183,7 @@ def _set_scale(axes: Axes, quantity: Quantity, estimates: Sequence[Estimate], co
         return
     top = limited_end([high for _, high in ends], means)
     if quantity.scale == "from zero":
-        axes.set_ylim(0, 1.08 * max([top, *ideal]) or 1.0)
+        axes.set_ylim(axis_limits([top, *ideal], from_zero=True))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
         return
     axes.ticklabel_format(axis="y", useOffset=False)

@@ -14,7 +14,7 @@ from itwinai.benchmark.telling.amounts import Unit, energy_unit, memory_unit, ti
 
 def throughput(speed: Speed) -> Quantity:
     """Return the speed of cells."""
-    title = "Throughput, mean with 95 % interval"
+    title = "Throughput: mean, with its 95 % interval from 3 runs on"
     return Quantity("throughput", title, "throughput", speed.of, Unit(speed.unit), marks_failed=True)
 
 

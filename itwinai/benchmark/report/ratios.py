@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from itwinai.benchmark.comparison.differences import ComparedCell, Verdict
-from itwinai.benchmark.report.style import REFERENCE, WIDTH, Drawn, limited_ratios, mark_cut
-from itwinai.report.pictures import COLOURS, new_figure
+from itwinai.benchmark.report.style import BAR, REFERENCE, WIDTH, Drawn, limited_ratios, mark_cut
+from itwinai.report.pictures import COLOURS, axis_limits, legend_above, new_axes
 from itwinai.report.search.style import lettering
 
 MOST = 18
@@ -31,18 +31,16 @@ def ratio_pictures(cells: Sequence[ComparedCell], names: Sequence[str]) -> list[
     ratios = [one.throughput for one in cells]
     means = [1.0, *(ratio.mean for ratio in ratios)]
     ends = [end for ratio in ratios for end in (ratio.low, ratio.high) if end is not None]
-    low, high = limited_ratios(ends, means)
-    margin = 0.06 * (high - low) or 0.1
+    low, high = axis_limits(limited_ratios(ends, means))
     shown = list(zip(cells, names, strict=True))
     return [
-        _picture(shown[first : first + MOST], (max(low - margin, 0.0), high + margin), first // MOST)
+        _picture(shown[first : first + MOST], (max(low, 0.0), high), first // MOST)
         for first in range(0, len(shown), MOST)
     ]
 
 
 def _picture(shown: Sequence[tuple[ComparedCell, str]], limits: tuple[float, float], number: int) -> Drawn:
-    figure = new_figure(WIDTH, 1.2 + 0.24 * len(shown))
-    axes = figure.add_subplot()
+    figure, axes = new_axes(WIDTH, 1.2 + 0.24 * len(shown))
     axes.set_xlim(*limits)
     axes.axvline(1.0, color=REFERENCE, linewidth=1.0, linestyle="--")
     seen: dict[Verdict, None] = {}
@@ -51,7 +49,7 @@ def _picture(shown: Sequence[tuple[ComparedCell, str]], limits: tuple[float, flo
         seen[one.verdict] = None
         if one.throughput.low is not None and one.throughput.high is not None:
             mean, low, high = one.throughput.mean, one.throughput.low, one.throughput.high
-            axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color=colour, elinewidth=1.4, capsize=3)
+            axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color=colour, **BAR)
             mark_cut(axes, place, (low, high), colour, across=True)
         axes.plot(one.throughput.mean, place, color=colour, marker=marker, markersize=8, markeredgewidth=2)
         axes.annotate(
@@ -67,8 +65,7 @@ def _picture(shown: Sequence[tuple[ComparedCell, str]], limits: tuple[float, flo
         axes.plot([], [], color=colour, marker=marker, markersize=8, markeredgewidth=2, linestyle="", label=meaning)
     axes.set_yticks(range(len(shown)), [lettering(name, 48) for _, name in shown])
     axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("throughput of B by that of A")
-    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize="small")
+    legend_above(figure)
     title = "Throughput of B by that of A, with 95 % intervals" if number == 0 else f"More cells ({number + 1})"
     return Drawn(f"ratios-{number + 1}", title, figure)

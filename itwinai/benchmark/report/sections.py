@@ -12,9 +12,10 @@ from itwinai.benchmark.report.lines import MOST_COMBINATIONS, Quantity, known, l
 from itwinai.benchmark.report.quantities import EFFICIENCY, LOSS, SPEEDUP, energy, launch, memory, throughput
 from itwinai.benchmark.report.style import Drawn, Look, looks_of
 from itwinai.benchmark.report.tables import cells_table, failed_table, of_figures, setting_columns
+from itwinai.benchmark.statistics.estimates import Estimate
 from itwinai.benchmark.statistics.groups import Group, Speed, groups_of, named, naming_of, speed_of, strategies_of
 from itwinai.benchmark.statistics.scaling_law import FittedLaw, NoFit, fit
-from itwinai.benchmark.statistics.summary import Summary, summarize
+from itwinai.benchmark.statistics.summary import LOSS_TOLERANCE, Summary, summarize
 from itwinai.benchmark.telling.amounts import estimate_text
 from itwinai.benchmark.telling.doubts import others_text
 from itwinai.benchmark.telling.relative import relative_text
@@ -46,7 +47,7 @@ def benchmark_page(record: BenchmarkRecord) -> tuple[list[Section], list[Drawn],
     laws = [fit(line) for line in summary.series]
     told = _Told(summary, groups_of(summary), speed_of(cells), looks_of(strategies_of(cells)), laws)
     words = words_of(summary, laws)
-    parts = _measured(told) if any(one.runs for one in cells) else []
+    parts = [part for part in _measured(told) if part is not None] if any(one.runs for one in cells) else []
     sections = [
         _in_words(told, words),
         *(section for section, _ in parts),
@@ -57,8 +58,8 @@ def benchmark_page(record: BenchmarkRecord) -> tuple[list[Section], list[Drawn],
     return sections, [one for _, drawn in parts for one in drawn], _lead(words)
 
 
-def _measured(told: _Told) -> list[tuple[Section, list[Drawn]]]:
-    """Return the sections of what was measured, each with its pictures."""
+def _measured(told: _Told) -> list[tuple[Section, list[Drawn]] | None]:
+    """Return the sections of what was measured, each with its pictures; None where there is nothing to show."""
     cells = told.summary.cells
     reasons = list(dict.fromkeys(one.no_joules.rstrip(".") for one in cells if one.no_joules))
     no_energy = f"energy: {'; '.join(reasons[:3]) or 'nothing is known of it'}"
@@ -107,10 +108,15 @@ def _relative(summary: Summary) -> dict[str, str]:
     return {"relative": text} if text else {}
 
 
-def _lines(title: str, told: _Told, quantity: Quantity, reason: str = "") -> tuple[Section, list[Drawn]]:
-    """Return a quantity over the number of workers; where it is not known, with the reason."""
-    drawn = line_pictures(quantity, told.groups, told.looks)
+def _lines(title: str, told: _Told, quantity: Quantity, reason: str = "") -> tuple[Section, list[Drawn]] | None:
+    """Return a quantity over the number of workers; None where it is not known, for which "In words" has the reason."""
     measured = [one for one in told.summary.cells if one.runs]
+    values = {one.cell: found for one in measured if (found := known(quantity, one)) is not None}
+    if not values:
+        return None
+    if quantity is LOSS and len(values) > 1 and (same := _same_loss(list(values.values()))):
+        return Section(title, {"loss": f"{same} in all cells: all train the same"}), []
+    drawn = line_pictures(quantity, told.groups, told.looks)
     without = [one for one in measured if quantity.of(one) is None]
     missing = []
     if without and reason:
@@ -118,7 +124,6 @@ def _lines(title: str, told: _Told, quantity: Quantity, reason: str = "") -> tup
         missing.append(f"{reason}{some}")
     facts = {"not known": " ".join(told.summary.notes)} if without and not reason else {}
     facts |= _relative(told.summary) if quantity in (SPEEDUP, EFFICIENCY) else {}
-    values = {one.cell: found for one in measured if (found := known(quantity, one)) is not None}
     if not drawn:
         facts |= {named(cell): estimate_text(found, quantity.unit) for cell, found in values.items()}
     combinations = len({group.axes for group in told.groups})
@@ -127,18 +132,26 @@ def _lines(title: str, told: _Told, quantity: Quantity, reason: str = "") -> tup
     return Section(title, facts, pictures=[one.picture for one in drawn], missing=missing), drawn
 
 
-def _steps(told: _Told) -> tuple[Section, list[Drawn]]:
+def _same_loss(losses: Sequence[Estimate]) -> str:
+    """Return the loss that all cells end with; empty if they differ by more than rounding."""
+    low, high = min(one.mean for one in losses), max(one.mean for one in losses)
+    return f"{low:.4g}" if high - low <= LOSS_TOLERANCE * abs(high) else ""
+
+
+def _steps(told: _Told) -> tuple[Section, list[Drawn]] | None:
     cells = told.summary.cells
     drawn = breakdown_pictures(told.groups)
     table = breakdown_table(cells, setting_columns([one.cell for one in cells]))
     if table is None:
-        return Section("Where a step goes", missing=["the parts of a step: the loop of these runs does not tell"]), []
+        return None
     facts = {"other workers": "waiting for them; what backward hides of the exchange is not counted, but in the table"}
     return Section("Where a step goes", facts, [of_figures(table)], [one.picture for one in drawn]), drawn
 
 
-def _laws(told: _Told) -> tuple[Section, list[Drawn]]:
+def _laws(told: _Told) -> tuple[Section, list[Drawn]] | None:
     laws = [law for law in told.laws if isinstance(law, FittedLaw)]
+    if not laws:
+        return None
     unfitted = [law for law in told.laws if isinstance(law, NoFit) and law.series.strategy != SINGLE]
     naming = naming_of([one.cell for one in told.summary.cells])
 
@@ -147,21 +160,17 @@ def _laws(told: _Told) -> tuple[Section, list[Drawn]]:
         setting = ", ".join(part for part in (naming.scaling(line.scaling), naming.values(line.axes)) if part)
         return f"{line.strategy}{f' ({setting})' if setting else ''}"
 
-    tables = []
-    if laws:
-        tables += [
-            unbroken(Table(("line", "in words"), [(line_name(law), law.words) for law in laws], "What the laws say")),
-            unbroken(law_table(laws, line_name)),
-        ]
-        if told.summary.record.extrapolate:
-            tables.append(of_figures(prediction_table(laws, told.summary, line_name)))
+    tables = [
+        unbroken(Table(("line", "in words"), [(line_name(law), law.words) for law in laws], "What the laws say")),
+        unbroken(law_table(laws, line_name)),
+    ]
+    if told.summary.record.extrapolate:
+        tables.append(of_figures(prediction_table(laws, told.summary, line_name)))
     if unfitted:
         rows = [(line_name(law), law.reason) for law in unfitted]
         tables.append(unbroken(Table(("line", "why there is no law"), rows, "Lines without a law")))
     drawn = law_pictures(told.groups, laws, told.summary.record.extrapolate, told.looks)
-    facts = {} if tables else {"law": "none: only the baseline was measured"}
-    section = Section("Scaling law", facts, tables, [one.picture for one in drawn])
-    return section, drawn
+    return Section("Scaling law", {}, tables, [one.picture for one in drawn]), drawn
 
 
 def _failed(summary: Summary, words: Words) -> list[Section]:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from itwinai.benchmark.records import SINGLE
-from itwinai.report.pictures import COLOURS, svg_of
-from itwinai.report.search.style import wide
+from itwinai.report.pictures import COLOURS, picture_of
 from itwinai.report.sections import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 10.0
+WIDTH = 8.5
 """Of a picture that takes the whole page, in inches."""
 
 DOTS_PER_INCH = 200
@@ -29,11 +28,17 @@ MOST_GROUPS = 16
 REFERENCE = "#5b6b7a"
 """Of lines that are no measurement: the ideal."""
 
-LONGEST = 3.0
+LONGEST = 1.6
 """Times the largest mean, that an error bar may reach for the axis to include it whole."""
 
-BEYOND = 0.6
+BEYOND = 0.3
 """Share of the largest mean, that an axis goes on beyond it where an error bar is too long."""
+
+FEWEST_RUNS = 3
+"""Runs that have an error bar: the interval of two is so wide that nothing else could be seen."""
+
+BAR: Mapping[str, Any] = {"elinewidth": 1.0, "capsize": 2.5}
+"""How error bars are drawn: thinner than the lines."""
 
 TICKS = 12
 """Most labels of an axis of workers."""
@@ -74,14 +79,14 @@ class Drawn:
     figure: Figure
 
     @cached_property
-    def svg(self) -> str:
-        """The picture as an ``<svg>`` element."""
-        return svg_of(self.figure)
-
-    @property
     def picture(self) -> Picture:
         """The picture as it stands in the page."""
-        return Picture(self.title, wide(self.svg))
+        return picture_of(self.title, self.figure, wide=True)
+
+    @property
+    def svg(self) -> str:
+        """The picture as an ``<svg>`` element."""
+        return self.picture.svg
 
 
 def looks_of(strategies: Sequence[str]) -> dict[str, Look]:

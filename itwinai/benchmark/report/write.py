@@ -11,6 +11,7 @@ from itwinai.benchmark.records import BenchmarkRecord
 from itwinai.benchmark.report.style import DOTS_PER_INCH, Drawn
 from itwinai.errors import require
 from itwinai.files.whole import write_whole
+from itwinai.report.words import origin
 
 PAGE = "report.html"
 PICTURES = "pictures"
@@ -39,9 +40,23 @@ def write_report(record: BenchmarkRecord, folder: str | os.PathLike[str]) -> Pat
 
     sections, drawn, lead = benchmark_page(record)
     path = Path(folder) / PAGE
-    write_whole(path, page(f"Benchmark {record.name}", sections, lead))
+    write_whole(path, page(f"Benchmark of {record.name}", sections, lead, _about(record)))
     write_pictures(drawn, Path(folder) / PICTURES)
     return path
+
+
+def _about(record: BenchmarkRecord) -> list[str]:
+    """Return what was run, when, with what."""
+    cells = [one.cell for one in record.measurements]
+    strategies = ", ".join(dict.fromkeys(cell.strategy for cell in cells))
+    workers = ", ".join(map(str, sorted({cell.workers for cell in cells})))
+    facts = record.facts
+    return origin(
+        f"{strategies} with {workers} workers" if cells else "",
+        begun=facts.get("begun", ""),
+        command=facts.get("command", ""),
+        version=facts.get("itwinai", ""),
+    )
 
 
 def write_pictures(drawn: Sequence[Drawn], folder: Path) -> None:

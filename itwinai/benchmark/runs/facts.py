@@ -7,12 +7,11 @@ import platform
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from itwinai.facts.code import code_in
-from itwinai.facts.run import versions
+from itwinai.facts.run import command_line, time_now, versions
 
 
 def machine_facts() -> dict[str, str]:
@@ -25,7 +24,8 @@ def machine_facts() -> dict[str, str]:
         "cores": f"{psutil.cpu_count(logical=False) or '?'} ({psutil.cpu_count()} logical)",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": platform.platform(terse=True),
-        "begun": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "begun": time_now(),
+        "command": command_line(),
     }
     if (code := code_in(Path.cwd())) is not None:
         facts["commit"] = code.commit + (" (with changes)" if code.dirty else "")

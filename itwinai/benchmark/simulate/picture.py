@@ -36,7 +36,7 @@ def write_picture(predictions: Sequence[Prediction], path: str | os.PathLike[str
         ConfigurationError: it ends in something else.
         MissingPackageError: matplotlib is not installed.
     """
-    from itwinai.report.pictures import COLOURS, new_figure, svg_of
+    from itwinai.report.pictures import COLOURS, axis_limits, new_figure, svg_of
 
     target = check_picture(path)
     figure = new_figure(11.0, 3.6)
@@ -50,10 +50,11 @@ def write_picture(predictions: Sequence[Prediction], path: str | os.PathLike[str
         width = 1.4 + 0.9 * (len(lines) - 1 - index)
         left.plot(workers, efficiencies, label=name, color=COLOURS[index % len(COLOURS)], marker=".", linewidth=width)
     left.axhline(70, color="#999999", linewidth=0.8, linestyle=":")
-    left.set(xlabel="workers", ylabel="efficiency in %", ylim=(0, None))
+    left.set(xlabel="workers", ylabel="efficiency in %")
+    left.set_ylim(axis_limits((100 * one.efficiency for one in predictions), from_zero=True))
     left.set_title(f"simulated, {predictions[0].scaling} scaling", fontsize="medium")
     _count_in_powers_of_two(left, sorted({prediction.workers for prediction in predictions}))
-    left.legend(frameon=False, fontsize="small")
+    left.legend(frameon=False, fontsize="small", loc="lower left")  # efficiencies begin at the top
 
     best = min(lines.values(), key=lambda line: line[-1].step)
     places, bottom = range(len(best)), [0.0] * len(best)

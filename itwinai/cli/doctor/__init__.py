@@ -137,13 +137,9 @@ def _be_child(strategy: str | None, part: str | None, out: Path) -> int:
             write_record(out, {"measured": asdict(probe_strategy(strategy))})
     except Exception as error:  # whatever it is, it is the answer
         from itwinai.errors import WorkerError
-        from itwinai.launchers.failure import RemoteTraceback
 
-        if isinstance(error.__cause__, RemoteTraceback):  # of the worker that failed first
-            text = str(error.__cause__)
-        else:
-            # A worker that died without an exception has left what it had to say in the log.
-            text = "" if isinstance(error, WorkerError) else traceback.format_exc()
+        # A worker that died without an exception has left what it had to say in the log.
+        text = "" if isinstance(error, WorkerError) else traceback.format_exc()
         write_record(out, {"error": summarize(error), "traceback": text})
         return 1
     return 0

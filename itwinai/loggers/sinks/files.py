@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-
 from itwinai.errors import LoggerError
 from itwinai.facts.secrets import without_secrets
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -38,7 +37,7 @@ def hand_over(loggers: Iterable[Logger], files: Sequence[Path], base: Path, pati
         except Exception as error:  # of whatever logger: the run itself is over, and the files are on this machine
             what = str(files[0]) if len(files) == 1 else f"{len(files)} files of {base}"
             reason = without_secrets(str(error)).rstrip(".")
-            rank_zero_warn(f"{type(logger).__name__} has not got {what}, which stays where it is: {reason}.")
+            warn_user(f"{type(logger).__name__} has not got {what}, which stays where it is: {reason}.")
 
 
 def within(seconds: float, call: Callable[[], None], destination: str) -> None:

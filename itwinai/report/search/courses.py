@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
-from itwinai.report.pictures import svg_of
+from itwinai.report.pictures import axis_limits, legend_above, new_axes, picture_of
 from itwinai.report.search.names import shortened
 from itwinai.report.search.standing import Standing
 from itwinai.report.search.style import (
@@ -15,7 +14,7 @@ from itwinai.report.search.style import (
     DRAWN_ONE_BY_ONE,
     GOOD,
     beyond,
-    empty_picture,
+    dots,
     lettering,
     whole_numbers,
 )
@@ -23,9 +22,6 @@ from itwinai.report.search.values import spread_of
 from itwinai.report.sections import Picture
 from itwinai.report.words import span_text
 from itwinai.trials.records import TrialRecord
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Points = list[tuple[float, float]]
 
@@ -48,16 +44,16 @@ def courses_picture(standing: Standing, index: int) -> Picture | None:
     if not curves:
         return None
     spread = spread_of([value for _, points in curves for _, value in points], objective)
-    figure, axes = empty_picture()
-    many = len(curves) > DRAWN_ONE_BY_ONE
+    figure, axes = new_axes()
     alpha = max(0.08, min(0.8, 12 / len(curves) ** 0.8))
     for status, colour in BY_STATUS.items():
         kept = [points for trial, points in curves if trial.status == status]
         if kept:
             own = 0.8 if status == "failed" else alpha
             lines = LineCollection([_thinned(points) for points in kept], colors=colour, linewidths=0.8, alpha=own)
-            axes.add_collection(lines).set_rasterized(many)
-            _dots(axes, [points[0] for points in kept if len(points) == 1], colour, own, many)
+            axes.add_collection(lines).set_rasterized(len(curves) > DRAWN_ONE_BY_ONE)
+            alone = [points[0] for points in kept if len(points) == 1]  # of which no line can be seen
+            dots(axes, [at for at, _ in alone], [value for _, value in alone], colour, of=len(curves))
             axes.plot([], [], color=colour, label=f"{status} ({len(kept)})")
     best = standing.best_of(index)
     if best is not None:
@@ -65,15 +61,13 @@ def courses_picture(standing: Standing, index: int) -> Picture | None:
         axes.plot(*zip(*points, strict=True), color=BEST, linewidth=2.2, label=f"best: trial {best.number}")
         if len(points) == 1:
             axes.plot(*points[0], "o", color=BEST)
-    axes.autoscale_view(scaley=False)
+    axes.set_xlim(axis_limits(at for _, points in curves for at, _ in points))
     spread.apply(axes)
     axes.set(xlabel="report", ylabel=lettering(objective.metric))
     whole_numbers(axes)
-    figure.legend(
-        loc="outside upper center", ncols=4, frameon=False, fontsize="small", columnspacing=1.2, handlelength=1.5
-    )
+    legend_above(figure)
     title = f"{shortened(objective.metric, 60)} of each trial{beyond(spread.hidden, 'values')}"
-    return Picture(title, svg_of(figure))
+    return picture_of(title, figure)
 
 
 def progress_picture(standing: Standing, index: int) -> Picture | None:
@@ -99,24 +93,25 @@ def progress_picture(standing: Standing, index: int) -> Picture | None:
     end = max(events[-1][0], standing.record.seconds if timed else 0.0)
     unit, name = _unit(end) if timed else (1.0, "trial")
     spread = spread_of([*(value for _, value in reached.values()), *(value for _, value in best[-1:])], objective)
-    figure, axes = empty_picture()
+    figure, axes = new_axes()
     colours = [BY_STATUS[trial.status] for trial in trials]
     xs = [reached[trial.number][0] / unit for trial in trials]
     ys = [reached[trial.number][1] for trial in trials]
-    axes.scatter(xs, ys, s=9, c=colours, alpha=0.45, linewidths=0, rasterized=len(trials) > DRAWN_ONE_BY_ONE)
+    dots(axes, xs, ys, colours)
     steps = [*best, (end, best[-1][1])]
     axes.step(
         [at / unit for at, _ in steps], [value for _, value in steps], where="post", color=BEST, label="best so far"
     )
-    axes.plot([], [], "o", color=GOOD, markersize=4, alpha=0.6, label="a trial")
+    axes.plot([], [], "o", color=GOOD, markersize=5, alpha=0.8, label="a trial")
+    axes.set_xlim(axis_limits([*xs, best[0][0] / unit, end / unit]))
     spread.apply(axes)
     axes.set(xlabel=name, ylabel=lettering(objective.metric))
     if not timed:
         whole_numbers(axes)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
+    legend_above(figure)
     when = span_text(best[-1][0]) if timed else f"trial {best[-1][0]:.0f}"
-    title = f"Best {shortened(objective.metric, 60)} so far, last bettered {'after' if timed else 'by'} {when}"
-    return Picture(f"{title}{beyond(spread.hidden, 'trials')}", svg_of(figure))
+    title = f"Best {shortened(objective.metric, 60)} so far, last improved {'after' if timed else 'by'} {when}"
+    return picture_of(f"{title}{beyond(spread.hidden, 'trials')}", figure)
 
 
 def _reported(trial: TrialRecord, metric: str) -> Points:
@@ -143,13 +138,6 @@ def _thinned(points: Points) -> Points:
     step = math.ceil(len(points) / POINTS)
     kept = points[::step]
     return kept if kept[-1] == points[-1] else [*kept, points[-1]]
-
-
-def _dots(axes: Axes, points: Sequence[tuple[float, float]], colour: str, alpha: float, many: bool) -> None:
-    """Draw the trials with a single report, of which no line can be seen."""
-    if points:
-        xs, ys = zip(*points, strict=True)
-        axes.scatter(xs, ys, s=10, color=colour, alpha=alpha, linewidths=0, rasterized=many)
 
 
 def _unit(seconds: float) -> tuple[float, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from itwinai.report.pictures import svg_of
+from itwinai.report.pictures import legend_above, new_axes, picture_of
 from itwinai.report.search.names import shortened
 from itwinai.report.search.standing import Standing
-from itwinai.report.search.style import BEST, GOOD, PLAIN, empty_picture, lettering
+from itwinai.report.search.style import BEST, GOOD, PLAIN, lettering
 from itwinai.report.sections import Picture
 
 SHOWN = 20
@@ -44,22 +44,24 @@ def importance_picture(standing: Standing, importances: Importances) -> Picture 
     shown = list(importances.values.items())[:SHOWN]
     if not shown:
         return None
-    figure, axes = empty_picture(5.0, 1.3 + 0.27 * len(shown))
+    figure, axes = new_axes(5.0, 1.3 + 0.27 * len(shown))
     labels = [lettering(standing.names.get(path, path), 26) for path, _ in shown]
     places = range(len(shown))
     colours = [PLAIN if importances.is_chance(path) else GOOD for path, _ in shown]
     axes.barh(places, [share for _, share in shown], color=colours, height=0.62)
-    chances = [importances.chance.get(path, 0.0) for path, _ in shown]
+    chances = [min(importances.chance.get(path, 0.0), 1.0) for path, _ in shown]
     axes.vlines(chances, [at - 0.4 for at in places], [at + 0.4 for at in places], color=BEST, linewidth=1.6)
     axes.plot([], [], color=BEST, label="up to here it may be chance")
     for at, (_, share) in zip(places, shown, strict=True):
-        axes.annotate(f"{share:.0%}", (max(share, chances[at]), at), (4, 0), textcoords="offset points", va="center")
+        # Beside the bar, unless the mark is there.
+        end = chances[at] if 0 <= chances[at] - share < 0.15 else share
+        axes.annotate(f"{share:.0%}", (end, at), (4, 0), textcoords="offset points", va="center", fontsize="small")
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.set_xlim(0.0, 1.12 * max([*chances, *(share for _, share in shown)]))
     axes.set_xlabel("share")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    figure.legend(loc="outside upper right", frameon=False, fontsize="small")
+    legend_above(figure)
     more = f"; {len(importances.values) - SHOWN} more matter less" if len(importances.values) > SHOWN else ""
     title = f"Importance for the best values of {shortened(importances.objective, 60)}, {importances.trials:,} trials"
-    return Picture(f"{title}{more}", svg_of(figure))
+    return picture_of(f"{title}{more}", figure)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from itwinai.report.pictures import svg_of
+from itwinai.report.pictures import new_axes, picture_of
 from itwinai.report.search.names import shortened
 from itwinai.report.search.scales import Scale
 from itwinai.report.search.standing import Standing
-from itwinai.report.search.style import BEST, COLOUR_MAP, DRAWN_ONE_BY_ONE, empty_picture, lettering, wide
+from itwinai.report.search.style import BEST, COLOUR_MAP, DRAWN_ONE_BY_ONE, lettering
 from itwinai.report.search.values import Spread, spread_of
 from itwinai.report.sections import Picture
 from itwinai.trials.records import Mode, TrialRecord
@@ -60,7 +60,7 @@ def parallel_picture(standing: Standing, index: int, scales: Mapping[str, Scale]
         return None
     values = {trial.number: standing.values[trial.number][index] for trial in standing.ranked}
     shades = _Shades(spread_of(list(values.values()), objective), objective.mode, values)
-    figure, axes = empty_picture(11.0, 4.6)
+    figure, axes = new_axes(max(8.5, 0.9 * (len(paths) + 1)), 4.4)
     axes.spines[:].set_visible(False)
     others = sorted((trial for trial in standing.ranked if trial is not best), key=shades.badness, reverse=True)
     _draw_lines(axes, [*others, best], paths, scales, shades)
@@ -77,7 +77,7 @@ def parallel_picture(standing: Standing, index: int, scales: Mapping[str, Scale]
     count = len(standing.ranked)
     trials = f"{count:,} trials by {shortened(objective.metric, 60)}"
     more = f"; the {len(paths)} parameters that matter most" if len(scales) > len(paths) else ""
-    return Picture(f"{trials}; the thick line is the best, trial {best.number}{more}", wide(svg_of(figure)))
+    return picture_of(f"{trials}; the thick line is the best, trial {best.number}{more}", figure, wide=True)
 
 
 def _draw_lines(

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from itwinai.report.pictures import svg_of
+from itwinai.report.pictures import new_axes, picture_of
 from itwinai.report.search.names import shortened
 from itwinai.report.search.standing import Standing, sign_of
 from itwinai.report.search.style import (
     BEST,
-    DRAWN_ONE_BY_ONE,
     PLAIN,
     beyond,
-    empty_picture,
+    dots,
     lettering,
-    wide,
 )
 from itwinai.report.search.values import spread_of
 from itwinai.report.sections import Picture
@@ -48,17 +46,14 @@ def _pair(standing: Standing, first: int, second: int, with_line: bool) -> Pictu
     front = sorted((points[trial.number], trial.number) for trial in standing.front)
     on_front = {number for _, number in front}
     others = [point for number, point in points.items() if number not in on_front]
-    figure, axes = empty_picture(9.0, 4.2) if with_line else empty_picture(5.0, 3.4)
+    figure, axes = new_axes(8.5, 4.2) if with_line else new_axes(5.0, 3.4)
     if others:
-        many = len(others) > DRAWN_ONE_BY_ONE
-        alpha = max(0.25, min(0.7, 12 / len(others) ** 0.6))
-        xs, ys = zip(*others, strict=True)
-        axes.scatter(xs, ys, s=16, color=PLAIN, alpha=alpha, linewidths=0, rasterized=many)
+        dots(axes, [x for x, _ in others], [y for _, y in others], PLAIN)
     line = _stairs([point for point, _ in front], sign_of(objectives[0]))
     if with_line:
         axes.plot(*zip(*line, strict=True), color=BEST, linewidth=1.2, alpha=0.7)
     xs, ys = zip(*(point for point, _ in front), strict=True)
-    axes.scatter(xs, ys, s=26, color=BEST, zorder=4)
+    axes.scatter(xs, ys, s=38, color=BEST, zorder=4)
     for spread, vertical in zip(spreads, (False, True), strict=True):
         spread.apply(axes, vertical)
     named: list[tuple[float, float]] = []
@@ -75,8 +70,7 @@ def _pair(standing: Standing, first: int, second: int, with_line: bool) -> Pictu
     )
     metrics = " and ".join(shortened(objective.metric, 40) for objective in objectives)
     title = f"{metrics}: {len(front)} trials that no other dominates, with their numbers"
-    svg = svg_of(figure)
-    return Picture(f"{title}{beyond(hidden, 'trials')}", wide(svg) if with_line else svg)
+    return picture_of(f"{title}{beyond(hidden, 'trials')}", figure, wide=with_line)
 
 
 def _stairs(points: Sequence[tuple[float, float]], sign: float) -> list[tuple[float, float]]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from itwinai.report.pictures import svg_of
+from itwinai.report.pictures import axis_limits, legend_above, new_axes, picture_of
 from itwinai.report.search.names import shortened
 from itwinai.report.search.scales import Scale
 from itwinai.report.search.standing import ORDER, Standing
 from itwinai.report.search.style import (
     BEST,
     BY_STATUS,
-    DRAWN_ONE_BY_ONE,
     beyond,
-    empty_picture,
+    dots,
     lettering,
     mark_round_numbers,
 )
@@ -28,7 +28,14 @@ if TYPE_CHECKING:
 SHOWN = 12
 """Most parameters that have a picture."""
 
-GOLDEN = (math.sqrt(5) - 1) / 2
+ROW = 0.05
+"""Height of a dot, as part of the axis."""
+
+BESIDE = 0.06
+"""How far beside each other trials of one choice stand that would hide each other, in choices."""
+
+MOST_BESIDE = 0.3
+"""How far from their choice they stand at most."""
 
 
 def slice_pictures(standing: Standing, index: int, scales: Mapping[str, Scale]) -> Iterator[Picture]:
@@ -48,51 +55,56 @@ def _slice(standing: Standing, index: int, path: str, scale: Scale) -> Picture:
     trials = [trial for trial in standing.ranked if path in trial.parameters]
     values = [standing.values[trial.number][index] for trial in trials]
     spread = spread_of(values, objective)
-    places = [
-        _beside(scale.index(trial.parameters[path]), count) if scale.kind == "choice" else trial.parameters[path]
-        for count, trial in enumerate(trials)
-    ]
-    figure, axes = empty_picture(5.0, 2.8)
-    many = len(trials) > DRAWN_ONE_BY_ONE
-    colours = [BY_STATUS[trial.status] for trial in trials]
-    alpha = max(0.25, min(0.75, 12 / max(len(trials), 1) ** 0.6))
-    axes.scatter(places, values, s=16, c=colours, alpha=alpha, linewidths=0, rasterized=many)
-    for status in ORDER:
-        if any(trial.status == status for trial in trials):
-            axes.plot([], [], "o", markersize=4, color=BY_STATUS[status], label=status)
-    best = standing.best_of(index)
-    if best in trials:
-        at = trials.index(best)
-        axes.scatter(places[at], values[at], s=90, marker="*", color=BEST, zorder=5)
-        axes.plot([], [], "*", markersize=8, color=BEST, label="best")
-    figure.legend(loc="outside upper right", ncols=4, frameon=False, fontsize="small", columnspacing=1, handlelength=1)
-    spread.apply(axes)
+    figure, axes = new_axes(5.0, 2.8)
     if scale.kind == "choice":
         _set_choices(axes, scale)
+        places = _strips(
+            [(scale.index(trial.parameters[path]), spread.place(values[at])) for at, trial in enumerate(trials)]
+        )
     else:
-        _show_range(axes, scale)
+        places = [trial.parameters[path] for trial in trials]
+        axes.set_xscale(scale.kind)
+        axes.set_xlim(axis_limits((scale.low, scale.high), log=scale.kind == "log"))
         if scale.kind == "log":
             mark_round_numbers(axes.xaxis, scale.low, scale.high)
+    best = standing.best_of(index)
+    others = [at for at, trial in enumerate(trials) if trial is not best]
+    dots(
+        axes,
+        [places[at] for at in others],
+        [values[at] for at in others],
+        [BY_STATUS[trials[at].status] for at in others],
+        of=len(trials),
+    )
+    for status in ORDER:
+        if any(trials[at].status == status for at in others):
+            axes.plot([], [], "o", markersize=5, color=BY_STATUS[status], label=status)
+    if best in trials:
+        at = trials.index(best)
+        axes.scatter(places[at], values[at], s=110, marker="*", color=BEST, zorder=5, clip_on=False)
+        axes.plot([], [], "*", markersize=8, color=BEST, linestyle="", label=f"best: trial {best.number}")
+    legend_above(figure)
+    spread.apply(axes)
     axes.set(xlabel=lettering(standing.names.get(path, path), 60), ylabel=lettering(objective.metric, 28))
     title = f"{shortened(objective.metric, 40)} against {shortened(standing.names.get(path, path), 40)}"
-    return Picture(f"{title}{beyond(spread.hidden, 'trials')}", svg_of(figure))
+    return picture_of(f"{title}{beyond(spread.hidden, 'trials')}", figure)
 
 
-def _beside(place: int, count: int) -> float:
-    """Return where a trial stands in the strip of its choice: trials with one choice do not hide each other."""
-    # Multiples of the golden ratio fill the strip evenly, and the same trials give the same picture.
-    return place + 0.5 * ((count * GOLDEN) % 1 - 0.5)
+def _strips(points: Sequence[tuple[int, float]]) -> list[float]:
+    """Return where trials stand on an axis of choices: at their choice, or beside it if that place is taken.
 
-
-def _show_range(axes: Axes, scale: Scale) -> None:
-    """Show all that could be drawn, for what was not tried to be seen too."""
-    low, high = scale.low, scale.high
-    if scale.kind == "log":
-        margin = (high / low) ** 0.04
-        axes.set(xscale="log", xlim=(low / margin, high * margin))
-    else:
-        margin = 0.04 * (high - low)
-        axes.set_xlim(low - margin, high + margin)
+    Args:
+        points: index of the choice and height of each trial, from 0 to 1; the first ones keep their place.
+    """
+    taken = Counter[tuple[int, int]]()
+    places = []
+    for choice, height in points:
+        row = (choice, round(height / ROW))
+        step = (taken[row] + 1) // 2
+        side = min(step * BESIDE, MOST_BESIDE) * (1 if taken[row] % 2 else -1)
+        places.append(choice + side)
+        taken[row] += 1
+    return places
 
 
 def _set_choices(axes: Axes, scale: Scale) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from itwinai.report.pictures import COLOURS, new_figure
+from itwinai.report.pictures import COLOURS
 from itwinai.report.search.names import digits, shortened
 from itwinai.report.search.ticks import round_numbers
 from itwinai.trials.records import Status
@@ -12,7 +13,6 @@ from itwinai.trials.records import Status
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
 
 BEST = COLOURS[5]
 GOOD = COLOURS[0]
@@ -37,17 +37,33 @@ COLOUR_MAP = "viridis"
 DRAWN_ONE_BY_ONE = 300
 """Most points and lines that are kept as such; more of them are painted, for a page of many trials to stay small."""
 
-DOTS_PER_INCH = 160
-"""Of what is painted."""
 
+def dots(
+    axes: Axes,
+    places: Sequence[float],
+    values: Sequence[float],
+    colours: str | Sequence[str],
+    of: int | None = None,
+) -> None:
+    """Draw trials as dots, the smaller and paler the more there are.
 
-def empty_picture(width: float = 5.0, height: float = 2.9) -> tuple[Figure, Axes]:
-    """Return a figure with one pair of axes; its size is in inches."""
-    figure = new_figure(width, height)
-    figure.set_dpi(DOTS_PER_INCH)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    Args:
+        axes: of the picture.
+        places: of the dots on the horizontal axis.
+        values: of the dots.
+        colours: of each, or of all.
+        of: number of all dots in the picture, if these are only some.
+    """
+    count = max(len(places) if of is None else of, 1)
+    axes.scatter(
+        places,
+        values,
+        s=max(12.0, min(38.0, 400 / count**0.6)),
+        c=colours,
+        alpha=max(0.3, min(0.85, 14 / count**0.6)),
+        linewidths=0,
+        rasterized=count > DRAWN_ONE_BY_ONE,
+    )
 
 
 def lettering(text: str, most: int = 28, its_end: bool = False) -> str:
@@ -76,11 +92,6 @@ def mark_round_numbers(axis: Axis, low: float, high: float) -> None:
     marked = round_numbers(low, high, log=True)
     axis.set_ticks(marked, [digits(value) for value in marked])
     axis.set_minor_locator(NullLocator())
-
-
-def wide(svg: str) -> str:
-    """Return a picture that takes the whole width of the page."""
-    return svg.replace("<svg", '<svg class="wide"', 1)  # the page knows what to do with it
 
 
 def beyond(hidden: int, what: str) -> str:

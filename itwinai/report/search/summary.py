@@ -42,7 +42,7 @@ def summary_section(standing: Standing, importances: Sequence[Importances], scal
     if record.folder:
         facts["folder"] = record.folder
     sentences = [*_unreported(standing), *advice(standing, importances, scales)]
-    return Section("Search", facts, advice=sentences)
+    return Section("Summary", facts, advice=sentences)
 
 
 def _time(standing: Standing) -> str:

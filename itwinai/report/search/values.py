@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from itwinai.report.pictures import axis_limits
 from itwinai.report.search.standing import sign_of
 from itwinai.report.search.style import mark_round_numbers
 from itwinai.trials.records import Mode, Objective
@@ -40,7 +41,7 @@ class Spread:
 
     def apply(self, axes: Axes, vertical: bool = True) -> None:
         """Set the axis of a picture."""
-        low, high = self._with_margin()
+        low, high = axis_limits((self.low, self.high), log=self.log)
         scale = "log" if self.log else "linear"
         if vertical:
             axes.set(yscale=scale, ylim=(low, high))
@@ -57,13 +58,6 @@ class Spread:
         if self.log:
             return math.log(at / self.low) / math.log(self.high / self.low)
         return (at - self.low) / (self.high - self.low)
-
-    def _with_margin(self) -> tuple[float, float]:
-        if self.log:
-            margin = (self.high / self.low) ** 0.05 if self.high > self.low else 1.1
-            return self.low / margin, self.high * margin
-        margin = 0.05 * (self.high - self.low) or 0.05 * abs(self.high) or 1.0
-        return self.low - margin, self.high + margin
 
 
 def spread_of(values: Sequence[float], objective: Objective) -> Spread:

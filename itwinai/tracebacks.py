@@ -1,0 +1,172 @@
+"""Tracebacks without the frames of frameworks: they start and end in the user's code."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType, TracebackType
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+from itwinai.errors import ItwinaiError
+
+VARIABLE = "ITWINAI_FULL_TRACEBACK"
+"""The environment variable that keeps all frames."""
+
+_FRAMEWORKS = frozenset(
+    (
+        "concurrent",
+        "contextlib",
+        "deepspeed",
+        "functools",
+        "horovod",
+        "importlib",
+        "itwinai",
+        "jsonargparse",
+        "lightning",
+        "lightning_fabric",
+        "multiprocessing",
+        "pytorch_lightning",
+        "ray",
+        "runpy",
+        "threading",
+        "torch",
+        "torchmetrics",
+        "tqdm",
+    )
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Frame(NamedTuple):
+    """A line of a traceback, in a form that can be sent to another process."""
+
+    file: str
+    function: str
+    first_line: int
+    line: int
+    module: str
+
+
+def hides_framework_frames(entry_point: Callable[P, R]) -> Callable[P, R]:
+    """Wrap a function that users call so that the tracebacks of what it raises are short.
+
+    The frames of ``entry_point`` and of what it calls in frameworks are left out: Python prints the line of the user
+    that calls it, and then the user's code in which the exception was raised.
+    """
+
+    @functools.wraps(entry_point)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return entry_point(*args, **kwargs)
+        except Exception as error:
+            hide_framework_frames(error)
+            raise
+
+    return wrapper
+
+
+def hide_framework_frames(error: BaseException) -> None:
+    """Take the frames of frameworks out of an exception's traceback, and out of those of the exceptions behind it.
+
+    The innermost frame stays, as it may be the call of torch that the user's line leads to. The exceptions of itwinai
+    say by themselves what is wrong. A note says how many frames are hidden.
+    """
+    if os.environ.get(VARIABLE, "0") != "0":
+        return
+    hidden = sum(_hide(one) for one in chain(error))
+    notes = getattr(error, "__notes__", [])
+    if hidden and not isinstance(error, ItwinaiError) and not any(VARIABLE in note for note in notes):
+        note = f"[{hidden} frames of frameworks are hidden; {VARIABLE}=1 shows them]"
+        error.__notes__ = [note, *notes]  # Python 3.10 does not print it
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and those that Python prints above it, each once."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+
+
+def frames_of(traceback: TracebackType | None) -> list[Frame]:
+    """Return the lines of a traceback, the outermost first."""
+    frames = []
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        module = str(traceback.tb_frame.f_globals.get("__name__", ""))
+        frames.append(Frame(code.co_filename, code.co_name, code.co_firstlineno, traceback.tb_lineno, module))
+        traceback = traceback.tb_next
+    return frames
+
+
+def traceback_of(frames: list[Frame]) -> TracebackType | None:
+    """Return a traceback with the lines of another process: Python prints it like one of its own."""
+    following: TracebackType | None = None
+    for frame in reversed(frames):
+        try:
+            FunctionType(_code(frame), {"__name__": frame.module, "__file__": frame.file})()
+        except ZeroDivisionError as raised:
+            assert raised.__traceback__ is not None and raised.__traceback__.tb_next is not None
+            here = raised.__traceback__.tb_next
+            following = TracebackType(following, here.tb_frame, here.tb_lasti, frame.line)
+    return following
+
+
+def _raise() -> None:
+    1 / 0  # noqa: B018
+
+
+def _code(frame: Frame) -> CodeType:
+    """Return the code of a function that only raises, under the name and in the file of a frame."""
+    named: dict[str, Any] = {
+        "co_filename": frame.file,
+        "co_name": frame.function,
+        "co_firstlineno": frame.first_line,
+    }
+    if sys.version_info >= (3, 11):
+        named |= {"co_qualname": frame.function, "co_linetable": _line_table(frame.line - frame.first_line)}
+    return _raise.__code__.replace(**named)
+
+
+def _line_table(distance: int) -> bytes:
+    """Return the line table of code that is all on one line, in no column: Python would underline those of `_raise`.
+
+    The format is described in CPython's ``Objects/locations.md``: each entry is a byte with its kind (13, a line
+    without columns) and the number of instructions less one, and the distance to the line before as a signed varint.
+
+    Args:
+        distance: from the first line of the function.
+    """
+    kind = 0x80 | 13 << 3 | 7
+    number = distance << 1 if distance >= 0 else (-distance << 1) | 1
+    varint = []
+    while number >= 64:
+        varint.append(number & 63 | 64)
+        number >>= 6
+    return bytes([kind, *varint, number]) + bytes([kind, 0]) * 16
+
+
+def _hide(error: BaseException) -> int:
+    """Take the frames of frameworks out of one traceback; return how many there were."""
+    entries = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        entries.append(traceback)
+        traceback = traceback.tb_next
+    kept = [entry for entry in entries if not _is_of_framework(entry)]
+    if entries and entries[-1] not in kept and not isinstance(error, ItwinaiError):
+        kept.append(entries[-1])
+    for entry, following in zip(kept, [*kept[1:], None], strict=False):
+        entry.tb_next = following
+    error.__traceback__ = kept[0] if kept else None
+    return len(entries) - len(kept)
+
+
+def _is_of_framework(entry: TracebackType) -> bool:
+    return str(entry.tb_frame.f_globals.get("__name__", "")).partition(".")[0] in _FRAMEWORKS
