@@ -32,6 +32,7 @@ from itwinai.config_source import (
     read_config,
 )
 from itwinai.errors import did_you_mean, nearest
+from itwinai.tracebacks import VARIABLE as FULL_TRACEBACK
 
 _WIDTH = 100
 _MANY = 20  # names that are not listed where one of them was probably meant
@@ -132,7 +133,7 @@ def failure_in_class(error: BaseException, config: Given) -> str | None:
         lines = [line for frame in own[-3:] for line in _frame_text(frame)]
         message = f"{kind}: {textwrap.shorten(str(error), 400)}"
         head = f"{made} failed: {message}" if made else message
-        return "\n".join([head, *lines, "ITWINAI_FULL_TRACEBACK=1 shows all frames."])
+        return "\n".join([head, *lines, f"{FULL_TRACEBACK}=1 shows all frames."])
     if kind not in ("MisconfigurationException", "ValueError", "TypeError", "ModuleNotFoundError", "ImportError"):
         return None
     trainer = config.find("trainer")

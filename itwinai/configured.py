@@ -34,6 +34,7 @@ from itwinai.config_source import (
 from itwinai.errors import ConfigurationError, ItwinaiError
 from itwinai.loggers.names import check_logger_names
 from itwinai.strategies.registry import check_strategy_name
+from itwinai.tracebacks import VARIABLE as FULL_TRACEBACK
 from itwinai.trainer import ItwinaiTrainer, check_devices
 
 _VERSION = tuple(int(part) for part in jsonargparse.__version__.split(".")[:2])
@@ -151,7 +152,7 @@ class ConfiguredCLI(LightningCLI):
         except (ItwinaiError, KeyboardInterrupt):
             raise
         except Exception as error:
-            if os.environ.get("ITWINAI_FULL_TRACEBACK") == "1":
+            if os.environ.get(FULL_TRACEBACK, "0") != "0":
                 raise
             told = failure_in_class(error, self.given)
             if told is None:
