@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from itwinai.report.pictures import FEWEST, lines_figure, picture_of
+from itwinai.report.search.names import digits
 from itwinai.report.sections import Section, Table
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _is_rate(name: str) -> bool:
 
 def number(value: float) -> str:
     """Return a number with four digits."""
-    return f"{value:.4g}" if math.isfinite(value) else str(value)
+    return digits(value)
 
 
 def _told(curve: Curve) -> str:
