@@ -159,7 +159,7 @@ def _hide(error: BaseException) -> int:
     while traceback is not None:
         entries.append(traceback)
         traceback = traceback.tb_next
-    kept = [entry for entry in entries if not _is_of_framework(entry)]
+    kept = [entry for entry in entries if not is_of_framework(entry)]
     if entries and entries[-1] not in kept and not isinstance(error, ItwinaiError):
         kept.append(entries[-1])
     for entry, following in zip(kept, [*kept[1:], None], strict=False):
@@ -168,5 +168,6 @@ def _hide(error: BaseException) -> int:
     return len(entries) - len(kept)
 
 
-def _is_of_framework(entry: TracebackType) -> bool:
+def is_of_framework(entry: TracebackType) -> bool:
+    """Tell whether the outermost frame of a traceback is in a framework."""
     return str(entry.tb_frame.f_globals.get("__name__", "")).partition(".")[0] in _FRAMEWORKS

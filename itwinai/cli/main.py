@@ -6,6 +6,7 @@ Nothing heavy is imported here or by the subcommands' files, so that `itwinai --
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -61,21 +62,30 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {misplaced_command(argv) or unknown_command(argv[0])}", file=sys.stderr)
         return 2
 
-    from itwinai.errors import CheckpointError, ItwinaiError
-
     module = import_module(_COMMANDS[argv[0]][0])
     arguments = argv if module.__name__ == "itwinai.cli.run" else argv[1:]
     try:
         return int(module.main(arguments))
-    except ItwinaiError as error:
-        if error.__cause__ is not None and not isinstance(
-            error, CheckpointError
-        ):  # it came from a worker: its traceback is what the user needs
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        report(error)
+        return 1
+
+
+def report(error: Exception) -> None:
+    """Print what ended a command: the user's code that failed, or the message where none of it has run."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from itwinai.errors import ItwinaiError
+    from itwinai.tracebacks import hide_framework_frames, is_of_framework
+
+    hide_framework_frames(error)
+    entry = error.__traceback__
+    if isinstance(error, (ItwinaiError, MisconfigurationException)) and (entry is None or is_of_framework(entry)):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
 
 
 def misplaced_command(argv: Sequence[str]) -> str | None:
