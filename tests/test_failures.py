@@ -220,6 +220,7 @@ def test_rank_killed(strategy: str, run_command: RunCommand, no_leftovers: None)
     assert ended.code != 0
     assert ended.seconds < LIMIT
     assert "WorkerError: rank 1 was killed by SIGKILL" in ended.output
+    assert "c10d" not in ended.output  # what torch says of sockets that are gone
     assert "memory" in ended.output
 
 

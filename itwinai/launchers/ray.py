@@ -387,7 +387,8 @@ class RayLauncher(PayloadLauncher):
             raise WorkersFailed(left.exception())
         if lost:  # killed, or gone with its node; what the others report is that they have lost it
             rank, loss = next(iter(lost.items()))
-            raise WorkersFailed(WorkerError(f"rank {rank} died without a Python exception: {loss}"))
+            text = " ".join(line for line in str(loss).splitlines() if not line.startswith("\t"))  # ids of Ray's own
+            raise WorkersFailed(WorkerError(f"rank {rank} died without a Python exception: {text}"))
         if failures:
             raise WorkersFailed(min(failures, key=lambda failure: failure.time).exception())
         return results

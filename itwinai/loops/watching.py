@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Protocol
 
 import torch.distributed as dist
@@ -18,8 +18,8 @@ POLLING = 0.25
 CROWD = 128
 """Number of workers from which on each looks less often: they all ask the one that holds the store."""
 
-LEAVING = timedelta(seconds=5)
-"""For all workers to leave the store, before the one that holds it goes on."""
+LEAVING = 5.0
+"""Seconds for all workers to leave the store, before the one that holds it goes on."""
 
 ATTENTION = "attention"
 """Set in the store when there is something to look at, so that one question is enough as long as there is nothing."""
@@ -91,5 +91,9 @@ class Watch:
     def _leave(self) -> None:
         for key in (f"left/{self.rank}", "leaving", ATTENTION):
             self.store.set(key, "1")
-        if self.rank == 0:
-            self.store.wait([f"left/{rank}" for rank in range(self.world_size)], LEAVING)
+        if self.rank != 0:
+            return
+        keys, until = [f"left/{rank}" for rank in range(self.world_size)], time.monotonic() + LEAVING
+        # store.wait would print two lines of torch's own if a worker was killed.
+        while not self.store.check(keys) and time.monotonic() < until:
+            time.sleep(0.02)
