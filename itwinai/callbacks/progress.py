@@ -326,8 +326,10 @@ def _values(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return the logged values for a line: of those that are logged on steps and epochs, that of the epoch."""
     values: dict[str, float] = {}
     for name, value in metrics.items():
-        if not any(name.endswith(end) and name.removesuffix(end) in metrics for end in ("_step", "_epoch")):
-            values[name] = float(metrics.get(f"{name}_epoch", value))
+        number = metrics.get(f"{name}_epoch", value)
+        twice = any(name.endswith(end) and name.removesuffix(end) in metrics for end in ("_step", "_epoch"))
+        if not twice and getattr(number, "numel", lambda: 1)() == 1:
+            values[name] = float(number)
     return dict(list(values.items())[:VALUES])
 
 

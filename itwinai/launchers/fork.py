@@ -61,6 +61,8 @@ def why_not_fork() -> str | None:
     if (horovod := sys.modules.get("horovod.torch")) is not None and horovod.is_initialized():
         return "Horovod is initialized in this process"
     threads = [thread.name for thread in threading.enumerate() if not _is_harmless(thread)]
+    if threads and "ipykernel" in sys.modules:
+        return "a notebook runs threads"
     if threads:
         return f"another thread runs in this process ({', '.join(threads[:3])})"
     native = _named_native_threads()
