@@ -152,7 +152,7 @@ class SearchCourse(Callback):
         self._note(trial, "waiting", error=_error_of(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Note that a trial has failed, and is given up."""
+        """Note that a trial has failed for good."""
         self._note(trial, "failed", error=_error_of(trial))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -301,4 +301,5 @@ def _error_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     frames = [place for place, line in enumerate(lines) if line.startswith('  File "')]
     after = lines[frames[-1] + 1 :] if frames else lines
-    return next((line for line in after if not line.startswith(" ")), "").strip()
+    line = next((line for line in after if not line.startswith(" ")), "").strip()
+    return line.removeprefix("itwinai.errors.TrialError: ").removeprefix("itwinai.errors.")  # the user knows where

@@ -23,7 +23,7 @@ class Progress:
 
     Attributes:
         done: number of trials that have ended, in whatever way.
-        failed: those of them that were given up.
+        failed: those of them that failed for good.
         running: number of trials that run.
         waiting: number of trials that wait or pause, or have not begun; None if there is no end of them.
         seconds: that the search has taken.
@@ -235,11 +235,11 @@ def _events_of(view: View, trial: TrialRecord, before: tuple[Status, int], leads
     parameters = view.parameters_text(trial)
     if trial.status == "failed":
         often = f" {trial.failures} times" if trial.failures > 1 else ""
-        head = f"trial {trial.number} failed{often} and is given up: {trial.error}"
+        head = f"trial {trial.number} failed{often}: {trial.error}"
         yield Event(trial.number, _spaced([head, parameters, span_text(trial.seconds)]), is_failure=True)
         return
     if trial.failures > failures:
-        head = f"trial {trial.number} failed and is tried again: {trial.error}"
+        head = f"trial {trial.number} failed, and is retried: {trial.error}"
         yield Event(trial.number, _spaced([head, parameters]), is_failure=True)
     if trial.status in _ENDED and status not in _ENDED:
         head = f"trial {trial.number} {trial.status}{', the best so far' if leads else ''}"

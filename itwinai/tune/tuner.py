@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from itwinai.config_source import check_config_files
 from itwinai.errors import ConfigurationError, require
+from itwinai.launchers.environment import environment_variables
 from itwinai.launchers.ray_slurm import agree_on_token, allocated_nodes, ray_over
 from itwinai.tune.early import check_names
 from itwinai.tune.settings import Settings
@@ -262,6 +263,8 @@ def _connected(address: str | None, settings: Settings) -> Iterator[Callable[[],
     cpus = 1 if "CPU" in settings.resources_per_worker else settings.workers_per_trial
     starting = StartingRay(cpus, address=address, log_to_driver=False)
     try:
-        yield starting.wait
+        # Errors of trials are told by the search; Ray would print those again that it has not asked for when it ends.
+        with environment_variables({"RAY_IGNORE_UNHANDLED_ERRORS": "1"}):
+            yield starting.wait
     finally:
         starting.end()

@@ -97,7 +97,7 @@ def test_terminal() -> None:
     screen = shown.screen()
     above = screen.index("printed by somebody else")
     assert screen[above - 1] == "ERROR:root:logged by somebody else"
-    assert "trial 1 failed 2 times and is given up: ValueError: no number" in "\n".join(screen)
+    assert "trial 1 failed 2 times: ValueError: no number" in "\n".join(screen)
     assert screen.count("clouds  10 of 10 trials done, 1 failed") == 1
     top = screen.index("clouds  10 of 10 trials done, 1 failed")
     assert above < top
@@ -124,7 +124,7 @@ def test_small_terminal() -> None:
     assert screen[top + 5] == "2 more running; not shown: channels, batch_size"
     assert "RuntimeError: in the midst" in screen[top + 6 :]
     # Above the table, wrapped by the terminal.
-    failure = "trial 1 failed and is tried again: ValueError: no number lr=0.01 channels=2 batch_size=large batches"
+    failure = "trial 1 failed, and is retried: ValueError: no number lr=0.01 channels=2 batch_size=large batches"
     assert failure in words(" ".join(screen[:top]))
 
 
@@ -150,7 +150,7 @@ def test_pipe(run_command: RunCommand) -> None:
     assert f"trial 7 stopped  val_loss=0.2633 (its best)  lr=1e-08 channels=128 {rest}  36 s" in lines
     assert f"trial 2 finished  val_loss=0.6467 (best 0.18 at report 5)  lr=0.001 channels=4 {rest}  1 min 12 s" in lines
     assert sum(bool(re.match(r"trial \d (finished|stopped)", line)) for line in lines) == 9
-    assert sum("is given up: ValueError: no number" in line for line in lines) == 1
+    assert sum("failed 2 times: ValueError: no number" in line for line in lines) == 1
     assert any(line.startswith("trial 3 leads  val_loss=0.97 at report 1  lr=0.0001") for line in lines)
     assert lines[-1] == "10 of 10 trials done, 1 failed; best val_loss=0.14 (trial 6); 2 min 48 s"
 
@@ -189,9 +189,9 @@ def test_every_event_of_a_search() -> None:
         ["trial 0 leads  val_loss=3 at report 1  lr=0.1"],
         [],
         ["trial 1 leads  val_loss=1 at report 1  lr=0.1"],
-        ["trial 0 failed and is tried again: ValueError: boom  lr=0.1"],
+        ["trial 0 failed, and is retried: ValueError: boom  lr=0.1"],
         ["trial 1 finished  val_loss=4 (best 0.5 at report 2)  lr=0.1  10 s"],
-        ["trial 0 failed 2 times and is given up: ValueError: boom  lr=0.1  10 s"],
+        ["trial 0 failed 2 times: ValueError: boom  lr=0.1  10 s"],
         ["trial 2 stopped, the best so far  val_loss=0.1 (its best)  lr=0.1  10 s"],
         ["trial 3 finished  val_loss=nan  lr=0.1  10 s"],
     ]
