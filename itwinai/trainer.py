@@ -431,9 +431,8 @@ class ItwinaiTrainer(Trainer):
         if entry_point is not Trainer.fit or not self.is_global_zero:
             return
         if path := newest_unverified(folders_of(self), self._fit_began):
-            rank_zero_info(
-                f"itwinai: go on with trainer.fit(..., ckpt_path={path!r}) or itwinai fit --ckpt_path {path}"
-            )
+            rank_zero_info(f"itwinai: go on with ckpt_path={path!r} (itwinai fit --ckpt_path {path})")
+
         else:
             rank_zero_info(
                 "itwinai: no checkpoint of this run has been saved; ModelCheckpoint(every='10min') saves some on the "

@@ -97,7 +97,7 @@ class Benchmark:
             yield from _kept(run_all(works, self.folder, self.settings.limit, before, begins=progress.begins), path)
             return
         slurm = self._slurm_jobs()
-        jobs = [job for job in slurm.left_behind() if not job.is_over()]
+        jobs = [job for job in slurm.left_behind() if job.has_works()]
         waiting = {(work.cell, work.repeat) for job in jobs for work in job.works}
         jobs += slurm.submit([work for work in works if (work.cell, work.repeat) not in waiting])
         self._say(_submitted(jobs))
@@ -182,8 +182,11 @@ class Benchmark:
             self._check_same(threads)
         write_whole(self.folder / ASKED, json.dumps(self._asked(threads), indent=1) + "\n")
         path = self.folder / RECORDS
-        for job in SlurmJobs(self.folder).left_behind():  # what they have measured while nobody waited
+        for job in SlurmJobs(self.folder).left_behind():  # what they have measured while no command waited
+            over = self.slurm is not None and job.is_over()
             deque(_kept(read_measurements(job.folder / RECORDS), path), maxlen=0)
+            if over:
+                job.forget_works()
         return read_measurements(path)
 
     def _asked(self, threads: int) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class SlurmJobs:
                 yield from measurements[taken[job] :]
                 taken[job] = len(measurements)
             for job in over:
-                (job.folder / WORKS).unlink(missing_ok=True)  # a config may hold secrets
+                job.forget_works()
             if len(over) == len(jobs):
                 return
             time.sleep(self.every)
@@ -162,6 +162,14 @@ class Job:
     def works(self) -> Sequence[Work]:
         """What it is to do."""
         return JobWorks.read(self.folder / WORKS).works
+
+    def has_works(self) -> bool:
+        """Tell whether it may still run: all that it has measured has not been collected."""
+        return (self.folder / WORKS).exists()
+
+    def forget_works(self) -> None:
+        """Remove what it was to do, as it is over: a config may hold secrets."""
+        (self.folder / WORKS).unlink(missing_ok=True)
 
     def state(self) -> str:
         """Return its state as SLURM names it, or nothing if SLURM has forgotten it."""
