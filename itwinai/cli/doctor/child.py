@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from itwinai.tracebacks import VARIABLE as FULL_TRACEBACK
+
 DOCTOR = (sys.executable, "-m", "itwinai.cli.doctor")  # this command, for its own children
 GRACE = 5.0  # seconds that a child has to end by itself, before it is killed with all that it started
 _MARK = "ITWINAI_DOCTOR_CHILD"  # variable by which all that a child has started is found
@@ -53,6 +55,7 @@ class Child:
         scratch.mkdir(exist_ok=True)
         own = {
             _MARK: self.mark,
+            FULL_TRACEBACK: "1",  # what is wrong with a framework shows in its frames
             "TMPDIR": str(scratch),
             # Ray keeps its sockets where it always would: the path of a socket may not be long.
             "RAY_TMPDIR": env.get("RAY_TMPDIR") or env.get("TMPDIR") or "/tmp",
