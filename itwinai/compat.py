@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import copy
+import ctypes
 import functools
 import gc
 import logging
@@ -22,7 +23,7 @@ import warnings
 import weakref
 from collections import ChainMap, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -686,6 +687,18 @@ def silence_known_noise() -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).addFilter(_is_no_noise)
+
+
+def silence_sockets() -> None:
+    """Let torch's C++ code print errors only, in a worker: when another one is killed it warns of each socket.
+
+    The variable TORCH_CPP_LOG_LEVEL would say so, and is read when torch is imported, which the caller has done.
+    """
+    if os.environ.get(VERBOSE, "0") != "0" or "TORCH_CPP_LOG_LEVEL" in os.environ:
+        return
+    library = Path(torch.__file__).parent / "lib" / "libc10.so"
+    with suppress(OSError, ValueError):  # another system, or a torch that is built with glog
+        ctypes.c_int.in_dll(ctypes.CDLL(str(library)), "FLAGS_caffe2_log_level").value = 2
 
 
 @contextmanager
@@ -1518,7 +1531,7 @@ def check_skipped_step(trainer: Trainer) -> None:
     """Warn of a training step that returned None; with several workers it is an error, as in lightning."""
     if trainer.world_size > 1:
         raise RuntimeError(
-            "`training_step` returned None on one of several workers. The others would wait for its gradients for "
+            "`training_step` returned None. With several workers the others would wait for the gradients for "
             "ever: return a loss in every step, for example one multiplied by zero."
         )
     Closure.warning_cache.warn("`training_step` returned `None`: this batch changes no weights.")
@@ -1548,6 +1561,11 @@ def validates_now(loop: _TrainingEpochLoop, data_fetcher: _DataFetcher) -> bool:
 def begun_batches(loop: _TrainingEpochLoop) -> int:
     """Return the number of batches of the epoch whose training step has begun; those that a hook skips do not count."""
     return loop.batch_progress.current.started  # type: ignore[attr-defined]
+
+
+def processed_epochs(loop: _FitLoop) -> int:
+    """Return the number of epochs that a fit, or the one that it goes on with, has trained."""
+    return loop.epoch_progress.current.processed  # type: ignore[attr-defined]
 
 
 def count_stepped_batch(loop: _TrainingEpochLoop) -> None:

@@ -71,6 +71,7 @@ def mistake_in_flags(
     for flag, value in flags_of(arguments):
         if not flag:
             hint = did_you_mean(f"--{value}", shown) if nearest(f"--{value}", shown, 0.8) else ""
+            hint = f" Did you mean '-c {value}'?" if str(value).endswith((".yaml", ".yml")) else hint
             return f"'{value}' belongs to no flag.{hint} Everything after the command is a flag or its value."
         if flag == WATCH:
             continue
@@ -355,10 +356,24 @@ def no_model(arguments: Sequence[str]) -> str:
     found = class_here("LightningModule", {}) or "module.Class"
     if not files:
         here = sorted(str(path) for pattern in ("*.yaml", "*.yml") for path in Path().glob(pattern))
-        hint = f" Here is {here[0]}." if here else ""
+        hint = f" Config files here: {', '.join(here[:5])}." if here else ""
         return f"no config is given. Give one with -c CONFIG, or name classes: --model {found}.{hint}"
     return (
         f"{files[-1]}: there is no section 'model'. Write\n  model:\n    class_path: {found}\nor give --model {found}."
+    )
+
+
+def no_data(model: str, loader: str) -> str:
+    """Return what to say where nothing has the data of a run.
+
+    Args:
+        model: name of the model's class.
+        loader: the method that gives the data.
+    """
+    found = class_here("LightningDataModule", {}) or "module.Class"
+    return (
+        f"there is no data: the config has no section 'data', and {model} has no {loader}. Write\n  data:\n"
+        f"    class_path: {found}\nor give --data {found}."
     )
 
 
@@ -433,7 +448,8 @@ def _imported(path: Any, classes: Sequence[type]) -> Any:
         return getattr(imported, name)
     fitting = [n for n, one in vars(imported).items() if isinstance(one, type) and issubclass(one, tuple(classes))]
     fitting = [n for n in fitting if not n.startswith("_")]
-    meant = did_you_mean(name, fitting) if nearest(name, fitting, 0.6) else ""
+    public = [*fitting, *getattr(imported, "__all__", ())]  # of which some may not be imported yet
+    meant = did_you_mean(name, public) if nearest(name, public, 0.6) else ""
     has = [n for n in fitting if getattr(imported, n).__module__ == imported.__name__] or fitting
     there = f" It has {', '.join(has[:8])}." if has and not meant else ""
     return f"the module '{module}' has no '{name}'.{meant}{there}"

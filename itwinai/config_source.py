@@ -316,5 +316,5 @@ def _syntax_error(error: yaml.YAMLError, text: str, name: str) -> str:
             else f"{lines[begun.line]}\n    {line}"
         )
     else:
-        told = f"this is no YAML: {problem}."
+        told = f"this is no YAML: {problem}. Look at the indentation, and put text with ': ' into quotes."
     return f"{name}:{mark.line + 1}: {told}\n    {line}".replace("\t", "<tab>").rstrip()

@@ -16,11 +16,12 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from itwinai import compat
 from itwinai.compat import parser_arguments
-from itwinai.config_errors import failure_in_class, mistake_in_flags, mistake_in_values, no_model, place_of
+from itwinai.config_errors import failure_in_class, mistake_in_flags, mistake_in_values, no_data, no_model, place_of
 from itwinai.config_source import (
     CLASS_SECTIONS,
     Given,
@@ -36,6 +37,7 @@ from itwinai.loggers.names import check_logger_names
 from itwinai.strategies.registry import check_strategy_name
 from itwinai.tracebacks import VARIABLE as FULL_TRACEBACK
 from itwinai.trainer import ItwinaiTrainer, check_devices
+from itwinai.warn import warn_user
 
 _VERSION = tuple(int(part) for part in jsonargparse.__version__.split(".")[:2])
 
@@ -127,8 +129,39 @@ class ConfiguredCLI(LightningCLI):
             told = told_by_parser(error)
         return told
 
+    def before_instantiate_classes(self) -> None:
+        """Say which arguments of the model are not used, as lightning takes those of the checkpoint."""
+        config = self.config.get(str(self.config.get("subcommand")), self.config)
+        given, used = self.given.find("model.init_args"), config.get("model")
+        if not config.get("ckpt_path") or given is None or not isinstance(given.value, dict) or not used:
+            return
+        of_checkpoint = {**used.get("dict_kwargs", {}), **used.get("init_args", {})}
+        for name, one in given.value.items():
+            if name in of_checkpoint and of_checkpoint[name] != one.plain():
+                warn_user(
+                    f"{one.at}: {name}={one.plain()!r} is not used: the model is made as in the checkpoint "
+                    f"{config['ckpt_path']}, with {name}={of_checkpoint[name]!r}."
+                )
+
+    def before_fit(self) -> None:
+        """Check that there is data to train on."""
+        self._check_data("train_dataloader")
+
+    def before_validate(self) -> None:
+        """Check that there is data to validate on."""
+        self._check_data("val_dataloader")
+
+    def before_test(self) -> None:
+        """Check that there is data to test on."""
+        self._check_data("test_dataloader")
+
+    def _check_data(self, loader: str) -> None:
+        if self.datamodule is None and not is_overridden(loader, self.model):
+            raise ConfigurationError(no_data(type(self.model).__name__, loader))
+
     def before_predict(self) -> None:
-        """Say before a long run that its predictions will be lost, and what keeps them."""
+        """Check that there is data; say before a long run that its predictions will be lost, and what keeps them."""
+        self._check_data("predict_dataloader")
         if not _keeps_predictions(self.trainer, self.model):
             _say(PREDICTIONS_LOST)
 

@@ -41,6 +41,7 @@ from itwinai.data.samplers import (
     OwnPartBatchSampler,
     WholeSampler,
     divides_itself,
+    is_plain,
     name_of,
 )
 from itwinai.data.streams import Stateful, StreamLoader
@@ -84,6 +85,7 @@ def _raising_launch_failure(entry_point: Function) -> Function:
                     _warn_of_crowding()
                 returned = entry_point(self, *args, **kwargs)
             self.raise_launch_failure()
+            self._say_where_checkpoint_is(entry_point)
         except SIGTERMException as stopped:
             # lightning leaves the code out, and a scheduler would take the run for a finished one.
             stopped.code = stopped.code or 128 + getattr(stopped, "signum", signal.SIGTERM)
@@ -91,7 +93,8 @@ def _raising_launch_failure(entry_point: Function) -> Function:
             raise
         except SystemExit:
             if self.interrupted:  # by Ctrl-C
-                rank_zero_info(f"itwinai: stopped in epoch {self.current_epoch}, after {self.global_step} steps")
+                if self.global_step:  # Ray's workers do not say how far they came
+                    rank_zero_info(f"itwinai: stopped in epoch {self.current_epoch}, after {self.global_step} steps")
                 self._say_how_to_go_on(entry_point)
             raise
         finally:
@@ -101,9 +104,20 @@ def _raising_launch_failure(entry_point: Function) -> Function:
     return cast(Function, wrapped)
 
 
+BUSY = 1.5
+"""Programs that want to run for each core, from which on threads of one process get in each other's way."""
+
+
 def _warn_of_crowding() -> None:
-    if text := crowded_text(1, torch.get_num_threads(), available_cores()):
+    threads, cores = torch.get_num_threads(), available_cores()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if text := crowded_text(1, threads, cores):
         warn_user(text)
+    elif threads > 1 and load > BUSY * cores:
+        warn_user(
+            f"This machine is busy (load {load:.1f} on {cores:g} cores), and this process computes with {threads} "
+            "threads, which wait for each other: steps can take many times longer. Set cpu_threads=1."
+        )
 
 
 @contextmanager
@@ -314,6 +328,8 @@ class ItwinaiTrainer(Trainer):
             _check_group_size(launched, devices, num_nodes)
         # Named in any case, so that lightning does not take an interactive SLURM allocation for a launcher.
         environment = environment or launched or LightningEnvironment()
+        if not (isinstance(strategy, RayStrategy) or str(strategy).startswith("ray")):  # whose workers are elsewhere
+            _check_gpus(accelerator, devices)
         if strategy == "auto" and (
             launched.world_size() > 1 if launched else compat.selects_ddp(accelerator, devices, num_nodes)
         ):
@@ -426,6 +442,13 @@ class ItwinaiTrainer(Trainer):
             raise SystemExit(1)  # as lightning ends a local run on Ctrl-C
         raise error
 
+    def _say_where_checkpoint_is(self, entry_point: Callable[..., Any]) -> None:
+        """Name the best checkpoint of a fit that has ended, or the last one."""
+        callback: Any = self.checkpoint_callback
+        path = getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", "")
+        if entry_point is Trainer.fit and path and self.is_global_zero:
+            rank_zero_info(f"itwinai: {'best' if callback.monitor else 'last'} checkpoint {path}")
+
     def _say_how_to_go_on(self, entry_point: Callable[..., Any]) -> None:
         """Name the newest checkpoint of a fit that has been stopped."""
         if entry_point is not Trainer.fit or not self.is_global_zero:
@@ -513,7 +536,7 @@ class ItwinaiTrainer(Trainer):
             return
         own = size // workers if self.split_batches else size
         factors = f"{workers} workers x {own}" + (f" x {windows} accumulated batches" if windows > 1 else "")
-        hint = "" if self.split_batches else f"; split_batches=True divides the {size} of the loader instead"
+        hint = "" if self.split_batches else f"; with split_batches=True it would be {size * windows}"
         line = f"itwinai: global batch {workers * own * windows} = {factors}{hint}"
         if line != self._announced:
             rank_zero_info(line)
@@ -576,7 +599,9 @@ class ItwinaiTrainer(Trainer):
         if batches is None and isinstance(dataloader.sampler, BatchSampler):
             batches = dataloader.sampler
         drawn_from = dataloader.sampler if batches is None else batches
-        if options["gather"] and divides_itself(drawn_from, dataloader.dataset, self.strategy.broadcast, gather):
+        if options["gather"] and is_plain(drawn_from):
+            _check_same_data(dataloader, gather(sized_len(dataloader.dataset)))
+        elif options["gather"] and divides_itself(drawn_from, dataloader.dataset, self.strategy.broadcast, gather):
             return self._own_part(drawn_from, options, single=batches is None)
         if batches is None:
             return DealtSampler(drawn_from, **options)
@@ -740,6 +765,16 @@ def _check_gpus(accelerator: object, devices: object) -> None:
             f"accelerator={accelerator!r} with devices={devices!r} needs {wanted} GPUs, and torch {torch.__version__} "
             f"finds {found} on this machine. Ask for fewer, take accelerator='cpu', or check CUDA_VISIBLE_DEVICES and "
             "that torch is built for CUDA."
+        )
+
+
+def _check_same_data(dataloader: DataLoader, lengths: Sequence[int | None]) -> None:
+    if len(set(lengths)) > 1:
+        raise MisconfiguredTrainerError(
+            f"A {type(dataloader.dataset).__name__} has {', '.join(map(str, lengths))} samples on ranks 0 to "
+            f"{len(lengths) - 1}, and batches are dealt out of data that is the same on all ranks. Give all ranks the "
+            "whole dataset: each gets its part. Where each rank has data of its own, set use_distributed_sampler=False "
+            "and limit_train_batches to the number of batches that all have."
         )
 
 

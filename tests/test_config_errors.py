@@ -290,8 +290,12 @@ def test_short_names_of_classes_that_flags_import(folder: Path, capsys: pytest.C
     assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["hidden"] == 8
 
 
-def test_full_traceback_on_demand(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_traceback_on_demand(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "config.yaml").write_text(CONFIG.replace(".River", ".Broken"))
     monkeypatch.setenv("ITWINAI_FULL_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="hidden has to be even"):
-        main(FIT)
+    assert main(FIT) == 1
+    shown = capsys.readouterr().err
+    assert "ValueError: hidden has to be even" in shown
+    assert "in instantiate_classes" in shown and shown.count('  File "') > 5

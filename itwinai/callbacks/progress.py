@@ -25,7 +25,7 @@ from itwinai.loops.saving import when_hooks_are_done
 NEVER = math.inf
 
 # In a log there is a line per epoch, and in epochs that take longer one every so many seconds.
-SIGN_OF_LIFE = 600.0
+SIGN_OF_LIFE = 60.0
 # After the first epochs lines follow each other at this distance, in seconds: there may be thousands of short epochs.
 FIRST_EPOCHS = 10
 APART = 1.0
@@ -38,7 +38,7 @@ class TimedProgressBar(TQDMProgressBar):
 
     lightning's bar is drawn at every batch, which for small models costs more than the training step. This one is
     drawn ten times a second. Where the output is neither a terminal nor a notebook, a line per epoch takes its place,
-    and one every ten minutes.
+    and one every minute in long epochs.
 
     Args:
         interval: seconds between two drawings.

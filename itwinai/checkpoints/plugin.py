@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import fsspec
@@ -20,7 +21,7 @@ from itwinai import compat
 from itwinai.checkpoints import content, file, sharded
 from itwinai.checkpoints.background import BackgroundWriter
 from itwinai.checkpoints.find import AUTO, newest_valid
-from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError
+from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError, did_you_mean
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -217,9 +218,10 @@ class PortableConnector(compat.CheckpointConnector):
         if str(path) != AUTO:
             filesystem, place = fsspec.core.url_to_fs(str(path))
             if not filesystem.exists(place):
+                meant = did_you_mean(path, _checkpoints_beside(path) if "://" not in path else ())
                 raise MissingCheckpointError(
-                    f"There is no checkpoint {path} (in {os.getcwd()}). Give the path of one, or 'auto' for the newest "
-                    "valid one of this run's folders."
+                    f"There is no checkpoint {path} (in {os.getcwd()}).{meant} Give the path of one, or 'auto' for the "
+                    "newest valid one of this run's folders."
                 )
             return path
         if self.selected != path:
@@ -231,8 +233,15 @@ class PortableConnector(compat.CheckpointConnector):
         return located
 
     def restore_loops(self) -> None:
+        trainer = self.trainer
         try:
             super().restore_loops()
+            epochs, limit = compat.processed_epochs(trainer.fit_loop), trainer.max_epochs
+            if trainer.state.fn == "fit" and limit not in (None, -1) and epochs >= limit:
+                warn_user(
+                    f"Nothing is left to train: the checkpoint has been trained for {epochs} epochs, and max_epochs="
+                    f"{limit} counts from the start of its first run. Raise max_epochs to go on."
+                )
         except MisconfigurationException as error:
             if self.resume != AUTO or self.selected is None:
                 raise
@@ -346,6 +355,10 @@ def selected_path(trainer: Trainer) -> str | None:
     if not isinstance(connector, PortableConnector) or connector.selected is None:
         return None if trainer.ckpt_path is None else str(trainer.ckpt_path)
     return connector.locate(str(connector.selected))
+
+
+def _checkpoints_beside(path: str) -> list[str]:
+    return [str(one) for one in Path(path).parent.glob("*.ckpt")]
 
 
 def folders_of(trainer: Trainer) -> list[str]:

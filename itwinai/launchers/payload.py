@@ -185,6 +185,7 @@ def run(payload: Payload, place: Place, on_failure: Callable[[BaseException], No
     trainer = payload.trainer
     payload.settings.apply()
     compat.silence_known_noise()
+    compat.silence_sockets()
     compat.set_rng_states(payload.rng_states)
     if (threads := getattr(trainer, "cpu_threads", None)) is None:
         share_cores(place.local_world_size)

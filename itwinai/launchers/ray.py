@@ -19,6 +19,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from itwinai import compat
 from itwinai.errors import ConfigurationError, ResourceError, WorkerError
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals
+from itwinai.launchers.cores import available_cores
 from itwinai.launchers.environment import Place
 from itwinai.launchers.failure import Failure, WorkersFailed
 from itwinai.launchers.payload import Payload, Result
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 JOINING = 15.0
 # After the first failure the others get this long to run their hooks on exceptions.
 GRACE = 8.0
+# So many workers may share a core of this machine: to start them takes minutes, and Ray gives up.
+CROWD = 8
 
 
 class RemoteGPUs(CUDAAccelerator):
@@ -200,8 +203,19 @@ class RayLauncher(PayloadLauncher):
         if ray.is_initialized() and starting is None:
             return
         if not ray.is_initialized():
+            self._check_crowd()
             connect(self.placement.address, num_cpus)
         compat.print_rank_0_plainly()
+
+    def _check_crowd(self) -> None:
+        """Raise an error for more workers than this machine could even start, if Ray is started here."""
+        cores = available_cores()
+        if self.placement.address is None and "RAY_ADDRESS" not in os.environ and self.num_workers > CROWD * cores:
+            raise ResourceError(
+                f"{self.num_workers} workers were requested, and Ray is started on this machine alone, which has "
+                f"{cores:g} cores. Request at most {int(CROWD * cores)}, or connect to a cluster with RAY_ADDRESS or "
+                "RayStrategy(address='auto')."
+            )
 
     @contextmanager
     def _placed(self) -> Iterator[tuple[Any, list[Bundle]]]:

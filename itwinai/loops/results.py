@@ -193,6 +193,7 @@ class LeanLoggerConnector(compat.LoggerConnector):
         super().__init__(trainer)
         self._warned_of: set[str] = set()
         self._logs_rarely: bool | None = None  # not known yet
+        self._lost = False
 
     def check_monitored(self) -> None:
         """Compare what callbacks have monitored with the other workers."""
@@ -202,7 +203,20 @@ class LeanLoggerConnector(compat.LoggerConnector):
         super().update_train_epoch_metrics()
         if self._logs_rarely is None:
             self._logs_rarely = self._warn_of_rare_logging()
+        if not self._lost:
+            self._lost = self._warn_of_lost_run()
         self.check_monitored()  # all workers have read all values of the epoch
+
+    def _warn_of_lost_run(self) -> bool:
+        """Say it when a loss is no number any more: a run may train on like that for days."""
+        for name, value in self.callback_metrics.items():
+            if "loss" in name and value.numel() == 1 and not torch.isfinite(value):
+                warn_user(
+                    f"'{name}' is {value.item()} at the end of epoch {self.trainer.current_epoch}. Lower the learning "
+                    "rate or set gradient_clip_val; detect_anomaly=True finds the operation that begins it."
+                )
+                return True
+        return False
 
     def _warn_of_rare_logging(self) -> bool:
         """Say that loggers do not get a value of each epoch, if there are values that are logged on steps."""

@@ -161,7 +161,7 @@ def test_a_line_per_epoch_where_there_is_no_terminal(clock: Clock, capfd: pytest
 def test_signs_of_life_in_long_epochs(clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:
     class Slow(Noted):
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-            self.clock[0].now += 149  # 150 seconds for a step
+            self.clock[0].now += 14  # 15 seconds for a step
             return super().training_step(batch, batch_idx)
 
     fit(TimedProgressBar(), Slow(clock), loader(8), max_epochs=1)

@@ -82,7 +82,7 @@ def test_a_copy_computes_with_several_threads_after_the_caller_has(
     """OpenMP's threads do not survive a fork, and whoever waits for them waits for ever."""
     monkeypatch.setattr(base, "available_cores", lambda: 3)
     # pytest would keep the warning of a copy within the copy.
-    monkeypatch.setattr(base, "rank_zero_warn", rank_zero_only(partial(print, flush=True)))
+    monkeypatch.setattr(base, "warn_user", rank_zero_only(partial(print, flush=True)))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
