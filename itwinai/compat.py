@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import cloudpickle.cloudpickle
+import jsonargparse
 import torch
 import torch.distributed as dist
 from jsonargparse import ArgumentParser
@@ -39,6 +40,7 @@ from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loops import _EvaluationLoop, _FitLoop, _Loop
@@ -2389,6 +2391,16 @@ def tune_storage() -> str | None:
         return None
     kind, path = session.storage.storage_filesystem.type_name, session.storage.trial_fs_path
     return path if kind == "local" else f"{'gs' if kind == 'gcs' else kind}://{path}"
+
+
+class CheckpointAwareCLI(LightningCLI):
+    """Lightning's command line, which makes the model of a checkpoint with the checkpoint's hyperparameters."""
+
+    def _parse_ckpt_path(self) -> None:
+        # A checkpoint that a script has saved, and not this command, does not name its class, and lightning looks for
+        # the hyperparameters in LightningModule. Then the config counts; weights that do not fit are an error.
+        with suppress(jsonargparse.ArgumentError):
+            super()._parse_ckpt_path()
 
 
 def print_rank_0_plainly() -> None:

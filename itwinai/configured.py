@@ -63,7 +63,7 @@ and let the config have it:
 _OF_SUBCOMMANDS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
 
 
-class ConfiguredCLI(LightningCLI):
+class ConfiguredCLI(compat.CheckpointAwareCLI):
     """Lightning's command line, whose config may have a section for `itwinai tune`.
 
     A mistake in the config or the flags is a `ConfigurationError` that says where it is and what is accepted there.

@@ -46,6 +46,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 
 from itwinai import compat
 from itwinai.errors import ConfigurationError
+from tests.conftest import RunCommand, python
 
 ENTRY_POINTS = ("fit", "validate", "test", "predict")
 
@@ -1456,6 +1457,14 @@ def test_noise_is_silenced_for_a_while(caplog: pytest.LogCaptureFixture, monkeyp
         Trainer(accelerator="cpu", devices=1, logger=True)
     said = [record.getMessage()[:13] for record in caplog.records[2:]]
     assert said == ["GPU available", "TPU available", "💡 Tip: For se"]
+
+
+def test_torch_prints_errors_alone_in_workers(run_command: RunCommand) -> None:
+    code = "import itwinai.compat as c, torch; c.silence_sockets() if %s else 0; "
+    code += "import torch.distributed as d; s = d.TCPStore('localhost', 0, 1, True); "
+    code += "d.TCPStore('localhost', s.port, 1, False).wait(['never'], __import__('datetime').timedelta(seconds=0.2))"
+    assert "[c10d]" in run_command(python("-c", code % "False")).output
+    assert "[c10d]" not in run_command(python("-c", code % "True")).output
 
 
 def test_ray_prints_rank_0_plainly(capsys: pytest.CaptureFixture[str]) -> None:

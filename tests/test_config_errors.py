@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from itwinai.cli.main import main
@@ -146,6 +147,11 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             "Accepted is a list of classes: callbacks: - class_path",
         ),
         ("logger: false", f"{CALLBACK}EarlyStoping", "config.yaml:7: trainer.callbacks[0].class_path: the module"),
+        (
+            "logger: false",
+            "callbacks:\n    - class_path: itwinai.callbacks.ModelCheckpoints",
+            "has no 'ModelCheckpoints'. Did you mean 'ModelCheckpoint'?",
+        ),
         ("logger: false", f"{CALLBACK}EarlyStopping", "EarlyStopping needs the argument 'monitor'"),
         (".River", ".Broken", "config.yaml:7: {}.Broken failed: ValueError: hidden has to be even, not 8 File"),
     ],
@@ -179,7 +185,7 @@ def test_whole_configs(text: str, told: str, folder: Path, capsys: pytest.Captur
         (["fit", "-c"], "-c: the value is missing. Accepted: the path of a config file."),
         (
             ["fit"],
-            "no config is given. Give one with -c CONFIG, or name classes: --model {}.River. Here is config.yaml.",
+            "Give one with -c CONFIG, or name classes: --model {}.River. Config files here: config.yaml.",
         ),
         (
             ["benchmark", "--strategies", "ddp", "--workers", "1"],
@@ -188,6 +194,7 @@ def test_whole_configs(text: str, told: str, folder: Path, capsys: pytest.Captur
         (["fti", *FIT[1:]], "there is no command 'fti'. Did you mean 'fit'?"),
         (["-c", "config.yaml", "fit"], "the command comes first: itwinai fit -c config.yaml"),
         ([*FIT, "extra"], "'extra' belongs to no flag."),
+        (["fit", "config.yaml"], "'config.yaml' belongs to no flag. Did you mean '-c config.yaml'?"),
         ([*FIT, "--device", "2"], "--device: there is no such flag. Did you mean '--devices'?"),
         ([*FIT, "--trainer.max_epoch", "2"], "there is no such flag. Did you mean '--trainer.max_epochs'?"),
         ([*FIT, "--max_epochs", "2"], "--max_epochs: there is no such flag. Did you mean '--trainer.max_epochs'?"),
@@ -272,6 +279,25 @@ def test_a_config_of_an_own_lightning_cli_is_adopted(folder: Path, capsys: pytes
     output = refused(["config", "--adopt", "own.yaml", *classes[:2]], capsys)
     assert "own.yaml:6: data has no class_path. Name its class: --data" in output
     assert own.read_text() == OWN
+
+
+def test_a_config_without_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = CONFIG.partition("data:")[0]
+    (folder / "config.yaml").write_text(text)
+    for command, loader in {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}.items():
+        told = refused([command, *FIT[1:]], capsys)
+        assert f"there is no data: the config has no section 'data', and River has no {loader}_dataloader" in told
+        assert told.endswith(f"or give --data {MODULE}.Data.")
+
+
+def test_arguments_that_a_checkpoint_overrides(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["validate", *FIT[1:], "--ckpt_path", "model.ckpt", "--model.hidden", "16"]
+    torch.save({"hyper_parameters": {"_class_path": f"{MODULE}.River", "hidden": 4}}, folder / "model.ckpt")
+    with pytest.warns(UserWarning, match="--model.hidden: hidden=16 is not used: .* model.ckpt, with hidden=4"):
+        main(argv)
+    # A script has saved it, and not the command.
+    torch.save({"hyper_parameters": {"hidden": 4}}, folder / "model.ckpt")
+    assert "No `validation_step()`" in refused(argv, capsys)  # it has come as far as that
 
 
 def test_mistakes_in_several_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

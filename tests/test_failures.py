@@ -15,10 +15,12 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
 
 from itwinai import ItwinaiTrainer
 from itwinai.errors import (
     ConfigurationError,
+    MissingCheckpointError,
     MissingMetricError,
     MissingPackageError,
     PayloadError,
@@ -172,6 +174,47 @@ def test_a_metric_that_is_logged_later_is_waited_for(where: str, tmp_path: Path)
     trainer = make_trainer("auto", 1, max_epochs=2, callbacks=[stopping])
     trainer.fit(InHook() if where == "hook" else UnderCondition(), loader(8), loader(8))
     assert stopping.best_score == 1.0
+
+
+class OwnData(Regression):
+    """Has other data on each rank."""
+
+    def train_dataloader(self) -> DataLoader:
+        return loader(8, samples=100 if self.global_rank == 0 else 60)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "horovod"])
+def test_ranks_with_data_of_their_own(strategy: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ConfigurationError, match="TensorDataset has 100, 60 samples on ranks 0 to 1"):
+        make_trainer(strategy, 2, max_epochs=1).fit(OwnData(), val_dataloaders=loader(8))
+    assert time.monotonic() - started < LIMIT
+
+
+def test_more_ray_workers_than_this_machine_can_start() -> None:
+    with pytest.raises(ResourceError, match=r"1000 workers were requested.*cores. Request at most \d+"):
+        make_trainer("ray", 1000, max_epochs=1).fit(Regression(), loader(8))
+
+
+def test_a_loss_that_is_no_number_any_more_is_told_once() -> None:
+    class Lost(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx) * float("nan")
+
+    with pytest.warns(UserWarning, match="'(train|val)_loss' is nan at the end of epoch") as told:
+        make_trainer("auto", 1, max_epochs=3).fit(Lost(), loader(8), loader(8))
+    assert sum("is nan at the end" in str(one.message) for one in told) == 1
+
+
+def test_a_finished_run_that_is_resumed_says_so(tmp_path: Path) -> None:
+    options = {"enable_checkpointing": True, "default_root_dir": tmp_path, "max_epochs": 1}
+    trainer = make_trainer("auto", 1, **options)
+    trainer.fit(Regression(), loader(8))
+    path = trainer.checkpoint_callback.best_model_path
+    with pytest.warns(UserWarning, match="Nothing is left to train: the checkpoint has been trained for 1 epochs"):
+        make_trainer("auto", 1, **options).fit(Regression(), loader(8), ckpt_path=path)
+    with pytest.raises(MissingCheckpointError, match="Did you mean '.*epoch=0-step=13.ckpt'"):
+        make_trainer("auto", 1, **options).fit(Regression(), loader(8), ckpt_path=path.replace("step=13", "step=12"))
 
 
 def test_deepspeed_refuses_two_optimizers() -> None:
