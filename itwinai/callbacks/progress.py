@@ -160,64 +160,28 @@ class TimedProgressBar(TQDMProgressBar):
         super().on_validation_start(trainer, pl_module)
         self._restart()
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if time.monotonic() < self._due:
-            return
-        if self._writes_lines:
-            self._write_stage(trainer, batch_idx)
-        else:
-            super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        self._restart()
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if self._is_due(trainer, *args, **kwargs):
+            super().on_validation_batch_end(trainer, *args, **kwargs)
+            self._restart()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_test_start(trainer, pl_module)
         self._restart()
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if time.monotonic() < self._due:
-            return
-        if self._writes_lines:
-            self._write_stage(trainer, batch_idx)
-        else:
-            super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        self._restart()
+    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if self._is_due(trainer, *args, **kwargs):
+            super().on_test_batch_end(trainer, *args, **kwargs)
+            self._restart()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_predict_start(trainer, pl_module)
         self._restart()
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if time.monotonic() < self._due:
-            return
-        if self._writes_lines:
-            self._write_stage(trainer, batch_idx)
-        else:
-            super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        self._restart()
+    def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if self._is_due(trainer, *args, **kwargs):
+            super().on_predict_batch_end(trainer, *args, **kwargs)
+            self._restart()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _fill(self.val_progress_bar)
@@ -245,9 +209,22 @@ class TimedProgressBar(TQDMProgressBar):
         self._train_progress_bar = self._val_progress_bar = None
         self._test_progress_bar = self._predict_progress_bar = None
 
-    def _write_stage(self, trainer: Trainer, batch_idx: int) -> None:
-        assert trainer.state.stage is not None
-        self._write(f"{trainer.state.stage.value}: batch {batch_idx + 1}")
+    def _is_due(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> bool:
+        """Tell whether the bar of an evaluation is to be drawn; where there are lines, write one in its place."""
+        if time.monotonic() < self._due:
+            return False
+        if self._writes_lines:
+            assert trainer.state.stage is not None
+            self._write(f"{trainer.state.stage.value}: batch {batch_idx + 1}")
+        return not self._writes_lines
 
     def _end_epoch(self, trainer: Trainer, epoch: int) -> None:
         """Write the line of an epoch, or keep it if there was one a moment ago."""

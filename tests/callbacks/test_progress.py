@@ -169,6 +169,16 @@ def test_signs_of_life_in_long_epochs(clock: Clock, capfd: pytest.CaptureFixture
     assert starts == [["epoch 1/1", f"batch {n}/13"] for n in (4, 8, 12)] + [["epoch 1/1", "step 13"]]
 
 
+def test_signs_of_life_in_long_evaluations(clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:
+    class Slow(Regression):
+        def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            clock.now += 15
+
+    make_trainer("auto", 1, enable_progress_bar=True).test(Slow(), loader(8), verbose=False)
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("test: ")]
+    assert lines == ["test: batch 4", "test: batch 8", "test: batch 12"]
+
+
 def test_thousands_of_short_epochs_do_not_fill_the_log(clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:
     class Instant(Noted):
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
