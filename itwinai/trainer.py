@@ -537,7 +537,9 @@ class ItwinaiTrainer(Trainer):
         own = size // workers if self.split_batches else size
         factors = f"{workers} workers x {own}" + (f" x {windows} accumulated batches" if windows > 1 else "")
         hint = "" if self.split_batches else f"; with split_batches=True it would be {size * windows}"
-        line = f"itwinai: global batch {workers * own * windows} = {factors}{hint}"
+        samples = sized_len(dataloader.dataset)
+        few = f"; the data has {samples} samples, so an epoch is one step" if 0 < (samples or 0) < workers * own else ""
+        line = f"itwinai: global batch {workers * own * windows} = {factors}{hint}{few}"
         if line != self._announced:
             rank_zero_info(line)
         self._announced = line  # loaders may be made again in each epoch

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from itwinai import ItwinaiTrainer
@@ -204,6 +206,17 @@ def test_a_loss_that_is_no_number_any_more_is_told_once() -> None:
     with pytest.warns(UserWarning, match="'(train|val)_loss' is nan at the end of epoch") as told:
         make_trainer("auto", 1, max_epochs=3).fit(Lost(), loader(8), loader(8))
     assert sum("is nan at the end" in str(one.message) for one in told) == 1
+
+
+def test_data_that_makes_no_run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(UserWarning, match="Nothing was trained: the training loader has no batches"):
+        make_trainer("auto", 1, max_epochs=1).fit(Regression(), loader(8, samples=0))
+    # pytest keeps what is logged in a copy within the copy.
+    monkeypatch.setattr("itwinai.trainer.rank_zero_info", rank_zero_only(partial(print, flush=True)))
+    make_trainer("ddp", 2, max_epochs=1).fit(Regression(), loader(100))
+    told = capfd.readouterr().out
+    assert "global batch 200 = 2 workers x 100; " in told
+    assert "; the data has 103 samples, so an epoch is one step" in told
 
 
 def test_a_finished_run_that_is_resumed_says_so(tmp_path: Path) -> None:

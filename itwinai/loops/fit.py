@@ -18,6 +18,7 @@ from itwinai.loops.keeping import keep, take_up
 from itwinai.loops.results import LeanResults
 from itwinai.loops.resuming import go_on_drawing
 from itwinai.loops.saving import LaterSaves
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -103,6 +104,8 @@ class LeanFitLoop(compat.FitLoop):
             with compat.postponing_saves(callbacks, self.saves.postpone, self.saves.is_coming):
                 try:
                     super().run()
+                    if self.max_batches == 0 and self.trainer.limit_train_batches != 0:
+                        warn_user("Nothing was trained: the training loader has no batches. Look at its dataset.")
                 except BaseException:
                     if self.trainer.world_size == 1:  # others may not have come so far, and saving takes them all
                         self.saves.flush()
