@@ -139,12 +139,17 @@ class RayLauncher(PayloadLauncher):
             with suppress(ProcessLookupError):
                 os.kill(pid, signum)
 
+        here = ray.get_runtime_context().get_node_id()
+        for node, pid in self.processes:
+            if node == here:  # a task would have to wait for a process of its own
+                send_signal(pid, signum)
         # An actor that is busy takes no calls, but a task beside it on the same node can reach its process.
         send = ray.remote(num_cpus=0)(send_signal)
         ray.get(
             [
                 send.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(pid, signum)
                 for node, pid in self.processes
+                if node != here
             ]
         )
 

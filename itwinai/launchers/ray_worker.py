@@ -55,7 +55,9 @@ class RayWorker:
             mailbox: name for a `Mailbox`, in which a failure is left that this call can not return.
         """
         os.environ.update(place.variables())
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # Ray blocks it, the launcher sends it
+        # Ray blocks and ignores it, the launcher sends it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler would end this worker before the trainer can
         from itwinai.launchers import payload
         from itwinai.launchers.failure import Failure
