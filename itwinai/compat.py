@@ -677,13 +677,17 @@ _NOISE_MESSAGES = (
 _NOISY_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "DeepSpeed")
 
 
+def _is_verbose() -> bool:
+    return os.environ.get(VERBOSE, "0") != "0"
+
+
 def _is_no_noise(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_NOISE_MESSAGES)
 
 
 def silence_known_noise() -> None:
     """Silence what concerns neither the user's code nor ours; for processes that are itwinai's own."""
-    if os.environ.get(VERBOSE, "0") != "0":
+    if _is_verbose():
         return
     for message in _NOISE_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
@@ -696,7 +700,7 @@ def silence_sockets() -> None:
 
     The variable TORCH_CPP_LOG_LEVEL would say so, and is read when torch is imported, which the caller has done.
     """
-    if os.environ.get(VERBOSE, "0") != "0" or "TORCH_CPP_LOG_LEVEL" in os.environ:
+    if _is_verbose() or "TORCH_CPP_LOG_LEVEL" in os.environ:
         return
     library = Path(torch.__file__).parent / "lib" / "libc10.so"
     with suppress(OSError, ValueError):  # another system, or a torch that is built with glog

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -35,7 +34,7 @@ from itwinai.config_source import (
 from itwinai.errors import ConfigurationError, ItwinaiError
 from itwinai.loggers.names import check_logger_names
 from itwinai.strategies.registry import check_strategy_name
-from itwinai.tracebacks import VARIABLE as FULL_TRACEBACK
+from itwinai.tracebacks import shows_all_frames
 from itwinai.trainer import ItwinaiTrainer, check_devices
 from itwinai.warn import warn_user
 
@@ -185,7 +184,7 @@ class ConfiguredCLI(compat.CheckpointAwareCLI):
         except (ItwinaiError, KeyboardInterrupt):
             raise
         except Exception as error:
-            if os.environ.get(FULL_TRACEBACK, "0") != "0":
+            if shows_all_frames():
                 raise
             told = failure_in_class(error, self.given)
             if told is None:

@@ -75,13 +75,18 @@ def hide_framework_frames(error: BaseException) -> None:
     The innermost frame stays, as it may be the call of torch that the user's line leads to. The exceptions of itwinai
     say by themselves what is wrong. A note says how many frames are hidden.
     """
-    if os.environ.get(VARIABLE, "0") != "0":
+    if shows_all_frames():
         return
     hidden = sum(_hide(one) for one in chain(error))
     notes = getattr(error, "__notes__", [])
     if hidden and not isinstance(error, ItwinaiError) and not any(VARIABLE in note for note in notes):
         note = f"[{hidden} frames of frameworks are hidden; {VARIABLE}=1 shows them]"
         error.__notes__ = [note, *notes]  # Python 3.10 does not print it
+
+
+def shows_all_frames() -> bool:
+    """Tell whether the user has asked for all frames."""
+    return os.environ.get(VARIABLE, "0") != "0"
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

@@ -328,20 +328,19 @@ class ItwinaiTrainer(Trainer):
             _check_group_size(launched, devices, num_nodes)
         # Named in any case, so that lightning does not take an interactive SLURM allocation for a launcher.
         environment = environment or launched or LightningEnvironment()
-        if not (isinstance(strategy, RayStrategy) or str(strategy).startswith("ray")):  # whose workers are elsewhere
-            _check_gpus(accelerator, devices)
-        if strategy == "auto" and (
-            launched.world_size() > 1 if launched else compat.selects_ddp(accelerator, devices, num_nodes)
-        ):
-            strategy = "ddp"
         if isinstance(strategy, str):
             strategy = make_strategy(strategy) or strategy
         if isinstance(strategy, RayStrategy):
             accelerator = strategy.accelerator(accelerator)
             strategy = strategy.build()
+        _check_gpus(accelerator, devices)
+        if strategy == "auto" and (
+            launched.world_size() > 1 if launched else compat.selects_ddp(accelerator, devices, num_nodes)
+        ):
+            strategy = make_strategy("ddp") or "ddp"
+            assert not isinstance(strategy, RayStrategy)
         if launcher is not None and isinstance(strategy, LaunchedStrategy):
             strategy.use_launcher(launcher)
-        _check_gpus(accelerator, devices)
         if environment not in plugin_list and getattr(strategy, "cluster_environment", None) is None:
             plugin_list.append(environment)
         if default_root_dir is None and (session := find_session()) is not None:
