@@ -32,26 +32,26 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from itwinai import compat
 from itwinai.callbacks.defaults import check_finders, follow_module, with_defaults
-from itwinai.checkpoints.find import AUTO, newest_unverified
-from itwinai.checkpoints.plugin import PortableCheckpointIO, PortableConnector, folders_of, gather_of
+from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO, PortableConnector, folders_of, gather_of
+from itwinai.checkpoints.discovery import AUTO, newest_unverified
 from itwinai.data.rank_streams import RankSeed
 from itwinai.data.samplers import (
-    DealtBatchSampler,
-    DealtSampler,
+    DistributedBatchSampler,
+    DistributedIndexSampler,
     OwnPartBatchSampler,
-    WholeSampler,
+    ResumableSampler,
     divides_itself,
     is_plain,
     name_of,
 )
-from itwinai.data.streams import Stateful, StreamLoader
-from itwinai.data.undivided import IterateShared
+from itwinai.data.stateful_loader import Stateful, StreamLoader
+from itwinai.data.undivided_loader import IterateShared
 from itwinai.data.weights import StepWeights
 from itwinai.errors import ConfigurationError, UnknownArgumentError, did_you_mean
-from itwinai.launchers.cores import available_cores, crowded_text
+from itwinai.launchers.cpu_affinity import available_cores, crowded_text
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
-from itwinai.loggers.guard import hide_secrets
-from itwinai.loggers.names import make_loggers
+from itwinai.loggers.hparams_redaction import hide_secrets
+from itwinai.loggers.registry import make_loggers
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.fit import LeanFitLoop
 from itwinai.loops.results import LeanLoggerConnector
@@ -584,7 +584,7 @@ class ItwinaiTrainer(Trainer):
                 f"rank equally many, or set limit_train_batches={min(lengths)}."
             )
 
-    def _dealt(self, dataloader: DataLoader, stage: RunningStage) -> DealtSampler | DealtBatchSampler:
+    def _dealt(self, dataloader: DataLoader, stage: RunningStage) -> DistributedIndexSampler | DistributedBatchSampler:
         """Return a sampler that gives this worker its part of what a loader's sampler draws."""
         gather = gather_of(self.strategy)
         options: dict[str, Any] = {
@@ -605,12 +605,14 @@ class ItwinaiTrainer(Trainer):
         elif options["gather"] and divides_itself(drawn_from, dataloader.dataset, self.strategy.broadcast, gather):
             return self._own_part(drawn_from, options, single=batches is None)
         if batches is None:
-            return DealtSampler(drawn_from, **options)
+            return DistributedIndexSampler(drawn_from, **options)
         if stage == RunningStage.PREDICTING and type(batches) is BatchSampler:  # lightning drops none either
             batches = BatchSampler(batches.sampler, batches.batch_size, drop_last=False)
-        return DealtBatchSampler(batches, split=self.split_batches, **options)
+        return DistributedBatchSampler(batches, split=self.split_batches, **options)
 
-    def _own_part(self, sampler: Any, options: dict[str, Any], single: bool) -> DealtSampler | DealtBatchSampler:
+    def _own_part(
+        self, sampler: Any, options: dict[str, Any], single: bool
+    ) -> DistributedIndexSampler | DistributedBatchSampler:
         """Return a sampler that gives this worker what the user's sampler, which divides itself, draws here.
 
         Args:
@@ -633,7 +635,7 @@ class ItwinaiTrainer(Trainer):
             f"itwinai: {type(sampler).__name__ if single else name_of(sampler)} draws other samples on each rank: it "
             "divides them itself, and is taken as it is"
         )
-        return DealtSampler(sampler, **options) if single else OwnPartBatchSampler(sampler, **options)
+        return DistributedIndexSampler(sampler, **options) if single else OwnPartBatchSampler(sampler, **options)
 
     def prepare_other_loader(self, loader: Any, stage: RunningStage) -> Any:
         """Return the loader to use for one that the user divides: no DataLoader, or with a sampler that does it.
@@ -673,10 +675,10 @@ def _resumable(dataloader: DataLoader) -> DataLoader:
     if not compat.iterates_plainly(dataloader):  # it may draw from whatever it has kept
         return dataloader
     if type(dataloader.batch_sampler) is BatchSampler:
-        return compat.with_index_sampler(dataloader, WholeSampler(dataloader.sampler, dataloader.batch_size))
+        return compat.with_index_sampler(dataloader, ResumableSampler(dataloader.sampler, dataloader.batch_size))
     if dataloader.batch_sampler is None:
-        return compat.with_sampler(dataloader, WholeSampler(dataloader.sampler, 1), RunningStage.TRAINING)
-    return compat.with_sampler(dataloader, WholeSampler(dataloader.batch_sampler, None), RunningStage.TRAINING)
+        return compat.with_sampler(dataloader, ResumableSampler(dataloader.sampler, 1), RunningStage.TRAINING)
+    return compat.with_sampler(dataloader, ResumableSampler(dataloader.batch_sampler, None), RunningStage.TRAINING)
 
 
 def _loggers(given: Any, folder: Any) -> Any:

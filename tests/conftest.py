@@ -34,7 +34,7 @@ def pytest_configure() -> None:
 
 # W&B, MLflow and TensorBoard keep threads in the process for good.
 KEEP_THREADS = (
-    "tests/callbacks/test_logging.py",
+    "tests/callbacks/test_run_logging.py",
     "tests/callbacks/test_watched_runs.py",
     "tests/loggers/",
     "tests/trials/",

@@ -216,7 +216,7 @@ def test_short_names_do_not_mean_unlisted_classes() -> None:
     ],
 )
 def test_short_names_mean_lightnings_classes(base: type, name: str) -> None:
-    import itwinai.callbacks.checkpointing
+    import itwinai.callbacks.model_checkpoint
     import itwinai.loggers.mlflow
     import itwinai.strategies.ddp
     import itwinai.strategies.deepspeed  # noqa: F401 - with them imported

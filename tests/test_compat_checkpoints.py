@@ -22,8 +22,8 @@ from torchmetrics.regression import PearsonCorrCoef
 
 from itwinai import ItwinaiTrainer, compat
 from itwinai.callbacks import ModelCheckpoint
-from itwinai.data.samplers import WholeSampler
-from itwinai.data.streams import StreamLoader
+from itwinai.data.samplers import ResumableSampler
+from itwinai.data.stateful_loader import StreamLoader
 from tests.support.cases import Regression, loader, make_trainer
 
 
@@ -114,7 +114,7 @@ def looked(look: Any, **options: Any) -> tuple[list[Any], ItwinaiTrainer]:
 
 def test_training_loaders() -> None:
     found, _ = looked(lambda trainer: [type(loader.sampler) for loader in compat.training_loaders(trainer)])
-    assert found == [[WholeSampler]] * 13
+    assert found == [[ResumableSampler]] * 13
     assert compat.training_loaders(make_trainer("auto", 1)) == []
 
 
@@ -148,8 +148,8 @@ def test_warning_of_mid_epoch_is_left_out() -> None:
 
 def test_with_index_sampler() -> None:
     original = loader(8, shuffle=True)
-    built = compat.with_index_sampler(original, WholeSampler(original.sampler, 8))
-    assert (type(built.sampler), built.batch_size, built.dataset) == (WholeSampler, 8, original.dataset)
+    built = compat.with_index_sampler(original, ResumableSampler(original.sampler, 8))
+    assert (type(built.sampler), built.batch_size, built.dataset) == (ResumableSampler, 8, original.dataset)
     assert len(built) == len(original)
 
 

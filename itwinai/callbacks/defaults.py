@@ -11,11 +11,11 @@ from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, LearningRat
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 
 from itwinai import compat
-from itwinai.callbacks.checkpointing import ModelCheckpoint
+from itwinai.callbacks.model_checkpoint import ModelCheckpoint
 from itwinai.callbacks.model_summary import ShortModelSummary
-from itwinai.callbacks.progress import TimedProgressBar
+from itwinai.callbacks.progress_bar import TimedProgressBar
 from itwinai.errors import ConfigurationError
-from itwinai.report.telling import Telling
+from itwinai.reporting.output import SummaryReporter
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -54,20 +54,20 @@ def with_defaults(
         if not any(isinstance(callback, kind) for callback in callbacks):
             callbacks.append(make())
     # Who tells what the others have found comes after them, also when an exception ends the run.
-    return sorted(callbacks, key=lambda callback: isinstance(callback, Telling))
+    return sorted(callbacks, key=lambda callback: isinstance(callback, SummaryReporter))
 
 
 def _logging() -> list[tuple[type, Callable[[], Callback]]]:
-    from itwinai.callbacks.logging import LoggingCallback
+    from itwinai.callbacks.run_logging import LoggingCallback
 
     return [(LoggingCallback, LoggingCallback)]
 
 
 def _watching() -> list[tuple[type, Callable[[], Callback]]]:
     """Return what watches a run, the summary last."""
-    from itwinai.callbacks.monitoring import SystemMonitor
     from itwinai.callbacks.profiling import ProfilingCallback
-    from itwinai.callbacks.summary import RunSummary
+    from itwinai.callbacks.run_summary import RunSummary
+    from itwinai.callbacks.system_monitor import SystemMonitor
 
     return [(SystemMonitor, SystemMonitor), (ProfilingCallback, ProfilingCallback), (RunSummary, RunSummary)]
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from itwinai import compat
-from itwinai.data.random_states import RandomStates, same_states
+from itwinai.data.rng_state import RandomStates, same_states
 
 
 def seed_of_rank(states: RandomStates, rank: int) -> int:

@@ -26,8 +26,8 @@ from torch.utils.data import (
 )
 
 from itwinai import compat
-from itwinai.data.position import Position
-from itwinai.data.random_states import plain_random_states, same_states, unpack_random_states
+from itwinai.data.loader_state import Position
+from itwinai.data.rng_state import plain_random_states, same_states, unpack_random_states
 from itwinai.errors import CheckpointError, ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ _PLAIN = (SequentialSampler, SubsetRandomSampler, *_DRAWS_ONCE)
 _COMPARED = 64
 
 
-class DealtBatchSampler(Sampler[Batch]):
+class DistributedBatchSampler(Sampler[Batch]):
     """Give one worker its part of every global batch.
 
     Args:
@@ -114,7 +114,7 @@ class DealtBatchSampler(Sampler[Batch]):
         return getattr(self.batches, name)
 
     @property
-    def sampler(self) -> DealtBatchSampler:
+    def sampler(self) -> DistributedBatchSampler:
         """This object: Lightning announces a new epoch to ``batch_sampler.sampler``."""
         return self
 
@@ -353,24 +353,24 @@ class DealtBatchSampler(Sampler[Batch]):
         return batch
 
 
-class DealtSampler(Sampler[Any]):
+class DistributedIndexSampler(Sampler[Any]):
     """Give one worker its part of a sampler whose every index is a batch by itself (``batch_size=None``).
 
     Args:
         sampler: the user's sampler.
         num_replicas: number of workers.
         rank: this worker's rank.
-        **options: ``lockstep``, ``lend``, ``broadcast`` and ``gather`` of `DealtBatchSampler`; ``length`` of
+        **options: ``lockstep``, ``lend``, ``broadcast`` and ``gather`` of `DistributedBatchSampler`; ``length`` of
             `OwnPartBatchSampler`, for a sampler that divides itself.
     """
 
     def __init__(self, sampler: Iterable[Any], num_replicas: int, rank: int, **options: Any) -> None:
         batches = BatchSampler(sampler, 1, False)
-        self.dealt: DealtBatchSampler
+        self.dealt: DistributedBatchSampler
         if "length" in options:
             self.dealt = OwnPartBatchSampler(batches, num_replicas, rank, **options)
         else:
-            self.dealt = DealtBatchSampler(batches, num_replicas, rank, split=False, **options)
+            self.dealt = DistributedBatchSampler(batches, num_replicas, rank, split=False, **options)
 
     def __getattr__(self, name: str) -> Any:
         """Return what else the user's sampler has."""
@@ -414,7 +414,7 @@ class DealtSampler(Sampler[Any]):
         return (index for batch in self.dealt for index in batch)
 
 
-class OwnPartBatchSampler(DealtBatchSampler):
+class OwnPartBatchSampler(DistributedBatchSampler):
     """Give one worker the batches of a sampler that divides itself by rank, in step with the other workers.
 
     Args:
@@ -422,10 +422,10 @@ class OwnPartBatchSampler(DealtBatchSampler):
         num_replicas: number of workers.
         rank: this worker's rank.
         length: number of batches of the worker that has most; None if the sampler has no length.
-        lockstep: as of `DealtBatchSampler`. A worker whose batches have ended repeats a sample, with weight 0.
+        lockstep: as of `DistributedBatchSampler`. A worker whose batches have ended repeats a sample, with weight 0.
         lend: without effect: the samples are divided.
-        broadcast: as of `DealtBatchSampler`: samplers divide one permutation, which all have to draw.
-        gather: as of `DealtBatchSampler`; tells how many samples the others have in the last batches.
+        broadcast: as of `DistributedBatchSampler`: samplers divide one permutation, which all have to draw.
+        gather: as of `DistributedBatchSampler`; tells how many samples the others have in the last batches.
     """
 
     gather: Callable[[Any], list[Any]]
@@ -483,7 +483,7 @@ class OwnPartBatchSampler(DealtBatchSampler):
             yield own[index] if index < len(own) else own[-1][:1]
 
 
-class WholeSampler(DealtBatchSampler):
+class ResumableSampler(DistributedBatchSampler):
     """Give the only worker all indices of the user's sampler, as they come, and be able to go on in mid-epoch.
 
     Args:
@@ -528,8 +528,8 @@ def divides_itself(
     """Tell whether a sampler draws other samples on each rank, though all are in the same random state.
 
     All workers have to call it. The sampler itself is not drawn from but copies. Where it cannot be copied, draws
-    random numbers of its own, or draws the same samples in another order, the answer is no, and `DealtBatchSampler`
-    finds out when it draws.
+    random numbers of its own, or draws the same samples in another order, the answer is no, and
+    `DistributedBatchSampler` finds out when it draws.
 
     Args:
         batches: a sampler, or a batch sampler.

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from itwinai import compat
 from itwinai.errors import WorkerError
 from itwinai.launchers import payload as payloads
-from itwinai.launchers.failure import WorkersFailed
 from itwinai.launchers.script import HISTORY, Rerun, earlier_outcome, take_part
+from itwinai.launchers.worker_failure import WorkerGroupError
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class PayloadLauncher(compat.Launcher):
             payload: what they run, with the caller's own objects, which may not be changed.
 
         Raises:
-            WorkersFailed: the group ended without a result; no process of it is left.
+            WorkerGroupError: the group ended without a result; no process of it is left.
         """
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
@@ -85,7 +85,7 @@ class PayloadLauncher(compat.Launcher):
                     contexts.enter_context(callback.serving_workers())
             try:
                 results = self._results(payload, number, rerun)
-            except WorkersFailed as failed:
+            except WorkerGroupError as failed:
                 if failed.trace is not None:  # the weights are those of the moment of the failure, as after a local run
                     payloads.write_back(failed.trace, trainer, payload.given)
                     compat.attach(trainer, trainer.lightning_module, payload.datamodule)
@@ -102,11 +102,11 @@ class PayloadLauncher(compat.Launcher):
         if rerun is not None:
             outcome = earlier_outcome(rerun, number)
             if isinstance(outcome, BaseException):
-                raise WorkersFailed(outcome)
+                raise WorkerGroupError(outcome)
             return outcome
         try:
             results = self._run_until_done(payload)
-        except WorkersFailed as failed:
+        except WorkerGroupError as failed:
             self.remember(number, failed.error)
             raise
         self.remember(number, results)
@@ -122,7 +122,7 @@ class PayloadLauncher(compat.Launcher):
         for left in range(trainer.max_restarts if isinstance(trainer, Restartable) else 0, -1, -1):
             try:
                 return self.run_workers(payload)
-            except WorkersFailed as failed:
+            except WorkerGroupError as failed:
                 # What the user's code has raised it would raise again.
                 if left == 0 or not isinstance(failed.error, WorkerError):
                     raise

@@ -21,11 +21,11 @@ from lightning.pytorch import LightningDataModule
 
 from itwinai import compat
 from itwinai.errors import PayloadError
-from itwinai.launchers.cores import share_cores
-from itwinai.launchers.environment import Place, PlacedEnvironment
-from itwinai.launchers.pickling import dumps
-from itwinai.launchers.settings import ProcessSettings
-from itwinai.launchers.trace import Observer, write_back
+from itwinai.launchers.cpu_affinity import share_cores
+from itwinai.launchers.environment import PlacedEnvironment, RankInfo
+from itwinai.launchers.process_settings import ProcessSettings
+from itwinai.launchers.serialization import dumps
+from itwinai.launchers.state_sync import StateDiff, write_back
 from itwinai.launchers.worker import TRACE
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Result:
     rng_states: dict[str, Any] | None = None
 
 
-def run_packed(packed: bytes, place: Place, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
+def run_packed(packed: bytes, place: RankInfo, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
     """Unpack a payload and `run` it.
 
     Args:
@@ -172,7 +172,7 @@ def run_packed(packed: bytes, place: Place, on_failure: Callable[[BaseException]
     return run(payload, place, on_failure, traced)
 
 
-def run(payload: Payload, place: Place, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
+def run(payload: Payload, place: RankInfo, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
     """Run a payload in this process, which becomes the worker at `place`.
 
     Args:
@@ -194,7 +194,7 @@ def run(payload: Payload, place: Place, on_failure: Callable[[BaseException], No
     strategy = trainer.strategy
     assert isinstance(strategy, Worker)
     strategy.become_worker(PlacedEnvironment(place))
-    observer = Observer(trainer, payload.given) if traced else None
+    observer = StateDiff(trainer, payload.given) if traced else None
     compat.expect_late_signals(trainer)
     if hasattr(trainer, "report_failure"):
         trainer.report_failure = on_failure
@@ -223,7 +223,7 @@ def run(payload: Payload, place: Place, on_failure: Callable[[BaseException], No
     )
 
 
-def _trace_of_failure(observer: Observer) -> bytes | None:
+def _trace_of_failure(observer: StateDiff) -> bytes | None:
     try:
         return observer.trace({})
     except Exception:  # the failure itself is what the caller has to see

@@ -12,10 +12,10 @@ from typing import Any
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from itwinai.facts.plain import plain, plain_hyperparameters
-from itwinai.files.documents import NOT_FINITE, finite
-from itwinai.files.whole import write_whole
-from itwinai.loggers.folder import FolderLogger
+from itwinai.io.atomic import write_whole
+from itwinai.io.versioned_json import NOT_FINITE, finite
+from itwinai.loggers.folder_logger import FolderLogger
+from itwinai.run_info.serialization import plain, plain_hyperparameters
 from itwinai.warn import warn_user
 
 METRICS, HYPERPARAMETERS = "metrics.jsonl", "hparams.json"

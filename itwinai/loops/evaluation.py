@@ -10,8 +10,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from itwinai import compat
 from itwinai.data.weights import check_drawn, sampler_of
-from itwinai.loops.log import quick_log
-from itwinai.loops.plan import BatchTransfer, Sections, draw_hook, draw_step
+from itwinai.loops.fast_log import quick_log
+from itwinai.loops.hook_plan import BatchTransfer, ProfilerSpans, draw_hook, draw_step
 from itwinai.loops.results import LeanResults
 
 
@@ -25,13 +25,13 @@ class EvaluationPlan:
     def __init__(self, loop: LeanEvaluationLoop) -> None:
         trainer = loop.trainer
         name = "test" if trainer.testing else "validation"
-        sections = Sections(trainer)
+        spans = ProfilerSpans(trainer)
         self.callbacks = list(compat.callbacks(trainer))
-        self.transfer = BatchTransfer(trainer, sections)
-        self.on_batch_start = draw_hook(f"on_{name}_batch_start", trainer, sections)
-        self.step = draw_step(f"{name}_step", f"{'test' if trainer.testing else 'val'}_step_context", trainer, sections)
+        self.transfer = BatchTransfer(trainer, spans)
+        self.on_batch_start = draw_hook(f"on_{name}_batch_start", trainer, spans)
+        self.step = draw_step(f"{name}_step", f"{'test' if trainer.testing else 'val'}_step_context", trainer, spans)
         self.takes_batch_idx = compat.takes_batch_idx(getattr(trainer.lightning_module, f"{name}_step"))
-        self.on_batch_end = draw_hook(f"on_{name}_batch_end", trainer, sections)
+        self.on_batch_end = draw_hook(f"on_{name}_batch_end", trainer, spans)
         self.several_loaders = compat.evaluates_several_loaders(loop)
         self.exchanges = loop.results.exchanges
         self.samplers = [sampler_of(loader) for loader in compat.evaluation_loaders(loop)]

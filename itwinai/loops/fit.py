@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from itwinai import compat
-from itwinai.checkpoints.content import Place, Point
-from itwinai.checkpoints.plugin import Resumed, take_resumed
-from itwinai.data.random_states import RandomStates, pack_random_states
-from itwinai.data.streams import StreamLoader
+from itwinai.checkpoints.checkpoint_io import Resumed, take_resumed
+from itwinai.checkpoints.state import Point, StopPoint
+from itwinai.data.rng_state import RandomStates, pack_random_states
+from itwinai.data.stateful_loader import StreamLoader
+from itwinai.loops.deferred_save import LaterSaves
+from itwinai.loops.epoch_state import keep, take_up
 from itwinai.loops.evaluation import LeanEvaluationLoop
-from itwinai.loops.keeping import keep, take_up
 from itwinai.loops.results import LeanResults
-from itwinai.loops.resuming import go_on_drawing
-from itwinai.loops.saving import LaterSaves
+from itwinai.loops.resume import go_on_drawing
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class LeanFitLoop(compat.FitLoop):
         begun_with: random states when the training loaders were iterated for this epoch.
     """
 
-    place: Place | None = None
+    place: StopPoint | None = None
     held: Point | None = None
     resumed: Resumed | None = None
     resumed_loader: Any = None
@@ -70,7 +70,7 @@ class LeanFitLoop(compat.FitLoop):
             return self.held
         return None if self.place is None else self.capture(self.place)
 
-    def capture(self, place: Place) -> Point:
+    def capture(self, place: StopPoint) -> Point:
         """Return what this worker needs to go on from here."""
         return Point(
             place=place,
@@ -81,7 +81,7 @@ class LeanFitLoop(compat.FitLoop):
             kept=keep(self.trainer, self.epoch_loop.results),
         )
 
-    def hold(self, place: Place) -> None:
+    def hold(self, place: StopPoint) -> None:
         """Let checkpoints that are saved from now on be those of where the fit stands now."""
         self.held = self.capture(place)
 
@@ -90,7 +90,7 @@ class LeanFitLoop(compat.FitLoop):
         assert self.held is not None
         self.held = replace(self.held, place="iteration", progress=self.progress())
 
-    def reach(self, place: Place) -> None:
+    def reach(self, place: StopPoint) -> None:
         """Note that something is done, and save what has waited for it."""
         self.place = place
         self.saves.flush()
@@ -130,7 +130,7 @@ class LeanFitLoop(compat.FitLoop):
             self._restore(section.place, section.kept or [], section.history or {})
         super().reset()
 
-    def _restore(self, place: Place, kept: list[Any], history: Mapping[str, Any]) -> None:
+    def _restore(self, place: StopPoint, kept: list[Any], history: Mapping[str, Any]) -> None:
         """Let all be as it was where the checkpoint was written."""
         epochs: _Epochs = self.epoch_loop
         self.last_reload = history["reloaded"]

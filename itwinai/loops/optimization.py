@@ -12,15 +12,15 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from itwinai import compat
-from itwinai.loops.plan import (
-    Sections,
+from itwinai.loops.hook_plan import (
+    ProfilerSpans,
     draw_hook,
     draw_step,
     has_plain_backward,
     has_plain_optimizer_step,
     is_written,
 )
-from itwinai.measure.steps import Phase, StepClock
+from itwinai.profiling.step_timer import Phase, StepClock
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -33,13 +33,13 @@ class LeanOptimization(AbstractClosure[Result]):
 
     Args:
         trainer: the trainer, with everything set up.
-        sections: the profile.
+        spans: the profile.
 
     Attributes:
         clock: times the phases of the step in work, if it is one that is split.
     """
 
-    def __init__(self, trainer: Trainer, sections: Sections) -> None:
+    def __init__(self, trainer: Trainer, spans: ProfilerSpans) -> None:
         super().__init__()
         self.clock: StepClock | None = None
         strategy, module, precision = trainer.strategy, trainer.lightning_module, trainer.precision_plugin
@@ -52,32 +52,32 @@ class LeanOptimization(AbstractClosure[Result]):
         self.lightning_optimizer = compat.lightning_optimizer(strategy)
         self.raw_optimizer = self.lightning_optimizer.optimizer
 
-        self.training_step = draw_step("training_step", "train_step_context", trainer, sections)
+        self.training_step = draw_step("training_step", "train_step_context", trainer, spans)
         self.takes_batch_idx = compat.takes_batch_idx(module.training_step)
         self.after_training_step = (
             strategy.post_training_step if is_written(strategy, "post_training_step", Strategy) else None
         )
 
         self.skips_backward = compat.skips_backward(trainer)
-        self.before_zero_grad = draw_hook("on_before_zero_grad", trainer, sections)
-        self.zero_grad = draw_hook("optimizer_zero_grad", trainer, sections)
+        self.before_zero_grad = draw_hook("on_before_zero_grad", trainer, spans)
+        self.zero_grad = draw_hook("optimizer_zero_grad", trainer, spans)
 
-        self.plain_backward = sections.profiler is None and has_plain_backward(strategy, precision)
+        self.plain_backward = spans.profiler is None and has_plain_backward(strategy, precision)
         self.weigh_loss = getattr(strategy, "weigh_loss", None)
         self.strategy_pre_backward = strategy.pre_backward if is_written(strategy, "pre_backward", Strategy) else None
         self.strategy_post_backward = (
             strategy.post_backward if is_written(strategy, "post_backward", Strategy) else None
         )
-        self.before_backward = draw_hook("on_before_backward", trainer, sections)
+        self.before_backward = draw_hook("on_before_backward", trainer, spans)
         self.module_backward = module.backward if is_written(module, "backward", LightningModule) else None
-        self.after_backward = draw_hook("on_after_backward", trainer, sections)
+        self.after_backward = draw_hook("on_after_backward", trainer, spans)
 
         self.plain_step = (
-            sections.profiler is None
+            spans.profiler is None
             and not is_written(module, "optimizer_step", LightningModule)
             and has_plain_optimizer_step(strategy, precision)
         )
-        self.before_optimizer_step = draw_hook("on_before_optimizer_step", trainer, sections)
+        self.before_optimizer_step = draw_hook("on_before_optimizer_step", trainer, spans)
         # Those are called also when there is nothing to clip by.
         self.clips = is_written(precision, "clip_gradients", Precision) or any(
             is_written(module, name, LightningModule) for name in ("configure_gradient_clipping", "clip_gradients")

@@ -1,7 +1,7 @@
 """What `self.log` keeps, and how it gets from there to callbacks, loggers and progress bars.
 
 No value differs from those of lightning's own collection. What differs is that what was given with a key the first
-time is not built and compared anew in every step, and that values with ``sync_dist`` travel together (see `exchange`).
+time is not built and compared anew in every step, and that values with ``sync_dist`` travel together (see `metric_sync`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from itwinai import compat
 from itwinai.errors import CheckpointError
-from itwinai.loops.exchange import WEIGHT, Entry, exchange
-from itwinai.loops.missing import MissingWorkers
-from itwinai.loops.monitors import check_callbacks
+from itwinai.loops.desync_detection import MissingWorkers
+from itwinai.loops.metric_sync import WEIGHT, Entry, exchange
+from itwinai.loops.monitored_metrics import check_callbacks
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:

@@ -12,27 +12,27 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from itwinai import compat
-from itwinai.checkpoints.content import Place, training_samplers
-from itwinai.checkpoints.plugin import Resumed
-from itwinai.data.random_states import pack_random_states
+from itwinai.checkpoints.checkpoint_io import Resumed
+from itwinai.checkpoints.state import StopPoint, training_samplers
+from itwinai.data.rng_state import pack_random_states
 from itwinai.data.weights import StepWeights
 from itwinai.launchers.base import stopped_by
 from itwinai.launchers.environment import requeue_job
-from itwinai.loggers.when import is_log_step
-from itwinai.loops.ends import EpochEnds, EpochPosition
+from itwinai.loggers.log_step import is_log_step
+from itwinai.loops.coordinated_stop import StopAgreement
+from itwinai.loops.desync_detection import MissingWorkers
+from itwinai.loops.epoch_end_sync import EpochEnds, EpochPosition
 from itwinai.loops.evaluation import LeanEvaluationLoop
+from itwinai.loops.fast_log import quick_log
 from itwinai.loops.fit import LeanFitLoop
-from itwinai.loops.log import quick_log
-from itwinai.loops.missing import MissingWorkers
-from itwinai.loops.monitors import check_names, check_scheduler
+from itwinai.loops.hook_plan import BatchTransfer, InScope, ProfilerSpans, draw_hook, is_written
+from itwinai.loops.monitored_metrics import check_names, check_scheduler
 from itwinai.loops.optimization import LeanOptimization
-from itwinai.loops.plan import BatchTransfer, InScope, Sections, draw_hook, is_written
 from itwinai.loops.results import LeanResults
-from itwinai.loops.resuming import generators_go_on, go_on_drawing, iterate_in_epoch
-from itwinai.loops.stopping import StopAgreement
-from itwinai.loops.timing import clock_for
-from itwinai.loops.watching import Duty, Watch
-from itwinai.measure.steps import Phase, StepClock
+from itwinai.loops.resume import generators_go_on, go_on_drawing, iterate_in_epoch
+from itwinai.loops.step_timing import clock_for
+from itwinai.loops.store_monitor import Duty, Watch
+from itwinai.profiling.step_timer import Phase, StepClock
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -92,20 +92,20 @@ class TrainingPlan:
     def __init__(self, loop: LeanTrainingEpochLoop) -> None:
         trainer = loop.trainer
         module, strategy = trainer.lightning_module, trainer.strategy
-        sections = Sections(trainer)
+        spans = ProfilerSpans(trainer)
         self.callbacks = list(compat.callbacks(trainer))
-        self.transfer = BatchTransfer(trainer, sections)
-        self.on_train_batch_start = draw_hook("on_train_batch_start", trainer, sections)
+        self.transfer = BatchTransfer(trainer, spans)
+        self.on_train_batch_start = draw_hook("on_train_batch_start", trainer, spans)
         self.strategy_batch_start: InScope | None = None
-        if sections.profiler is not None or is_written(strategy, "on_train_batch_start", Strategy):
+        if spans.profiler is not None or is_written(strategy, "on_train_batch_start", Strategy):
             name = "on_train_batch_start"
-            call = sections.around(strategy.on_train_batch_start, f"[Strategy]{type(strategy).__name__}.{name}")
+            call = spans.around(strategy.on_train_batch_start, f"[Strategy]{type(strategy).__name__}.{name}")
             self.strategy_batch_start = InScope(name, module, call)
         self.clock = loop.clock = clock_for(trainer, loop.clock)
         self.reporters = [callback for callback in self.callbacks if isinstance(callback, LogStepReporter)]
-        self.optimization = LeanOptimization(trainer, sections) if module.automatic_optimization else None
-        self.run_section = sections.around(loop.optimize, "run_training_batch")
-        self.on_train_batch_end = draw_hook("on_train_batch_end", trainer, sections)
+        self.optimization = LeanOptimization(trainer, spans) if module.automatic_optimization else None
+        self.run_section = spans.around(loop.optimize, "run_training_batch")
+        self.on_train_batch_end = draw_hook("on_train_batch_end", trainer, spans)
         self.exchanges = loop.results.exchanges
         self.weights = StepWeights(trainer, strict=False) if self.exchanges else None
         self.validates = trainer.enable_validation or compat.skips_next_validation(loop)
@@ -146,7 +146,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         return fit_loop
 
     @property
-    def place(self) -> Place | None:
+    def place(self) -> StopPoint | None:
         """Where this fit goes on exactly, if it does, until its first epoch begins."""
         resumed = self.fit_loop.resumed
         return None if resumed is None else resumed.section.place
@@ -200,7 +200,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         if in_epoch:
             go_on_drawing(trainer, section)
 
-    def finish_batch(self, data_fetcher: compat.DataFetcher, place: Place) -> None:
+    def finish_batch(self, data_fetcher: compat.DataFetcher, place: StopPoint) -> None:
         """Do what was left to be done after the last batch when the checkpoint was written."""
         if place in ("epoch", "end of epoch"):
             return
@@ -422,7 +422,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         if plan.optimization is not None:
             if not plan.optimization.holds():
                 clock = plan.optimization.clock
-                plan.optimization = LeanOptimization(self.trainer, Sections(self.trainer))
+                plan.optimization = LeanOptimization(self.trainer, ProfilerSpans(self.trainer))
                 plan.optimization.clock = clock
             return plan.optimization.run(batch, batch_idx, self.is_accumulating())
         return compat.optimize_manually(self, batch, batch_idx)

@@ -18,14 +18,14 @@ from torch.distributed import ReduceOp
 from torchmetrics import Metric
 
 from itwinai import compat
-from itwinai.checkpoints.content import parts_of_workers
+from itwinai.checkpoints.state import parts_of_workers
 from itwinai.data.rank_streams import RankStreams
 from itwinai.data.weights import StepWeights, check_drawn, sampler_of
 from itwinai.errors import ConfigurationError
-from itwinai.launchers.cores import available_cores, crowded_text, own_cores
+from itwinai.launchers.cpu_affinity import available_cores, crowded_text, own_cores
 from itwinai.launchers.environment import PlacedEnvironment, WorkerKind, launcher_name
 from itwinai.launchers.payload import Kept
-from itwinai.measure.steps import Communication, StepClock
+from itwinai.profiling.step_timer import Communication, StepClock
 from itwinai.strategies import drift
 from itwinai.strategies.backward import Change, ParameterWatch, shortened
 from itwinai.warn import warn_user

@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from itwinai import compat
 from itwinai.errors import ConfigurationError
 from itwinai.launchers.environment import WorkerKind
-from itwinai.loops.exchange import check_shapes
-from itwinai.measure.steps import Communication, StepClock
+from itwinai.loops.metric_sync import check_shapes
+from itwinai.profiling.step_timer import Communication, StepClock
 from itwinai.strategies.averaging import GradientAverager, unused_error
 from itwinai.strategies.backward import ParameterWatch, refuse_lazy
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses, WorkerSource

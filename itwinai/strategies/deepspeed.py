@@ -17,20 +17,20 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from itwinai import compat
-from itwinai.checkpoints.plugin import PortableCheckpointIO, selected_path
+from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO, selected_path
 from itwinai.checkpoints.sharded import SHARDED, ShardWriter, contents, is_sharded, read_content
 from itwinai.errors import ConfigurationError, require
 from itwinai.launchers.environment import WorkerKind
-from itwinai.measure.steps import StepClock
+from itwinai.profiling.step_timer import StepClock
 from itwinai.strategies.base import LocalProcesses, WorkerSource
 from itwinai.strategies.ddp import DEFAULT_TIMEOUT, TorchDistributedStrategy, as_timedelta
 from itwinai.strategies.zero_checks import check_optimizer, check_parameters, refuse_second_derivatives
+from itwinai.strategies.zero_comm_timer import TimedExchanges
+from itwinai.strategies.zero_gather import ShardedOptimizer, gather_weights, keeps_variables, whole_parameters
 from itwinai.strategies.zero_gradients import EnginePrecision, WholeGradients, hooks_on_gradients
 from itwinai.strategies.zero_module import Original
 from itwinai.strategies.zero_outputs import tolerant
-from itwinai.strategies.zero_shards import Shards
-from itwinai.strategies.zero_state import ShardedOptimizer, gather_weights, keeps_variables, whole_parameters
-from itwinai.strategies.zero_timing import TimedExchanges
+from itwinai.strategies.zero_sharded_checkpoint import Shards
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

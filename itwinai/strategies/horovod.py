@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from itwinai.errors import ConfigurationError, require
 from itwinai.launchers.environment import WorkerKind
 from itwinai.launchers.local import free_port
-from itwinai.loops.exchange import check_shapes
-from itwinai.measure.steps import StepClock
+from itwinai.loops.metric_sync import check_shapes
+from itwinai.profiling.step_timer import StepClock
 from itwinai.strategies.averaging import unused_error
 from itwinai.strategies.backward import BackwardHooks, ParameterWatch, can_require_grad, refuse_lazy
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses, WorkerSource

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from itwinai import compat
 from itwinai.errors import ConfigurationError
 from itwinai.strategies.averaging import average_gradients
-from itwinai.strategies.zero_state import whole_parameters
+from itwinai.strategies.zero_gather import whole_parameters
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

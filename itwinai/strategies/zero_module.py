@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from itwinai import compat
-from itwinai.strategies.zero_state import whole_parameter
+from itwinai.strategies.zero_gather import whole_parameter
 
 
 class Original:

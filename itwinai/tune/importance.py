@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from itwinai.errors import ConfigurationError
-from itwinai.report.search.importance import Importances
-from itwinai.report.search.names import key_of, listed
-from itwinai.report.search.scales import Scale, scale_of
-from itwinai.report.search.standing import paths_of, sign_of
+from itwinai.reporting.search.formatting import key_of, listed
+from itwinai.reporting.search.importance import Importances
+from itwinai.reporting.search.parameter_axis import Scale, scale_of
+from itwinai.reporting.search.ranking import paths_of, sign_of
 from itwinai.trials.records import Objective, SearchRecord, TrialRecord
 
 if TYPE_CHECKING:

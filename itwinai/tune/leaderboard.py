@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from itwinai.files.whole import write_whole
-from itwinai.report.search.leaderboard import leaderboard_table
-from itwinai.report.search.names import key_of, listed, shortened
-from itwinai.report.search.standing import Standing, counts, paths_of, standing_of
-from itwinai.report.sections import Table
+from itwinai.io.atomic import write_whole
+from itwinai.reporting.search.formatting import key_of, listed, shortened
+from itwinai.reporting.search.leaderboard import leaderboard_table
+from itwinai.reporting.search.ranking import Standing, counts, paths_of, standing_of
+from itwinai.reporting.sections import Table
 from itwinai.trials.records import SearchRecord, TrialRecord
 
 __all__ = ["leaderboard_table", "leaderboard_text", "write_leaderboard"]

@@ -50,7 +50,7 @@ from itwinai.benchmark.simulate.strategies import STRATEGIES, exchange_of
 from itwinai.benchmark.simulate.words import CAUSES, binding, conclusion
 from itwinai.cli import benchmark_simulate
 from itwinai.errors import ConfigurationError
-from itwinai.launchers.cores import own_cores, quota
+from itwinai.launchers.cpu_affinity import own_cores, quota
 from itwinai.launchers.local import free_port, loopback_interface
 from tests.benchmark.synthetic import made_up
 

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from itwinai import compat
-from itwinai.data.random_states import pack_random_states, unpack_random_states
 from itwinai.data.rank_streams import RankSeed, RankStreams, SharedIterator, seed_generators, seed_of_rank
+from itwinai.data.rng_state import pack_random_states, unpack_random_states
 from tests.data.test_samplers import draw, random_states, seeded
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from itwinai import compat
-from itwinai.data.random_states import plain_random_states
 from itwinai.data.rank_streams import seed_generators, seed_of_rank
-from itwinai.loops.exchange import Entry, exchange, reduce_column
-from itwinai.loops.resuming import go_on_drawing
+from itwinai.data.rng_state import plain_random_states
+from itwinai.loops.metric_sync import Entry, exchange, reduce_column
+from itwinai.loops.resume import go_on_drawing
 from tests.data.test_samplers import draw, random_states, seeded
 
 

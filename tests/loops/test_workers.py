@@ -26,9 +26,9 @@ from torch import Tensor
 from itwinai import compat
 from itwinai.callbacks import TimedProgressBar
 from itwinai.errors import LoggedKeysError
-from itwinai.loops import missing
-from itwinai.loops.stopping import StopAgreement
-from itwinai.loops.watching import Watch
+from itwinai.loops import desync_detection
+from itwinai.loops.coordinated_stop import StopAgreement
+from itwinai.loops.store_monitor import Watch
 from tests.conftest import RunCommand, assert_no_process_left, python, start_script, wait_for_files
 from tests.loops import scenarios as drawn
 from tests.loops.scenarios import Log, Scenario, scenarios
@@ -181,7 +181,7 @@ class OtherKeys(Regression):
         self.hook = hook
 
     def setup(self, stage: str) -> None:
-        missing.PATIENCE = missing.CERTAINTY = 0.5
+        desync_detection.PATIENCE = desync_detection.CERTAINTY = 0.5
 
     def extra(self, hook: str, **options: Any) -> None:
         if self.hook == hook and self.global_rank == 1:

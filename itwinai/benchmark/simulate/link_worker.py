@@ -121,7 +121,7 @@ def time_all_reduces(
 def _measure(device: torch.device, workers: Sequence[int] | None, node_rank: int) -> MeasuredLinks | None:
     import torch.distributed as dist
 
-    from itwinai.launchers.cores import own_cores, quota
+    from itwinai.launchers.cpu_affinity import own_cores, quota
 
     places: list[tuple[int, frozenset[int]]] = [(0, frozenset())] * dist.get_world_size()
     dist.all_gather_object(places, (node_rank, own_cores()))

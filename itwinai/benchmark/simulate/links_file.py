@@ -13,8 +13,8 @@ from typing import Any
 from itwinai.benchmark.simulate.fit import FittedLink, Timing
 from itwinai.benchmark.simulate.links import Link, Topology
 from itwinai.errors import ConfigurationError
-from itwinai.files.documents import reading, versioned
-from itwinai.files.whole import write_whole
+from itwinai.io.atomic import write_whole
+from itwinai.io.versioned_json import reading, versioned
 
 VERSION = 1
 """Of the format."""

@@ -76,7 +76,7 @@ def _join(environment: ClusterEnvironment, workers: Sequence[int] | None, backen
 
 def _run_workers(workers: Sequence[int], backend: str) -> MeasuredLinks:
     """Start workers on this machine, wait for them, and return what they have measured."""
-    from itwinai.launchers.environment import Place
+    from itwinai.launchers.environment import RankInfo
     from itwinai.launchers.local import free_port, loopback_interface
 
     most, port = workers[-1], free_port()
@@ -88,7 +88,7 @@ def _run_workers(workers: Sequence[int], backend: str) -> MeasuredLinks:
         outputs = [Path(folder, f"rank-{rank}.txt") for rank in range(most)]
         processes = []
         for rank, output in enumerate(outputs):
-            place = Place(rank, most, rank, most, 0, 1, "127.0.0.1", port, "itwinai")
+            place = RankInfo(rank, most, rank, most, 0, 1, "127.0.0.1", port, "itwinai")
             with output.open("wb") as file:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "itwinai.benchmark.simulate.link_worker", *arguments],

@@ -36,7 +36,7 @@ def write_picture(predictions: Sequence[Prediction], path: str | os.PathLike[str
         ConfigurationError: it ends in something else.
         MissingPackageError: matplotlib is not installed.
     """
-    from itwinai.report.pictures import COLOURS, axis_limits, new_figure, svg_of
+    from itwinai.reporting.plotting import COLOURS, axis_limits, new_figure, svg_of
 
     target = check_picture(path)
     figure = new_figure(11.0, 3.6)

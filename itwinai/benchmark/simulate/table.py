@@ -13,7 +13,7 @@ from itwinai.benchmark.simulate.from_record import Comparison
 from itwinai.benchmark.simulate.prediction import Prediction
 from itwinai.benchmark.telling.aligned import aligned
 from itwinai.benchmark.telling.amounts import UNKNOWN, bytes_text, seconds_text, traffic_text
-from itwinai.files.whole import write_whole
+from itwinai.io.atomic import write_whole
 
 _HEAD = ("workers", "step", "compute", "exposed", "hidden", "waiting", "optimizer")
 _NEXT = ("speed-up", "effic.", "samples/s", "memory")

@@ -1,0 +1,22 @@
+"""Provenance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from itwinai.loggers.adapters.base import Sink
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from itwinai.run_info.run import RunFacts
+
+
+class ProvenanceSink(Sink):
+    """Facts as entities and agents of the provenance document."""
+
+    def facts(self, trainer: Trainer, facts: RunFacts) -> None:
+        self.logger.describe(trainer, facts)  # type: ignore[attr-defined]
+
+    def place(self) -> str:
+        return str(self.logger.path)  # type: ignore[attr-defined]
