@@ -1,7 +1,7 @@
 """A worker that logs what another does not would wait for it for ever. Here that is found out.
 
-Workers that exchange different keys at the same time notice it by themselves (see `metric_sync`). But where only some of
-them have anything to exchange, the others go on, and wait in the next step for those that wait for them.
+Workers that exchange different keys at the same time notice it by themselves (see `metric_sync`). But where only some
+of them have anything to exchange, the others go on, and wait in the next step for those that wait for them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What `self.log` keeps, and how it gets from there to callbacks, loggers and progress bars.
 
 No value differs from those of lightning's own collection. What differs is that what was given with a key the first
-time is not built and compared anew in every step, and that values with ``sync_dist`` travel together (see `metric_sync`).
+time is not built and compared again in every step, and that values with ``sync_dist`` travel together (see
+`metric_sync`).
 """
 
 from __future__ import annotations
