@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import CodeType, FunctionType, TracebackType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -16,6 +17,8 @@ VARIABLE = "ITWINAI_FULL_TRACEBACK"
 
 _FRAMEWORKS = frozenset(
     (
+        "abc",
+        "builtins",
         "concurrent",
         "contextlib",
         "deepspeed",
@@ -175,4 +178,24 @@ def _hide(error: BaseException) -> int:
 
 def is_of_framework(entry: TracebackType) -> bool:
     """Tell whether the outermost frame of a traceback is in a framework."""
-    return str(entry.tb_frame.f_globals.get("__name__", "")).partition(".")[0] in _FRAMEWORKS
+    return is_framework(str(entry.tb_frame.f_globals.get("__name__", "")))
+
+
+def is_framework(module: str) -> bool:
+    """Tell whether a module belongs to a framework, which calls the user's code; libraries that it calls are none.
+
+    Args:
+        module: its full name.
+    """
+    return module.partition(".")[0] in _FRAMEWORKS
+
+
+def is_users(file: str) -> bool:
+    """Tell whether a file is the user's own: of no installed package, not of the standard library, not of itwinai.
+
+    Args:
+        file: its path, as a frame has it.
+    """
+    path = Path(file)
+    not_own = (str(Path(__file__).parent), str(Path(os.__file__).parent), f"{sys.prefix}/lib")
+    return path.exists() and "site-packages" not in path.parts and not str(path).startswith(not_own)

@@ -31,8 +31,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import BatchSampler, DataLoader
 
 from itwinai.callbacks.defaults import check_finders, follow_module, with_defaults
-from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO, PortableConnector, folders_of, gather_of
+from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO, PortableConnector, folders_of
 from itwinai.checkpoints.discovery import AUTO, newest_unverified
+from itwinai.collectives import gather_of
 from itwinai.compat import (
     lightning_checkpoints,
     lightning_dataloaders,
@@ -53,10 +54,11 @@ from itwinai.data.samplers import (
     is_plain,
     name_of,
 )
-from itwinai.data.stateful_loader import Stateful, StreamLoader
+from itwinai.data.stateful_loader import StreamLoader
 from itwinai.data.undivided_loader import IterateShared
 from itwinai.data.weights import StepWeights
 from itwinai.errors import ConfigurationError, UnknownArgumentError, did_you_mean
+from itwinai.interfaces import Stateful
 from itwinai.launchers.base import raising_worker_failures
 from itwinai.launchers.cpu_affinity import available_cores, crowded_text
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name

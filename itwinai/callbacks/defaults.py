@@ -15,7 +15,7 @@ from itwinai.callbacks.model_summary import ShortModelSummary
 from itwinai.callbacks.progress_bar import TimedProgressBar
 from itwinai.compat import lightning_trainer
 from itwinai.errors import ConfigurationError
-from itwinai.reporting.output import SummaryReporter
+from itwinai.interfaces import SummaryReporter
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO
+from itwinai.checkpoints.naming import PREEMPTED, is_preempted
 from itwinai.compat import lightning_checkpoints, lightning_logging, lightning_loops
 from itwinai.errors import CheckpointError, ConfigurationError
 from itwinai.io.atomic import remove_parts
@@ -24,9 +25,6 @@ OnError = Literal["stop", "continue"]
 
 _EVERY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|s|sec|seconds?|min|minutes?|h|hours?)\s*")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
-
-PREEMPTED = "preempted"
-"""Name of the checkpoint of a run that a signal has stopped."""
 
 
 class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
@@ -207,7 +205,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
 
     def after_save(self, trainer: Trainer, filepath: str) -> None:
         """Remove the checkpoints that are not kept any more."""
-        if self.keep is None or _is_preempted(filepath):
+        if self.keep is None or is_preempted(filepath):
             return
         self._saved = [path for path in self._saved if path != filepath] + [filepath]
         while len(self._saved) > self.keep:
@@ -219,7 +217,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         if self.keep is None:
             return state
         # With the one that this state is about to be in.
-        coming = [self.saving_to] if self.saving_to and not _is_preempted(self.saving_to) else []
+        coming = [self.saving_to] if self.saving_to and not is_preempted(self.saving_to) else []
         return {**state, "saved": [path for path in self._saved if path not in coming] + coming}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -253,10 +251,6 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
                     "goes on all the same."
                 )
             warn_user(f"{message} Training goes on.")
-
-
-def _is_preempted(path: str) -> bool:
-    return path.endswith(f"{PREEMPTED}{ModelCheckpoint.FILE_EXTENSION}")
 
 
 def _triggers(every: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PyTorchProfiler
 
-from itwinai.checkpoints.checkpoint_io import gather_of
+from itwinai.collectives import gather_of
 from itwinai.compat import lightning_dataloaders
 from itwinai.errors import ConfigurationError
 from itwinai.launchers.cpu_affinity import cores_of_each, own_cores, quota

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from itwinai.checkpoints.checkpoint_io import gather_of
+from itwinai.collectives import gather_of
 from itwinai.compat import lightning_logging, lightning_trainer
 from itwinai.compat import torch as compat_torch
 from itwinai.data.batch_size import samples_in

@@ -9,12 +9,13 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from itwinai.compat import lightning_dataloaders, lightning_loops, lightning_trainer
+from itwinai.interfaces import StepWatcher
 from itwinai.io.atomic import write_whole
 from itwinai.loggers.adapters import sink_of
 from itwinai.loggers.adapters.files import PATIENCE, hand_over
 from itwinai.loggers.in_memory import Recorder
 from itwinai.monitoring.sample_count import trained_samples, why_unknown
-from itwinai.profiling.step_timer import StepClock, StepWatcher
+from itwinai.profiling.step_timer import StepClock
 from itwinai.reporting.formatting import count_text, origin
 from itwinai.reporting.html import page
 from itwinai.reporting.metric_curves import metrics_section

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from itwinai.checkpoints.checkpoint_io import gather
+from itwinai.collectives import gather
 from itwinai.compat import lightning_dataloaders, lightning_loops
 from itwinai.errors import ConfigurationError, MissingPackageError, require
 from itwinai.loggers.metric_callback import ReportingCallback

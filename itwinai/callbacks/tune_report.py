@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from itwinai.callbacks.pbt_hyperparameters import Hyperparameters, hyperparameters_of, mutate
+from itwinai.checkpoints.naming import report_path
 from itwinai.compat import lightning_loops
 from itwinai.errors import ConfigurationError, MissingMetricError
 from itwinai.loops.deferred_save import when_hooks_are_done
@@ -247,7 +248,7 @@ class TuneReportCallback(Checkpoint):
     def _save(self, trainer: Trainer, improved: bool) -> str:
         """Save a checkpoint, on all ranks, and return its path."""
         assert self.session is not None
-        path = f"{self.session.folder.rstrip('/')}/checkpoints/report-{self.reports:05d}.ckpt"
+        path = report_path(self.session.folder, self.reports)
         before = self._best_path
         if improved:
             self._best_path = path

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import fsspec
-import torch.distributed as dist
 from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -21,8 +20,11 @@ from itwinai.checkpoints import portable_file, sharded
 from itwinai.checkpoints import state as checkpoint_state
 from itwinai.checkpoints.async_writer import BackgroundWriter
 from itwinai.checkpoints.discovery import AUTO, newest_valid
+from itwinai.checkpoints.naming import EXTENSION, FOLDER
+from itwinai.collectives import gather_of
 from itwinai.compat import lightning_checkpoints, lightning_loops
 from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError, did_you_mean
+from itwinai.interfaces import Gathering
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -151,17 +153,6 @@ def _remove(path: str) -> None:
     filesystem, place = fsspec.core.url_to_fs(path)
     if filesystem.exists(place):
         filesystem.rm(place, recursive=True)
-
-
-@runtime_checkable
-class Gathering(Protocol):
-    """A strategy that can collect what its workers hold."""
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        """Return the objects of all workers, by rank."""
-
-    def parameter_names(self) -> list[list[list[str]]] | None:
-        """Return the names of the optimizers' parameters; None if they are the module's own."""
 
 
 @dataclass(frozen=True)
@@ -359,7 +350,7 @@ def selected_path(trainer: Trainer) -> str | None:
 
 
 def _checkpoints_beside(path: str) -> list[str]:
-    return [str(one) for one in Path(path).parent.glob("*.ckpt")]
+    return [str(one) for one in Path(path).parent.glob(f"*{EXTENSION}")]
 
 
 def folders_of(trainer: Trainer) -> list[str]:
@@ -373,7 +364,7 @@ def folders_of(trainer: Trainer) -> list[str]:
         filesystem, place = fsspec.core.url_to_fs(str(folder))
         version, _, name = place.rpartition("/")
         runs = version.rpartition("/")[0]
-        if trainer.loggers and name == "checkpoints" and filesystem.isdir(runs):
+        if trainer.loggers and name == FOLDER and filesystem.isdir(runs):
             earlier = [f"{other}/{name}" for other in filesystem.ls(runs, detail=False)]
             local = isinstance(filesystem, LocalFileSystem)
             folders += [other if local else filesystem.unstrip_protocol(other) for other in earlier]
@@ -392,24 +383,3 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 def _shortened(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def gather_of(strategy: Any) -> Callable[[Any], list[Any]]:
-    """Return what gathers the objects of all workers of a strategy, by rank; a single worker has its own alone."""
-    return strategy.gather_objects if isinstance(strategy, Gathering) else _alone
-
-
-def gather(trainer: Trainer, value: Any) -> list[Any]:
-    """Return the objects of all workers, by rank, also under lightning's own strategies; all workers have to call it.
-
-    Fewer come back where a strategy has no way to gather them.
-    """
-    gathered = gather_of(trainer.strategy)(value)
-    if len(gathered) < trainer.world_size and dist.is_initialized() and dist.get_world_size() == trainer.world_size:
-        gathered = [None] * trainer.world_size
-        dist.all_gather_object(gathered, value)
-    return gathered
-
-
-def _alone(value: Any) -> list[Any]:
-    return [value]

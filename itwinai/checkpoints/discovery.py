@@ -9,6 +9,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from itwinai.checkpoints.naming import is_checkpoint
 from itwinai.checkpoints.portable_file import Manifest
 from itwinai.checkpoints.sharded import manifest_of, verify_any
 from itwinai.errors import CheckpointError, DamagedCheckpointError
@@ -38,7 +39,7 @@ def checkpoints_in(folder: str) -> Iterator[Found | CheckpointError]:
         return
     for name in sorted(filesystem.ls(place, detail=False)):
         base = name.rpartition("/")[2]
-        if not base.endswith(".ckpt") or base.startswith(PART):
+        if not is_checkpoint(base) or base.startswith(PART):
             continue
         path = name if isinstance(filesystem, LocalFileSystem) else filesystem.unstrip_protocol(name)
         try:

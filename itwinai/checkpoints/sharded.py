@@ -28,11 +28,10 @@ from torch.distributed.tensor import DTensor, Shard
 
 from itwinai.checkpoints import portable_file
 from itwinai.checkpoints import state as checkpoint_state
+from itwinai.checkpoints.naming import CONTENT
 from itwinai.checkpoints.portable_file import Manifest
 from itwinai.errors import CheckpointError, DamagedCheckpointError
 from itwinai.io.atomic import PART, part_name
-
-CONTENT = "content.ckpt"
 
 SHARDED = "sharded"
 """Key of what a file needs of its folder: the shapes of the parameters, and the optimizer's sharded states."""

@@ -203,7 +203,8 @@ def _module(arguments: argparse.Namespace) -> nn.Module:
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
-    from itwinai.checkpoints.sharded import CONTENT, is_sharded
+    from itwinai.checkpoints.naming import CONTENT, EXTENSION
+    from itwinai.checkpoints.sharded import is_sharded
     from itwinai.io.atomic import PART
 
     found: list[Path] = []
@@ -211,7 +212,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir() or is_sharded(path):
             found.append(path)
             continue
-        inside = (below for below in path.rglob("*.ckpt") if PART not in str(below) and below.name != CONTENT)
+        inside = (below for below in path.rglob(f"*{EXTENSION}") if PART not in str(below) and below.name != CONTENT)
         found += sorted(below for below in inside if below.is_file() or is_sharded(below))
     return found
 

@@ -7,7 +7,6 @@ import collections.abc
 import datetime
 import inspect
 import os
-import sys
 import textwrap
 import traceback
 import types
@@ -33,6 +32,7 @@ from itwinai.config.source import (
 )
 from itwinai.errors import did_you_mean, nearest
 from itwinai.tracebacks import VARIABLE as FULL_TRACEBACK
+from itwinai.tracebacks import is_users
 
 _WIDTH = 100
 _MANY = 20  # names that are not listed where one of them was probably meant
@@ -127,7 +127,7 @@ def failure_in_class(error: BaseException, config: Given) -> str | None:
     while error.__cause__ is not None and "Union subtypes" in str(error):
         error = error.__cause__  # jsonargparse tries types one by one, and tells of all of them
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _is_users(frame.filename)]
+    own = [frame for frame in frames if is_users(frame.filename)]
     kind = type(error).__name__
     if own:
         made = _class_that_was_made(error, config)
@@ -456,7 +456,7 @@ def _imported(path: Any, classes: Sequence[type]) -> Any:
 
 
 def _import_failure(module: str, error: BaseException) -> str:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
     lines = _frame_text(frames[-1]) if frames else []
     if isinstance(error, SyntaxError) and error.filename:
         lines = [f'  File "{_shown(error.filename)}", line {error.lineno}', f"    {(error.text or '').strip()}"]
@@ -659,17 +659,6 @@ def _specs(given: Given) -> Iterator[Given]:
         yield from _specs(one)
     if isinstance(given.value, dict) and "class_path" in given.value:
         yield given
-
-
-def _is_users(file: str) -> bool:
-    """Tell whether a file of a traceback is the user's: no installed package, no standard library, not ours."""
-    path = Path(file)
-    own = str(Path(__file__).parent)
-    return (
-        path.exists()
-        and "site-packages" not in path.parts
-        and not str(path).startswith((own, str(Path(os.__file__).parent), f"{sys.prefix}/lib"))
-    )
 
 
 def _frame_text(frame: traceback.FrameSummary) -> list[str]:

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch.utils.data import DataLoader
 
 from itwinai.compat import lightning_trainer
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A dataset that can go on in the midst of its samples."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the iteration stands, after the last sample that was taken from it."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iteration begin where another one stood."""
 
 
 class StreamLoader(DataLoader):

@@ -6,14 +6,15 @@ import signal
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from itwinai.compat import lightning_launching, lightning_logging, lightning_trainer
 from itwinai.errors import WorkerError
+from itwinai.interfaces import Restartable, ServingWorkers
 from itwinai.launchers import payload as payloads
 from itwinai.launchers.script import HISTORY, Rerun, earlier_outcome, take_part
 from itwinai.launchers.worker_failure import WorkerGroupError
@@ -21,24 +22,6 @@ from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-
-
-@runtime_checkable
-class Restartable(Protocol):
-    """A trainer whose workers may be started again when one dies."""
-
-    max_restarts: int
-
-    def prepare_restart(self) -> None:
-        """Let the next workers go on from the newest checkpoint that was written since the first were started."""
-
-
-@runtime_checkable
-class ServingWorkers(Protocol):
-    """A callback that has something to do on the caller while workers run."""
-
-    def serving_workers(self) -> AbstractContextManager[None]:
-        """Return the context in which workers are launched, and what they send back is applied."""
 
 
 class PayloadLauncher(lightning_launching.Launcher):

@@ -1,4 +1,4 @@
-"""Where a worker stands in its group: the place itself, and the outer launchers that may have assigned it."""
+"""A worker's ranks in its group, and the outer launchers that may have assigned them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WorkerKind = Literal["auto", "fork", "script", "payload"]
 
 @dataclass(frozen=True)
 class RankInfo:
-    """One worker's place in its group.
+    """One worker's ranks in its group.
 
     Attributes:
         rank: global rank, 0 to ``world_size - 1``.
@@ -57,7 +57,7 @@ class RankInfo:
     launcher: str
 
     def variables(self) -> dict[str, str]:
-        """Return the environment variables by which torch, DeepSpeed and others know this place."""
+        """Return the environment variables by which torch, DeepSpeed and others know these ranks."""
         return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.world_size),
@@ -73,9 +73,9 @@ class RankInfo:
 class PlacedEnvironment(ClusterEnvironment):
     """Lightning's view of a `RankInfo`: the worker exists already, so nothing is launched."""
 
-    def __init__(self, place: RankInfo) -> None:
+    def __init__(self, rank_info: RankInfo) -> None:
         super().__init__()
-        self.place = place
+        self.rank_info = rank_info
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -83,33 +83,33 @@ class PlacedEnvironment(ClusterEnvironment):
 
     @property
     def main_address(self) -> str:
-        return self.place.main_address
+        return self.rank_info.main_address
 
     @property
     def main_port(self) -> int:
-        return self.place.main_port
+        return self.rank_info.main_port
 
     @staticmethod
     def detect() -> bool:
         return False  # assigned, never guessed
 
     def world_size(self) -> int:
-        return self.place.world_size
+        return self.rank_info.world_size
 
     def set_world_size(self, size: int) -> None:
-        """Do nothing: the place is fixed by whoever launched the worker."""
+        """Do nothing: the ranks are fixed by whoever launched the worker."""
 
     def global_rank(self) -> int:
-        return self.place.rank
+        return self.rank_info.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """Do nothing: the place is fixed by whoever launched the worker."""
+        """Do nothing: the ranks are fixed by whoever launched the worker."""
 
     def local_rank(self) -> int:
-        return self.place.local_rank
+        return self.rank_info.local_rank
 
     def node_rank(self) -> int:
-        return self.place.node_rank
+        return self.rank_info.node_rank
 
 
 def find_outer_environment() -> ClusterEnvironment | None:
@@ -125,9 +125,9 @@ def find_outer_environment() -> ClusterEnvironment | None:
     Raises:
         ConfigurationError: mpirun spans several hosts and does not say where rank 0 is.
     """
-    place = _ray_train_place() or _horovodrun_place() or _mpirun_place()
-    if place is not None:
-        return PlacedEnvironment(place)
+    rank_info = _ray_train_rank() or _horovodrun_rank() or _mpirun_rank()
+    if rank_info is not None:
+        return PlacedEnvironment(rank_info)
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     # Without a step there is no srun: an sbatch script or an salloc shell that runs Python itself is one process.
@@ -141,7 +141,7 @@ def find_outer_environment() -> ClusterEnvironment | None:
 def launcher_name(environment: ClusterEnvironment) -> str:
     """Return the name of whoever created the workers of an environment."""
     if isinstance(environment, PlacedEnvironment):
-        return environment.place.launcher
+        return environment.rank_info.launcher
     names: dict[type[ClusterEnvironment], str] = {
         TorchElasticEnvironment: "torchrun",
         SrunEnvironment: "srun",
@@ -169,7 +169,7 @@ def inside_slurm_step() -> bool:
     return os.environ.get("SLURM_STEP_ID", os.environ.get("SLURM_STEPID", "")).isdigit()
 
 
-def _ray_train_place() -> RankInfo | None:
+def _ray_train_rank() -> RankInfo | None:
     # Inside a Ray Train worker ray is loaded already; if it is not, there is nothing to ask.
     if "ray.train" not in sys.modules or not sys.modules["ray"].is_initialized():
         return None
@@ -197,7 +197,7 @@ def _ray_train_place() -> RankInfo | None:
     )
 
 
-def _horovodrun_place() -> RankInfo | None:
+def _horovodrun_rank() -> RankInfo | None:
     if "HOROVOD_RANK" not in os.environ or "HOROVOD_SIZE" not in os.environ:
         return None
 
@@ -239,7 +239,7 @@ _MPI_VARIABLES: tuple[dict[str, str], ...] = (
 )
 
 
-def _mpirun_place() -> RankInfo | None:
+def _mpirun_rank() -> RankInfo | None:
     for names in _MPI_VARIABLES:
         if not all(names[key] in os.environ for key in ("rank", "size", "local_rank", "local_size")):
             continue

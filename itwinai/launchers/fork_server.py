@@ -37,16 +37,16 @@ _MESSAGE_SIZE = 4096
 
 
 class ForkedWorker:
-    """A worker that a template was asked for, with the interface of `subprocess.Popen` as far as launchers need it.
+    """A worker that a fork server was asked for, with the interface of `subprocess.Popen` as far as launchers need it.
 
     Args:
-        template: which forks it.
-        number: by which the template knows it.
+        server: which forks it.
+        number: by which the server knows it.
         stdin: the end of a pipe that keeps the worker alive as long as it is open.
     """
 
-    def __init__(self, template: ForkServerClient, number: int, stdin: int) -> None:
-        self.template = template
+    def __init__(self, server: ForkServerClient, number: int, stdin: int) -> None:
+        self.server = server
         self.number = number
         self.stdin = os.fdopen(stdin, "wb", buffering=0)
         self.returncode: int | None = None
@@ -56,13 +56,13 @@ class ForkedWorker:
     def pid(self) -> int | None:
         """The process id; waits until the worker is there. None if it was never there."""
         while self.known_pid is None and self.returncode is None:
-            self.template.receive(None)
+            self.server.receive(None)
         return self.known_pid
 
     def poll(self) -> int | None:
         """Return the exit code, or None while the worker runs."""
         if self.returncode is None:
-            self.template.receive(0)
+            self.server.receive(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -76,7 +76,7 @@ class ForkedWorker:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise subprocess.TimeoutExpired(f"worker {self.pid}", timeout or 0.0)
-            self.template.receive(left)
+            self.server.receive(left)
         assert self.returncode is not None
         return self.returncode
 
@@ -87,11 +87,11 @@ class ForkedWorker:
 
 
 class ForkServerClient:
-    """The caller's end of a template process.
+    """The caller's end of the connection to a fork server.
 
     Args:
-        connection: to the template process.
-        end: ends the template process, and waits until it has.
+        connection: to the server's process.
+        end: ends that process, and waits until it has.
         variables: environment variables that it was started with, beside those of this process.
     """
 
@@ -106,7 +106,7 @@ class ForkServerClient:
 
     @classmethod
     def start(cls, modules: Iterable[str], variables: Mapping[str, str]) -> ForkServerClient:
-        """Start a template process, which begins to import.
+        """Start a fork server of one's own, which begins to import.
 
         Args:
             modules: names of what it imports.
@@ -130,7 +130,7 @@ class ForkServerClient:
 
     @classmethod
     def connect(cls, path: str) -> ForkServerClient:
-        """Get a template process of one's own from a `ForkServer`.
+        """Connect to a `ForkServer`, which forks off a process that serves this caller alone.
 
         Args:
             path: of its socket.
@@ -161,7 +161,7 @@ class ForkServerClient:
             with suppress(AttributeError, ValueError):
                 stream.flush()  # before the worker writes to the same place
         try:
-            # The caller's streams as they are now, which may not be those that the template was started with.
+            # The caller's streams as they are now, which may not be those that the server was started with.
             socket.send_fds(self.connection, [pickle.dumps((number, str(folder), rank))], [reading, *streams])
         except OSError:
             self._lose()
@@ -170,16 +170,16 @@ class ForkServerClient:
         return worker
 
     def is_there(self) -> bool:
-        """Tell whether the template process has not ended."""
+        """Tell whether the server has not ended."""
         self.receive(0)
         return not self.lost
 
     def is_usable(self, variables: Mapping[str, str]) -> bool:
-        """Tell whether workers with additional environment variables may come from this template."""
+        """Tell whether workers with additional environment variables may come from this server."""
         return self.is_there() and self.variables == _read_when_loaded(variables)
 
     def receive(self, timeout: float | None) -> None:
-        """Take in what the template process has to tell.
+        """Take in what the server has to tell.
 
         Args:
             timeout: seconds to wait for the first news; None waits until there are some.
@@ -202,7 +202,7 @@ class ForkServerClient:
             timeout = 0
 
     def _lose(self) -> None:
-        """Give up the workers of a template that has ended: nobody would tell when they end."""
+        """Give up the workers of a server that has ended: nothing tells any more when they end."""
         self.lost = True
         for worker in self.workers.values():
             if worker.known_pid is not None:
@@ -213,7 +213,7 @@ class ForkServerClient:
 
 
 class ForkServer:
-    """A process that imports once, and forks a template process off itself for everybody on this machine who connects.
+    """A process that imports once, and forks a server off itself for each caller on this machine that connects.
 
     Args:
         modules: names of what it imports.
@@ -223,21 +223,21 @@ class ForkServer:
     """
 
     def __init__(self, modules: Iterable[str]) -> None:
-        self._folder = tempfile.mkdtemp(prefix="itwinai-nursery-")  # of this user only
+        self._folder = tempfile.mkdtemp(prefix="itwinai-fork-server-")  # of this user only
         self.path = os.path.join(self._folder, "socket")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with listener:
             listener.bind(self.path)
             listener.listen(64)  # who comes before the imports are done waits
             self._process = subprocess.Popen(
-                [*python_that_runs("itwinai.launchers.fork_server"), "--nursery", str(listener.fileno()), *modules],
+                [*python_that_runs("itwinai.launchers.fork_server"), "--shared", str(listener.fileno()), *modules],
                 stdin=subprocess.PIPE,  # it ends when this process does
                 pass_fds=[listener.fileno()],
                 start_new_session=True,
             )
 
     def close(self) -> None:
-        """End the process; the templates that have come from it end with those who use them."""
+        """End the process; the servers that it has forked end with their callers."""
         self._process.kill()
         self._process.wait()
         if self._process.stdin is not None:
@@ -259,6 +259,8 @@ def serve(connection: socket.socket) -> None:
 
     gc.freeze()  # collections in the workers leave these pages alone, which they share as long as nobody writes there
     children: dict[int, int] = {}
+    # A child's end is a signal, a request is data on a socket. Python writes a byte into a pipe for each signal
+    # (`set_wakeup_fd`), so that one `select` waits for both, and misses none that comes between two looks.
     awake, wake = os.pipe()
     for end in (awake, wake):
         os.set_blocking(end, False)
@@ -289,6 +291,8 @@ def serve(connection: socket.socket) -> None:
             _tell(connection, "ended", number, 1)
         else:
             if pid == 0:
+                # What is the server's must not live on in the worker: its socket would look open to the caller after
+                # the server has died, and a signal for the worker would be written into the server's pipe.
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 connection.close()
@@ -301,8 +305,8 @@ def serve(connection: socket.socket) -> None:
             os.close(stream)
 
 
-def raise_templates(listener: socket.socket) -> None:
-    """Fork a template process for everybody who connects; return when the standard input is closed.
+def serve_callers(listener: socket.socket) -> None:
+    """Fork a server for each caller that connects; return when the standard input is closed.
 
     In a forked process this does not return: it ends with SystemExit.
     """
@@ -316,14 +320,14 @@ def raise_templates(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         if _fork() == 0:
             listener.close()
-            os.setsid()
+            os.setsid()  # Ctrl-C in the search's terminal must not end the trials before they have saved
             serve(connection)
             raise SystemExit(0)
         connection.close()
 
 
 def _become_worker(streams: list[int], folder: Path, rank: int) -> NoReturn:
-    os.setsid()
+    os.setsid()  # a group of its own, killed as a whole: with loaders' processes and what the user's code has started
     title_worker(rank)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -375,11 +379,11 @@ def _do_nothing() -> None:
 
 
 def main() -> None:
-    """Be a template process, or a nursery: the arguments are the number of a socket, and the names of modules."""
+    """Serve one caller, or with ``--shared`` all that connect; arguments: a socket's number, modules to import."""
     arguments = sys.argv[1:]
     work: Callable[[socket.socket], None] = serve
-    if arguments[0] == "--nursery":
-        arguments, work = arguments[1:], raise_templates
+    if arguments[0] == "--shared":
+        arguments, work = arguments[1:], serve_callers
     number, *modules = arguments
     connection = socket.socket(fileno=int(number))
     for name in modules:

@@ -1,6 +1,6 @@
 """Start Horovod in a worker that somebody else launched.
 
-horovodrun gives its workers a rendezvous server and their places. Under any other launcher rank 0 runs that server
+horovodrun gives its workers a rendezvous server and their ranks. Under any other launcher rank 0 runs that server
 itself, and the workers find it at the address that they know already.
 """
 
@@ -23,10 +23,10 @@ RENDEZVOUS_TIMEOUT = timedelta(seconds=300)
 
 
 def initialize(environment: ClusterEnvironment) -> None:
-    """Initialise Horovod at this worker's place, unless it is already.
+    """Initialise Horovod with this worker's ranks, unless it is already.
 
     Args:
-        environment: the worker's place in its group.
+        environment: the worker's ranks in its group.
 
     Raises:
         ConfigurationError: Horovod counts the workers otherwise than the launcher.

@@ -24,13 +24,14 @@ import cloudpickle
 from itwinai.compat import cloudpickle as compat_cloudpickle
 from itwinai.compat import python as compat_python
 from itwinai.errors import ConfigurationError, PayloadError, WorkerError
+from itwinai.interfaces import Worker
 from itwinai.io.atomic import write_whole
 from itwinai.launchers import worker
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals, stopped_by
 from itwinai.launchers.environment import NOTEBOOK, RankInfo, WorkerKind, environment_variables
 from itwinai.launchers.fork import ForkedProcess, fork, why_not_fork
 from itwinai.launchers.fork_server import ForkedWorker, ForkServerClient, can_fork, title_worker
-from itwinai.launchers.payload import Payload, Result, Worker
+from itwinai.launchers.payload import Payload, Result
 from itwinai.launchers.payload import run as run_payload
 from itwinai.launchers.script import HISTORY, Rerun, ScriptOrder, script_command
 from itwinai.launchers.state_sync import named_tensors
@@ -76,7 +77,7 @@ class LocalLauncher(PayloadLauncher):
         self.variables = dict(variables or {})
         self.kind = kind
         self.processes: dict[int, subprocess.Popen[bytes] | ForkedWorker | ForkedProcess] = {}
-        self.template: ForkServerClient | None = None
+        self.fork_server: ForkServerClient | None = None
         self._passed_on: int | None = None
         self._by_script = False
 
@@ -85,12 +86,12 @@ class LocalLauncher(PayloadLauncher):
         start_workers, how = self._choose(payload)
         self._by_script = start_workers == self._run_script
         folder = Path(tempfile.mkdtemp(prefix="itwinai-launch-"))  # readable by this user only
-        places = self.places(how)
+        rank_infos = self.rank_infos(how)
         try:
             self._passed_on = None
             with on_signals(preemption_signals(payload.trainer), self._pass_on) as handlers:
-                self._wait(folder, partial(start_workers, folder, places, payload), handlers)
-            return [pickle.loads((folder / f"result-{rank}.pickle").read_bytes()) for rank in places]
+                self._wait(folder, partial(start_workers, folder, rank_infos, payload), handlers)
+            return [pickle.loads((folder / f"result-{rank}.pickle").read_bytes()) for rank in rank_infos]
         finally:
             self._end()
             shutil.rmtree(folder, ignore_errors=True)
@@ -128,8 +129,8 @@ class LocalLauncher(PayloadLauncher):
         else:
             HISTORY.all_by_script = False
 
-    def places(self, launcher: str) -> dict[int, RankInfo]:
-        """Return the places of this node's workers by global rank.
+    def rank_infos(self, launcher: str) -> dict[int, RankInfo]:
+        """Return the ranks of this node's workers, by global rank.
 
         Args:
             launcher: who starts them, for the line that announces them.
@@ -138,7 +139,7 @@ class LocalLauncher(PayloadLauncher):
         alone = self.num_nodes == 1
         main_address = "127.0.0.1" if alone else self.environment.main_address
         main_port = free_port() if alone else self.environment.main_port
-        places = [
+        rank_infos = [
             RankInfo(
                 rank=node_rank * self.num_processes + local_rank,
                 world_size=self.num_nodes * self.num_processes,
@@ -152,7 +153,7 @@ class LocalLauncher(PayloadLauncher):
             )
             for local_rank in range(self.num_processes)
         ]
-        return {place.rank: place for place in places}
+        return {rank_info.rank: rank_info for rank_info in rank_infos}
 
     def kill(self, signum: int) -> None:
         """Send a signal to every worker that is still running."""
@@ -162,7 +163,7 @@ class LocalLauncher(PayloadLauncher):
                     process.send_signal(signum)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "processes": {}, "template": None}
+        return {**super().__getstate__(), "processes": {}, "fork_server": None}
 
     def _pass_on(self, signum: int) -> None:
         """Pass a signal on to the workers, so that they can end in an orderly way."""
@@ -179,7 +180,7 @@ class LocalLauncher(PayloadLauncher):
         return environment
 
     def _fork(
-        self, folder: Path, places: Mapping[int, RankInfo], payload: Payload, handlers: Mapping[int, Any]
+        self, folder: Path, rank_infos: Mapping[int, RankInfo], payload: Payload, handlers: Mapping[int, Any]
     ) -> None:
         """Fork the workers off this process."""
         variables = self._environment()
@@ -189,17 +190,17 @@ class LocalLauncher(PayloadLauncher):
         files = [value for value in found if not issubclass(type(value), type)]
         compat_cloudpickle.register_dynamic_classes(classes)
         worker.flush(files)
-        for rank, place in places.items():
+        for rank, rank_info in rank_infos.items():
 
-            def work(pipe: int, rank: int = rank, place: RankInfo = place) -> None:
+            def work(pipe: int, rank: int = rank, rank_info: RankInfo = rank_info) -> None:
                 title_worker(rank)
                 die_with_caller(pipe)
                 self.processes = {}
 
                 def run(report: Callable[[BaseException], None]) -> Result:
-                    return run_payload(payload, place, report, traced=place.local_rank == 0)
+                    return run_payload(payload, rank_info, report, traced=rank_info.local_rank == 0)
 
-                worker.work(folder, rank, place, variables, run)
+                worker.work(folder, rank, rank_info, variables, run)
 
             self.processes[rank] = fork(work, handlers, [*self.processes.values()], files)
 
@@ -211,24 +212,29 @@ class LocalLauncher(PayloadLauncher):
                     import_module(name)
 
     def _send(
-        self, packed: bytes, folder: Path, places: Mapping[int, RankInfo], payload: Payload, handlers: Mapping[int, Any]
+        self,
+        packed: bytes,
+        folder: Path,
+        rank_infos: Mapping[int, RankInfo],
+        payload: Payload,
+        handlers: Mapping[int, Any],
     ) -> None:
         """Send the payload to new processes."""
         write_whole(folder / "payload.pickle", packed)
-        start = Start(sys.path, os.getcwd(), self._environment(), places)
+        start = Start(sys.path, os.getcwd(), self._environment(), rank_infos)
         write_whole(folder / "start.pickle", pickle.dumps(start))
         if can_fork():
-            if self.template is None or not self.template.is_usable(self.variables):
+            if self.fork_server is None or not self.fork_server.is_usable(self.variables):
                 # Of these and what they import; modules of the user's own might start threads, say.
                 trainer = payload.trainer
                 owners = (*type(trainer).__mro__, *type(trainer.strategy).__mro__)
                 modules = {owner.__module__ for owner in owners if owner.__module__.startswith("itwinai.")}
                 modules.update(_strategy(payload).worker_imports())
-                self.template = ForkServerClient.start(sorted(modules), self.variables)
-            for rank in places:
-                self.processes[rank] = self.template.start_worker(folder, rank)
+                self.fork_server = ForkServerClient.start(sorted(modules), self.variables)
+            for rank in rank_infos:
+                self.processes[rank] = self.fork_server.start_worker(folder, rank)
             return
-        for rank in places:
+        for rank in rank_infos:
             self.processes[rank] = subprocess.Popen(
                 [*python_that_runs("itwinai.launchers.worker"), str(folder), str(rank)],
                 stdin=subprocess.PIPE,
@@ -237,16 +243,16 @@ class LocalLauncher(PayloadLauncher):
             )
 
     def _run_script(
-        self, folder: Path, places: Mapping[int, RankInfo], payload: Payload, handlers: Mapping[int, Any]
+        self, folder: Path, rank_infos: Mapping[int, RankInfo], payload: Payload, handlers: Mapping[int, Any]
     ) -> None:
         """Run the script again in new processes, as far as this launch."""
         command = script_command()
         assert command is not None
         number = HISTORY.begun - 1
         weights = {name: tensor.detach() for name, tensor in named_tensors(payload.trainer.lightning_module).items()}
-        order = ScriptOrder(places, payload.rng_states, weights)
+        order = ScriptOrder(rank_infos, payload.rng_states, weights)
         write_whole(folder / "order.pickle", cloudpickle.dumps(order))
-        for rank in places:
+        for rank in rank_infos:
             rerun = Rerun(number, rank, str(folder), str(HISTORY.folder), os.getpid())
             self.processes[rank] = subprocess.Popen(
                 command,

@@ -13,7 +13,7 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -24,6 +24,7 @@ from itwinai.compat import lightning_launching, lightning_signals, lightning_tra
 from itwinai.compat import noise as compat_noise
 from itwinai.compat import torch as compat_torch
 from itwinai.errors import PayloadError
+from itwinai.interfaces import KeepsCheckpoint, Worker
 from itwinai.launchers.cpu_affinity import share_cores
 from itwinai.launchers.environment import PlacedEnvironment, RankInfo
 from itwinai.launchers.process_settings import ProcessSettings
@@ -40,27 +41,6 @@ OTHER_WAYS = (
     "Where nothing has to be sent it works as it is: workers of this machine are copies of this process with "
     "launcher='fork', or run the script again with launcher='script', as under `torchrun --nproc-per-node 2 script.py`."
 )
-
-
-@runtime_checkable
-class Worker(Protocol):
-    """What a launcher needs of a strategy."""
-
-    kept: Kept
-
-    def worker_imports(self) -> tuple[str, ...]:
-        """Return names of modules to import once, before workers become copies of the process that has them."""
-
-    def become_worker(self, environment: PlacedEnvironment) -> None:
-        """Turn the strategy, in a new process, into that of one worker."""
-
-
-@runtime_checkable
-class KeepsCheckpoint(Protocol):
-    """A trainer that saves checkpoints on the caller with what only its workers had."""
-
-    def keep_checkpoint(self, parts: dict[str, Any]) -> None:
-        """Take the parts of a checkpoint that belong to the fit that has just ended."""
 
 
 @dataclass
@@ -149,12 +129,12 @@ class Result:
     rng_states: dict[str, Any] | None = None
 
 
-def run_packed(packed: bytes, place: RankInfo, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
+def run_packed(packed: bytes, rank_info: RankInfo, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
     """Unpack a payload and `run` it.
 
     Args:
         packed: what `Payload.pack` returned on the caller.
-        place: as in `run`.
+        rank_info: as in `run`.
         on_failure: as in `run`.
         traced: as in `run`.
 
@@ -172,15 +152,15 @@ def run_packed(packed: bytes, place: RankInfo, on_failure: Callable[[BaseExcepti
     sys.argv[:] = payload.arguments
     compat_cloudpickle.start_processes_by_value()
     compat_torch.register_parameter_hooks(payload.trainer.lightning_module, hooks)
-    return run(payload, place, on_failure, traced)
+    return run(payload, rank_info, on_failure, traced)
 
 
-def run(payload: Payload, place: RankInfo, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
-    """Run a payload in this process, which becomes the worker at `place`.
+def run(payload: Payload, rank_info: RankInfo, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
+    """Run a payload in this process, which becomes the worker of a rank.
 
     Args:
         payload: the caller's, or a copy of it.
-        place: this worker's place in the group.
+        rank_info: this worker's ranks in the group.
         on_failure: called with an exception at once, before the hooks that Lightning runs on exceptions: these may
             wait for other workers, and the caller must know the first failure of several.
         traced: whether the caller needs to know what the run changed; true for one worker of each caller.
@@ -191,12 +171,12 @@ def run(payload: Payload, place: RankInfo, on_failure: Callable[[BaseException],
     compat_noise.silence_sockets()
     lightning_trainer.set_rng_states(payload.rng_states)
     if (threads := getattr(trainer, "cpu_threads", None)) is None:
-        share_cores(place.local_world_size)
+        share_cores(rank_info.local_world_size)
     else:
         torch.set_num_threads(threads)
     strategy = trainer.strategy
     assert isinstance(strategy, Worker)
-    strategy.become_worker(PlacedEnvironment(place))
+    strategy.become_worker(PlacedEnvironment(rank_info))
     observer = StateDiff(trainer, payload.given) if traced else None
     lightning_signals.expect_late_signals(trainer)
     if hasattr(trainer, "report_failure"):
@@ -217,12 +197,12 @@ def run(payload: Payload, place: RankInfo, on_failure: Callable[[BaseException],
         raise
     kept = strategy.kept
     return Result(
-        rank=place.rank,
+        rank=rank_info.rank,
         returned=move_data_to_device(returned, torch.device("cpu")),
         predict_dataloaders=len(trainer.num_predict_batches) if lightning_trainer.is_predicting(trainer) else 0,
         trace=observer.trace(kept.metrics) if observer else None,
-        checkpoint=kept.checkpoint if place.rank == 0 else None,
-        rng_states=lightning_trainer.collect_rng_states(include_cuda=False) if place.rank == 0 else None,
+        checkpoint=kept.checkpoint if rank_info.rank == 0 else None,
+        rng_states=lightning_trainer.collect_rng_states(include_cuda=False) if rank_info.rank == 0 else None,
     )
 
 

@@ -22,7 +22,7 @@ from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signa
 from itwinai.launchers.cpu_affinity import available_cores
 from itwinai.launchers.environment import RankInfo
 from itwinai.launchers.payload import Payload, Result
-from itwinai.launchers.ray_init import StartingRay, connect
+from itwinai.launchers.ray_init import FORWARDED, THREADS, StartingRay, connect, forwarded_variables
 from itwinai.launchers.ray_worker import Mailbox, RayWorker
 from itwinai.launchers.ray_worker_pool import RayWorkerPool
 from itwinai.launchers.worker_failure import Failure, WorkerGroupError
@@ -182,11 +182,11 @@ class RayLauncher(PayloadLauncher):
                 actors = self._actors(group, [bundle for bundle, _ in bundles], variables)
             running: dict[Any, int] = {}
             try:
-                places = self._places(actors, [node for _, node in bundles])
+                rank_infos = self._rank_infos(actors, [node for _, node in bundles])
                 reference = ray.put(packed)
                 mailbox = f"itwinai-{uuid.uuid4().hex}"
-                for rank, (actor, place) in enumerate(zip(actors, places, strict=True)):
-                    running[actor.run.remote(reference, place, mailbox)] = rank
+                for rank, (actor, rank_info) in enumerate(zip(actors, rank_infos, strict=True)):
+                    running[actor.run.remote(reference, rank_info, mailbox)] = rank
                 results = self._wait(running, mailbox)
                 if self.pool:
                     self.pool.keep(group, bundles, variables, actors)
@@ -237,10 +237,11 @@ class RayLauncher(PayloadLauncher):
         import ray
         from ray.util.placement_group import get_current_placement_group, placement_group, remove_placement_group
 
-        self.num_workers = self.asked_for
+        self.num_workers = self.asked_for  # after a restart there may be room for all again
         if (own := get_current_placement_group()) is not None:  # a trial of Ray Tune: what it has is reserved already
             yield own, self._bundles_of_trial(own)
             return
+        # All or nothing: workers that Ray places one by one can hold resources that two runs wait for in each other.
         group = placement_group([self.resources] * self.num_workers, strategy=self.placement.placement)
         try:
             try:
@@ -361,15 +362,20 @@ class RayLauncher(PayloadLauncher):
 
         They are set in the worker, not by Ray, which would have to start other processes than it keeps ready.
         """
-        forwarded = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
-        return {**forwarded, **self.variables, **self.placement.runtime_env.get("env_vars", {})}
+        return {
+            **forwarded_variables((*FORWARDED, *THREADS)),
+            **self.variables,
+            **self.placement.runtime_env.get("env_vars", {}),
+        }
 
-    def _places(self, actors: list[Any], nodes: list[str]) -> list[RankInfo]:
+    def _rank_infos(self, actors: list[Any], nodes: list[str]) -> list[RankInfo]:
         import ray
 
         started = ray.get([actor.start.remote() for actor in actors])
         self.processes = [(node, pid) for node, (pid, _, _) in zip(nodes, started, strict=True)]
         _, main_address, main_port = started[0]
+        # Ray gives no ranks. Bundles come sorted by node, so that local ranks count up within each: collectives that
+        # work in two levels, and DeepSpeed and Horovod with them, rely on neighbours being on one node.
         distinct = list(dict.fromkeys(nodes))
         return [
             RankInfo(
@@ -406,6 +412,8 @@ class RayLauncher(PayloadLauncher):
                     lost[running[reference]] = error
                 else:
                     (failures if isinstance(outcome, Failure) else results).append(outcome)
+            # The others wait in a collective for the one that failed and notice it by a closed connection at best: they
+            # get a moment to run their hooks and to say what they know, and are ended by the caller.
             if deadline is None and (failures or lost):
                 deadline = time.monotonic() + GRACE
         if lost and (left := Mailbox.take(mailbox)) is not None:
@@ -430,21 +438,6 @@ def _ordered(group: Any, bundles: Iterable[int]) -> list[Bundle]:
     nodes = placement_group_table(group)["bundles_to_node_id"]
     order = list(dict.fromkeys(nodes[bundle] for bundle in bundles))
     return sorted(((bundle, nodes[bundle]) for bundle in bundles), key=lambda one: (order.index(one[1]), one[0]))
-
-
-# Beginnings of the names of environment variables of the driver that decide what workers compute, with how many
-# threads, and where they log to: Ray's own processes may have been started before these were set.
-_FORWARDED = (
-    "PL_GLOBAL_SEED",
-    "PL_SEED_WORKERS",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "WANDB_",
-    "MLFLOW_",
-    "ITWINAI_UNIFY_LIGHTNING",
-    "ITWINAI_FULL_TRACEBACK",
-)
 
 
 def _describe(resources: Mapping[str, float]) -> str:

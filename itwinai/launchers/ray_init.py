@@ -8,6 +8,32 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+FORWARDED = (
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "WANDB_",
+    "MLFLOW_",
+    "ITWINAI_FULL_TRACEBACK",
+    "ITWINAI_UNIFY_LIGHTNING",
+    "ITWINAI_VERBOSE",
+)
+"""Beginnings of the names of the driver's environment variables that its actors get: what decides on the numbers, on
+where they are logged, and on what is printed. The processes of a cluster that is running already were started without.
+"""
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Names of those that say with how many threads a process computes; Ray sets the first one by an actor's CPUs."""
+
+
+def forwarded_variables(names: tuple[str, ...] = FORWARDED) -> dict[str, str]:
+    """Return the environment variables of this process that its actors get.
+
+    Args:
+        names: beginnings of their names.
+    """
+    return {name: value for name, value in os.environ.items() if name.startswith(names)}
+
 
 def connect(address: str | None, num_cpus: int, log_to_driver: bool = True) -> None:
     """Connect to a Ray cluster, or start Ray on this machine.

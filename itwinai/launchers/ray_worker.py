@@ -46,15 +46,15 @@ class RayWorker:
 
         return os.getpid(), ray.util.get_node_ip_address(), free_port()
 
-    def run(self, packed: bytes, place: RankInfo, mailbox: str) -> Result | Failure:
-        """Run the payload at a place of the group.
+    def run(self, packed: bytes, rank_info: RankInfo, mailbox: str) -> Result | Failure:
+        """Run the payload as a rank of the group.
 
         Args:
             packed: the packed payload.
-            place: this worker's place.
+            rank_info: this worker's ranks in the group.
             mailbox: name for a `Mailbox`, in which a failure is left that this call can not return.
         """
-        os.environ.update(place.variables())
+        os.environ.update(rank_info.variables())
         # Ray blocks and ignores it, the launcher sends it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
@@ -66,14 +66,14 @@ class RayWorker:
         failures: list[Failure] = []
 
         def report(error: BaseException) -> None:
-            failures.append(Failure.of(place.rank, error))
+            failures.append(Failure.of(rank_info.rank, error))
             if threading.current_thread() is not threading.main_thread():
                 Mailbox.leave(mailbox, failures[0])
 
         try:
-            result = payload.run_packed(packed, place, report, traced=place.rank == 0)
+            result = payload.run_packed(packed, rank_info, report, traced=rank_info.rank == 0)
         except BaseException as error:
-            return failures[0] if failures else Failure.of(place.rank, error)
+            return failures[0] if failures else Failure.of(rank_info.rank, error)
         leave_group()  # this worker may be kept for another run
         return result
 

@@ -22,7 +22,7 @@ class RayWorkerPool:
     key: Key = ()
 
     def take(self, group: Any, bundles: Sequence[tuple[int, str]], variables: Mapping[str, str]) -> list[Any] | None:
-        """Return the actors for a run at the same places with the same variables; None if there are no such."""
+        """Return the actors for a run in the same bundles with the same variables; None if there are no such."""
         actors, self.actors = self.actors, []
         if actors and self.key == _key(group, bundles, variables):
             return actors

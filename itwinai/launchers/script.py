@@ -85,12 +85,12 @@ class ScriptOrder:
     """What a process that has run the script as far as its launch is told there.
 
     Attributes:
-        places: of the workers of the launch, by rank.
+        rank_infos: of the workers of the launch, by rank.
         rng_states: where the caller stands in its random numbers.
         tensors: the caller's parameters and buffers: a script without a seed makes others in each process.
     """
 
-    places: Mapping[int, RankInfo]
+    rank_infos: Mapping[int, RankInfo]
     rng_states: dict[str, Any]
     tensors: dict[str, Tensor]
 
@@ -152,15 +152,15 @@ def take_part(rerun: Rerun, payload: Payload) -> NoReturn:
         if name in own and own[name].shape == tensor.shape:
             own[name].detach().copy_(tensor)
     payload.rng_states = order.rng_states
-    place = order.places[rerun.rank]
+    rank_info = order.rank_infos[rerun.rank]
     variables = {name: value for name, value in os.environ.items() if name != _VARIABLE}
 
     def run(report: Callable[[BaseException], None]) -> Result:
-        return run_payload(payload, place, report, traced=place.local_rank == 0)
+        return run_payload(payload, rank_info, report, traced=rank_info.local_rank == 0)
 
     code = 1
     try:
-        worker.work(folder, rerun.rank, place, variables, run)
+        worker.work(folder, rerun.rank, rank_info, variables, run)
         code = 0
     except SystemExit as stopped:
         code = stopped.code if isinstance(stopped.code, int) else 1

@@ -1,6 +1,6 @@
 """A process of a local launcher: forked off a fork server, or started with a folder and a rank.
 
-It reads its place and the payload from the folder, runs the payload, and leaves a result or a failure there. It dies
+It reads its ranks and the payload from the folder, runs the payload, and leaves a result or a failure there. It dies
 with its caller: its standard input is a pipe that the caller never writes to, and that closes when the caller is gone.
 """
 
@@ -36,7 +36,7 @@ class Start:
         sys_path: the caller's import path, so that modules beside the caller's script are found.
         folder: the caller's working folder.
         variables: the environment variables of the worker.
-        places: the places of all workers of this launch, by global rank. A process that is no worker of a group has
+        rank_infos: the ranks of all workers of this launch, by global rank. A process that is no worker of a group has
             none.
         entry: what runs the payload, as ``module:function``, with the arguments of
             `itwinai.launchers.payload.run_packed`.
@@ -45,7 +45,7 @@ class Start:
     sys_path: list[str]
     folder: str
     variables: dict[str, str]
-    places: Mapping[int, RankInfo | None]
+    rank_infos: Mapping[int, RankInfo | None]
     entry: str = "itwinai.launchers.payload:run_packed"
 
 
@@ -85,22 +85,22 @@ def run_in(folder: Path, rank: int) -> None:
     start: Start = pickle.loads((folder / "start.pickle").read_bytes())
     sys.path[:] = start.sys_path
     os.chdir(start.folder)
-    place = start.places[rank]
+    rank_info = start.rank_infos[rank]
 
     def run(report: Callable[[BaseException], None]) -> Any:
         module, _, name = start.entry.partition(":")
         entry = getattr(import_module(module), name)
         packed = (folder / "payload.pickle").read_bytes()
         # With several nodes each has a caller of its own.
-        return entry(packed, place, report, traced=place is not None and place.local_rank == 0)
+        return entry(packed, rank_info, report, traced=rank_info is not None and rank_info.local_rank == 0)
 
-    work(folder, rank, place, start.variables, run)
+    work(folder, rank, rank_info, start.variables, run)
 
 
 def work(
     folder: Path,
     rank: int,
-    place: RankInfo | None,
+    rank_info: RankInfo | None,
     variables: Mapping[str, str],
     run: Callable[[Callable[[BaseException], None]], Any],
 ) -> None:
@@ -109,15 +109,15 @@ def work(
     Args:
         folder: of the launch.
         rank: which worker.
-        place: its place in the group, if it is in one.
+        rank_info: its ranks in the group, if it is in one.
         variables: the environment variables of this process from now on.
         run: what to do. It is given what to call at once with an exception, and returns the result.
     """
     os.environ.clear()
     os.environ.update(variables)
     unify_if_asked()
-    if place is not None:
-        os.environ.update(place.variables())
+    if rank_info is not None:
+        os.environ.update(rank_info.variables())
 
     from itwinai.launchers.worker_failure import Failure
 

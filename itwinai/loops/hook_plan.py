@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.plugins import MixedPrecision, Precision
@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from itwinai.compat import lightning_checkpoints, lightning_logging, lightning_loops, lightning_trainer
+from itwinai.interfaces import SkipsHooks
 
 if TYPE_CHECKING:
     import torch
@@ -77,14 +78,6 @@ class ProfilerSpans:
 def is_written(owner: Any, name: str, base: type) -> bool:
     """Tell whether an object has its own implementation of a method: in its class, or on itself."""
     return name in vars(owner) or getattr(type(owner), name, None) is not getattr(base, name)
-
-
-@runtime_checkable
-class SkipsHooks(Protocol):
-    """A callback that knows which of its hooks need not be called in this run of our loops."""
-
-    def idles_in(self, hook: str) -> bool:
-        """Tell whether a hook of this callback would do nothing; asked before each epoch."""
 
 
 def is_idle(callback: Callback, name: str) -> bool:

@@ -8,13 +8,14 @@ with a fingerprint of its keys before its values: different keys are found out b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
+from itwinai.collectives import tensor_gather_of
 from itwinai.errors import LoggedKeysError, UnequalShapesError
 
 # Numbers in the first message. It has the same length on workers whose keys differ, and 2 KiB take no longer than one.
@@ -88,11 +89,14 @@ def _gathered(strategy: Strategy, names: Sequence[str], own: Tensor) -> Tensor:
         names: in the same order on all workers.
         own: this worker's numbers, float64, on the strategy's device.
     """
+    # A worker that logs other keys would send a message of another length, at which gloo ends the process and NCCL
+    # hangs. So every message has one size whatever is in it, and its head says what it is about: if the heads differ,
+    # all workers see it in the same exchange and raise the same error. What has no room follows once they agree.
     first = own[: ROOM - HEADER]
     message = torch.zeros(ROOM, dtype=torch.float64, device=strategy.root_device)
     message[0], message[1] = fingerprint(names), len(names)
     message[HEADER : HEADER + len(first)] = first
-    gather = gather_of(strategy)
+    gather = tensor_gather_of(strategy)
     received = gather(message)
     if not bool((received[:, :HEADER] == message[:HEADER]).all()):
         raise _difference(strategy, names)
@@ -122,14 +126,8 @@ def check_shapes(strategy: Strategy, tensor: Tensor) -> None:
     name = f"{GATHERING}{tuple(tensor.shape)}, {str(tensor.dtype).removeprefix('torch.')}"
     message = torch.zeros(ROOM, dtype=torch.float64, device=strategy.root_device)
     message[0], message[1] = fingerprint([name]), 1
-    if not bool((gather_of(strategy)(message)[:, :HEADER] == message[:HEADER]).all()):
+    if not bool((tensor_gather_of(strategy)(message)[:, :HEADER] == message[:HEADER]).all()):
         raise _difference(strategy, [name])
-
-
-def gather_of(strategy: Strategy) -> Callable[[Tensor], Tensor]:
-    """Return what stacks the tensors of all workers, which are known to have one shape."""
-    gather: Callable[[Tensor], Tensor] = getattr(strategy, "gather_alike", strategy.all_gather)
-    return gather
 
 
 def fingerprint(names: Sequence[str]) -> int:

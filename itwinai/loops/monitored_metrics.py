@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from types import CodeType
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import ParallelStrategy
 
 from itwinai.compat import lightning_logging, lightning_trainer
 from itwinai.errors import MissingMetricError, UnequalStepsError, UnequalValuesError
+from itwinai.interfaces import MonitorsMetrics
 from itwinai.loops.desync_detection import ranks
 from itwinai.loops.metric_sync import gather_values
+from itwinai.tracebacks import is_framework
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -26,17 +28,7 @@ if TYPE_CHECKING:
 # Values of all workers come from the same numbers; what is added up in another order differs by less.
 TOLERANCE = 1e-6
 
-_LIBRARIES = frozenset(("abc", "builtins", "itwinai", "lightning", "lightning_fabric", "pytorch_lightning", "torch"))
-
 _STOP = "trainer.should_stop"
-
-
-@runtime_checkable
-class MonitorsMetrics(Protocol):
-    """A callback that fails if some metrics are not logged."""
-
-    def monitored_metrics(self) -> list[str]:
-        """Return the names of the metrics."""
 
 
 def check_names(trainer: Trainer, *logged_by: lightning_logging.ResultCollection) -> None:
@@ -84,7 +76,7 @@ def _may_be_logged_later(trainer: Trainer, metric: str) -> bool:
     """Tell whether code of the user that has not run yet could log a metric."""
     hook = "on_train_epoch_end"
     for one in (trainer.lightning_module, *lightning_trainer.callbacks(trainer)):
-        owners = [owner for owner in type(one).__mro__ if owner.__module__.partition(".")[0] not in _LIBRARIES]
+        owners = [owner for owner in type(one).__mro__ if not is_framework(owner.__module__)]
         if any(hook in vars(owner) for owner in owners) or hook in vars(one):
             return True
         functions = (value for owner in owners for value in vars(owner).values() if hasattr(value, "__code__"))

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from itwinai.checkpoints.state import ItwinaiState, training_samplers
 from itwinai.compat import lightning_dataloaders, lightning_loops, lightning_trainer
-from itwinai.data.rank_streams import RankStreams, seed_generators, seed_of_rank
+from itwinai.data.rank_streams import seed_generators, seed_of_rank
 from itwinai.data.rng_state import unpack_random_states
+from itwinai.interfaces import DrawsRandomNumbers
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from itwinai.data.loader_state import Position
-
-
-@runtime_checkable
-class Drawing(Protocol):
-    """A strategy whose workers draw from streams of their own."""
-
-    @property
-    def random_numbers(self) -> RankStreams:
-        """The streams of this worker."""
 
 
 def iterate_in_epoch(
@@ -122,5 +114,5 @@ def go_on_drawing(trainer: Trainer, resumed: ItwinaiState) -> None:
         lightning_trainer.set_rng_states(states[rank])
     else:
         seed_generators(seed_of_rank(states[0], rank))
-    if isinstance(trainer.strategy, Drawing):
+    if isinstance(trainer.strategy, DrawsRandomNumbers):
         trainer.strategy.random_numbers.restarts += 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import torch
 
 from itwinai.compat import lightning_trainer
-from itwinai.profiling.step_timer import StepClock, StepWatcher
+from itwinai.interfaces import StepWatcher, TimesCommunication
+from itwinai.profiling.step_timer import StepClock
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -20,14 +21,6 @@ FIRST = 200
 
 EVERY_ON_ACCELERATOR = 23
 """The same where splitting stops host and device from running side by side."""
-
-
-@runtime_checkable
-class TimesCommunication(Protocol):
-    """A strategy that can tell how long its workers wait for each other."""
-
-    def time_communication(self, clock: StepClock) -> None:
-        """Begin to measure: tell the clock of each exchange, or let the engine sum them up."""
 
 
 def clock_for(trainer: Trainer, clock: StepClock | None) -> StepClock | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch.distributed as dist
 from lightning.pytorch.strategies import Strategy
@@ -23,6 +23,7 @@ from itwinai.compat import (
 )
 from itwinai.data.rng_state import pack_random_states
 from itwinai.data.weights import StepWeights
+from itwinai.interfaces import Abortable, ComparesRanks, Coordinated, LogStepReporter, Preemptible
 from itwinai.launchers.base import stopped_by
 from itwinai.launchers.environment import requeue_job
 from itwinai.loggers.log_step import is_log_step
@@ -42,51 +43,11 @@ from itwinai.loops.store_monitor import Duty, Watch
 from itwinai.profiling.step_timer import Phase, StepClock
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import Trainer
 
 log = logging.getLogger(__name__)
 
 STOPPED = "trainer.should_stop was set there"
-
-
-@runtime_checkable
-class Coordinated(Protocol):
-    """A strategy whose workers have a store in common."""
-
-    def coordination_store(self) -> dist.Store | None:
-        """Return the store, through an object that nobody else uses."""
-
-
-@runtime_checkable
-class Comparing(Protocol):
-    """A strategy that knows what has to be the same on all workers."""
-
-    def compare_ranks(self) -> None:
-        """Raise an error if it is not; all workers call it."""
-
-
-@runtime_checkable
-class Abortable(Protocol):
-    """A trainer whose worker can be ended from another thread, when its own waits in vain."""
-
-    def abort(self, error: BaseException) -> None:
-        """End this process because of an error."""
-
-
-@runtime_checkable
-class Preemptible(Protocol):
-    """A callback that saves what would be lost when a signal stops the run."""
-
-    def on_preemption(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save; all workers come here before the same batch."""
-
-
-@runtime_checkable
-class LogStepReporter(Protocol):
-    """A callback that has values of its own for the loggers, which go there together with those of the module."""
-
-    def values_at_log_step(self, trainer: Trainer, batch: Any) -> dict[str, float]:
-        """Return the values; all workers are asked, at the end of each step in which lightning logs."""
 
 
 class TrainingPlan:
@@ -327,7 +288,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             self._ended = True
             self.results.take_up_restored()
             self.results.sync_epoch()
-            if isinstance(self.trainer.strategy, Comparing):
+            if isinstance(self.trainer.strategy, ComparesRanks):
                 self.trainer.strategy.compare_ranks()
         finally:
             self.plan = None  # it refers to half of the run

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from time import perf_counter_ns
-from typing import Protocol, runtime_checkable
 
 KEPT = 65_536
 """Number of the last steps whose durations are kept, for percentiles: half a megabyte."""
@@ -397,14 +396,3 @@ def percentile(ordered: Sequence[int], percent: float) -> int:
     """Return the smallest of some ordered numbers that is not below this percentage of them (nearest rank)."""
     rank = -(-len(ordered) * percent // 100)
     return ordered[max(int(rank), 1) - 1]
-
-
-@runtime_checkable
-class StepWatcher(Protocol):
-    """A callback for which the training loop shall time its steps.
-
-    Attributes:
-        step_clock: where the loop leaves its clock, before the first step of an epoch.
-    """
-
-    step_clock: StepClock | None

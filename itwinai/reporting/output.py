@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 from itwinai.compat import lightning_trainer
-from itwinai.reporting.sections import Reporting, Section
+from itwinai.interfaces import Reporting, SummaryReporter
+from itwinai.reporting.sections import Section
 from itwinai.reporting.terminal import in_terminal
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-
-
-@runtime_checkable
-class SummaryReporter(Protocol):
-    """A callback that tells what the others have to say."""
-
-    tells_of_all: bool
 
 
 def sections_of_all(trainer: Trainer) -> list[Section]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,11 +59,3 @@ class Section:
     pictures: Sequence[Picture] = ()
     advice: Sequence[str] = ()
     missing: Sequence[str] = ()
-
-
-@runtime_checkable
-class Reporting(Protocol):
-    """A callback that has something to say when a run has ended."""
-
-    def report(self) -> list[Section]:
-        """Return what it has to say. Asked for on rank 0, after ``on_fit_end`` of all callbacks."""

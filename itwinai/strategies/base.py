@@ -1,10 +1,10 @@
-"""What DDP, DeepSpeed and Horovod have in common: where their workers come from, and their place in the group."""
+"""What DDP, DeepSpeed and Horovod have in common: where their workers come from, and their ranks in the group."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from itwinai.compat import torchmetrics as compat_torchmetrics
 from itwinai.data.rank_streams import RankStreams
 from itwinai.data.weights import StepWeights, check_drawn, sampler_of
 from itwinai.errors import ConfigurationError
+from itwinai.interfaces import WorkerSource
 from itwinai.launchers.cpu_affinity import available_cores, crowded_text, own_cores
 from itwinai.launchers.environment import PlacedEnvironment, WorkerKind, launcher_name
 from itwinai.launchers.payload import Kept
@@ -43,20 +44,6 @@ MOST_KEPT_ELEMENTS = 2**29
 
 BINDING = ("srun", "mpirun", "jsrun")
 """Launchers that may give each worker cores of its own."""
-
-
-class WorkerSource(Protocol):
-    """Makes the launcher of a strategy, once the number of workers is known."""
-
-    def launcher(
-        self,
-        environment: ClusterEnvironment,
-        num_processes: int,
-        num_nodes: int,
-        accelerator: str,
-        variables: Mapping[str, str],
-    ) -> PayloadLauncher | None:
-        """Return the launcher, or None when a single worker can run in this process."""
 
 
 class LocalProcesses:
@@ -180,7 +167,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         """Turn this strategy, unpickled in a new process, into the strategy of one worker.
 
         Args:
-            environment: the worker's place in its group.
+            environment: the worker's ranks in its group.
         """
         self.cluster_environment = environment
         self.kept, self._is_launched = Kept(), True
@@ -483,7 +470,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         environment = self.cluster_environment
         workers = self.num_processes
         if isinstance(environment, PlacedEnvironment):
-            workers = environment.place.local_world_size
+            workers = environment.rank_info.local_world_size
         if (
             environment is not None
             and launcher_name(environment) in BINDING

@@ -10,20 +10,24 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import Unpack
 
 from itwinai.compat import lightning_launching
 from itwinai.compat import torch as compat_torch
 from itwinai.errors import ConfigurationError
+from itwinai.interfaces import WorkerSource
 from itwinai.launchers.environment import WorkerKind
 from itwinai.loops.metric_sync import check_shapes
 from itwinai.profiling.step_timer import Communication, StepClock
 from itwinai.strategies.averaging import GradientAverager, unused_error
 from itwinai.strategies.backward import ParameterWatch, refuse_lazy
-from itwinai.strategies.base import LaunchedStrategy, LocalProcesses, WorkerSource
+from itwinai.strategies.base import LaunchedStrategy, LocalProcesses
+from itwinai.strategies.options import DDPOptions, check_options
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -59,7 +63,7 @@ class TorchDistributedStrategy(LaunchedStrategy):
         return self.backend or dist.get_default_backend_for_device(self.root_device)
 
     def init_process_group(self, backend: str) -> None:
-        """Initialise torch.distributed with this worker's place.
+        """Initialise torch.distributed with this worker's ranks.
 
         Args:
             backend: ``gloo``, ``nccl`` or another that torch knows.
@@ -125,10 +129,11 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
         check_drift: compare the parameters of all ranks after each epoch. A ``ddp_comm_hook`` turns it off.
-        **kwargs: further arguments of lightning's DDPStrategy and of torch's DistributedDataParallel.
+        **kwargs: further arguments of lightning's DDPStrategy and of torch's DistributedDataParallel: see `DDPOptions`.
 
     Raises:
         ConfigurationError: the name of the compression is unknown.
+        UnknownArgumentError: nothing takes one of the further arguments.
     """
 
     strategy_name = "ddp"
@@ -145,8 +150,9 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         launcher: WorkerKind = "auto",
         workers: WorkerSource | None = None,
         check_drift: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[DDPOptions],
     ) -> None:
+        check_options(DDPStrategy, kwargs, LightningDDPStrategy.__init__, DistributedDataParallel.__init__)
         if gradient_compression not in (None, *get_args(Compression)):
             names = ", ".join(get_args(Compression))
             raise ConfigurationError(

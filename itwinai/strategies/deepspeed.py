@@ -11,20 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO, selected_path
 from itwinai.checkpoints.sharded import SHARDED, ShardWriter, contents, is_sharded, read_content
 from itwinai.compat import deepspeed as compat_deepspeed
 from itwinai.compat import lightning_loops
 from itwinai.errors import ConfigurationError, require
+from itwinai.interfaces import WorkerSource
 from itwinai.launchers.environment import WorkerKind
 from itwinai.profiling.step_timer import StepClock
-from itwinai.strategies.base import LocalProcesses, WorkerSource
+from itwinai.strategies.base import LocalProcesses
 from itwinai.strategies.ddp import DEFAULT_TIMEOUT, TorchDistributedStrategy, as_timedelta
+from itwinai.strategies.options import DeepSpeedOptions, check_options
 from itwinai.strategies.registry import INSTALL
 from itwinai.strategies.zero_checks import check_optimizer, check_parameters, refuse_second_derivatives
 from itwinai.strategies.zero_comm_timer import TimedExchanges
@@ -61,9 +65,10 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
         check_drift: compare the parameters that are not sharded, of all ranks, after each epoch.
-        **kwargs: further arguments of lightning's DeepSpeedStrategy.
+        **kwargs: further arguments of lightning's DeepSpeedStrategy: see `DeepSpeedOptions`.
 
     Raises:
+        UnknownArgumentError: lightning's strategy does not take one of the further arguments.
         ConfigurationError: the stage does not exist.
         MissingPackageError: DeepSpeed is not installed.
     """
@@ -83,8 +88,9 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         launcher: WorkerKind = "auto",
         workers: WorkerSource | None = None,
         check_drift: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[DeepSpeedOptions],
     ) -> None:
+        check_options(DeepSpeedStrategy, kwargs, LightningDeepSpeedStrategy.__init__)
         require("deepspeed", f"Install it with `{INSTALL['deepspeed']}`.", "The strategy 'deepspeed'")
         if stage not in (0, 1, 2, 3):
             raise ConfigurationError(f"ZeRO has the stages 0, 1, 2 and 3; stage={stage!r} is none of them.")

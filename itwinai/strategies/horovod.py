@@ -12,16 +12,19 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import Unpack
 
 from itwinai.errors import ConfigurationError, require
+from itwinai.interfaces import WorkerSource
 from itwinai.launchers.environment import WorkerKind
 from itwinai.launchers.local import free_port
 from itwinai.loops.metric_sync import check_shapes
 from itwinai.profiling.step_timer import StepClock
 from itwinai.strategies.averaging import unused_error
 from itwinai.strategies.backward import BackwardHooks, ParameterWatch, can_require_grad, refuse_lazy
-from itwinai.strategies.base import LaunchedStrategy, LocalProcesses, WorkerSource
+from itwinai.strategies.base import LaunchedStrategy, LocalProcesses
 from itwinai.strategies.ddp import DEFAULT_TIMEOUT, as_timedelta
+from itwinai.strategies.options import ParallelOptions, check_options
 from itwinai.strategies.registry import INSTALL
 
 if TYPE_CHECKING:
@@ -147,10 +150,11 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
         check_drift: compare the parameters of all ranks after each epoch, but for Adasum.
-        **kwargs: further arguments of lightning's ParallelStrategy.
+        **kwargs: further arguments of lightning's ParallelStrategy: see `ParallelOptions`.
 
     Raises:
         ConfigurationError: an option is unknown.
+        UnknownArgumentError: nothing takes one of the further arguments.
         MissingPackageError: Horovod is not installed.
     """
 
@@ -167,8 +171,9 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         launcher: WorkerKind = "auto",
         workers: WorkerSource | None = None,
         check_drift: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[ParallelOptions],
     ) -> None:
+        check_options(HorovodStrategy, kwargs, ParallelStrategy.__init__)
         require("horovod", f"Build it with `{INSTALL['horovod']}`.", "The strategy 'horovod'")
         if compression not in (None, "fp16"):
             raise ConfigurationError(f"compression={compression!r} is unknown; choose 'fp16' or None.")

@@ -15,6 +15,7 @@ from itwinai.launchers.ray_init import StartingRay
 from itwinai.launchers.ray_worker_pool import RayWorkerPool
 from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.ddp import TorchDistributedStrategy
+from itwinai.strategies.options import refuses_unknown
 from itwinai.strategies.registry import INSTALL, make_strategy
 
 Placement = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
@@ -44,12 +45,14 @@ class RayStrategy(LaunchedStrategy):
             ``ItwinaiTrainer(split_batches=True)`` sees to that.
 
     Raises:
+        UnknownArgumentError: an argument is unknown.
         ConfigurationError: a strategy that cannot be inside Ray, an unknown placement, or more than one GPU.
         MissingPackageError: Ray is not installed.
     """
 
     placement: RayPlacement
 
+    @refuses_unknown
     def __init__(
         self,
         strategy: str | Strategy = "ddp",

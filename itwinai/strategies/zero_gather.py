@@ -29,6 +29,8 @@ def gather_weights(module: nn.Module, keep: bool) -> dict[str, Any]:
             return _gather_own_state(module, keep)
     whole: dict[int, Tensor | None] = {}
     state: dict[str, Any] = {}
+    # One parameter at a time, each copied to the CPU and let go: all at once would need the memory that sharding saves.
+    # Workers that do not keep the result take part too, as every gather is a collective of all.
     for name, value in module.state_dict(keep_vars=True).items():
         if isinstance(value, nn.Parameter):
             if id(value) not in whole:  # tied parameters stay tied

@@ -46,17 +46,17 @@ class Running:
     Args:
         settings: of the search.
         subject: what it is over.
-        nursery: path of the nursery's socket, if there is one.
+        fork_server_path: socket of the fork server, if there is one.
         resume: go on with what an interrupted process has left.
         quiet: print nothing.
     """
 
     def __init__(
-        self, settings: Settings, subject: SearchTarget, nursery: str | None, resume: bool, quiet: bool
+        self, settings: Settings, subject: SearchTarget, fork_server_path: str | None, resume: bool, quiet: bool
     ) -> None:
         self.settings = settings
         self.subject = subject
-        self.nursery = nursery
+        self.fork_server_path = fork_server_path
         self.resume = resume
         self.quiet = quiet
         self.folder = Path(settings.folder)
@@ -127,7 +127,7 @@ class Running:
             str(self.folder),
             strategy=self.subject.strategy,
             moment=self.settings.report_on,
-            nursery=self.nursery,
+            fork_server_path=self.fork_server_path,
         )
 
     def _conclude(self, record: SearchRecord, parent: ParentRun | None) -> SearchResult:

@@ -1,7 +1,7 @@
 """A trial as Ray Tune sees it: an actor, which starts what trains, and passes on what it reports.
 
 The actor imports neither torch nor lightning. What trains is forked off a process that has, so that every trial begins
-in a clean process at once. A reused actor keeps its template for the next trial.
+in a clean process at once. A reused actor keeps its fork server for the next trial.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Trial(tune.Trainable):
         self.drawn = config
         self.resume: str | None = None
         self.run: TrialExecutor | None = None
-        self.template: ForkServerClient | None = None
+        self.fork_server: ForkServerClient | None = None
         self.pool = RayWorkerPool()
         self.latest: Message = {}
         # It tells of every checkpoint.
@@ -90,17 +90,17 @@ class Trial(tune.Trainable):
         """End what trains, and what was kept for the next trial."""
         self._end()
         self.pool.close()
-        if self.template is not None:
-            self.template.close()
+        if self.fork_server is not None:
+            self.fork_server.close()
 
     def _start(self) -> TrialExecutor:
         name = self.trial_name
         self.order.apply_to_process()  # Ray has gone to the folder of the trial
         if self.order.has_ray_workers(self.drawn):
             return ThreadRun(self.order, self.drawn, name, self.resume, self.pool)
-        if self.template is None or not self.template.is_there():
-            self.template = _template(self.order.nursery)
-        return ProcessRun(self.order, self.drawn, name, self.resume, self.template)
+        if self.fork_server is None or not self.fork_server.is_there():
+            self.fork_server = _connect(self.order.fork_server_path)
+        return ProcessRun(self.order, self.drawn, name, self.resume, self.fork_server)
 
     def _end(self) -> None:
         if self.run is not None:
@@ -118,9 +118,9 @@ class Trial(tune.Trainable):
         }
 
 
-def _template(nursery: str | None) -> ForkServerClient:
-    """Return a template process: one of the nursery on this machine, or one that imports for itself."""
-    if nursery is not None and os.path.exists(nursery):
+def _connect(path: str | None) -> ForkServerClient:
+    """Connect to the driver's fork server, or start one of this actor's own on another machine."""
+    if path is not None and os.path.exists(path):
         with suppress(OSError):
-            return ForkServerClient.connect(nursery)
+            return ForkServerClient.connect(path)
     return ForkServerClient.start(MODULES, {})

@@ -127,7 +127,7 @@ class ProcessRun(TrialExecutor):
         drawn: see `TrialExecutor`.
         name: see `TrialExecutor`.
         resume: see `TrialExecutor`.
-        template: what the process is forked off.
+        fork_server: what the process is forked off.
     """
 
     def __init__(
@@ -136,9 +136,9 @@ class ProcessRun(TrialExecutor):
         drawn: Mapping[str, Any],
         name: str,
         resume: str | None,
-        template: ForkServerClient,
+        fork_server: ForkServerClient,
     ) -> None:
-        self.template = template
+        self.fork_server = fork_server
         super().__init__(order, drawn, name, resume)
 
     def close(self) -> None:
@@ -159,7 +159,7 @@ class ProcessRun(TrialExecutor):
         write_whole(self.folder / "start.pickle", pickle.dumps(start))
         with open(self.output, "ab") as log:
             streams = log.fileno(), log.fileno()
-            self.process: ForkedWorker = self.template.start_worker(self.folder, 0, streams)
+            self.process: ForkedWorker = self.fork_server.start_worker(self.folder, 0, streams)
 
     def _has_ended(self) -> bool:
         return self.process.poll() is not None

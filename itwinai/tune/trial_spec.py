@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from itwinai.launchers.ray_init import forwarded_variables
 from itwinai.strategies.registry import uses_ray
 
 if TYPE_CHECKING:
@@ -17,16 +18,10 @@ if TYPE_CHECKING:
 MODULES = ("itwinai.tune.trial_worker",)
 """What trials import before they begin."""
 
-_FORWARDED = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG", "MLFLOW_", "WANDB_", "ITWINAI_")
-"""Beginnings of the names of variables of the driver that trials have too."""
 
-
-def forwarded_variables() -> dict[str, str]:
-    """Return the environment variables of this process that trials are to have on every node."""
+def _variables_for_trials() -> dict[str, str]:
     # W&B's service is that of the driver, and each trial has its own.
-    return {
-        name: value for name, value in os.environ.items() if name.startswith(_FORWARDED) and name != "WANDB_SERVICE"
-    }
+    return {name: value for name, value in forwarded_variables().items() if name != "WANDB_SERVICE"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class SearchOrder:
         folder: of the search.
         strategy: of trials for which none is drawn.
         moment: when trials report, for people.
-        nursery: path of the driver's nursery; on other machines there is none.
+        fork_server_path: socket of the driver's fork server; on other machines there is none.
         sys_path: the driver's import path.
         working_folder: the driver's working folder.
         forwarded: environment variables of the driver for the trials.
@@ -66,10 +61,10 @@ class SearchOrder:
     folder: str
     strategy: Any = None
     moment: str = "validation"
-    nursery: str | None = None
+    fork_server_path: str | None = None
     sys_path: list[str] = field(default_factory=lambda: list(sys.path))
     working_folder: str = field(default_factory=os.getcwd)
-    forwarded: Mapping[str, str] = field(default_factory=forwarded_variables)
+    forwarded: Mapping[str, str] = field(default_factory=_variables_for_trials)
 
     def apply_to_process(self) -> None:
         """Let this process, an actor, find what the driver finds."""

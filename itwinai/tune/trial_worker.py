@@ -6,13 +6,14 @@ import pickle
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-# So that they are imported in the template.
+# So that they are imported in the fork server.
 import itwinai.callbacks.tune_report
 import itwinai.config.lightning_cli
 import itwinai.tune.space
 import itwinai.tune.train_functions
 import itwinai.tune.trial_loggers  # noqa: F401
 from itwinai.checkpoints.discovery import newest_valid
+from itwinai.checkpoints.naming import trial_folder
 from itwinai.trials.current_session import in_trial
 from itwinai.tune.trial_spec import Assignment
 
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from itwinai.launchers.environment import RankInfo
 
 
-def run(packed: bytes, place: RankInfo | None, on_failure: Callable[[BaseException], None], traced: bool) -> None:
+def run(packed: bytes, rank_info: RankInfo | None, on_failure: Callable[[BaseException], None], traced: bool) -> None:
     """Do what an assignment says, as the entry of a forked process; see `itwinai.launchers.worker`.
 
     Args:
         packed: the pickled assignment.
-        place: none: this is no worker of a group, but it may launch some.
+        rank_info: none: this is no worker of a group, but it may launch some.
         on_failure: called with an exception at once.
         traced: nobody needs to know what the run changes.
     """
@@ -49,7 +50,7 @@ def _present(path: str | None, folder: str) -> str | None:
     """
     if path is not None and _exists(path):
         return path
-    return newest_valid([f"{folder.rstrip('/')}/checkpoints"])
+    return newest_valid([trial_folder(folder)])
 
 
 def _exists(path: str) -> bool:

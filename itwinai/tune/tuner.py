@@ -96,14 +96,14 @@ class Tuner:
         if not self.quiet:
             print("reading the config, and starting Ray ...", flush=True)
         with ExitStack() as contexts:
-            nursery = contexts.enter_context(_nursery())
+            fork_server_path = contexts.enter_context(_fork_server())
             contexts.enter_context(_importing_from(os.getcwd()))
             connected = contexts.enter_context(_ray(self.address, self.settings))
             subject = self._subject()
             from itwinai.tune.search_runner import Running
 
             connected()
-            return Running(self.settings, subject, nursery, resume, self.quiet).run()
+            return Running(self.settings, subject, fork_server_path, resume, self.quiet).run()
 
     def _subject(self) -> SearchTarget:
         from itwinai.tune.search_target import ConfiguredSubject, FunctionSubject
@@ -161,7 +161,7 @@ def _check_folder(folder: Path, resume: bool) -> None:
 
 
 @contextmanager
-def _nursery() -> Iterator[str | None]:
+def _fork_server() -> Iterator[str | None]:
     """Begin to import what trials need, in a process that they are forked off; yield the path of its socket."""
     from itwinai.launchers.fork_server import ForkServer, can_fork
     from itwinai.tune.trial_spec import MODULES
@@ -169,11 +169,11 @@ def _nursery() -> Iterator[str | None]:
     if not can_fork():
         yield None
         return
-    nursery = ForkServer(MODULES)
+    fork_server = ForkServer(MODULES)
     try:
-        yield nursery.path
+        yield fork_server.path
     finally:
-        nursery.close()
+        fork_server.close()
 
 
 @contextmanager

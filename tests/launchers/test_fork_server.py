@@ -52,8 +52,8 @@ def test_later_launches_of_a_trainer_fork_off_the_same_process(
     assert first["name"] == worker_title(0)
     assert first["leader"] and first["interrupt"] and first["child"]
     assert first["argv"] == sys.argv
-    template = psutil.Process(first["parent"])
-    assert template.ppid() == os.getpid()
+    server = psutil.Process(first["parent"])
+    assert server.ppid() == os.getpid()
     assert sorted(line for line in capfd.readouterr().out.splitlines() if "looks" in line) == ["0 looks", "1 looks"]
 
     # What has changed on the caller meanwhile, the workers of the next launch know.
@@ -69,14 +69,14 @@ def test_later_launches_of_a_trainer_fork_off_the_same_process(
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     trainer.validate(module, loader(4), verbose=False)
     assert module.seen["parent"] != first["parent"]
-    assert not template.is_running() or template.status() == psutil.STATUS_ZOMBIE
-    template = psutil.Process(module.seen["parent"])
+    assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
+    server = psutil.Process(module.seen["parent"])
 
     # It goes with the trainer.
     del trainer
     module.trainer = None
     gc.collect()
-    assert not template.is_running()
+    assert not server.is_running()
 
 
 class Orphaned(Regression):

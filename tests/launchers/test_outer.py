@@ -55,9 +55,15 @@ def test_mpirun_on_several_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "node-a")
     environment = find_outer_environment()
     assert isinstance(environment, PlacedEnvironment)
-    place = environment.place
-    assert (place.rank, place.world_size, place.local_rank, place.node_rank, place.num_nodes) == (5, 6, 1, 2, 3)
-    assert place.main_address == "node-a"
+    rank_info = environment.rank_info
+    assert (rank_info.rank, rank_info.world_size, rank_info.local_rank, rank_info.node_rank, rank_info.num_nodes) == (
+        5,
+        6,
+        1,
+        2,
+        3,
+    )
+    assert rank_info.main_address == "node-a"
 
 
 def test_jobs_get_their_own_ports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +82,7 @@ def test_horovodrun(monkeypatch: pytest.MonkeyPatch) -> None:
     set_all(monkeypatch, {**HOROVODRUN, "MASTER_ADDR": "node-a"})
     environment = find_outer_environment()
     assert isinstance(environment, PlacedEnvironment)
-    assert (environment.place.rank, environment.place.node_rank, environment.place.num_nodes) == (3, 1, 2)
+    assert (environment.rank_info.rank, environment.rank_info.node_rank, environment.rank_info.num_nodes) == (3, 1, 2)
 
 
 def test_slurm_needs_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +100,7 @@ def test_mpirun_and_torchrun_inside_slurm(monkeypatch: pytest.MonkeyPatch) -> No
         assert isinstance(find_outer_environment(), TorchElasticEnvironment)
     set_all(monkeypatch, {**OPEN_MPI, "MASTER_ADDR": "node-a"})
     environment = find_outer_environment()
-    assert isinstance(environment, PlacedEnvironment) and environment.place.launcher == "mpirun"
+    assert isinstance(environment, PlacedEnvironment) and environment.rank_info.launcher == "mpirun"
 
 
 def test_auto_joins(monkeypatch: pytest.MonkeyPatch) -> None:

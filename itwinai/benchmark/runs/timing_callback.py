@@ -16,7 +16,7 @@ from itwinai.benchmark.records import Measured
 from itwinai.benchmark.runs.aggregation import WorkerTimes, bring_together
 from itwinai.benchmark.runs.energy import Energy
 from itwinai.callbacks.system_monitor import gpu_of
-from itwinai.checkpoints.checkpoint_io import gather
+from itwinai.collectives import gather
 from itwinai.compat import lightning_dataloaders
 from itwinai.monitoring.node_topology import nodes_of, this_location
 from itwinai.monitoring.sample_count import trained_samples

@@ -1,0 +1,47 @@
+"""What checkpoints are called, and where they are: the one place to change it."""
+
+from __future__ import annotations
+
+EXTENSION = ".ckpt"
+"""What the names of checkpoints end with, of files and of folders of shards. Lightning adds the same one."""
+
+FOLDER = "checkpoints"
+"""The folder of a run's checkpoints, below that of its logger or ``default_root_dir``. Lightning calls it so too."""
+
+CONTENT = "content.ckpt"
+"""In a folder of shards: the file with all that is not sharded."""
+
+PREEMPTED = "preempted"
+"""Name, without the extension, of the checkpoint of a run that a signal has stopped."""
+
+# `ModelCheckpoint` takes a pattern for the others, and leaves it to lightning without one: ``epoch=2-step=300``, and
+# ``last`` for the newest. Lightning appends ``-v1``, ``-v2``, ... to a name that is taken.
+
+
+def is_checkpoint(path: str) -> bool:
+    """Tell from its name whether a path is that of a checkpoint."""
+    return path.endswith(EXTENSION)
+
+
+def is_preempted(path: str) -> bool:
+    """Tell from its name whether a checkpoint is that of a run that a signal has stopped."""
+    return path.endswith(f"{PREEMPTED}{EXTENSION}")
+
+
+def trial_folder(folder: str) -> str:
+    """Return the folder of a trial's checkpoints.
+
+    Args:
+        folder: of the trial, a path or a URL.
+    """
+    return f"{folder.rstrip('/')}/{FOLDER}"
+
+
+def report_path(folder: str, number: int) -> str:
+    """Return the path of the checkpoint that belongs to a report of a trial.
+
+    Args:
+        folder: of the trial, a path or a URL.
+        number: of the report; 1 for the first.
+    """
+    return f"{trial_folder(folder)}/report-{number:05d}{EXTENSION}"
