@@ -215,9 +215,10 @@ class PortableConnector(compat.CheckpointConnector):
         self.first = given or self.resume
         return AUTO if self.since else self.first
 
-    def locate(self, path: str) -> str | None:
-        if str(path) != AUTO:
-            filesystem, place = fsspec.core.url_to_fs(str(path))
+    def locate(self, path: str | os.PathLike[str]) -> str | None:
+        path = os.fspath(path)  # `ckpt_path` takes a Path as well
+        if path != AUTO:
+            filesystem, place = fsspec.core.url_to_fs(path)
             if not filesystem.exists(place):
                 meant = did_you_mean(path, _checkpoints_beside(path) if "://" not in path else ())
                 raise MissingCheckpointError(
