@@ -46,6 +46,7 @@ class LightningFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Find the module of `lightning` that a name of the separate packages stands for."""
         package, dot, rest = fullname.partition(".")
         if package not in _PACKAGES:
             return None

@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
 
 from itwinai import compat
 from itwinai.checkpoints import portable_file, sharded
@@ -211,10 +212,12 @@ class PortableConnector(compat.CheckpointConnector):
         # Workers have their own, and these may be large.
         return {**vars(self), "parts_of_workers": None}
 
+    @override
     def choose(self, given: str | None) -> str | None:
         self.first = given or self.resume
         return AUTO if self.since else self.first
 
+    @override
     def locate(self, path: str | os.PathLike[str]) -> str | None:
         path = os.fspath(path)  # `ckpt_path` takes a Path as well
         if path != AUTO:
@@ -234,6 +237,7 @@ class PortableConnector(compat.CheckpointConnector):
             rank_zero_info("itwinai: there is no valid checkpoint yet; training starts from scratch")
         return located
 
+    @override
     def restore_loops(self) -> None:
         trainer = self.trainer
         try:
@@ -262,6 +266,7 @@ class PortableConnector(compat.CheckpointConnector):
             return newest_valid(folders) if self.first == AUTO else self.first
         return newest
 
+    @override
     def complete(self, checkpoint: dict[str, Any], weights_only: bool) -> None:
         if weights_only or not self._knows_all_workers():
             return
@@ -291,6 +296,7 @@ class PortableConnector(compat.CheckpointConnector):
         """Whether the strategy is not one of lightning's own that shards the state over several workers."""
         return isinstance(self.trainer.strategy, Gathering) or self.trainer.world_size == 1
 
+    @override
     def adapt(self, checkpoint: dict[str, Any]) -> None:
         section = checkpoint_state.ItwinaiState.of(checkpoint)
         if section is None or not self._knows_all_workers():
@@ -306,6 +312,7 @@ class PortableConnector(compat.CheckpointConnector):
             )
         ]
 
+    @override
     def take(self, checkpoint: dict[str, Any]) -> None:
         # Strategies that shard in their own way have the optimizer elsewhere.
         if "optimizer_states" not in checkpoint and self.trainer.strategy.lightning_restore_optimizer:
@@ -328,6 +335,7 @@ class PortableConnector(compat.CheckpointConnector):
             )
         )
 
+    @override
     def explain_mismatch(self, weights: Mapping[str, Any], error: RuntimeError) -> None:
         module = self.trainer.lightning_module
         own = module.state_dict()

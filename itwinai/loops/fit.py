@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from typing_extensions import override
 
 from itwinai import compat
 from itwinai.checkpoints.checkpoint_io import Resumed, take_resumed
@@ -97,6 +98,7 @@ class LeanFitLoop(compat.FitLoop):
 
     # --------------------------------------------------------------------------------------------- lightning's loop
 
+    @override
     def run(self) -> None:
         self.place = self.held = self.resumed = None
         callbacks = compat.callbacks(self.trainer)
@@ -113,6 +115,7 @@ class LeanFitLoop(compat.FitLoop):
         finally:
             self.saves.forget()
 
+    @override
     def loaders_made(self, loader: Any) -> None:
         if self.resumed is None and (resumed := take_resumed(self.trainer)) is not None:
             self.resumed = resumed
@@ -124,6 +127,7 @@ class LeanFitLoop(compat.FitLoop):
         else:
             self.begun_with = pack_random_states()
 
+    @override
     def reset(self) -> None:
         section = None if self.resumed is None else self.resumed.section
         if section is not None and section.place is not None:
@@ -145,12 +149,14 @@ class LeanFitLoop(compat.FitLoop):
                 self.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
             self.epoch_progress.increment_completed()
 
+    @override
     def on_advance_start(self) -> None:
         self.place = self.held = None
         if self.resumed is not None and self.resumed.section.place in _ALL_DONE:
             go_on_drawing(self.trainer, self.resumed.section)
         super().on_advance_start()
 
+    @override
     def on_advance_end(self) -> None:
         over = compat.is_epoch_over(self.epoch_loop)
         if self.held is None and not over and (self.trainer.should_stop or compat.is_training_done(self.epoch_loop)):

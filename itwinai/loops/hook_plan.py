@@ -40,6 +40,7 @@ class HookCalls:
     of_module: Call | None = None
 
     def __call__(self, *args: Any) -> Any:
+        """Call the hook, with its name set on the module."""
         """Call all implementations; return what the module's returns."""
         scope = vars(self.module)
         outer, scope[compat.HOOK_NAME] = scope[compat.HOOK_NAME], self.name
@@ -179,6 +180,7 @@ class BatchTransfer:
         )
 
     def __call__(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """Return the batch on the device."""
         if self.plain and (there := _if_there(batch, self.device)) is not None:
             return there
         return compat.transfer_batch(self.trainer, batch, dataloader_idx)

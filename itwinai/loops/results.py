@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
+from typing_extensions import override
 
 from itwinai import compat
 from itwinai.errors import CheckpointError
@@ -53,9 +54,11 @@ class LeanResults(compat.ResultCollection):
         """Whether there are other workers to exchange values with."""
         return self.trainer.world_size > 1 and isinstance(self.trainer.strategy, ParallelStrategy)
 
+    @override
     def log(self, fx: str, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         super().log(fx, name, compat.plain_tensor(value) if isinstance(value, Tensor) else value, *args, **kwargs)
 
+    @override
     def update_metrics(self, key: str, value: Any, batch_size: int) -> None:
         metric = self[key]
         if self.restored and (state := self.restored.pop(key, None)) is not None:
@@ -160,6 +163,7 @@ class LeanResults(compat.ResultCollection):
         with nullcontext() if self.missing is None else self.missing.expecting_all([entry.name for entry in entries]):
             return exchange(self.trainer.strategy, entries)
 
+    @override
     def metrics(self, on_step: bool) -> compat.Metrics:
         metrics: compat.Metrics = {"callback": {}, "log": {}, "pbar": {}}
         if not self:
@@ -200,6 +204,7 @@ class LeanLoggerConnector(compat.LoggerConnector):
         """Compare what callbacks have monitored with the other workers."""
         check_callbacks(self.trainer, self._warned_of)
 
+    @override
     def update_train_epoch_metrics(self) -> None:
         super().update_train_epoch_metrics()
         if self._logs_rarely is None:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
 
 from itwinai import compat
 from itwinai.checkpoints.checkpoint_io import Resumed
@@ -151,11 +152,13 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         resumed = self.fit_loop.resumed
         return None if resumed is None else resumed.section.place
 
+    @override
     def update_restart_stage(self) -> None:
         super().update_restart_stage()
         if self.place is not None:  # what is left of the batch is known, and lightning need not guess
             self.reset_restart_stage()
 
+    @override
     def on_run_start(self, data_fetcher: compat.DataFetcher) -> None:
         fit_loop = self.fit_loop
         resumed, fit_loop.resumed = fit_loop.resumed, None
@@ -277,12 +280,14 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         self.agreement.ask()
         self.watch.hurry()
 
+    @override
     def stop_if_agreed(self) -> None:
         agreement = self.agreement
         if agreement is not None and agreement.held_back and agreement.stops_here() and not self.is_within_step():
             compat.signal_connector(self.trainer).received_sigterm = True
             self.stop()
 
+    @override
     def teardown(self) -> None:
         if self.watch is not None:
             compat.signal_connector(self.trainer).on_sigterm = None
@@ -291,6 +296,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         self.clock = None
         super().teardown()
 
+    @override
     def run(self, data_fetcher: compat.DataFetcher) -> None:
         trainer = self.trainer
         with quick_log(trainer.lightning_module, self.results, compat.logger_connector(trainer)):
@@ -327,6 +333,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             if self.clock is not None:
                 self.clock.pause()
 
+    @override
     def advance(self, data_fetcher: compat.DataFetcher) -> None:
         plan, fit_loop = self.plan, self.fit_loop
         fit_loop.place = None
@@ -444,9 +451,11 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         saves = any(isinstance(callback, Preemptible) for callback in compat.callbacks(self.trainer))
         return saves and compat.is_accumulating(self.trainer)
 
+    @override
     def check_monitored(self, key: str, value: float) -> None:
         check_scheduler(self.trainer, key, value)
 
+    @override
     def reset(self) -> None:
         place = self.place
         if place in ("batch", "validation", "iteration"):
@@ -467,6 +476,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             return super().done
         return self.is_last_of_epoch() or -1 != self.max_steps <= self.global_step
 
+    @override
     def on_advance_end(self, data_fetcher: compat.DataFetcher) -> None:
         plan, trainer = self.plan, self.trainer
         if self.batch_progress.is_last_batch or (trainer.should_stop and compat.can_stop_early(trainer)):

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from typing_extensions import override
+
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.loggers import Logger
@@ -110,12 +112,15 @@ class RankedSink(Sink):
         """Return a logger for the values of one worker."""
         raise NotImplementedError
 
+    @override
     def open_ranks(self, ranks: int) -> None:
         self.of_ranks = {rank: self.rank_logger(rank) for rank in range(ranks)}
 
+    @override
     def rank_metrics(self, rank: int, metrics: Mapping[str, float], step: int) -> None:
         self.of_ranks[rank].log_metrics(dict(metrics), step)
 
+    @override
     def finish(self, status: str) -> None:
         for logger in self.of_ranks.values():
             logger.finalize(status)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from itwinai.loggers.adapters.base import Sink
 
 if TYPE_CHECKING:
@@ -15,8 +17,10 @@ if TYPE_CHECKING:
 class ProvenanceSink(Sink):
     """Facts as entities and agents of the provenance document."""
 
+    @override
     def facts(self, trainer: Trainer, facts: RunFacts) -> None:
         self.logger.describe(trainer, facts)  # type: ignore[attr-defined]
 
+    @override
     def place(self) -> str:
         return str(self.logger.path)  # type: ignore[attr-defined]
