@@ -10,8 +10,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from itwinai import compat
 from itwinai.checkpoints.checkpoint_io import gather_of
+from itwinai.compat import lightning_logging, lightning_trainer
+from itwinai.compat import torch as compat_torch
 from itwinai.data.batch_size import samples_in
 from itwinai.errors import ConfigurationError
 from itwinai.loggers.adapters import Sink, sink_of
@@ -175,7 +176,7 @@ class LoggingCallback(ReportingCallback):
             gradients = [grad for p in self._parameters if (grad := p.grad) is not None]
         else:
             gradients = ask()
-        return compat.total_norm(gradients) if gradients else None
+        return compat_torch.total_norm(gradients) if gradients else None
 
     def _speed(self, batch: Any, workers: int) -> dict[str, float]:
         """Return the speed since the last log step."""
@@ -202,7 +203,7 @@ class LoggingCallback(ReportingCallback):
         return speed
 
     def _log_ranks(self, trainer: Trainer, speed: dict[str, float]) -> None:
-        gathered = gather_of(trainer.strategy)({**compat.step_values(trainer), **speed})
+        gathered = gather_of(trainer.strategy)({**lightning_logging.step_values(trainer), **speed})
         for sink in self._sinks:
             for rank, metrics in enumerate(gathered):
                 sink.rank_metrics(rank, metrics, log_step(trainer))
@@ -232,7 +233,7 @@ class LoggingCallback(ReportingCallback):
         try:
             whole = copy.deepcopy(module).cpu()
             if whole.hparams:
-                compat.replace_hyperparameters(whole, without_secrets(dict(whole.hparams)))
+                lightning_trainer.replace_hyperparameters(whole, without_secrets(dict(whole.hparams)))
             for sink in self._sinks:
                 sink.model(whole, self._example)
         except Exception as error:  # copying and pickling run the user's own code, and the training has ended well
@@ -266,4 +267,6 @@ def _input_of(module: LightningModule, batch: Any) -> Any:
     if getattr(module, "example_input_array", None) is not None:
         return module.example_input_array
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    return compat.plain_tensor(first)[:2].detach().cpu() if isinstance(first, Tensor) and first.numel() > 0 else None
+    return (
+        compat_torch.plain_tensor(first)[:2].detach().cpu() if isinstance(first, Tensor) and first.numel() > 0 else None
+    )

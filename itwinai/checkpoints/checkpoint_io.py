@@ -18,11 +18,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
-from itwinai import compat
 from itwinai.checkpoints import portable_file, sharded
 from itwinai.checkpoints import state as checkpoint_state
 from itwinai.checkpoints.async_writer import BackgroundWriter
 from itwinai.checkpoints.discovery import AUTO, newest_valid
+from itwinai.compat import lightning_checkpoints, lightning_loops
 from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError, did_you_mean
 from itwinai.warn import warn_user
 
@@ -189,7 +189,7 @@ class Resumed:
         return self.in_epoch and (batches > 0 or self.batches == 0)
 
 
-class PortableConnector(compat.CheckpointConnector):
+class PortableConnector(lightning_checkpoints.CheckpointConnector):
     """lightning's connector of checkpoints, with our part of the content.
 
     Attributes:
@@ -242,7 +242,7 @@ class PortableConnector(compat.CheckpointConnector):
         trainer = self.trainer
         try:
             super().restore_loops()
-            epochs, limit = compat.processed_epochs(trainer.fit_loop), trainer.max_epochs
+            epochs, limit = lightning_loops.processed_epochs(trainer.fit_loop), trainer.max_epochs
             if trainer.state.fn == "fit" and limit not in (None, -1) and epochs >= limit:
                 warn_user(
                     f"Nothing is left to train: the checkpoint has been trained for {epochs} epochs, and max_epochs="
@@ -270,7 +270,7 @@ class PortableConnector(compat.CheckpointConnector):
     def complete(self, checkpoint: dict[str, Any], weights_only: bool) -> None:
         if weights_only or not self._knows_all_workers():
             return
-        if compat.is_accumulating(self.trainer):
+        if lightning_loops.is_accumulating(self.trainer):
             warn_user(
                 "A checkpoint is saved between two batches of the same step (accumulate_grad_batches="
                 f"{self.trainer.accumulate_grad_batches}). The gradients of this step are not in it: a run that goes "
@@ -323,14 +323,14 @@ class PortableConnector(compat.CheckpointConnector):
             )
         section = checkpoint_state.ItwinaiState.of(checkpoint)
         loop = self.trainer.fit_loop
-        if section is not None and section.progress is not None and isinstance(loop, compat.FitLoop):
+        if section is not None and section.progress is not None and isinstance(loop, lightning_loops.FitLoop):
             loop.load_progress(section.progress)
         self.resumed = (
             None
             if section is None
             else Resumed(
                 section,
-                in_epoch=compat.is_epoch_begun(self.trainer),
+                in_epoch=lightning_loops.is_epoch_begun(self.trainer),
                 batches=self.trainer.fit_loop.epoch_loop.batch_progress.current.ready,
             )
         )
@@ -361,7 +361,7 @@ class PortableConnector(compat.CheckpointConnector):
 
 def selected_path(trainer: Trainer) -> str | None:
     """Return the checkpoint that is about to be restored; all workers have to ask together, after they have met."""
-    connector = compat.checkpoint_connector(trainer)
+    connector = lightning_checkpoints.checkpoint_connector(trainer)
     if not isinstance(connector, PortableConnector) or connector.selected is None:
         return None if trainer.ckpt_path is None else str(trainer.ckpt_path)
     return connector.locate(str(connector.selected))
@@ -391,7 +391,7 @@ def folders_of(trainer: Trainer) -> list[str]:
 
 def take_resumed(trainer: Trainer) -> Resumed | None:
     """Return our part of the checkpoint that a fit goes on from, the first time it is asked for; or None."""
-    connector = compat.checkpoint_connector(trainer)
+    connector = lightning_checkpoints.checkpoint_connector(trainer)
     return connector.take_resumed() if isinstance(connector, PortableConnector) else None
 
 

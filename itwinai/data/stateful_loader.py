@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import DataLoader
 
-from itwinai import compat
+from itwinai.compat import lightning_trainer
 
 
 @runtime_checkable
@@ -82,8 +82,8 @@ class StreamLoader(DataLoader):
             self._first = state["batches"]
             return
         dataset.load_state_dict(own["before_last"])
-        random_states = compat.collect_rng_states(include_cuda=False)
+        random_states = lightning_trainer.collect_rng_states(include_cuda=False)
         batches = super().__iter__()
         for _ in itertools.islice(batches, None if own["ended"] else own["taken"]):
             pass
-        compat.set_rng_states(random_states)
+        lightning_trainer.set_rng_states(random_states)

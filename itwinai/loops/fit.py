@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from itwinai import compat
 from itwinai.checkpoints.checkpoint_io import Resumed, take_resumed
 from itwinai.checkpoints.state import Point, StopPoint
+from itwinai.compat import lightning_checkpoints, lightning_dataloaders, lightning_loops, lightning_trainer
 from itwinai.data.rng_state import RandomStates, pack_random_states
 from itwinai.data.stateful_loader import StreamLoader
 from itwinai.loops.deferred_save import LaterSaves
@@ -38,7 +38,7 @@ class _Epochs(Protocol):
         """End the run because of a signal."""
 
 
-class LeanFitLoop(compat.FitLoop):
+class LeanFitLoop(lightning_loops.FitLoop):
     """lightning's fit loop, which keeps account of what is done.
 
     Takes the place of ``trainer.fit_loop``; what it leaves in lightning's part of checkpoints is the same.
@@ -101,9 +101,9 @@ class LeanFitLoop(compat.FitLoop):
     @override
     def run(self) -> None:
         self.place = self.held = self.resumed = None
-        callbacks = compat.callbacks(self.trainer)
+        callbacks = lightning_trainer.callbacks(self.trainer)
         try:
-            with compat.postponing_saves(callbacks, self.saves.postpone, self.saves.is_coming):
+            with lightning_checkpoints.postponing_saves(callbacks, self.saves.postpone, self.saves.is_coming):
                 try:
                     super().run()
                     if self.max_batches == 0 and self.trainer.limit_train_batches != 0:
@@ -120,8 +120,8 @@ class LeanFitLoop(compat.FitLoop):
         if self.resumed is None and (resumed := take_resumed(self.trainer)) is not None:
             self.resumed = resumed
             self.resumed_loader = loader
-            compat.iterate_later(loader)  # what is drawn now is not what comes next
-            stateful = [one for one in loader.flattened if compat.is_stateful(one)]
+            lightning_dataloaders.iterate_later(loader)  # what is drawn now is not what comes next
+            stateful = [one for one in loader.flattened if lightning_dataloaders.is_stateful(one)]
             if resumed.section.place in _ALL_DONE and all(isinstance(one, StreamLoader) for one in stateful):
                 self.load_loaders()
         else:
@@ -143,9 +143,9 @@ class LeanFitLoop(compat.FitLoop):
         take_up(self.trainer, epochs.results, kept, in_epoch)
         if in_epoch:
             return
-        compat.forget_loading(self)
+        lightning_trainer.forget_loading(self)
         if place == "end of epoch":
-            if compat.is_epoch_over(self.epoch_loop):
+            if lightning_loops.is_epoch_over(self.epoch_loop):
                 self.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
             self.epoch_progress.increment_completed()
 
@@ -158,8 +158,12 @@ class LeanFitLoop(compat.FitLoop):
 
     @override
     def on_advance_end(self) -> None:
-        over = compat.is_epoch_over(self.epoch_loop)
-        if self.held is None and not over and (self.trainer.should_stop or compat.is_training_done(self.epoch_loop)):
+        over = lightning_loops.is_epoch_over(self.epoch_loop)
+        if (
+            self.held is None
+            and not over
+            and (self.trainer.should_stop or lightning_loops.is_training_done(self.epoch_loop))
+        ):
             self.hold("iteration")
         completed = self.epoch_progress.total.completed
         self.place = "end of epoch"
