@@ -500,7 +500,7 @@ class ItwinaiTrainer(Trainer):
         """End this worker because of an error that its main thread, which waits for another worker, cannot raise.
 
         Args:
-            error: what the user shall see.
+            error: what the user sees.
         """
         if self.report_failure is not None:
             self.report_failure(error)
@@ -654,7 +654,7 @@ class ItwinaiTrainer(Trainer):
             stage: the stage that the loader is for.
 
         Raises:
-            ConfigurationError: its batches shall be divided, and nobody but the user can do it.
+            ConfigurationError: its batches have to be divided, which only the user can do.
         """
         if stage == RunningStage.TRAINING:
             self._check_equal_lengths(loader)

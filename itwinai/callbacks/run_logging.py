@@ -132,7 +132,7 @@ class LoggingCallback(ReportingCallback):
         )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the module's parameters anew: other callbacks may have added some."""
+        """Look at the module's parameters again: other callbacks may have added some."""
         self._parameters = []
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
@@ -141,7 +141,7 @@ class LoggingCallback(ReportingCallback):
             self._norm = self._gradient_norm(trainer)
 
     def idles_in(self, hook: str) -> bool:
-        """Tell whether a hook need not be called: gradients that nobody clips are there after the step as well."""
+        """Tell whether a hook need not be called: without clipping, gradients are the same after the step."""
         unclipped = hook == "on_before_optimizer_step" and not (self.gradient_norm and self._clips)
         return unclipped or super().idles_in(hook)
 

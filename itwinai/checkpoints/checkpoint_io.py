@@ -141,7 +141,7 @@ class PortableCheckpointIO(CheckpointIO):
             _remove(str(path))
 
     def teardown(self) -> None:
-        """Wait until everything is written; what failed and nobody has asked for is warned of."""
+        """Wait until everything is written; warn of failures that have not been raised."""
         self._writer.close()
         self._coming = []
         for path, error in self.take_failed():

@@ -31,8 +31,8 @@ where a checkpoint can be written and resumed from exactly ([place], see `checkp
         on_train_epoch_end                                                             [end of epoch], then [epoch]
 
 A hook without an implementation costs nothing: `hook_plan` finds that out once per epoch, `training` and `evaluation`
-run the plan. What a plan cannot express is run by Lightning's own loop, and a debug message says why. A thread beside the
-training (`store_monitor`) looks at the store of the workers, so that a worker that waits in vain is found out
+run the plan. What a plan cannot express is run by Lightning's own loop, and a debug message says why. A thread beside
+the training (`store_monitor`) looks at the store of the workers, so that a worker that waits in vain is found out
 (`desync_detection`) without a collective operation in every step.
 
 To change what a step does, write a hook in a callback or the module, or one of the protocols of `itwinai.interfaces`:

@@ -47,7 +47,7 @@ class LeanFitLoop(lightning_loops.FitLoop):
         place: what is done; None in the midst of something.
         held: where a run stood before it did what only a run does that stops there, or what is done again.
         resumed: our part of the checkpoint that this fit goes on from, until its first epoch begins.
-        resumed_loader: the training loaders that were made to go on, which may be made anew before they are iterated.
+        resumed_loader: the training loaders that were made to go on, which may be replaced before they are iterated.
         saves: what waits until the hooks are done.
         begun_with: random states when the training loaders were iterated for this epoch.
     """

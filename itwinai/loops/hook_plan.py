@@ -96,7 +96,7 @@ def is_idle(callback: Callback, name: str) -> bool:
 
 
 def draw_hook(name: str, trainer: Trainer, spans: ProfilerSpans) -> HookCalls | None:
-    """Collect the implementations of a hook; return None if nobody has written one.
+    """Collect the implementations of a hook; return None if there is none.
 
     A profile shows lightning's empty hooks as well, so with a profiler they count as written.
     """

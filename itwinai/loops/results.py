@@ -103,7 +103,7 @@ class LeanResults(lightning_logging.ResultCollection):
         """Reduce the step's values over the workers, at a point of the step that all of them reach.
 
         Args:
-            everyone: take part in the exchange although there is nothing to send: where nobody watches, all workers do
+            everyone: take part in the exchange with nothing to send: without a store monitor, all workers do
                 so once per epoch, so that one that logs nothing notices that the others do.
         """
         if (self.unsynced or everyone) and self.exchanges:
@@ -160,7 +160,7 @@ class LeanResults(lightning_logging.ResultCollection):
             lightning_logging.set_epoch_value(metric, value / next(reduced) if metric.meta.is_mean_reduction else value)
 
     def exchanged(self, entries: list[Entry]) -> list[Tensor]:
-        """Return the values of all workers, while somebody takes care that nobody waits for ever."""
+        """Return the values of all workers, while another thread ends the run if a worker would wait for ever."""
         with nullcontext() if self.missing is None else self.missing.expecting_all([entry.name for entry in entries]):
             return exchange(self.trainer.strategy, entries)
 

@@ -55,7 +55,7 @@ class Coordinated(Protocol):
     """A strategy whose workers have a store in common."""
 
     def coordination_store(self) -> dist.Store | None:
-        """Return the store, through an object that nobody else uses."""
+        """Return the store, through an object of its own."""
 
 
 @runtime_checkable

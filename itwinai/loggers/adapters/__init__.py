@@ -28,7 +28,7 @@ _SINKS = {
 
 
 def sink_of(logger: Logger) -> Sink:
-    """Return what a logger can take; of one that nobody knows, that is hyperparameters only."""
+    """Return what a logger can take; an unknown logger gets hyperparameters only."""
     for cls in type(logger).__mro__:
         if cls.__name__ in _SINKS:
             module, _, name = _SINKS[cls.__name__].partition(":")

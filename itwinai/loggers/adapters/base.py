@@ -49,7 +49,7 @@ class Sink:
 
         Args:
             files: the files.
-            base: the folder below which their places shall be the same in the logger.
+            base: the folder that paths in the logger are relative to.
             patience: most seconds that it may take.
 
         Raises:

@@ -24,7 +24,7 @@ def hand_over(loggers: Iterable[Logger], files: Sequence[Path], base: Path, pati
     Args:
         loggers: of the run.
         files: that are there.
-        base: the folder below which their places shall be the same in a logger.
+        base: the folder that paths in a logger are relative to.
         patience: most seconds for each logger.
     """
     from itwinai.loggers.adapters import sink_of
