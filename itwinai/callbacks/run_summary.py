@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from itwinai.compat import lightning_dataloaders, lightning_loops, lightning_trainer
 from itwinai.io.atomic import write_whole
-from itwinai.loggers.adapters import sink_of
+from itwinai.loggers.adapters import adapters_of
 from itwinai.loggers.adapters.files import PATIENCE, hand_over
 from itwinai.loggers.in_memory import Recorder
 from itwinai.monitoring.sample_count import trained_samples, why_unknown
@@ -137,7 +137,7 @@ class RunSummary(Callback):
 
     def _sections(self, trainer: Trainer, recorder: Recorder | None) -> list[Section]:
         assert self._facts is not None and self._course is not None
-        places = [sink_of(logger).place() for logger in trainer.loggers]
+        places = [adapter.place() for adapter in adapters_of(trainer)]
         return [
             run_section(self._course, self._facts, [place for place in places if place]),
             metrics_section(None if recorder is None else recorder.curves),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from itwinai.run_info.run import RunFacts
 
 
-class Sink:
+class LoggerAdapter:
     """Gives a logger what lightning's interface has no method for. All methods are for rank 0.
 
     Args:
@@ -101,8 +101,8 @@ class Sink:
         return str(self.logger.save_dir or "")
 
 
-class RankedSink(Sink):
-    """A sink that gives each worker a logger of its own."""
+class RankedAdapter(LoggerAdapter):
+    """An adapter that gives each worker a logger of its own."""
 
     def __init__(self, logger: Logger) -> None:
         super().__init__(logger)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, ClassVar
 from lightning.pytorch.loggers import CSVLogger
 from typing_extensions import override
 
-from itwinai.loggers.adapters.base import RankedSink
+from itwinai.loggers.adapters.base import RankedAdapter
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from matplotlib.figure import Figure
 
 
-class FolderSink(RankedSink):
+class FolderAdapter(RankedAdapter):
     """Files, and figures as PNG, in the folder of the run; a folder of its own for each worker."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"file", "figure", "rank_metrics"})

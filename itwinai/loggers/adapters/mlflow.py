@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import override
 
 from itwinai.errors import LoggerError
-from itwinai.loggers.adapters.base import RankedSink
+from itwinai.loggers.adapters.base import RankedAdapter
 from itwinai.loggers.adapters.files import within
 from itwinai.loggers.mlflow import MLFlowLogger
 from itwinai.loggers.mlflow_client import AwayError, check_answers, is_server
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from itwinai.run_info.run import RunFacts
 
 
-class MLflowSink(RankedSink):
+class MLflowAdapter(RankedAdapter):
     """Facts as tags, files and figures as artifacts, the module as an MLflow model; nested runs for single workers."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"file", "figure", "model", "rank_metrics"})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from itwinai.loggers.adapters.base import Sink
+from itwinai.loggers.adapters.base import LoggerAdapter
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from itwinai.run_info.run import RunFacts
 
 
-class ProvenanceSink(Sink):
+class ProvenanceAdapter(LoggerAdapter):
     """Facts as entities and agents of the provenance document."""
 
     @override

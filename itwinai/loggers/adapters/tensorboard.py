@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from itwinai.loggers.adapters.folder import FolderSink
+from itwinai.loggers.adapters.folder import FolderAdapter
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from itwinai.run_info.run import RunFacts
 
 
-class TensorBoardSink(FolderSink):
+class TensorBoardAdapter(FolderAdapter):
     """Facts as text, figures as images; a run of its own for each worker, below that of the run."""
 
     @property

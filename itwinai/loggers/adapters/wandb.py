@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
-from itwinai.loggers.adapters.base import Sink
+from itwinai.loggers.adapters.base import LoggerAdapter
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from itwinai.run_info.run import RunFacts
 
 
-class WandbSink(Sink):
+class WandbAdapter(LoggerAdapter):
     """Facts in the run's config, files and models as artifacts; a run of its own for each worker, in one group."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"file", "figure", "model", "rank_metrics"})
