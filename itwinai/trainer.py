@@ -66,8 +66,7 @@ from itwinai.loops.fit import LeanFitLoop
 from itwinai.loops.results import LeanLoggerConnector
 from itwinai.loops.training import LeanTrainingEpochLoop
 from itwinai.strategies.base import LaunchedStrategy
-from itwinai.strategies.ray import RayStrategy
-from itwinai.strategies.registry import make_strategy
+from itwinai.strategies.registry import make_strategy, uses_ray
 from itwinai.tracebacks import hides_framework_frames
 from itwinai.trials.session import find_session
 from itwinai.unify import refuse_foreign
@@ -258,7 +257,7 @@ class ItwinaiTrainer(Trainer):
         self,
         *,
         accelerator: str | Accelerator = "auto",
-        strategy: str | Strategy | RayStrategy = "auto",
+        strategy: str | Strategy = "auto",
         devices: list[int] | str | int = "auto",
         num_nodes: int = 1,
         precision: lightning_trainer.PrecisionInput | None = None,
@@ -339,15 +338,13 @@ class ItwinaiTrainer(Trainer):
         environment = environment or launched or LightningEnvironment()
         if isinstance(strategy, str):
             strategy = make_strategy(strategy) or strategy
-        if isinstance(strategy, RayStrategy):
-            accelerator = strategy.accelerator(accelerator)
-            strategy = strategy.build()
+        if isinstance(strategy, LaunchedStrategy):
+            accelerator = strategy.accelerator_for(accelerator)
         _check_gpus(accelerator, devices)
         if strategy == "auto" and (
             launched.world_size() > 1 if launched else lightning_launching.selects_ddp(accelerator, devices, num_nodes)
         ):
             strategy = make_strategy("ddp") or "ddp"
-            assert not isinstance(strategy, RayStrategy)
         if launcher is not None and isinstance(strategy, LaunchedStrategy):
             strategy.use_launcher(launcher)
         if environment not in plugin_list and getattr(strategy, "cluster_environment", None) is None:
@@ -736,8 +733,9 @@ def check_devices(accelerator: object, devices: object, strategy: object) -> Non
     except (TypeError, ValueError):
         numbers = []
     indices = isinstance(devices, list) or len(parts) > 1
-    elsewhere = isinstance(strategy, RayStrategy) or str(strategy).lower().startswith("ray")
-    gpus = accelerator != "cpu" and (elsewhere or CUDAAccelerator.is_available() or MPSAccelerator.is_available())
+    gpus = accelerator != "cpu" and (
+        uses_ray(strategy) or CUDAAccelerator.is_available() or MPSAccelerator.is_available()
+    )
     if devices == "auto" or (numbers and min(numbers) >= 1 and not indices):
         return
     if accelerator not in ("auto", "cpu") or (
