@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from itwinai.reporting.formatting import value_text
 from itwinai.reporting.plotting import FEWEST, lines_figure, picture_of
-from itwinai.reporting.search.formatting import digits
 from itwinai.reporting.sections import Section, Table
 
 if TYPE_CHECKING:
@@ -41,7 +41,14 @@ def metrics_section(curves: Mapping[str, Curve] | None) -> Section:
     if len(users) > SHOWN:
         facts["and"] = f"{len(users) - SHOWN} more, in the page"
     rows = [
-        (name, number(c.last), number(c.lowest[0]), str(c.lowest[1]), number(c.highest[0]), str(c.highest[1]))
+        (
+            name,
+            value_text(c.last),
+            value_text(c.lowest[0]),
+            str(c.lowest[1]),
+            value_text(c.highest[0]),
+            str(c.highest[1]),
+        )
         for name, c in ((name, shown[name]) for name in [*users, *own])
     ]
     table = Table(("metric", "last", "lowest", "at step", "highest", "at step"), rows, "Metrics")
@@ -86,16 +93,17 @@ def _is_rate(name: str) -> bool:
     return name == "lr" or name.startswith(("lr/", "lr-"))
 
 
-def number(value: float) -> str:
-    """Return a number with four digits."""
-    return digits(value)
+def _row(name: str, curve: Curve) -> list[str]:
+    """Return the name, the last value, and the lowest and the highest with their steps."""
+    (low, at_low), (high, at_high) = curve.lowest, curve.highest
+    return [name, value_text(curve.last), value_text(low), str(at_low), value_text(high), str(at_high)]
 
 
 def _told(curve: Curve) -> str:
+    _, last, low, at_low, high, at_high = _row("", curve)
     if len(curve.values) < 2:
-        return number(curve.last)
-    (low, at_low), (high, at_high) = curve.lowest, curve.highest
-    return f"{number(curve.last)}  (lowest {number(low)} at step {at_low}, highest {number(high)} at step {at_high})"
+        return last
+    return f"{last}  (lowest {low} at step {at_low}, highest {high} at step {at_high})"
 
 
 _SAME = {"train", "training", "val", "valid", "validation", "test", "step", "epoch", "p50", "p95"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from itwinai.reporting.search.formatting import joined
+from itwinai.reporting.formatting import joined
 
 _GIB = 2**30
 

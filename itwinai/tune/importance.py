@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from itwinai.errors import ConfigurationError
-from itwinai.reporting.search.formatting import key_of, listed
+from itwinai.reporting.formatting import key_of, listed
 from itwinai.reporting.search.importance import Importances
 from itwinai.reporting.search.parameter_axis import Scale, scale_of
 from itwinai.reporting.search.ranking import paths_of, sign_of

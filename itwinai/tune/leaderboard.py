@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from itwinai.io.atomic import write_whole
-from itwinai.reporting.search.formatting import key_of, listed, shortened
+from itwinai.reporting.formatting import key_of, listed, shortened
 from itwinai.reporting.search.leaderboard import leaderboard_table
 from itwinai.reporting.search.ranking import Standing, counts, paths_of, standing_of
 from itwinai.reporting.sections import Table

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from itwinai.errors import ConfigurationError, LoggerError, require
 from itwinai.loggers.mlflow_quiet import VARIABLE, clean_output, quiet_database
-from itwinai.reporting.search.formatting import told
+from itwinai.reporting.formatting import value_text
 from itwinai.run_info.redaction import without_secrets
 from itwinai.run_info.serialization import plain
 
@@ -229,4 +229,4 @@ def as_key(name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return str(value) if isinstance(value, float) else told(value)
+    return str(value) if isinstance(value, float) else value_text(value)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from itwinai.reporting.formatting import span_text
-from itwinai.reporting.metric_curves import number
-from itwinai.reporting.search.formatting import shortened, told
+from itwinai.reporting.formatting import shortened, span_text, value_text
 from itwinai.trials.records import TrialRecord
 from itwinai.tune.progress import SearchProgress, View, cleaned, last_report
 
@@ -88,15 +86,15 @@ def _columns(view: View, trials: Sequence[TrialRecord]) -> list[_Column]:
         _Column("status", [trial.status for trial in trials], is_text=True),
     ]
     for path, name in view.names.items():
-        cells = [_cell(told(trial.parameters[path])) if path in trial.parameters else "" for trial in trials]
+        cells = [_cell(value_text(trial.parameters[path])) if path in trial.parameters else "" for trial in trials]
         columns.append(_Column(_cell(name), cells, is_text=True, may_go=True))
     for objective in record.objectives:
         reports = [last_report(trial, [objective.metric]) for trial in trials]
-        cells = ["" if report is None else number(report.metrics[objective.metric]) for report in reports]
+        cells = ["" if report is None else value_text(report.metrics[objective.metric]) for report in reports]
         columns.append(_Column(_cell(objective.metric), cells))
     if len(record.objectives) == 1:
         values = [record.values(trial) for trial in trials]
-        columns.append(_Column("best", ["" if value is None else number(value[0]) for value in values]))
+        columns.append(_Column("best", ["" if value is None else value_text(value[0]) for value in values]))
     columns.append(_Column("reports", [str(len(trial.reports)) for trial in trials]))
     columns.append(_Column("time", [span_text(trial.seconds) for trial in trials]))
     return columns

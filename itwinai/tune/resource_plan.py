@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from itwinai.errors import ResourceError, did_you_mean
-from itwinai.reporting.formatting import count_text, span_text
-from itwinai.reporting.search.formatting import joined
+from itwinai.reporting.formatting import count_text, joined, span_text
 from itwinai.tune.formatting import amounts_text, resource_name
 from itwinai.tune.resources import UNIT, Amounts, NodeResources, TrialResources
 

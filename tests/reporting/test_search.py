@@ -200,7 +200,7 @@ def test_search_without_a_result_says_why() -> None:
     assert [section.title for section in sections] == ["Summary"]
     assert advised(record) == ["No trial has reported val_los. Reported were y."]
     near = replace(made([1.0], objective=Objective("val_loss", "min")), objectives=record.objectives)
-    assert advised(near) == ["No trial has reported val_los. Reported were val_loss. Did you mean val_loss?"]
+    assert advised(near) == ["No trial has reported val_los. Reported were val_loss. Did you mean 'val_loss'?"]
     assert "infinite or not a number" in advised(made([math.nan, math.inf]))[0]
     both = replace(made([1.0]), objectives=(MIN, Objective("z", "max")))
     assert titled(search_sections(both), "Summary").facts["best"] == "none: no trial has reported y and z together"

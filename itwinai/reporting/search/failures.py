@@ -6,8 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from itwinai.reporting.formatting import span_text
-from itwinai.reporting.search.formatting import parameters_told, shortened
+from itwinai.reporting.formatting import parameters_text, shortened, span_text
 from itwinai.reporting.search.leaderboard import unbroken
 from itwinai.reporting.search.ranking import Standing
 from itwinai.reporting.sections import Section, Table
@@ -28,7 +27,7 @@ def failures_section(standing: Standing) -> Section | None:
         (
             str(trial.number),
             shortened(trial.error, 300),
-            parameters_told(trial.parameters, standing.names),
+            parameters_text(trial.parameters, standing.names),
             str(len(trial.reports)),
             span_text(trial.seconds),
             trial.folder,

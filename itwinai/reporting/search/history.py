@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from itwinai.reporting.formatting import span_text
-from itwinai.reporting.plotting import axis_limits, legend_above, new_axes, picture_of
-from itwinai.reporting.search.formatting import shortened
-from itwinai.reporting.search.objective_axis import spread_of
-from itwinai.reporting.search.ranking import Standing
-from itwinai.reporting.search.style import (
+from itwinai.reporting.formatting import shortened, span_text
+from itwinai.reporting.plotting import (
     BEST,
-    BY_STATUS,
-    DRAWN_ONE_BY_ONE,
     GOOD,
+    MANY,
+    axis_limits,
     beyond,
     dots,
-    lettering,
+    label_text,
+    legend_above,
+    new_axes,
+    picture_of,
     whole_numbers,
 )
+from itwinai.reporting.search.objective_axis import spread_of
+from itwinai.reporting.search.ranking import Standing
+from itwinai.reporting.search.style import BY_STATUS
 from itwinai.reporting.sections import Picture
 from itwinai.trials.records import TrialRecord
 
@@ -51,7 +53,7 @@ def courses_picture(standing: Standing, index: int) -> Picture | None:
         if kept:
             own = 0.8 if status == "failed" else alpha
             lines = LineCollection([_thinned(points) for points in kept], colors=colour, linewidths=0.8, alpha=own)
-            axes.add_collection(lines).set_rasterized(len(curves) > DRAWN_ONE_BY_ONE)
+            axes.add_collection(lines).set_rasterized(len(curves) > MANY)
             alone = [points[0] for points in kept if len(points) == 1]  # of which no line can be seen
             dots(axes, [at for at, _ in alone], [value for _, value in alone], colour, of=len(curves))
             axes.plot([], [], color=colour, label=f"{status} ({len(kept)})")
@@ -63,7 +65,7 @@ def courses_picture(standing: Standing, index: int) -> Picture | None:
             axes.plot(*points[0], "o", color=BEST)
     axes.set_xlim(axis_limits(at for _, points in curves for at, _ in points))
     spread.apply(axes)
-    axes.set(xlabel="report", ylabel=lettering(objective.metric))
+    axes.set(xlabel="report", ylabel=label_text(objective.metric))
     whole_numbers(axes)
     legend_above(figure)
     title = f"{shortened(objective.metric, 60)} of each trial{beyond(spread.hidden, 'values')}"
@@ -105,7 +107,7 @@ def progress_picture(standing: Standing, index: int) -> Picture | None:
     axes.plot([], [], "o", color=GOOD, markersize=5, alpha=0.8, label="a trial")
     axes.set_xlim(axis_limits([*xs, best[0][0] / unit, end / unit]))
     spread.apply(axes)
-    axes.set(xlabel=name, ylabel=lettering(objective.metric))
+    axes.set(xlabel=name, ylabel=label_text(objective.metric))
     if not timed:
         whole_numbers(axes)
     legend_above(figure)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from itwinai.reporting.formatting import span_text
-from itwinai.reporting.search.formatting import digits, shortened, told
+from itwinai.reporting.formatting import shortened, span_text, value_text
 from itwinai.reporting.search.ranking import Standing, standing_of
 from itwinai.reporting.sections import Table
 from itwinai.trials.records import SearchRecord, TrialRecord
@@ -62,8 +61,11 @@ def _row(standing: Standing, trial: TrialRecord, place: int) -> Sequence[str]:
     return [
         str(standing.fronts[trial.number] + 1 if several else place),
         str(trial.number),
-        *(digits(value) for value in standing.values[trial.number]),
-        *(shortened(told(trial.parameters[path]), CELL) if path in trial.parameters else "" for path in standing.names),
+        *(value_text(value) for value in standing.values[trial.number]),
+        *(
+            shortened(value_text(trial.parameters[path]), CELL) if path in trial.parameters else ""
+            for path in standing.names
+        ),
         trial.status,
         str(len(trial.reports)),
         span_text(trial.seconds),

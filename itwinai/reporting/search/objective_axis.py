@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from itwinai.reporting.plotting import axis_limits
+from itwinai.reporting.plotting import axis_limits, mark_round_numbers
 from itwinai.reporting.search.ranking import sign_of
-from itwinai.reporting.search.style import mark_round_numbers
 from itwinai.trials.records import Mode, Objective
 
 if TYPE_CHECKING:

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from itwinai.reporting.plotting import WIDE, new_axes, picture_of
-from itwinai.reporting.search.formatting import shortened
+from itwinai.reporting.formatting import shortened
+from itwinai.reporting.plotting import BEST, COLOUR_MAP, MANY, WIDE, label_text, new_axes, picture_of
 from itwinai.reporting.search.objective_axis import Spread, spread_of
 from itwinai.reporting.search.parameter_axis import Scale
 from itwinai.reporting.search.ranking import Standing
-from itwinai.reporting.search.style import BEST, COLOUR_MAP, DRAWN_ONE_BY_ONE, lettering
 from itwinai.reporting.sections import Picture
 from itwinai.trials.records import Mode, TrialRecord
 
@@ -68,7 +67,7 @@ def parallel_picture(standing: Standing, index: int, scales: Mapping[str, Scale]
     room = round(LETTERS * width / (len(paths) + 1))
     for at, path in enumerate(paths):
         _draw_axis(axes, at, scales[path], standing.names.get(path, path), room)
-    _draw_values(axes, len(paths), shades, lettering(objective.metric, room))
+    _draw_values(axes, len(paths), shades, label_text(objective.metric, room))
     unused = any(path not in trial.parameters for trial in standing.ranked for path in paths)
     if unused:
         axes.text(-0.06, UNUSED, "not used", ha="right", va="center", fontsize="small", color="#5b6b7a")
@@ -99,19 +98,19 @@ def _draw_lines(
     alpha = max(0.25, min(0.85, 25 / len(trials) ** 0.8))
     drawn = LineCollection(lines, colors=colours, linewidths=0.9, alpha=alpha)
     axes.add_collection(drawn)
-    drawn.set_rasterized(len(trials) > DRAWN_ONE_BY_ONE)
+    drawn.set_rasterized(len(trials) > MANY)
     axes.plot(*zip(*lines[-1], strict=True), color=BEST, linewidth=2.6, solid_joinstyle="round", zorder=5)
 
 
 def _draw_axis(axes: Axes, at: int, scale: Scale, label: str, room: int) -> None:
     axes.vlines(at, 0, 1, color="#1c2733", linewidth=0.9, zorder=4)
-    axes.text(at, 1.06, lettering(label, room), ha="center", va="bottom", fontsize=9, fontweight="bold")
+    axes.text(at, 1.06, label_text(label, room), ha="center", va="bottom", fontsize=9, fontweight="bold")
     for place, text in scale.ticks():
         axes.plot([at - 0.025, at], [place, place], color="#1c2733", linewidth=0.9, zorder=4)
         axes.text(
             at - 0.05,
             place,
-            lettering(text, min(room, 14), its_end=True) if scale.kind == "choice" else text,
+            label_text(text, min(room, 14), "end") if scale.kind == "choice" else text,
             ha="right",
             va="center",
             fontsize="small",

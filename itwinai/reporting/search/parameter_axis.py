@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal
 
-from itwinai.reporting.search.formatting import digits, is_number, key_of, told
+from itwinai.reporting.formatting import is_number, key_of, value_text
+from itwinai.reporting.plotting import round_numbers
 from itwinai.reporting.search.ranking import Standing
-from itwinai.reporting.search.ticks import round_numbers
 from itwinai.trials.records import Range
 
 FEW = 6
@@ -69,10 +69,10 @@ class Scale:
                 (self.place_of(index), label) for index, label in enumerate(self.labels) if not index % max(step, 1)
             ]
         if self.high <= self.low:
-            return [(0.5, digits(self.low))]
+            return [(0.5, value_text(self.low))]
         values = round_numbers(self.low, self.high, self.kind == "log", most)
         inner = [value for value in values if 0.07 < self.place(value) < 0.93]
-        return [(self.place(value), digits(value)) for value in (self.low, *inner, self.high)]
+        return [(self.place(value), value_text(value)) for value in (self.low, *inner, self.high)]
 
     def place_of(self, index: int) -> float:
         """Return where a choice stands, from 0 to 1."""
@@ -138,7 +138,7 @@ def _choice_scale(values: Sequence[Any], in_order: bool) -> Scale:
         keys = sorted(by_key, key=lambda key: (math.isnan(by_key[key]), by_key[key]))
     else:
         keys = list(by_key) if in_order else sorted(by_key)
-    labels = {key: told(by_key[key]) for key in keys}
+    labels = {key: value_text(by_key[key]) for key in keys}
     # 0.12341 and 0.12342 have the same four digits, and the text "1" looks like the number.
     often = Counter(labels.values())
     choices = {key: key if often[label] > 1 else label for key, label in labels.items()}

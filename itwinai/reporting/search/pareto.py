@@ -5,17 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from itwinai.reporting.plotting import WIDE, new_axes, picture_of
-from itwinai.reporting.search.formatting import shortened
+from itwinai.reporting.formatting import shortened
+from itwinai.reporting.plotting import BEST, PLAIN, WIDE, beyond, dots, label_text, new_axes, picture_of
 from itwinai.reporting.search.objective_axis import spread_of
 from itwinai.reporting.search.ranking import Standing, sign_of
-from itwinai.reporting.search.style import (
-    BEST,
-    PLAIN,
-    beyond,
-    dots,
-    lettering,
-)
 from itwinai.reporting.sections import Picture
 
 PAIRS = 6
@@ -62,7 +55,7 @@ def _pair(standing: Standing, first: int, second: int, with_line: bool) -> Pictu
         if all(abs(x - other_x) > APART or abs(y - other_y) > APART for other_x, other_y in named):
             named.append((x, y))
             axes.annotate(str(number), point, (5, 5), textcoords="offset points", fontsize="small")
-    names = [lettering(f"{objective.metric} ({objective.mode})", 50) for objective in objectives]
+    names = [label_text(f"{objective.metric} ({objective.mode})", 50) for objective in objectives]
     axes.set(xlabel=names[0], ylabel=names[1])
     hidden = sum(
         any(not spread.low <= value <= spread.high for spread, value in zip(spreads, point, strict=True))

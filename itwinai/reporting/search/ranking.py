@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from itwinai.reporting.search.formatting import short_names
+from itwinai.reporting.formatting import short_names
 from itwinai.trials.records import Objective, SearchRecord, Status, TrialRecord
 
 ORDER: tuple[Status, ...] = ("finished", "stopped", "running", "paused", "waiting", "failed")

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from itwinai.reporting.formatting import joined, key_of, parameters_text, value_text
 from itwinai.reporting.search.failures import kinds_of_errors
-from itwinai.reporting.search.formatting import digits, joined, key_of, parameters_told, told
 from itwinai.reporting.search.importance import Importances
 from itwinai.reporting.search.parameter_axis import Scale
 from itwinai.reporting.search.ranking import Standing
@@ -114,12 +114,16 @@ def _chance(count: int, of: int, share: float) -> float:
 
 
 def _edge_told(name: str, scale: Scale, upper: bool, count: int, of: int) -> str:
-    ends = (scale.labels[0], scale.labels[-1]) if scale.kind == "choice" else (digits(scale.low), digits(scale.high))
-    which, end = ("highest", ends[1]) if upper else ("lowest", ends[0])
+    ends = (
+        (scale.labels[0], scale.labels[-1])
+        if scale.kind == "choice"
+        else (value_text(scale.low), value_text(scale.high))
+    )
+    which, end = ("highest", ends[-1]) if upper else ("lowest", ends[0])
     where = f"the {which} choice, {end}" if scale.kind == "choice" else f"the {which} {EDGE:.0%} of its range"
     tried = "was searched" if scale.bounded or scale.kind == "choice" else "was tried"
     return (
-        f"{count} of the best {of} trials have {name} in {where} ({ends[0]} to {ends[1]} {tried}). Better values may "
+        f"{count} of the best {of} trials have {name} in {where} ({ends[0]} to {ends[-1]} {tried}). Better values may "
         f"lie beyond: search {'above' if upper else 'below'} {end} too, if {name} can be there."
     )
 
@@ -138,7 +142,7 @@ def _still_improving(standing: Standing) -> Iterator[str]:
     others = f" {alike} of the best {len(top)} trials were." if len(top) > 1 else ""
     yield (
         f"Trial {best.number}, the best, was still getting better when it ended: {objective.metric} "
-        f"{digits(before_value)} at report {before}, {digits(last_value)} at report {last}, its last.{others} "
+        f"{value_text(before_value)} at report {before}, {value_text(last_value)} at report {last}, its last.{others} "
         "Train longer, at least the best ones again."
     )
 
@@ -175,12 +179,13 @@ def _noise(standing: Standing) -> Iterator[str]:
     order = sorted(means, key=lambda key: means[key] if objective.mode == "min" else -means[key])
     best, second = order[:2]
     both = math.sqrt(1 / len(groups[best]) + 1 / len(groups[second]))
-    if abs(means[best] - means[second]) < 2 * noise * both:
+    between = abs(means[best] - means[second])
+    if between < 2 * noise * both:
         yield (
-            f"The two best settings differ by {digits(abs(means[best] - means[second]))} in {objective.metric}, and "
-            f"repeats of one setting by {digits(noise)} (standard deviation, {freedom + len(repeated)} trials of "
+            f"The two best settings differ by {value_text(between)} in {objective.metric}, and "
+            f"repeats of one setting by {value_text(noise)} (standard deviation, {freedom + len(repeated)} trials of "
             f"{len(repeated)} settings): which is better is not known. Repeat the best with more seeds; first is "
-            f"{parameters_told(_setting(groups[best][0]), standing.names) or 'that without parameters'}."
+            f"{parameters_text(_setting(groups[best][0]), standing.names) or 'that without parameters'}."
         )
 
 
@@ -200,7 +205,7 @@ def _unimportant(standing: Standing, importances: Sequence[Importances]) -> Iter
         return
     most = max(one.values[path] for one in importances for path in paths)
     best = standing.front[0].parameters if standing.front else {}
-    fixed = [f"{standing.names[path]}={told(best[path])}" for path in paths if path in best][:NAMED]
+    fixed = [f"{standing.names[path]}={value_text(best[path])}" for path in paths if path in best][:NAMED]
     named = [standing.names[path] for path in paths[:NAMED]]
     which = joined([*named, f"{len(paths) - NAMED} others"] if len(paths) > NAMED else named)
     yield (

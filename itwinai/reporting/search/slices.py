@@ -7,19 +7,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from itwinai.reporting.plotting import axis_limits, legend_above, new_axes, picture_of
-from itwinai.reporting.search.formatting import shortened
+from itwinai.reporting.formatting import shortened
+from itwinai.reporting.plotting import (
+    BEST,
+    axis_limits,
+    beyond,
+    dots,
+    label_text,
+    legend_above,
+    mark_round_numbers,
+    new_axes,
+    picture_of,
+)
 from itwinai.reporting.search.objective_axis import spread_of
 from itwinai.reporting.search.parameter_axis import Scale
 from itwinai.reporting.search.ranking import ORDER, Standing
-from itwinai.reporting.search.style import (
-    BEST,
-    BY_STATUS,
-    beyond,
-    dots,
-    lettering,
-    mark_round_numbers,
-)
+from itwinai.reporting.search.style import BY_STATUS
 from itwinai.reporting.sections import Picture
 
 if TYPE_CHECKING:
@@ -85,7 +88,7 @@ def _slice(standing: Standing, index: int, path: str, scale: Scale) -> Picture:
         axes.plot([], [], "*", markersize=8, color=BEST, linestyle="", label=f"best: trial {best.number}")
     legend_above(figure)
     spread.apply(axes)
-    axes.set(xlabel=lettering(standing.names.get(path, path), 60), ylabel=lettering(objective.metric, 28))
+    axes.set(xlabel=label_text(standing.names.get(path, path), 60), ylabel=label_text(objective.metric, 28))
     title = f"{shortened(objective.metric, 40)} against {shortened(standing.names.get(path, path), 40)}"
     return picture_of(f"{title}{beyond(spread.hidden, 'trials')}", figure)
 
@@ -112,6 +115,6 @@ def _set_choices(axes: Axes, scale: Scale) -> None:
     step = math.ceil(len(labels) / 12)
     at = range(0, len(labels), step)
     crowded = sum(len(labels[place]) for place in at) > 48
-    names = [lettering(labels[place], 14, its_end=True) for place in at]
+    names = [label_text(labels[place], 14, "end") for place in at]
     axes.set_xticks(list(at), names, rotation=30 if crowded else 0, ha="right" if crowded else "center")
     axes.set_xlim(-0.5, len(labels) - 0.5)

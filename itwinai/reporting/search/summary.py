@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from itwinai.errors import did_you_mean
-from itwinai.reporting.formatting import span_text
-from itwinai.reporting.search.formatting import digits, listed, parameters_told
+from itwinai.reporting.formatting import listed, parameters_text, span_text, value_text
 from itwinai.reporting.search.importance import Importances
 from itwinai.reporting.search.parameter_axis import Scale
 from itwinai.reporting.search.ranking import Standing, counts
@@ -58,8 +57,8 @@ def _best(standing: Standing) -> dict[str, str]:
     report = best.best_report(objective)
     at = f" at report {report.number} of {len(best.reports)}" if report is not None else ""
     facts = {
-        "best": f"trial {best.number}: {objective.metric} {digits(standing.values[best.number][0])}{at}",
-        "parameters": parameters_told(best.parameters, standing.names),
+        "best": f"trial {best.number}: {objective.metric} {value_text(standing.values[best.number][0])}{at}",
+        "parameters": parameters_text(best.parameters, standing.names),
     }
     reference = next((trial for trial in standing.ranked if trial.name == DEFAULT), None)
     first = min(standing.ranked, key=lambda trial: trial.number)
@@ -74,7 +73,7 @@ def _gain(standing: Standing, objective: Objective, best: TrialRecord, other: Tr
     ours, theirs = standing.values[best.number][0], standing.values[other.number][0]
     which = "the default" if other.name == DEFAULT else f"trial {other.number}, the first"
     share = f": {abs(ours - theirs) / abs(theirs):.1%} {'lower' if ours < theirs else 'higher'}" if theirs else ""
-    return f"{digits(ours)} instead of {digits(theirs)} of {which}{share}"
+    return f"{value_text(ours)} instead of {value_text(theirs)} of {which}{share}"
 
 
 def _front(standing: Standing) -> dict[str, str]:
@@ -87,8 +86,8 @@ def _front(standing: Standing) -> dict[str, str]:
         best = standing.best_of(index)
         if best is not None:
             facts[f"best {objective.metric}"] = (
-                f"{digits(standing.values[best.number][index])}, trial {best.number}: "
-                f"{parameters_told(best.parameters, standing.names)}"
+                f"{value_text(standing.values[best.number][index])}, trial {best.number}: "
+                f"{parameters_text(best.parameters, standing.names)}"
             )
     return facts
 
