@@ -1,6 +1,6 @@
-"""A worker that measures its links: ``python -m itwinai.benchmark.simulate.link_worker BACKEND WORKERS FILE``.
+"""A worker that measures its links: ``python -m itwinai.benchmark.simulate.network_worker BACKEND WORKERS FILE``.
 
-Its place is in the variables that torch.distributed knows. Rank 0 leaves what was measured in the file.
+Its rank is in the variables of torch.distributed. Rank 0 writes the links to the file.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from itwinai.benchmark.simulate.fit import Timing, fit_link
-from itwinai.benchmark.simulate.links_file import MeasuredLinks, write_links
+from itwinai.benchmark.simulate.measured_links import MeasuredLinks, Timing, fit_link, write_links
 from itwinai.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -23,14 +22,14 @@ SIZES = tuple(2**exponent for exponent in range(10, 27, 2))
 """Bytes: 1 KiB to 64 MiB."""
 
 ROUNDS = 3
-"""All groups and sizes are measured so many times in turn, so that what else the machine does meets all of them."""
+"""All groups and sizes are measured this often in turn, so that other load on the machine affects all alike."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure the links of workers that `itwinai.benchmark.simulate.measure_links` has started.
+    """Measure the links of the workers that `measure_links` started.
 
     Args:
-        argv: the backend, the numbers of workers with commas between, and the path of the file for the links.
+        argv: backend, numbers of workers separated by commas, path of the file for the links.
     """
     from itwinai.launchers.worker import die_with_caller
 
@@ -44,19 +43,19 @@ def main(argv: Sequence[str]) -> int:
 def measure_in_group(
     backend: str, workers: Sequence[int] | None, node_rank: int, local_rank: int
 ) -> MeasuredLinks | None:
-    """Form the group that the variables of this process describe, measure its links, and leave it.
+    """Join the process group of this process's environment variables, measure its links, and leave it.
 
     Args:
         backend: of torch.distributed.
-        workers: numbers of workers of the first node to measure with, in turn; by default 2, 4, ... up to all of them.
+        workers: numbers of workers of the first node to measure with; by default 2, 4, ... up to all of them.
         node_rank: index of the node of this process.
         local_rank: rank of this process on its node.
 
     Returns:
-        The links on rank 0, and None elsewhere.
+        The links on rank 0, None elsewhere.
 
     Raises:
-        ConfigurationError: a node has fewer workers than are to be measured with.
+        ConfigurationError: the first node has too few workers.
     """
     import torch
     import torch.distributed as dist
@@ -83,11 +82,11 @@ def time_all_reduces(
     Args:
         settings: of each, the ranks of the groups that are busy at the same time; rank 0 is in the first group.
         device: of this worker.
-        rounds: how often all settings and sizes are gone through.
-        sizes: bytes that each worker contributes.
+        rounds: how often to repeat all settings and sizes.
+        sizes: bytes from each worker.
 
     Returns:
-        The timings of each setting, of the first group; they mean something on rank 0.
+        The timings of each setting, of the first group; valid on rank 0.
     """
     import torch
     import torch.distributed as dist
@@ -100,7 +99,7 @@ def time_all_reduces(
     samples: list[dict[int, list[float]]] = [{size: [] for size in sizes} for _ in settings]
     for _ in range(rounds):
         for handle, times in zip(own, samples, strict=True):
-            dist.barrier()  # nobody else uses the links meanwhile
+            dist.barrier()  # no other group uses the links meanwhile
             if handle is None:
                 continue
             for size in sizes:
@@ -133,11 +132,11 @@ def _measure(device: torch.device, workers: Sequence[int] | None, node_rank: int
     numbers = powers_of_two(len(first)) if workers is None else sorted(set(workers))
     if numbers and not 2 <= numbers[0] <= numbers[-1] <= len(first):
         raise ConfigurationError(
-            f"The launcher has started {len(first)} workers on the first node: links of {numbers} workers cannot be "
-            "measured there. Ask for others (--workers), or start more."
+            f"The launcher started {len(first)} workers on the first node, so links of {numbers} workers cannot be "
+            "measured. Change --workers, or start more."
         )
     settings = [[first[:number]] for number in numbers]
-    if len(nodes) > 1:  # every worker with its like on the other nodes, all at once
+    if len(nodes) > 1:  # every worker with its counterparts on the other nodes, all at once
         settings.append([list(ranks) for ranks in zip(*nodes, strict=False)])
     timed = time_all_reduces(settings, device)
     if dist.get_rank():

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from itwinai.benchmark.simulate.prediction import Prediction
-from itwinai.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _PARTS = {
     "compute": "compute",
@@ -22,38 +16,36 @@ _PARTS = {
 }
 
 
-def write_picture(predictions: Sequence[Prediction], path: str | os.PathLike[str]) -> None:
-    """Draw predictions.
-
-    The left half shows the efficiency of every strategy; the right one the parts of a step under the strategy that is
-    fastest with the most workers.
+def plot_predictions(predictions: Sequence[Prediction], path: Path) -> None:
+    """Draw the efficiency of every strategy, and the parts of a step of the fastest one with the most workers.
 
     Args:
         predictions: of all strategies.
         path: of the file, which ends in .svg or .png.
 
     Raises:
-        ConfigurationError: it ends in something else.
         MissingPackageError: matplotlib is not installed.
     """
     from itwinai.reporting.plotting import COLOURS, axis_limits, new_figure, svg_of
 
-    target = check_picture(path)
     figure = new_figure(11.0, 3.6)
     left, right = figure.subplots(1, 2)
     lines: dict[str, list[Prediction]] = {}
     for prediction in predictions:
-        lines.setdefault(prediction.exchange.name, []).append(prediction)
+        lines.setdefault(prediction.model.name, []).append(prediction)
     for index, (name, line) in enumerate(lines.items()):
         workers, efficiencies = [one.workers for one in line], [100 * one.efficiency for one in line]
-        # Strategies that differ little lie upon each other: later ones are thinner.
+        # Lines of similar strategies cover each other: later ones are thinner.
         width = 1.4 + 0.9 * (len(lines) - 1 - index)
         left.plot(workers, efficiencies, label=name, color=COLOURS[index % len(COLOURS)], marker=".", linewidth=width)
     left.axhline(70, color="#999999", linewidth=0.8, linestyle=":")
     left.set(xlabel="workers", ylabel="efficiency in %")
     left.set_ylim(axis_limits((100 * one.efficiency for one in predictions), from_zero=True))
     left.set_title(f"simulated, {predictions[0].scaling} scaling", fontsize="medium")
-    _count_in_powers_of_two(left, sorted({prediction.workers for prediction in predictions}))
+    counts = sorted({prediction.workers for prediction in predictions})
+    left.set_xscale("log", base=2)
+    left.set_xticks(counts, [str(number) for number in counts], rotation=45 if len(counts) > 8 else 0)
+    left.set_xticks([], minor=True)
     left.legend(frameon=False, fontsize="small", loc="lower left")  # efficiencies begin at the top
 
     best = min(lines.values(), key=lambda line: line[-1].step)
@@ -65,30 +57,12 @@ def write_picture(predictions: Sequence[Prediction], path: str | os.PathLike[str
             bottom = [sum(pair) for pair in zip(bottom, heights, strict=True)]
     right.set_xticks(places, [str(one.workers) for one in best], rotation=45 if len(best) > 8 else 0)
     right.set(xlabel="workers", ylabel="% of the step", ylim=(0, 100))
-    right.set_title(f"where a step of {best[0].exchange.name} goes", fontsize="medium")
+    right.set_title(f"where a step of {best[0].model.name} goes", fontsize="medium")
     right.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.suffix == ".svg":
-        target.write_text(svg_of(figure), encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".svg":
+        path.write_text(svg_of(figure), encoding="utf-8")
     else:
-        figure.savefig(target, dpi=150)
-
-
-def check_picture(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a picture whose kind is known.
-
-    Raises:
-        ConfigurationError: it ends in neither .svg nor .png.
-    """
-    target = Path(path)
-    if target.suffix not in (".svg", ".png"):
-        raise ConfigurationError(f"A picture ends in .svg or .png, and {target} in neither.")
-    return target
-
-
-def _count_in_powers_of_two(axes: Axes, workers: Sequence[int]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(workers, [str(number) for number in workers], rotation=45 if len(workers) > 8 else 0)
-    axes.set_xticks([], minor=True)
+        figure.savefig(path, dpi=150)
