@@ -230,7 +230,7 @@ def test_summary_of_one_objective() -> None:
     facts = summary.facts
     assert facts["trials"] == "60: 24 finished, 32 stopped, 4 failed"
     assert facts["best"].startswith(f"trial {best.number}: val_loss 0.3043 at report 12 of 12")
-    assert facts["gain"] == "0.3043 instead of 1.789 of trial 0, the first: 83.0% lower"
+    assert facts["gain"] == "0.3043 instead of 1.789 of trial 0, the first: 83 % lower"
     assert "lr=0.003469" in facts["parameters"] and facts["checkpoint"] == best.checkpoint
     assert facts["searched over"] == "lr, width, dropout, optimizer, momentum, batch_size"
     assert all(len(line) <= 100 for line in in_terminal("Search", [summary]).splitlines())
@@ -241,7 +241,7 @@ def test_gain_is_over_the_default_where_there_is_one() -> None:
     default = replace(record.trials[1], name="default")
     record = replace(record, trials=(record.trials[0], default, record.trials[2]))
     facts = summarized(record).facts
-    assert facts["gain"] == "8 instead of 5 of the default: 60.0% higher"
+    assert facts["gain"] == "8 instead of 5 of the default: 60 % higher"
 
 
 # ------------------------------------------------------------------------------------------------- Pareto fronts
@@ -321,11 +321,11 @@ def test_edge_of_a_range() -> None:
     ranges = {"lr": Range(1e-5, 1e-1, log=True), "free": Range(0, 1)}
     (told,) = advised(made([one["lr"] for one in drawn], drawn, ranges=ranges))
     assert re.match(
-        r"\d+ of the best 10 trials have lr in the lowest 10% of its range \(1e-05 to 0.1 was searched\)", told
+        r"\d+ of the best 10 trials have lr in the lowest 10 % of its range \(1e-05 to 0.1 was searched\)", told
     )
     assert "search below 1e-05 too" in told
     (told,) = advised(made([one["lr"] for one in drawn], drawn, Objective("y", "max"), ranges))
-    assert "highest 10%" in told and "search above 0.1 too" in told
+    assert "highest 10 %" in told and "search above 0.1 too" in told
     assert advised(made([abs(one["lr"] - 1e-3) for one in drawn], drawn, ranges=ranges)) == []
     assert advised(made([one["lr"] for one in drawn[:15]], drawn[:15], ranges=ranges)) == []  # too few
 
@@ -384,7 +384,7 @@ def test_unimportant_parameters() -> None:
     found = Importances("y", {"a": 0.97, "b": 0.03}, {"a": 0.1, "b": 0.05}, 40)
     (told,) = [one for one in advised(record, [found]) if "chance" in one]
     assert told == (
-        "b mattered no more than chance does (3.0% of the importance, 40 trials). Fix it, for example b=0.5, and spend "
+        "b mattered no more than chance does (3 % of the importance, 40 trials). Fix it, for example b=0.5, and spend "
         "the trials on the others."
     )
     for other in (

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from itwinai.reporting.formatting import joined, key_of, parameters_text, value_text
+from itwinai.reporting.formatting import joined, key_of, parameters_text, percent_text, value_text
 from itwinai.reporting.search.failures import kinds_of_errors
 from itwinai.reporting.search.importance import Importances
 from itwinai.reporting.search.parameter_axis import Scale
@@ -120,7 +120,7 @@ def _edge_told(name: str, scale: Scale, upper: bool, count: int, of: int) -> str
         else (value_text(scale.low), value_text(scale.high))
     )
     which, end = ("highest", ends[-1]) if upper else ("lowest", ends[0])
-    where = f"the {which} choice, {end}" if scale.kind == "choice" else f"the {which} {EDGE:.0%} of its range"
+    where = f"the {which} choice, {end}" if scale.kind == "choice" else f"the {which} {percent_text(EDGE)} of its range"
     tried = "was searched" if scale.bounded or scale.kind == "choice" else "was tried"
     return (
         f"{count} of the best {of} trials have {name} in {where} ({ends[0]} to {ends[-1]} {tried}). Better values may "
@@ -209,7 +209,7 @@ def _unimportant(standing: Standing, importances: Sequence[Importances]) -> Iter
     named = [standing.names[path] for path in paths[:NAMED]]
     which = joined([*named, f"{len(paths) - NAMED} others"] if len(paths) > NAMED else named)
     yield (
-        f"{which} mattered no more than chance does ({most:.1%} of the importance"
+        f"{which} mattered no more than chance does ({percent_text(most)} of the importance"
         f"{' at most' * (len(paths) * len(importances) > 1)}, {importances[0].trials:,} trials). Fix "
         f"{'it' if len(paths) == 1 else 'them'}"
         + (f", for example {joined(fixed)}," if fixed else "")

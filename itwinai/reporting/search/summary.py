@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from itwinai.errors import did_you_mean
-from itwinai.reporting.formatting import listed, parameters_text, span_text, value_text
+from itwinai.reporting.formatting import listed, parameters_text, percent_text, span_text, value_text
 from itwinai.reporting.search.importance import Importances
 from itwinai.reporting.search.parameter_axis import Scale
 from itwinai.reporting.search.ranking import Standing, counts
@@ -72,7 +72,9 @@ def _best(standing: Standing) -> dict[str, str]:
 def _gain(standing: Standing, objective: Objective, best: TrialRecord, other: TrialRecord) -> str:
     ours, theirs = standing.values[best.number][0], standing.values[other.number][0]
     which = "the default" if other.name == DEFAULT else f"trial {other.number}, the first"
-    share = f": {abs(ours - theirs) / abs(theirs):.1%} {'lower' if ours < theirs else 'higher'}" if theirs else ""
+    share = (
+        f": {percent_text(abs(ours - theirs) / abs(theirs))} {'lower' if ours < theirs else 'higher'}" if theirs else ""
+    )
     return f"{value_text(ours)} instead of {value_text(theirs)} of {which}{share}"
 
 
