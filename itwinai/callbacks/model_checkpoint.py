@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from itwinai import compat
 from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO
+from itwinai.compat import lightning_checkpoints, lightning_logging, lightning_loops
 from itwinai.errors import CheckpointError, ConfigurationError
 from itwinai.io.atomic import remove_parts
 from itwinai.warn import warn_user
@@ -29,7 +29,7 @@ PREEMPTED = "preempted"
 """Name of the checkpoint of a run that a signal has stopped."""
 
 
-class ModelCheckpoint(compat.ModelCheckpoint):
+class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
     """Save checkpoints as lightning's callback of this name does, in the background.
 
     Only the copy of the state to host memory blocks training. A thread of rank 0 writes it (of every worker, where each
@@ -146,7 +146,7 @@ class ModelCheckpoint(compat.ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time to, after so many steps, or so many seconds of rank 0's clock."""
-        if self.train_time_interval is not None and compat.is_accumulating(trainer):
+        if self.train_time_interval is not None and lightning_loops.is_accumulating(trainer):
             return
         # lightning exchanges the time in every step. Looking again at half of the time that is left is enough.
         if self.train_time_interval is None or trainer.global_step >= self._next_look:
@@ -199,7 +199,7 @@ class ModelCheckpoint(compat.ModelCheckpoint):
             yield
             return
         # Some loggers upload a checkpoint as soon as it is saved, and then it has to be there.
-        at_once = any(compat.uploads_at_once(logger, self) for logger in trainer.loggers)
+        at_once = any(lightning_logging.uploads_at_once(logger, self) for logger in trainer.loggers)
         with plugin.keeping_failures(self.background and not at_once):
             yield
         if at_once or not self.background:

@@ -11,8 +11,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PyTorchProfiler
 
-from itwinai import compat
 from itwinai.checkpoints.checkpoint_io import gather_of
+from itwinai.compat import lightning_dataloaders
 from itwinai.errors import ConfigurationError
 from itwinai.launchers.cpu_affinity import cores_of_each, own_cores, quota
 from itwinai.loggers.adapters.files import hand_over
@@ -218,7 +218,7 @@ class ProfilingCallback(Callback):
             self._stacks.stop()
 
     def _setting(self, trainer: Trainer, cores: int) -> Setting:
-        loaders: Sequence[Any] = compat.training_loaders(trainer)
+        loaders: Sequence[Any] = lightning_dataloaders.training_loaders(trainer)
         loader = loaders[0] if loaders else None
         clock = self.step_clock
         epochs = 0 if clock is None else clock.later_epochs

@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from itwinai import compat
+from itwinai.compat import lightning_dataloaders, lightning_loops, lightning_trainer
 from itwinai.io.atomic import write_whole
-from itwinai.loggers.adapters import sink_of
+from itwinai.loggers.adapters import adapters_of
 from itwinai.loggers.adapters.files import PATIENCE, hand_over
 from itwinai.loggers.in_memory import Recorder
 from itwinai.monitoring.sample_count import trained_samples, why_unknown
@@ -83,7 +83,7 @@ class RunSummary(Callback):
             self._facts = facts_of(trainer)
             self._config = config_of(trainer)
         self._began = time.monotonic()
-        self._before = *compat.batches_done(trainer), trainer.current_epoch
+        self._before = *lightning_loops.batches_done(trainer), trainer.current_epoch
         self._validating = self._validation = 0.0
         self._course = None
 
@@ -137,7 +137,7 @@ class RunSummary(Callback):
 
     def _sections(self, trainer: Trainer, recorder: Recorder | None) -> list[Section]:
         assert self._facts is not None and self._course is not None
-        places = [sink_of(logger).place() for logger in trainer.loggers]
+        places = [adapter.place() for adapter in adapters_of(trainer)]
         return [
             run_section(self._course, self._facts, [place for place in places if place]),
             metrics_section(None if recorder is None else recorder.curves),
@@ -168,8 +168,8 @@ class RunSummary(Callback):
 
     def _take_course(self, trainer: Trainer, end: str) -> None:
         in_epoch, before, epochs = self._before
-        batches = compat.batches_done(trainer)[1] - before
-        loaders = compat.training_loaders(trainer)
+        batches = lightning_loops.batches_done(trainer)[1] - before
+        loaders = lightning_dataloaders.training_loaders(trainer)
         self._course = RunTimes(
             module=type(trainer.lightning_module).__name__,
             end=end,
@@ -186,7 +186,7 @@ class RunSummary(Callback):
 
     def _time(self, trainer: Trainer) -> TimeSplit:
         """Return what the time went into, from the clock of the training steps if another callback watches it."""
-        watching = (one for one in compat.callbacks(trainer) if isinstance(one, StepWatcher))
+        watching = (one for one in lightning_trainer.callbacks(trainer) if isinstance(one, StepWatcher))
         clock: StepClock | None = next((one.step_clock for one in watching if one.step_clock is not None), None)
         if clock is None or not clock.steps:
             return TimeSplit(None, 0.0, self._validation, 0)

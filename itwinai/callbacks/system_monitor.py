@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from itwinai import compat
 from itwinai.checkpoints.checkpoint_io import gather
+from itwinai.compat import lightning_dataloaders, lightning_loops
 from itwinai.errors import ConfigurationError, MissingPackageError, require
 from itwinai.loggers.metric_callback import ReportingCallback
 from itwinai.monitoring.emissions import INSTALL, check_country, estimate
@@ -125,7 +125,7 @@ class SystemMonitor(ReportingCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the fit begins, which may go on from a checkpoint."""
-        self._begun = compat.batches_done(trainer)
+        self._begun = lightning_loops.batches_done(trainer)
 
     def values_at_log_step(self, trainer: Trainer, batch: Any) -> dict[str, float]:
         """Return the means of what was sampled since the last time, for the loggers."""
@@ -211,8 +211,8 @@ class SystemMonitor(ReportingCallback):
         batches, samples = 0, None
         if self._begun is not None:
             in_epoch, before = self._begun
-            batches = compat.batches_done(trainer)[1] - before
-            loaders = compat.training_loaders(trainer)
+            batches = lightning_loops.batches_done(trainer)[1] - before
+            loaders = lightning_dataloaders.training_loaders(trainer)
             samples = trained_samples(loaders, trainer.world_size, trainer.num_training_batches, in_epoch, batches)
         return MonitorSummary(tuple(nodes), nodes[0].cost.seconds, batches, samples, missing=tuple(self._unknown))
 
@@ -227,7 +227,7 @@ class SystemMonitor(ReportingCallback):
 
 def _last_step(trainer: Trainer) -> int:
     """Return the step by which loggers number what belongs to the last batch, between two epochs."""
-    return max(compat.stepped_batches(trainer.fit_loop.epoch_loop) - 1, 0)
+    return max(lightning_loops.stepped_batches(trainer.fit_loop.epoch_loop) - 1, 0)
 
 
 def gpu_of(device: torch.device) -> str | None:

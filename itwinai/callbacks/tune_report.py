@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from itwinai import compat
 from itwinai.callbacks.pbt_hyperparameters import Hyperparameters, hyperparameters_of, mutate
+from itwinai.compat import lightning_loops
 from itwinai.errors import ConfigurationError, MissingMetricError
 from itwinai.loops.deferred_save import when_hooks_are_done
 from itwinai.trials.ray_session import FunctionSession
@@ -136,7 +136,7 @@ class TuneReportCallback(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Report, if it is time to after so many steps."""
-        if self.every_n_steps is None or compat.is_accumulating(trainer):
+        if self.every_n_steps is None or lightning_loops.is_accumulating(trainer):
             return
         if trainer.global_step % self.every_n_steps == 0:
             self._report(trainer)

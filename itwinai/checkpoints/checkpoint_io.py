@@ -16,12 +16,13 @@ from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
 
-from itwinai import compat
 from itwinai.checkpoints import portable_file, sharded
 from itwinai.checkpoints import state as checkpoint_state
 from itwinai.checkpoints.async_writer import BackgroundWriter
 from itwinai.checkpoints.discovery import AUTO, newest_valid
+from itwinai.compat import lightning_checkpoints, lightning_loops
 from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError, did_you_mean
 from itwinai.warn import warn_user
 
@@ -140,7 +141,7 @@ class PortableCheckpointIO(CheckpointIO):
             _remove(str(path))
 
     def teardown(self) -> None:
-        """Wait until everything is written; what failed and nobody has asked for is warned of."""
+        """Wait until everything is written; warn of failures that have not been raised."""
         self._writer.close()
         self._coming = []
         for path, error in self.take_failed():
@@ -188,7 +189,7 @@ class Resumed:
         return self.in_epoch and (batches > 0 or self.batches == 0)
 
 
-class PortableConnector(compat.CheckpointConnector):
+class PortableConnector(lightning_checkpoints.CheckpointConnector):
     """lightning's connector of checkpoints, with our part of the content.
 
     Attributes:
@@ -211,13 +212,16 @@ class PortableConnector(compat.CheckpointConnector):
         # Workers have their own, and these may be large.
         return {**vars(self), "parts_of_workers": None}
 
+    @override
     def choose(self, given: str | None) -> str | None:
         self.first = given or self.resume
         return AUTO if self.since else self.first
 
-    def locate(self, path: str) -> str | None:
-        if str(path) != AUTO:
-            filesystem, place = fsspec.core.url_to_fs(str(path))
+    @override
+    def locate(self, path: str | os.PathLike[str]) -> str | None:
+        path = os.fspath(path)  # `ckpt_path` takes a Path as well
+        if path != AUTO:
+            filesystem, place = fsspec.core.url_to_fs(path)
             if not filesystem.exists(place):
                 meant = did_you_mean(path, _checkpoints_beside(path) if "://" not in path else ())
                 raise MissingCheckpointError(
@@ -233,11 +237,12 @@ class PortableConnector(compat.CheckpointConnector):
             rank_zero_info("itwinai: there is no valid checkpoint yet; training starts from scratch")
         return located
 
+    @override
     def restore_loops(self) -> None:
         trainer = self.trainer
         try:
             super().restore_loops()
-            epochs, limit = compat.processed_epochs(trainer.fit_loop), trainer.max_epochs
+            epochs, limit = lightning_loops.processed_epochs(trainer.fit_loop), trainer.max_epochs
             if trainer.state.fn == "fit" and limit not in (None, -1) and epochs >= limit:
                 warn_user(
                     f"Nothing is left to train: the checkpoint has been trained for {epochs} epochs, and max_epochs="
@@ -261,10 +266,11 @@ class PortableConnector(compat.CheckpointConnector):
             return newest_valid(folders) if self.first == AUTO else self.first
         return newest
 
+    @override
     def complete(self, checkpoint: dict[str, Any], weights_only: bool) -> None:
         if weights_only or not self._knows_all_workers():
             return
-        if compat.is_accumulating(self.trainer):
+        if lightning_loops.is_accumulating(self.trainer):
             warn_user(
                 "A checkpoint is saved between two batches of the same step (accumulate_grad_batches="
                 f"{self.trainer.accumulate_grad_batches}). The gradients of this step are not in it: a run that goes "
@@ -290,6 +296,7 @@ class PortableConnector(compat.CheckpointConnector):
         """Whether the strategy is not one of lightning's own that shards the state over several workers."""
         return isinstance(self.trainer.strategy, Gathering) or self.trainer.world_size == 1
 
+    @override
     def adapt(self, checkpoint: dict[str, Any]) -> None:
         section = checkpoint_state.ItwinaiState.of(checkpoint)
         if section is None or not self._knows_all_workers():
@@ -305,6 +312,7 @@ class PortableConnector(compat.CheckpointConnector):
             )
         ]
 
+    @override
     def take(self, checkpoint: dict[str, Any]) -> None:
         # Strategies that shard in their own way have the optimizer elsewhere.
         if "optimizer_states" not in checkpoint and self.trainer.strategy.lightning_restore_optimizer:
@@ -315,18 +323,19 @@ class PortableConnector(compat.CheckpointConnector):
             )
         section = checkpoint_state.ItwinaiState.of(checkpoint)
         loop = self.trainer.fit_loop
-        if section is not None and section.progress is not None and isinstance(loop, compat.FitLoop):
+        if section is not None and section.progress is not None and isinstance(loop, lightning_loops.FitLoop):
             loop.load_progress(section.progress)
         self.resumed = (
             None
             if section is None
             else Resumed(
                 section,
-                in_epoch=compat.is_epoch_begun(self.trainer),
+                in_epoch=lightning_loops.is_epoch_begun(self.trainer),
                 batches=self.trainer.fit_loop.epoch_loop.batch_progress.current.ready,
             )
         )
 
+    @override
     def explain_mismatch(self, weights: Mapping[str, Any], error: RuntimeError) -> None:
         module = self.trainer.lightning_module
         own = module.state_dict()
@@ -352,7 +361,7 @@ class PortableConnector(compat.CheckpointConnector):
 
 def selected_path(trainer: Trainer) -> str | None:
     """Return the checkpoint that is about to be restored; all workers have to ask together, after they have met."""
-    connector = compat.checkpoint_connector(trainer)
+    connector = lightning_checkpoints.checkpoint_connector(trainer)
     if not isinstance(connector, PortableConnector) or connector.selected is None:
         return None if trainer.ckpt_path is None else str(trainer.ckpt_path)
     return connector.locate(str(connector.selected))
@@ -382,7 +391,7 @@ def folders_of(trainer: Trainer) -> list[str]:
 
 def take_resumed(trainer: Trainer) -> Resumed | None:
     """Return our part of the checkpoint that a fit goes on from, the first time it is asked for; or None."""
-    connector = compat.checkpoint_connector(trainer)
+    connector = lightning_checkpoints.checkpoint_connector(trainer)
     return connector.take_resumed() if isinstance(connector, PortableConnector) else None
 
 

@@ -15,8 +15,8 @@ import lightning
 import torch
 from torch import nn
 
-from itwinai import compat
 from itwinai.checkpoints.portable_file import FORMAT
+from itwinai.compat import lightning_dataloaders
 from itwinai.data.loader_state import Position, Resumable
 from itwinai.data.rng_state import RandomStates, pack_random_states
 from itwinai.errors import CheckpointError
@@ -181,7 +181,7 @@ def parts_of_workers(
 def training_samplers(trainer: Trainer) -> list[Resumable | None]:
     """Return the sampler of each training loader, or None for a loader whose sampler cannot go on in mid-epoch."""
     samplers = []
-    for loader in compat.training_loaders(trainer):
+    for loader in lightning_dataloaders.training_loaders(trainer):
         found = (getattr(loader, name, None) for name in ("batch_sampler", "sampler"))
         samplers.append(next((sampler for sampler in found if isinstance(sampler, Resumable)), None))
     return samplers
@@ -204,7 +204,7 @@ def match_optimizer_state(
     Args:
         state: as ``state_dict()`` of torch's optimizers gives it.
         saved: names of the parameters that it belongs to, by group.
-        wanted: the same of the optimizer that shall get it.
+        wanted: the same of the optimizer that gets it.
 
     Raises:
         CheckpointError: a parameter that is wanted has not been saved.

@@ -20,7 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import jsonargparse
 import torch
 
-from itwinai.compat import ParserArgument, parser_arguments
+from itwinai.compat.jsonargparse import ParserArgument, parser_arguments
 from itwinai.config.source import (
     CLASS_KEYS,
     CLASS_SECTIONS,

@@ -18,8 +18,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from itwinai import compat
-from itwinai.compat import parser_arguments
+from itwinai.compat import lightning_cli
+from itwinai.compat import noise as compat_noise
+from itwinai.compat.jsonargparse import parser_arguments
 from itwinai.config.errors import failure_in_class, mistake_in_flags, mistake_in_values, no_data, no_model, place_of
 from itwinai.config.source import (
     CLASS_SECTIONS,
@@ -62,7 +63,7 @@ and let the config have it:
 _OF_SUBCOMMANDS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
 
 
-class ConfiguredCLI(compat.CheckpointAwareCLI):
+class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
     """Lightning's command line, whose config may have a section for `itwinai tune`.
 
     A mistake in the config or the flags is a `ConfigurationError` that says where it is and what is accepted there.
@@ -333,7 +334,7 @@ CLI = TypeVar("CLI", bound=LightningCLI)
 
 
 def _make(kind: type[CLI], arguments: Sequence[str] | Mapping[str, Any], **options: Any) -> CLI:
-    compat.silence_known_noise()
+    compat_noise.silence_known_noise()
     # It warns of a command line beside the arguments; here they are given whole.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     given: Any = dict(arguments) if isinstance(arguments, Mapping) else list(arguments)

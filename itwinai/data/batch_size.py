@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from itwinai.compat import common_size
+from itwinai.compat.lightning_logging import common_size
 
 
 def samples_in(batch: Any) -> int | None:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from itwinai import compat
+from itwinai.compat import lightning_trainer
 
 RandomStates = dict[str, Any]
 
 
 def pack_random_states() -> RandomStates:
     """Return the states of this process's random number generators, as tensors and plain values."""
-    return plain_random_states(compat.collect_rng_states())
+    return plain_random_states(lightning_trainer.collect_rng_states())
 
 
 def plain_random_states(states: RandomStates) -> RandomStates:
@@ -28,7 +28,7 @@ def plain_random_states(states: RandomStates) -> RandomStates:
 
 
 def unpack_random_states(packed: RandomStates) -> RandomStates:
-    """Return random states from `pack_random_states` as `compat.set_rng_states` takes them."""
+    """Return random states from `pack_random_states` as `lightning_trainer.set_rng_states` takes them."""
     states = dict(packed)
     if "numpy" in states:
         name, keys, *rest = states["numpy"]

@@ -25,7 +25,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from itwinai import compat
+from itwinai.compat import lightning_trainer
 from itwinai.data.loader_state import Position
 from itwinai.data.rng_state import plain_random_states, same_states, unpack_random_states
 from itwinai.errors import CheckpointError, ConfigurationError
@@ -288,7 +288,7 @@ class DistributedBatchSampler(Sampler[Batch]):
 
     def _order_of_rank_0(self, draws_once: bool, position: Position | None) -> Iterator[Batch]:
         # A generator: like the samplers themselves it draws when the first batch is asked for, and not before.
-        own = compat.collect_rng_states(include_cuda=False)
+        own = lightning_trainer.collect_rng_states(include_cuda=False)
         if position is not None and position.begun_with is not None:
             self._leading_states = unpack_random_states(position.begun_with)
             if self.generator is not None and position.generator_begun_with is not None:
@@ -306,15 +306,15 @@ class DistributedBatchSampler(Sampler[Batch]):
             return
         in_step = same_states(own, self._leading_states)
         if not in_step:
-            compat.set_rng_states(self._leading_states)
+            lightning_trainer.set_rng_states(self._leading_states)
         order = iter(self.batches)
         first = list(itertools.islice(order, 1))
         endless = not draws_once and not _has_length(self.batches)
         if not draws_once and not endless:
             first += order  # may draw at any time, and the workers' random states may part meanwhile
-        self._leading_states = compat.collect_rng_states(include_cuda=False)
+        self._leading_states = lightning_trainer.collect_rng_states(include_cuda=False)
         if not in_step:
-            compat.set_rng_states(own)
+            lightning_trainer.set_rng_states(own)
         if position is None and self._may_know_ranks():
             self._compare(first)
         yield from first
@@ -345,11 +345,11 @@ class DistributedBatchSampler(Sampler[Batch]):
 
     def _drawn_apart(self, order: Iterator[Batch]) -> list[Batch]:
         """Draw the next batch, if there is one, in the states that the sampler left; keep this process's own."""
-        own = compat.collect_rng_states(include_cuda=False)
-        compat.set_rng_states(self._leading_states)
+        own = lightning_trainer.collect_rng_states(include_cuda=False)
+        lightning_trainer.set_rng_states(self._leading_states)
         batch = list(itertools.islice(order, 1))
-        self._leading_states = compat.collect_rng_states(include_cuda=False)
-        compat.set_rng_states(own)
+        self._leading_states = lightning_trainer.collect_rng_states(include_cuda=False)
+        lightning_trainer.set_rng_states(own)
         return batch
 
 
@@ -539,7 +539,7 @@ def divides_itself(
     """
     if is_plain(batches):
         return False
-    own = compat.collect_rng_states(include_cuda=False)
+    own = lightning_trainer.collect_rng_states(include_cuda=False)
     states = broadcast(own)
     drawn: list[list[Any]] = []
     try:
@@ -549,10 +549,10 @@ def divides_itself(
     else:
         try:
             for copied in copies:
-                compat.set_rng_states(states)
+                lightning_trainer.set_rng_states(states)
                 drawn.append(list(itertools.islice(copied, _COMPARED)))
         finally:
-            compat.set_rng_states(own)
+            lightning_trainer.set_rng_states(own)
     repeats = len(drawn) == 2 and fingerprint(drawn[0]) == fingerprint(drawn[1])
     everyone = gather((fingerprint(drawn[0]), _samples(drawn[0])) if repeats else None)
     if None in everyone or len({one for one, _ in everyone}) == 1:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import DataLoader
 
-from itwinai import compat
+from itwinai.compat import lightning_trainer
 
 
 @runtime_checkable
@@ -72,7 +72,7 @@ class StreamLoader(DataLoader):
         return {"batches": batches, "ranks": self.gather(own)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iteration go on where this worker stood; a worker that did not exist then begins anew."""
+        """Let the next iteration go on where this worker stood; a worker that is new starts from the beginning."""
         own = state["ranks"][self.rank] if self.rank < len(state["ranks"]) else None
         if own is None:
             return
@@ -82,8 +82,8 @@ class StreamLoader(DataLoader):
             self._first = state["batches"]
             return
         dataset.load_state_dict(own["before_last"])
-        random_states = compat.collect_rng_states(include_cuda=False)
+        random_states = lightning_trainer.collect_rng_states(include_cuda=False)
         batches = super().__iter__()
         for _ in itertools.islice(batches, None if own["ended"] else own["taken"]):
             pass
-        compat.set_rng_states(random_states)
+        lightning_trainer.set_rng_states(random_states)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from itwinai import compat
+from itwinai.compat import lightning_launching, lightning_logging, lightning_trainer
 from itwinai.errors import WorkerError
 from itwinai.launchers import payload as payloads
 from itwinai.launchers.script import HISTORY, Rerun, earlier_outcome, take_part
@@ -41,7 +41,7 @@ class ServingWorkers(Protocol):
         """Return the context in which workers are launched, and what they send back is applied."""
 
 
-class PayloadLauncher(compat.Launcher):
+class PayloadLauncher(lightning_launching.Launcher):
     """Runs an entry point of a trainer in a group of new workers."""
 
     @property
@@ -74,13 +74,13 @@ class PayloadLauncher(compat.Launcher):
         """
         if trainer is None:
             raise TypeError(f"{type(self).__name__}.launch() needs the trainer whose method it runs.")
-        compat.open_runs(trainer)
+        lightning_logging.open_runs(trainer)
         payload = payloads.Payload(trainer, function, args, kwargs)
         number, rerun = HISTORY.begin(), Rerun.of_this_process()
         if rerun is not None and number == rerun.number:
             take_part(rerun, payload)
         with ExitStack() as contexts:
-            for callback in compat.callbacks(trainer):
+            for callback in lightning_trainer.callbacks(trainer):
                 if isinstance(callback, ServingWorkers):
                     contexts.enter_context(callback.serving_workers())
             try:
@@ -88,7 +88,7 @@ class PayloadLauncher(compat.Launcher):
             except WorkerGroupError as failed:
                 if failed.trace is not None:  # the weights are those of the moment of the failure, as after a local run
                     payloads.write_back(failed.trace, trainer, payload.given)
-                    compat.attach(trainer, trainer.lightning_module, payload.datamodule)
+                    lightning_trainer.attach(trainer, trainer.lightning_module, payload.datamodule)
                 # The workers have run the hooks on exceptions already. Raised from here, Lightning would run them
                 # again on the caller's untrained copies, and a callback might save those over a good checkpoint.
                 if hasattr(trainer, "launch_failure"):

@@ -19,7 +19,8 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from itwinai.compat import SrunEnvironment, tune_storage
+from itwinai.compat.lightning_launching import SrunEnvironment
+from itwinai.compat.ray import tune_storage
 from itwinai.errors import ConfigurationError
 
 NOTEBOOK = "ITWINAI_NOTEBOOK"

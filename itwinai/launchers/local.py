@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
-from itwinai import compat
+from itwinai.compat import cloudpickle as compat_cloudpickle
+from itwinai.compat import python as compat_python
 from itwinai.errors import ConfigurationError, PayloadError, WorkerError
 from itwinai.io.atomic import write_whole
 from itwinai.launchers import worker
@@ -183,10 +184,10 @@ class LocalLauncher(PayloadLauncher):
         """Fork the workers off this process."""
         variables = self._environment()
         self._import(_strategy(payload).worker_imports())
-        found = compat.objects_of(type, *FILES)
+        found = compat_python.objects_of(type, *FILES)
         classes = [value for value in found if issubclass(type(value), type)]
         files = [value for value in found if not issubclass(type(value), type)]
-        compat.register_dynamic_classes(classes)
+        compat_cloudpickle.register_dynamic_classes(classes)
         flush(files)
         for rank, place in places.items():
 

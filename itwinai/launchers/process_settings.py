@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from itwinai import compat
+from itwinai.compat import python as compat_python
+from itwinai.compat import torch as compat_torch
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class ProcessSettings:
             logging.getLogger(name or None).setLevel(level)
         if warnings.filters != self.warning_filters:
             warnings.filters[:] = self.warning_filters  # type: ignore[index]
-            compat.forget_warned()
+            compat_python.forget_warned()
         if self.start_method != multiprocessing.get_start_method(allow_none=True):
             multiprocessing.set_start_method(self.start_method, force=True)
         sys.setrecursionlimit(self.recursion_limit)
@@ -121,8 +122,8 @@ def _torch_settings() -> dict[str, Any]:
         },
         "autocast_cache": torch.is_autocast_cache_enabled(),
         "sharing_strategy": torch.multiprocessing.get_sharing_strategy(),
-        "validate_args": compat.validates_distributions(),
-        "printing": compat.print_options(),
+        "validate_args": compat_torch.validates_distributions(),
+        "printing": compat_torch.print_options(),
     }
 
 
@@ -144,4 +145,4 @@ def _apply_torch(settings: dict[str, Any]) -> None:
     torch.set_autocast_cache_enabled(settings["autocast_cache"])
     torch.multiprocessing.set_sharing_strategy(settings["sharing_strategy"])
     torch.distributions.Distribution.set_default_validate_args(settings["validate_args"])
-    compat.set_print_options(settings["printing"])
+    compat_torch.set_print_options(settings["printing"])

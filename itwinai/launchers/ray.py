@@ -16,7 +16,7 @@ import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from itwinai import compat
+from itwinai.compat import ray as compat_ray
 from itwinai.errors import ConfigurationError, ResourceError, WorkerError
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals
 from itwinai.launchers.cpu_affinity import available_cores
@@ -210,7 +210,7 @@ class RayLauncher(PayloadLauncher):
         if not ray.is_initialized():
             self._check_crowd()
             connect(self.placement.address, num_cpus)
-        compat.print_rank_0_plainly()
+        compat_ray.print_rank_0_plainly()
 
     def _check_crowd(self) -> None:
         """Raise an error for more workers than this machine could even start, if Ray is started here."""

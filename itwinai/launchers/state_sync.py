@@ -24,7 +24,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
-from itwinai import compat
+from itwinai.compat import cloudpickle as compat_cloudpickle
+from itwinai.compat import lightning_logging, lightning_trainer
+from itwinai.compat import torch as compat_torch
+from itwinai.compat import torchmetrics as compat_torchmetrics
 from itwinai.launchers.known_objects import Key, children, contents, is_known_kind, restore
 from itwinai.warn import warn_user
 
@@ -62,9 +65,11 @@ class Shared:
         self.objects: dict[Key, Any] = {("trainer", ""): trainer, ("strategy", ""): trainer.strategy}
         self.objects |= {("module", name): submodule for name, submodule in module.named_modules()}
         self.objects |= {("tensor", name): tensor for name, tensor in named_tensors(module).items()}
-        self.objects |= {("callback", str(index)): value for index, value in enumerate(compat.callbacks(trainer))}
+        self.objects |= {
+            ("callback", str(index)): value for index, value in enumerate(lightning_trainer.callbacks(trainer))
+        }
         self.objects |= {("logger", str(index)): value for index, value in enumerate(trainer.loggers)}
-        if (datamodule := compat.datamodule_of(arguments)) is not None:
+        if (datamodule := lightning_trainer.datamodule_of(arguments)) is not None:
             self.objects["datamodule", ""] = datamodule
         self.keys: dict[int, Key] = {id(value): key for key, value in reversed(self.objects.items())}
         self.held: dict[Key, Tensor] = {}
@@ -191,7 +196,7 @@ class StateDiff:
 
     def _callbacks(self) -> list[Any] | None:
         """Return the trainer's callbacks if they are others than before: keys, or class and attributes of new ones."""
-        callbacks = compat.callbacks(self.trainer)
+        callbacks = lightning_trainer.callbacks(self.trainer)
         keys = [self.shared.keys.get(id(callback)) for callback in callbacks]
         if keys == [key for key in self.shared.objects if key[0] == "callback"]:
             return None
@@ -228,8 +233,8 @@ class StateDiff:
         trace = {
             "state": trainer.state,
             "should_stop": trainer.should_stop,
-            "metrics": compat.read_metrics(trainer),
-            "loops": compat.read_loops(trainer),
+            "metrics": lightning_trainer.read_metrics(trainer),
+            "loops": lightning_trainer.read_loops(trainer),
             "attributes": changed,
             "callbacks": self._callbacks(),
             # None in the place of a layer that configure_model makes would hide the layer.
@@ -272,8 +277,8 @@ def write_back(data: bytes, trainer: Trainer, arguments: tuple[Any, ...]) -> Non
     module = trainer.lightning_module
     trainer.state = trace["state"]
     trainer.should_stop = trace["should_stop"]
-    compat.write_loops(trainer, trace["loops"])
-    compat.write_metrics(trainer, trace["metrics"])
+    lightning_trainer.write_loops(trainer, trace["loops"])
+    lightning_trainer.write_metrics(trainer, trace["metrics"])
     if trace["tree"] is not None:
         vars(module).update(trace["tree"])
     else:
@@ -297,7 +302,7 @@ def write_back(data: bytes, trainer: Trainer, arguments: tuple[Any, ...]) -> Non
             continue
         _write_attributes(shared, shared.objects[key], attributes)
     if trace["callbacks"] is not None:
-        compat.set_callbacks(trainer, [_callback(shared, told) for told in trace["callbacks"]])
+        lightning_trainer.set_callbacks(trainer, [_callback(shared, told) for told in trace["callbacks"]])
 
 
 def _write_attributes(shared: Shared, target: Any, attributes: dict[str, bytes | None]) -> None:
@@ -347,7 +352,7 @@ def state_of(shared: Any) -> dict[str, Any]:
 def own_attributes(shared: Any) -> dict[str, Any]:
     """Return the attributes of a shared object that its owner, not a framework, keeps on it."""
     if isinstance(shared, Metric):
-        return compat.metric_state(shared)
+        return compat_torchmetrics.metric_state(shared)
     if not has_own_attributes(shared):
         return {}
     internals = _internals(shared)
@@ -362,7 +367,11 @@ def has_own_attributes(shared: Any) -> bool:
 
 
 def _internals(shared: Any) -> frozenset[str]:
-    return compat.module_internals() if isinstance(shared, nn.Module) else compat.live_attributes(shared)
+    return (
+        lightning_trainer.module_internals()
+        if isinstance(shared, nn.Module)
+        else lightning_logging.live_attributes(shared)
+    )
 
 
 def _is_own_code(value: Any) -> bool:
@@ -425,7 +434,7 @@ class _Pickler(cloudpickle.Pickler):
     def persistent_id(self, obj: Any) -> tuple[str, str] | None:
         if isinstance(obj, type):
             # A class that came by value must come back as the caller's own class, not as a copy of it.
-            class_id = compat.dynamic_class_id(obj)
+            class_id = compat_cloudpickle.dynamic_class_id(obj)
             return None if class_id is None else ("class", class_id)
         return self.shared_keys.get(id(obj))
 
@@ -440,7 +449,7 @@ class _ComparingPickler(_Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Tensor) and obj.numel() * obj.element_size() >= _LARGE:
-            return _itself, (("tensor", obj.data_ptr(), compat.version_of(obj), tuple(obj.shape)),)
+            return _itself, (("tensor", obj.data_ptr(), compat_torch.version_of(obj), tuple(obj.shape)),)
         if type(obj) is np.ndarray and obj.nbytes >= _LARGE and obj.dtype != object:
             # Of all values, unless it is too large to be sent anyway.
             values = obj if obj.nbytes <= _SENT_BYTES else obj.reshape(-1)[:: obj.size // 65536]
@@ -459,4 +468,4 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, key: tuple[str, str]) -> Any:
         kind, name = key
-        return compat.dynamic_class(name) if kind == "class" else self.objects[key]
+        return compat_cloudpickle.dynamic_class(name) if kind == "class" else self.objects[key]

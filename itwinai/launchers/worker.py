@@ -170,13 +170,13 @@ def exit_at_once(code: int = 0, files: Iterable[Any] = ()) -> NoReturn:
         code: the exit code.
         files: those that were open before a fork; the others are found.
     """
-    from itwinai import compat
+    from itwinai.compat import python as compat_python
     from itwinai.launchers.fork import FILES, flush
 
-    compat.run_threads_exit_functions()
+    compat_python.run_threads_exit_functions()
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
-    compat.run_exit_functions()
-    flush((*files, sys.stdout, sys.stderr, *compat.objects_of(*FILES)))
+    compat_python.run_exit_functions()
+    flush((*files, sys.stdout, sys.stderr, *compat_python.objects_of(*FILES)))
     os._exit(code)

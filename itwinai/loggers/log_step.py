@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from itwinai import compat
+from itwinai.compat import lightning_loops
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -19,4 +19,4 @@ def is_log_step(trainer: Trainer) -> bool:
 
 def log_step(trainer: Trainer) -> int:
     """Return the number that the loggers give to the training step in work."""
-    return compat.stepped_batches(trainer.fit_loop.epoch_loop)
+    return lightning_loops.stepped_batches(trainer.fit_loop.epoch_loop)

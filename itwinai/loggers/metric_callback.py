@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
-from itwinai import compat
+from itwinai.compat import lightning_loops
 from itwinai.loggers.log_step import is_log_step, log_step
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class ReportingCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log under lightning's own loop, which does not ask for values."""
-        if is_log_step(trainer) and not compat.is_accumulating(trainer):
+        if is_log_step(trainer) and not lightning_loops.is_accumulating(trainer):
             values = self.values_at_log_step(trainer, batch)
             for logger in trainer.loggers if values else ():
                 logger.log_metrics(values, log_step(trainer))

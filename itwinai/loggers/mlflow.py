@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning.pytorch.loggers import MLFlowLogger as LightningMLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from itwinai.compat import unlisted
+from itwinai.compat.jsonargparse import unlisted
 from itwinai.errors import require
 from itwinai.launchers.environment import find_outer_environment
 from itwinai.loggers.async_queue import FIRST_PAUSE, LONGEST_PAUSE, Delivery

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from itwinai import compat
 from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO, PortableConnector
 from itwinai.checkpoints.discovery import AUTO
 from itwinai.checkpoints.portable_file import Manifest
 from itwinai.checkpoints.sharded import is_sharded, manifest_of
+from itwinai.compat import lightning_checkpoints, lightning_dataloaders, lightning_trainer
 from itwinai.errors import CheckpointError
 from itwinai.run_info.serialization import plain_hyperparameters
 
@@ -178,18 +178,18 @@ def resumed_from(trainer: Trainer) -> str | None:
     """Return the path of the checkpoint that a fit goes on from; None if there is none, or it is not known yet."""
     if trainer.state.fn != "fit":
         return None
-    connector = compat.checkpoint_connector(trainer)
+    connector = lightning_checkpoints.checkpoint_connector(trainer)
     selected = connector.selected if isinstance(connector, PortableConnector) else trainer.ckpt_path
     return None if selected is None or str(selected) == AUTO else str(selected)
 
 
 def data_of(trainer: Trainer) -> dict[str, Any]:
     """Return the class and the arguments of the datamodule, or what can be told of the training loaders."""
-    module = compat.datamodule(trainer)
+    module = lightning_trainer.datamodule(trainer)
     if module is not None:
         return {**plain_hyperparameters(dict(module.hparams)), "class": _class_of(module)}
     told: dict[str, Any] = {}
-    for number, loader in enumerate(compat.training_loaders(trainer)):
+    for number, loader in enumerate(lightning_dataloaders.training_loaders(trainer)):
         prefix = f"loader_{number}." if number else ""
         dataset: Any = getattr(loader, "dataset", None)
         told[f"{prefix}class"] = _class_of(loader if dataset is None else dataset)

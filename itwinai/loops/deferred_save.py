@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from itwinai import compat
+from itwinai.compat import lightning_checkpoints
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -51,8 +51,8 @@ class LaterSaves:
         if not path:
             return self.add(action)
         self._coming.add(path)
-        connector = compat.checkpoint_connector(self.trainer)
-        if not isinstance(connector, compat.CheckpointConnector):
+        connector = lightning_checkpoints.checkpoint_connector(self.trainer)
+        if not isinstance(connector, lightning_checkpoints.CheckpointConnector):
             return self.add(action)
         progress = connector.read_progress()
 

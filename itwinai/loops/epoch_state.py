@@ -10,7 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from itwinai import compat
+from itwinai.compat import lightning_trainer
+from itwinai.compat import torchmetrics as compat_torchmetrics
 from itwinai.loops.results import LeanResults
 from itwinai.warn import warn_user
 
@@ -23,11 +24,11 @@ def keep(trainer: Trainer, results: LeanResults) -> Kept:
     for part in module.modules():
         if isinstance(part, MetricCollection):
             list(part.values(copy_state=False))  # lets those that share a state have it
-    found = ((name, compat.read_metric(metric)) for name, metric in _metrics(module))
+    found = ((name, compat_torchmetrics.read_metric(metric)) for name, metric in _metrics(module))
     return {
         "results": results.accumulated(),
         "metrics": {name: state for name, state in found if state is not None},
-        "readable": compat.read_metrics(trainer),
+        "readable": lightning_trainer.read_metrics(trainer),
     }
 
 
@@ -41,7 +42,7 @@ def take_up(trainer: Trainer, results: LeanResults, kept: Sequence[Kept], in_epo
         in_epoch: whether batches of the epoch were trained, so that what was logged counts for its end.
     """
     rank, same = trainer.global_rank, len(kept) == trainer.world_size
-    compat.write_metrics(
+    lightning_trainer.write_metrics(
         trainer, {name: dict(values) for name, values in kept[rank if same else 0]["readable"].items()}
     )
     if in_epoch:
@@ -51,17 +52,17 @@ def take_up(trainer: Trainer, results: LeanResults, kept: Sequence[Kept], in_epo
         found = [own["metrics"][name] for own in kept if name in own["metrics"]]
         if same:
             if name in kept[rank]["metrics"]:
-                compat.write_metric(metric, kept[rank]["metrics"][name])
-        elif found and not compat.can_merge(metric):
+                compat_torchmetrics.write_metric(metric, kept[rank]["metrics"][name])
+        elif found and not compat_torchmetrics.can_merge(metric):
             warn_user(
                 f"The checkpoint was written in mid-epoch by {len(kept)} workers, and what they have accumulated in "
                 f"the metric {name!r} cannot be merged for {trainer.world_size}: its value at the end of this epoch is "
                 "that of the batches that are left."
             )
         elif found and rank == 0:
-            compat.write_metric(metric, found[0])
+            compat_torchmetrics.write_metric(metric, found[0])
             for other in found[1:]:
-                compat.merge_metric(metric, other)
+                compat_torchmetrics.merge_metric(metric, other)
 
 
 def _metrics(module: LightningModule) -> Iterator[tuple[str, Metric]]:

@@ -12,7 +12,7 @@ from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
-from itwinai import compat
+from itwinai.compat import lightning_checkpoints, lightning_logging, lightning_loops, lightning_trainer
 
 if TYPE_CHECKING:
     import torch
@@ -40,13 +40,14 @@ class HookCalls:
     of_module: Call | None = None
 
     def __call__(self, *args: Any) -> Any:
+        """Call the hook, with its name set on the module."""
         """Call all implementations; return what the module's returns."""
         scope = vars(self.module)
-        outer, scope[compat.HOOK_NAME] = scope[compat.HOOK_NAME], self.name
+        outer, scope[lightning_logging.HOOK_NAME] = scope[lightning_logging.HOOK_NAME], self.name
         for call in self.of_callbacks:
             call(self.trainer, self.module, *args)
         returned = None if self.of_module is None else self.of_module(*args)
-        scope[compat.HOOK_NAME] = outer
+        scope[lightning_logging.HOOK_NAME] = outer
         return returned
 
 
@@ -91,11 +92,11 @@ def is_idle(callback: Callback, name: str) -> bool:
     """Tell whether a callback's implementation of a hook is known to do nothing in this run."""
     if isinstance(callback, SkipsHooks):
         return callback.idles_in(name)
-    return name == "on_train_batch_end" and compat.does_nothing_per_batch(callback)
+    return name == "on_train_batch_end" and lightning_checkpoints.does_nothing_per_batch(callback)
 
 
 def draw_hook(name: str, trainer: Trainer, spans: ProfilerSpans) -> HookCalls | None:
-    """Collect the implementations of a hook; return None if nobody has written one.
+    """Collect the implementations of a hook; return None if there is none.
 
     A profile shows lightning's empty hooks as well, so with a profiler they count as written.
     """
@@ -103,7 +104,7 @@ def draw_hook(name: str, trainer: Trainer, spans: ProfilerSpans) -> HookCalls | 
     profiled = spans.profiler is not None
     of_callbacks = tuple(
         spans.around(getattr(callback, name), f"[Callback]{callback.state_key}.{name}")
-        for callback in (compat.callbacks(trainer) if hasattr(Callback, name) else ())
+        for callback in (lightning_trainer.callbacks(trainer) if hasattr(Callback, name) else ())
         if (profiled or is_written(callback, name, Callback) and not is_idle(callback, name))
         and callable(getattr(callback, name))
     )
@@ -127,9 +128,9 @@ class InScope:
 
     def __call__(self, *args: Any) -> Any:
         scope = vars(self.module)
-        outer, scope[compat.HOOK_NAME] = scope[compat.HOOK_NAME], self.name
+        outer, scope[lightning_logging.HOOK_NAME] = scope[lightning_logging.HOOK_NAME], self.name
         returned = self.call(*args)
-        scope[compat.HOOK_NAME] = outer
+        scope[lightning_logging.HOOK_NAME] = outer
         return returned
 
 
@@ -166,7 +167,7 @@ class BatchTransfer:
         strategy, precision = trainer.strategy, trainer.precision_plugin
         self.device = strategy.root_device
         module = trainer.lightning_module
-        datamodule = compat.datamodule(trainer)
+        datamodule = lightning_trainer.datamodule(trainer)
         self.plain = (
             spans.profiler is None
             and not is_written(strategy, "batch_to_device", Strategy)
@@ -179,9 +180,10 @@ class BatchTransfer:
         )
 
     def __call__(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """Return the batch on the device."""
         if self.plain and (there := _if_there(batch, self.device)) is not None:
             return there
-        return compat.transfer_batch(self.trainer, batch, dataloader_idx)
+        return lightning_loops.transfer_batch(self.trainer, batch, dataloader_idx)
 
 
 def _if_there(batch: Any, device: torch.device) -> Any:
@@ -218,7 +220,7 @@ def has_plain_backward(strategy: Strategy, precision: Precision) -> bool:
 
 def has_plain_optimizer_step(strategy: Strategy, precision: Precision) -> bool:
     """Tell whether ``strategy.optimizer_step`` is nothing but the optimizer's ``step`` with hooks in its closure."""
-    return compat.only_steps_optimizer(strategy) and _is_plain(
+    return lightning_loops.only_steps_optimizer(strategy) and _is_plain(
         precision, ("optimizer_step", "_after_closure", "_wrap_closure", "_clip_gradients")
     )
 

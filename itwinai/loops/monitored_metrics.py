@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import ParallelStrategy
 
-from itwinai import compat
+from itwinai.compat import lightning_logging, lightning_trainer
 from itwinai.errors import MissingMetricError, UnequalStepsError, UnequalValuesError
 from itwinai.loops.desync_detection import ranks
 from itwinai.loops.metric_sync import gather_values
@@ -39,7 +39,7 @@ class MonitorsMetrics(Protocol):
         """Return the names of the metrics."""
 
 
-def check_names(trainer: Trainer, *logged_by: compat.ResultCollection) -> None:
+def check_names(trainer: Trainer, *logged_by: lightning_logging.ResultCollection) -> None:
     """Look after the first batches whether what is monitored is logged: the end of the epoch may be hours away.
 
     Names that the user's code may log later are not judged: where a hook at the end of epochs is written, or where the
@@ -58,7 +58,7 @@ def check_names(trainer: Trainer, *logged_by: compat.ResultCollection) -> None:
         for results in logged_by
         for metric in results.values()
         for on_step in (True, False)
-        for name in compat.published_names(results, metric, on_step)
+        for name in lightning_logging.published_names(results, metric, on_step)
     }
     for metric in readers.keys() - logged - {"epoch", "step"}:
         if not _may_be_logged_later(trainer, metric):
@@ -67,7 +67,7 @@ def check_names(trainer: Trainer, *logged_by: compat.ResultCollection) -> None:
 
 def _readers(trainer: Trainer) -> Iterator[tuple[str, str]]:
     """Yield the metrics that are monitored, each with the name of what fails without it."""
-    for callback in compat.callbacks(trainer):
+    for callback in lightning_trainer.callbacks(trainer):
         name = type(callback).__name__
         if isinstance(callback, MonitorsMetrics):
             yield from ((metric, name) for metric in callback.monitored_metrics())
@@ -83,7 +83,7 @@ def _readers(trainer: Trainer) -> Iterator[tuple[str, str]]:
 def _may_be_logged_later(trainer: Trainer, metric: str) -> bool:
     """Tell whether code of the user that has not run yet could log a metric."""
     hook = "on_train_epoch_end"
-    for one in (trainer.lightning_module, *compat.callbacks(trainer)):
+    for one in (trainer.lightning_module, *lightning_trainer.callbacks(trainer)):
         owners = [owner for owner in type(one).__mro__ if owner.__module__.partition(".")[0] not in _LIBRARIES]
         if any(hook in vars(owner) for owner in owners) or hook in vars(one):
             return True
@@ -112,7 +112,7 @@ def check_callbacks(trainer: Trainer, told: set[str]) -> None:
         UnequalValuesError: a value by which early stopping decides differs between the workers.
         UnequalStepsError: some workers are to stop, and others are not.
     """
-    callbacks = compat.callbacks(trainer)
+    callbacks = lightning_trainer.callbacks(trainer)
     deciding = {one.monitor: type(one).__name__ for one in callbacks if isinstance(one, EarlyStopping)}
     choosing = {
         one.monitor: type(one).__name__
@@ -120,7 +120,7 @@ def check_callbacks(trainer: Trainer, told: set[str]) -> None:
         if isinstance(one, ModelCheckpoint) and one.monitor is not None and one.monitor not in deciding
     }
     keys = deciding | choosing
-    own = {key: compat.callback_metric(trainer, key) for key in keys}
+    own = {key: lightning_trainer.callback_metric(trainer, key) for key in keys}
     differences = _differences(trainer, {_STOP: float(trainer.should_stop), **own})
     if (stopping := differences.pop(_STOP, None)) is not None:
         stopped, others = (

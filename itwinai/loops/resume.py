@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from itwinai import compat
 from itwinai.checkpoints.state import ItwinaiState, training_samplers
+from itwinai.compat import lightning_dataloaders, lightning_loops, lightning_trainer
 from itwinai.data.rank_streams import RankStreams, seed_generators, seed_of_rank
 from itwinai.data.rng_state import unpack_random_states
 from itwinai.warn import warn_user
@@ -27,7 +27,9 @@ class Drawing(Protocol):
         """The streams of this worker."""
 
 
-def iterate_in_epoch(trainer: Trainer, data_fetcher: compat.DataFetcher, resumed: ItwinaiState, batches: int) -> None:
+def iterate_in_epoch(
+    trainer: Trainer, data_fetcher: lightning_loops.DataFetcher, resumed: ItwinaiState, batches: int
+) -> None:
     """Iterate the training loaders so that the batch after so many comes next.
 
     Samplers and loaders that can go on where they were do so. Where one cannot, all that came before is loaded once
@@ -42,13 +44,13 @@ def iterate_in_epoch(trainer: Trainer, data_fetcher: compat.DataFetcher, resumed
     Raises:
         CheckpointError: the global batch has another size.
     """
-    loaders, samplers = compat.training_loaders(trainer), training_samplers(trainer)
+    loaders, samplers = lightning_dataloaders.training_loaders(trainer), training_samplers(trainer)
     positions = [resumed.positions[i] if i < len(resumed.positions) else None for i in range(len(loaders))]
     skipped = [_skipped(trainer, loader, len(loaders), batches) for loader in loaders]
     begun_with = resumed.begun_with or []
     rank = trainer.global_rank
     begun = begun_with[rank] if len(begun_with) == trainer.world_size else None
-    stateful = [compat.is_stateful(loader) for loader in loaders]
+    stateful = [lightning_dataloaders.is_stateful(loader) for loader in loaders]
     jumps = [
         keeps or (position is not None and sampler is not None and skip is not None)
         for keeps, sampler, position, skip in zip(stateful, samplers, positions, skipped, strict=True)
@@ -58,7 +60,7 @@ def iterate_in_epoch(trainer: Trainer, data_fetcher: compat.DataFetcher, resumed
         _warn_of_samples_seen_twice(batches)
         replays = False
     if begun is not None:
-        compat.set_rng_states(unpack_random_states(begun))
+        lightning_trainer.set_rng_states(unpack_random_states(begun))
     for sampler, position, skip in zip(samplers, positions, skipped, strict=True):
         if sampler is None or position is None or not (replays or skip is not None):
             continue
@@ -95,15 +97,15 @@ def _skipped(trainer: Trainer, loader: Any, loaders: int, batches: int) -> int |
         length = len(loader)
     except TypeError:
         return None
-    if compat.loader_mode(combined) == "max_size_cycle" and batches:
+    if lightning_dataloaders.loader_mode(combined) == "max_size_cycle" and batches:
         return (batches - 1) % length + 1  # it is begun again when a batch is asked for, and not before
     return min(batches, length)
 
 
 def _warn_of_samples_seen_twice(batches: int) -> None:
     warn_user(
-        f"The checkpoint was written in mid-epoch, after {batches} batches, and the training loader begins its "
-        "epoch anew: the first samples are seen twice, and the last ones not at all. It was written by another "
+        f"The checkpoint was written in mid-epoch, after {batches} batches, and the training loader starts its "
+        "epoch again: the first samples are seen twice, and the last ones not at all. It was written by another "
         "number of workers, or in the midst of a batch, and a loader cannot go on where it was. A loader of a dataset "
         "with indices, of torch's own class DataLoader, can; so can any loader with the methods state_dict and "
         "load_state_dict, or whose iterable dataset has them, with num_workers=0."
@@ -117,7 +119,7 @@ def go_on_drawing(trainer: Trainer, resumed: ItwinaiState) -> None:
     """
     rank, states = trainer.global_rank, [unpack_random_states(one) for one in resumed.random_states]
     if rank < len(states):
-        compat.set_rng_states(states[rank])
+        lightning_trainer.set_rng_states(states[rank])
     else:
         seed_generators(seed_of_rank(states[0], rank))
     if isinstance(trainer.strategy, Drawing):

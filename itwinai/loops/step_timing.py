@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
-from itwinai import compat
+from itwinai.compat import lightning_trainer
 from itwinai.profiling.step_timer import StepClock, StepWatcher
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ def clock_for(trainer: Trainer, clock: StepClock | None) -> StepClock | None:
         clock: that of the epoch before, which goes on.
 
     Returns:
-        The clock, or None if nobody watches.
+        The clock, or None if no callback times steps.
     """
-    watchers = [callback for callback in compat.callbacks(trainer) if isinstance(callback, StepWatcher)]
+    watchers = [callback for callback in lightning_trainer.callbacks(trainer) if isinstance(callback, StepWatcher)]
     if not watchers:
         return None
     if clock is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
-from itwinai import compat
+from itwinai.compat import torch as compat_torch
 from itwinai.errors import ConfigurationError
 from itwinai.io.atomic import part_name, remove_parts
 from itwinai.profiling.chrome_trace import read_trace
@@ -203,7 +203,7 @@ class OperatorProfile:
 
     def _begin_window(self) -> None:
         began = time.perf_counter()
-        if compat.is_profiling():
+        if compat_torch.is_profiling():
             raise ConfigurationError(_TAKEN)
         self._window += 1
         self._steps_in_window = 0
@@ -273,7 +273,7 @@ def _compress(plain: Path, path: Path) -> Path:
 
 
 def _has_steps(profiler: profile) -> bool:
-    """Tell whether a profiler has what it shall have recorded: torch crashes when it writes a trace of nothing."""
+    """Tell whether a profiler has recorded anything: torch crashes when it writes a trace of nothing."""
     results = None if profiler.profiler is None else profiler.profiler.kineto_results
     return results is not None and any(event.name().startswith("ProfilerStep") for event in results.events())
 

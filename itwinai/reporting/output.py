@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from itwinai import compat
+from itwinai.compat import lightning_trainer
 from itwinai.reporting.sections import Reporting, Section
 from itwinai.reporting.terminal import in_terminal
 
@@ -21,7 +21,7 @@ class SummaryReporter(Protocol):
 
 def sections_of_all(trainer: Trainer) -> list[Section]:
     """Return what all callbacks of a run have to say, in their order."""
-    reporting = [callback for callback in compat.callbacks(trainer) if isinstance(callback, Reporting)]
+    reporting = [callback for callback in lightning_trainer.callbacks(trainer) if isinstance(callback, Reporting)]
     return [section for callback in reporting for section in callback.report()]
 
 
@@ -40,5 +40,5 @@ def tell(trainer: Trainer, title: str, callback: Reporting) -> None:
     """
     if is_fast_dev_run(trainer) or not trainer.is_global_zero:
         return
-    if not any(isinstance(other, SummaryReporter) for other in compat.callbacks(trainer)):
+    if not any(isinstance(other, SummaryReporter) for other in lightning_trainer.callbacks(trainer)):
         print(in_terminal(title, callback.report()), flush=True)

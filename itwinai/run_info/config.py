@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
-from itwinai import compat
+from itwinai.compat import lightning_trainer
 from itwinai.run_info.redaction import without_secrets
 from itwinai.run_info.serialization import plain_hyperparameters
 
@@ -36,10 +36,10 @@ def config_of(trainer: Trainer) -> str:
     Args:
         trainer: the trainer of the run.
     """
-    for callback in compat.callbacks(trainer):
+    for callback in lightning_trainer.callbacks(trainer):
         if isinstance(callback, SaveConfigCallback):
             return resolved(callback)
-    module, data = trainer.lightning_module, compat.datamodule(trainer)
+    module, data = trainer.lightning_module, lightning_trainer.datamodule(trainer)
     config: dict[str, Any] = {
         "trainer": {name: getattr(trainer, name) for name in SETTINGS},
         "model": {"class_path": _path_of(module), "init_args": dict(module.hparams)},

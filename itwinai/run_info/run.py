@@ -11,7 +11,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from itwinai import compat
+from itwinai.compat import lightning_trainer
 from itwinai.run_info.git import Code, code_in, folder_of_run
 from itwinai.run_info.launch_info import Launch, launch_of
 from itwinai.run_info.redaction import without_secrets
@@ -89,7 +89,7 @@ def time_now() -> str:
 
 def facts_of(trainer: Trainer) -> RunFacts:
     """Return the facts that a callback of the run keeps as its ``facts``, or else collect them, which asks git."""
-    for callback in compat.callbacks(trainer):
+    for callback in lightning_trainer.callbacks(trainer):
         facts = getattr(callback, "facts", None)
         if isinstance(facts, RunFacts):
             return facts

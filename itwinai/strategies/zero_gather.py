@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from itwinai import compat
+from itwinai.compat import deepspeed as compat_deepspeed
 
 
 def gather_weights(module: nn.Module, keep: bool) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def whole_parameter(parameter: nn.Parameter) -> Tensor:
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
-    trained = parameter.requires_grad and compat.is_in_optimizer(parameter)
+    trained = parameter.requires_grad and compat_deepspeed.is_in_optimizer(parameter)
     full: Tensor | None = safe_get_full_fp32_param(parameter) if trained else None
     if full is not None:
         return full
@@ -150,7 +150,7 @@ class ShardedOptimizer:
             entries = [whole["state"].get(number + offset, {}) for offset in range(len(parameters))]
             number += len(parameters)
             self._initialize(index, parameters, entries)
-        compat.link_sharded_state(self.engine_optimizer)
+        compat_deepspeed.link_sharded_state(self.engine_optimizer)
         number = 0
         for parameters in self.groups:
             for parameter in parameters:
@@ -191,7 +191,7 @@ class ShardedOptimizer:
             hyperparameters = {k: v for k, v in whole["param_groups"][index].items() if k != "params"}
             self.engine_optimizer.param_groups[index].update(hyperparameters)
             values = whole["state"].get(number, {})
-            for flat, state in compat.flat_states(self.engine_optimizer, index):
+            for flat, state in compat_deepspeed.flat_states(self.engine_optimizer, index):
                 state.update({name: _copied(value) for name, value in values.items()})
                 state.update({name: torch.zeros_like(flat) for name in kinds})
             number += len(parameters)
@@ -200,7 +200,7 @@ class ShardedOptimizer:
         """Return what all parameters of a group share, and the names of what is sharded like the parameters."""
         shared: dict[str, Any] = {}
         sharded: list[str] = []
-        for flat, state in compat.flat_states(self.engine_optimizer, index):
+        for flat, state in compat_deepspeed.flat_states(self.engine_optimizer, index):
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape == flat.shape:
                     sharded.append(name)
@@ -216,7 +216,7 @@ class ShardedOptimizer:
                 kinds[name] = None
             elif name not in kinds or _later(value, kinds[name]):
                 kinds[name] = value  # one for the whole group: ZeRO steps all its parameters at once
-        for flat, state in compat.flat_states(self.engine_optimizer, index):
+        for flat, state in compat_deepspeed.flat_states(self.engine_optimizer, index):
             for name, value in kinds.items():
                 state[name] = torch.zeros_like(flat) if value is None else _copied(value)
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from itwinai import compat
 from itwinai.checkpoints import sharded
 from itwinai.checkpoints.sharded import Part, key_of_state, key_of_weight
+from itwinai.compat import deepspeed as compat_deepspeed
 from itwinai.strategies.zero_gather import ShardedOptimizer
 
 
@@ -90,7 +90,7 @@ class Shards:
 
         tensors = self.weights()
         sharded.read_shards(tensors, folder)
-        with compat.replacing_shards(self.optimizer.engine_optimizer):
+        with compat_deepspeed.replacing_shards(self.optimizer.engine_optimizer):
             for name, parameter in self._parameters():
                 weight = _padded(tensors[key_of_weight(name)], parameter)
                 if parameter.requires_grad:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from itwinai import compat
+from itwinai.compat import ray as compat_ray
 from itwinai.trials.channel import ChannelServer
 from itwinai.trials.checkpoint_reference import read_reference, write_reference
 from itwinai.trials.session import Decision, RemoteSession
@@ -86,7 +86,7 @@ def function_session() -> FunctionSession | None:
     # In a trial ray.tune is loaded already; if it is not, there is nothing to ask.
     if "ray.tune" not in sys.modules:
         return None
-    storage = compat.tune_storage()
+    storage = compat_ray.tune_storage()
     if storage is None:
         return None
     from ray import tune

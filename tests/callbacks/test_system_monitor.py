@@ -21,8 +21,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from itwinai import compat
 from itwinai.callbacks.system_monitor import SystemMonitor
+from itwinai.compat import lightning_loops
 from itwinai.errors import ConfigurationError, MissingPackageError
 from itwinai.monitoring.monitor_summary import MonitorSummary
 from tests.conftest import REPOSITORY, python
@@ -317,7 +317,7 @@ def test_our_loop_calls_no_hook_per_step_and_lightning_s_own_gets_the_same(
     trainer.fit(Busy(), loader(8))
     assert called == []
     monkeypatch.undo()
-    monkeypatch.setattr(compat, "VERIFIED_LOOPS", ())
+    monkeypatch.setattr(lightning_loops, "VERIFIED_LOOPS", ())
     logger = CSVLogger(tmp_path, name="", version="")
     options = {"logger": logger, "max_epochs": 1, "log_every_n_steps": 5}
     with pytest.warns(UserWarning, match="lightning's own run"):

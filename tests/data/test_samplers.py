@@ -27,7 +27,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from itwinai import compat
+from itwinai.compat import lightning_trainer
 from itwinai.data.samplers import (
     DistributedBatchSampler,
     DistributedIndexSampler,
@@ -140,18 +140,18 @@ SHUFFLED = sorted(set(ORDERS) - {"sequential"})
 @contextmanager
 def random_states(states: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Run in other random states; the dictionary then holds those in which the block ended."""
-    outer = compat.collect_rng_states(include_cuda=False)
-    compat.set_rng_states(states)
+    outer = lightning_trainer.collect_rng_states(include_cuda=False)
+    lightning_trainer.set_rng_states(states)
     try:
         yield states
     finally:
-        states.update(compat.collect_rng_states(include_cuda=False))
-        compat.set_rng_states(outer)
+        states.update(lightning_trainer.collect_rng_states(include_cuda=False))
+        lightning_trainer.set_rng_states(outer)
 
 
 def seeded(seed: int) -> dict[str, Any]:
     """Return the random states of a process that seeded all its generators."""
-    with random_states(compat.collect_rng_states(include_cuda=False)) as states:
+    with random_states(lightning_trainer.collect_rng_states(include_cuda=False)) as states:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
@@ -887,7 +887,7 @@ def test_sampler_that_knows_its_rank_is_found_by_what_it_draws(knows: bool, wrap
         with random_states(seeded(rank)) as own:
             before = next_numbers(own)
             found = divides_itself(sampler, None, lambda _: states, gather)
-            assert next_numbers(compat.collect_rng_states(include_cuda=False)) == before
+            assert next_numbers(lightning_trainer.collect_rng_states(include_cuda=False)) == before
         return found
 
     assert Group(2).run(ask) == [knows, knows]

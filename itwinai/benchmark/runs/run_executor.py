@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -12,9 +14,9 @@ from pathlib import Path
 
 from itwinai.benchmark.record_file import measured_from_plain
 from itwinai.benchmark.records import Cell, Measured, Measurement
-from itwinai.benchmark.runs import subprocess_runner
 from itwinai.benchmark.runs.run_worker import ERROR, RESULT, Order, write_order
 from itwinai.errors import ItwinaiError
+from itwinai.launchers.child_process import ChildProcess
 
 OUTPUT = "output.txt"
 
@@ -130,28 +132,34 @@ def _run(work: Work, folder: Path, limit: float, launch: Launch) -> Measurement:
         left.unlink(missing_ok=True)
     order = own / "order.json"
     write_order(work.order, order)
-    command = [*launch.prefix, sys.executable, "-m", "itwinai.benchmark.runs.run_worker", str(order)]
     others = _others()
+    began = time.time()
+    worker = [sys.executable, "-m", "itwinai.benchmark.runs.run_worker", str(order), repr(began)]
     try:
-        ended = subprocess_runner.run(command, own / OUTPUT, limit, launch.variables)
+        env = {**os.environ, **launch.variables}
+        with ChildProcess([*launch.prefix, *worker], own / OUTPUT, env=env) as child:
+            in_time = child.wait(limit)
+            if not in_time:
+                child.end(show_stacks=True)
     finally:
         order.unlink(missing_ok=True)
     measurement = Measurement(
         cell=work.cell,
         repeat=work.repeat,
         status="failed",
-        began=ended.began,
-        seconds=ended.seconds,
+        began=began,
+        seconds=time.time() - began,
         output=str((own / OUTPUT).relative_to(folder)),
         others=others,
     )
-    if ended.timed_out:
-        error = f"it was ended after {limit:g} s (--limit); the end of its output says where it was"
+    if not in_time:
+        error = f"ended after {limit:g} s (--limit); the end of its output shows where it was"
         return replace(measurement, status="timed out", error=error)
     measured = _measured(own / RESULT)
-    if ended.code == 0 and measured is not None:
+    code = child.code or 0
+    if code == 0 and measured is not None:
         return replace(measurement, status="measured", measured=measured)
-    return replace(measurement, error=_error(own, ended.code))
+    return replace(measurement, error=_error(own, code))
 
 
 def _measured(path: Path) -> Measured | None:

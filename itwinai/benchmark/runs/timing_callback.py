@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from itwinai import compat
 from itwinai.benchmark.records import Measured
 from itwinai.benchmark.runs.aggregation import WorkerTimes, bring_together
 from itwinai.benchmark.runs.energy import Energy
 from itwinai.callbacks.system_monitor import gpu_of
 from itwinai.checkpoints.checkpoint_io import gather
+from itwinai.compat import lightning_dataloaders
 from itwinai.monitoring.node_topology import nodes_of, this_location
 from itwinai.monitoring.sample_count import trained_samples
 from itwinai.profiling.step_timer import Reading, StepClock, split_of
@@ -166,7 +166,7 @@ class Stopwatch(Callback):
 
     def _counted(self, trainer: Trainer) -> int | None:
         """Return the number of samples of all workers in the measured steps."""
-        loaders = compat.training_loaders(trainer)
+        loaders = lightning_dataloaders.training_loaders(trainer)
         batches = trainer.num_training_batches
         return trained_samples(loaders, trainer.world_size, batches, self.warmup, self._last - self.warmup)
 

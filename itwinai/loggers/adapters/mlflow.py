@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from typing_extensions import override
+
 from itwinai.errors import LoggerError
-from itwinai.loggers.adapters.base import RankedSink
+from itwinai.loggers.adapters.base import RankedAdapter
 from itwinai.loggers.adapters.files import within
 from itwinai.loggers.mlflow import MLFlowLogger
 from itwinai.loggers.mlflow_client import AwayError, check_answers, is_server
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from itwinai.run_info.run import RunFacts
 
 
-class MLflowSink(RankedSink):
+class MLflowAdapter(RankedAdapter):
     """Facts as tags, files and figures as artifacts, the module as an MLflow model; nested runs for single workers."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"file", "figure", "model", "rank_metrics"})
@@ -44,6 +46,7 @@ class MLflowSink(RankedSink):
         run: str = self.logger.run_id  # type: ignore[attr-defined]
         return run
 
+    @override
     def facts(self, trainer: Trainer, facts: RunFacts) -> None:
         from mlflow.entities import RunTag
 
@@ -52,9 +55,11 @@ class MLflowSink(RankedSink):
             tags["mlflow.source.git.commit"] = facts.code.commit  # where MLflow's own pages look for it
         self._client.log_batch(self._run, tags=[RunTag(name, value) for name, value in tags.items()])
 
+    @override
     def file(self, path: Path) -> None:
         self._client.log_artifact(self._run, str(path))
 
+    @override
     def hand_over(self, files: Sequence[Path], base: Path, patience: float) -> None:
         server = f"MLflow at {without_secrets(self._address)}"
         if is_server(self._address):
@@ -65,9 +70,11 @@ class MLflowSink(RankedSink):
         # If it goes away meanwhile, MLflow tries again for minutes.
         within(patience, partial(_upload, self._client, self._run, files, base), server)
 
+    @override
     def figure(self, name: str, figure: Figure, step: int) -> None:
         self._client.log_figure(self._run, figure, f"figures/{name}/step-{step}.png")
 
+    @override
     def model(self, module: LightningModule, example: Any) -> None:
         import mlflow.pytorch
         import torch
@@ -88,6 +95,7 @@ class MLflowSink(RankedSink):
                 mlflow.pytorch.save_model(module, f"{folder}/model", signature=signature, **_pickled())
             self._client.log_artifacts(self._run, f"{folder}/model", "model")
 
+    @override
     def rank_logger(self, rank: int) -> Logger:
         run = self._client.create_run(
             self.logger.experiment_id,  # type: ignore[attr-defined]
@@ -96,6 +104,7 @@ class MLflowSink(RankedSink):
         )
         return MLFlowLogger(run_id=run.info.run_id, tracking_uri=self._address, save_dir=self.logger.save_dir)
 
+    @override
     def place(self) -> str:
         uri = without_secrets(self._address)
         if uri.startswith("http"):
