@@ -30,35 +30,43 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import BatchSampler, DataLoader
 
-from itwinai import compat
 from itwinai.callbacks.defaults import check_finders, follow_module, with_defaults
-from itwinai.checkpoints.find import AUTO, newest_unverified
-from itwinai.checkpoints.plugin import PortableCheckpointIO, PortableConnector, folders_of, gather_of
+from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO, PortableConnector, folders_of, gather_of
+from itwinai.checkpoints.discovery import AUTO, newest_unverified
+from itwinai.compat import (
+    lightning_checkpoints,
+    lightning_dataloaders,
+    lightning_launching,
+    lightning_logging,
+    lightning_loops,
+    lightning_signals,
+    lightning_trainer,
+)
+from itwinai.compat import noise as compat_noise
 from itwinai.data.rank_streams import RankSeed
 from itwinai.data.samplers import (
-    DealtBatchSampler,
-    DealtSampler,
+    DistributedBatchSampler,
+    DistributedIndexSampler,
     OwnPartBatchSampler,
-    WholeSampler,
+    ResumableSampler,
     divides_itself,
     is_plain,
     name_of,
 )
-from itwinai.data.streams import Stateful, StreamLoader
-from itwinai.data.undivided import IterateShared
+from itwinai.data.stateful_loader import Stateful, StreamLoader
+from itwinai.data.undivided_loader import IterateShared
 from itwinai.data.weights import StepWeights
 from itwinai.errors import ConfigurationError, UnknownArgumentError, did_you_mean
-from itwinai.launchers.cores import available_cores, crowded_text
+from itwinai.launchers.cpu_affinity import available_cores, crowded_text
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
-from itwinai.loggers.guard import hide_secrets
-from itwinai.loggers.names import make_loggers
+from itwinai.loggers.hparams_redaction import hide_secrets
+from itwinai.loggers.registry import make_loggers
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.fit import LeanFitLoop
 from itwinai.loops.results import LeanLoggerConnector
 from itwinai.loops.training import LeanTrainingEpochLoop
 from itwinai.strategies.base import LaunchedStrategy
-from itwinai.strategies.ray import RayStrategy
-from itwinai.strategies.registry import make_strategy
+from itwinai.strategies.registry import make_strategy, uses_ray
 from itwinai.tracebacks import hides_framework_frames
 from itwinai.trials.session import find_session
 from itwinai.unify import refuse_foreign
@@ -80,7 +88,7 @@ def _raising_launch_failure(entry_point: Function) -> Function:
         if entry_point is Trainer.fit:
             self._portable().parts_of_workers = {}
         try:
-            with compat.known_noise_silenced(), _cpu_threads(self.cpu_threads):
+            with compat_noise.known_noise_silenced(), _cpu_threads(self.cpu_threads):
                 if not isinstance(self.strategy, LaunchedStrategy) and self.world_size == 1:  # others warn themselves
                     _warn_of_crowding()
                 returned = entry_point(self, *args, **kwargs)
@@ -137,9 +145,9 @@ def _with_environment_defaults(init: Function) -> Function:
     @hides_framework_frames
     @functools.wraps(init)
     def wrapped(self: ItwinaiTrainer, **kwargs: Any) -> None:
-        with compat.known_noise_silenced():
+        with compat_noise.known_noise_silenced():
             _check_names(kwargs, init)
-            init(self, **{**compat.trainer_arguments_from_environment(), **kwargs})
+            init(self, **{**lightning_trainer.trainer_arguments_from_environment(), **kwargs})
 
     return cast(Function, wrapped)
 
@@ -249,10 +257,10 @@ class ItwinaiTrainer(Trainer):
         self,
         *,
         accelerator: str | Accelerator = "auto",
-        strategy: str | Strategy | RayStrategy = "auto",
+        strategy: str | Strategy = "auto",
         devices: list[int] | str | int = "auto",
         num_nodes: int = 1,
-        precision: compat.PrecisionInput | None = None,
+        precision: lightning_trainer.PrecisionInput | None = None,
         logger: Logger | Iterable[Logger] | bool | str | Sequence[str] | None = None,
         callbacks: list[Callback] | Callback | None = None,
         fast_dev_run: int | bool = False,
@@ -283,7 +291,7 @@ class ItwinaiTrainer(Trainer):
         profiler: Profiler | str | None = None,
         detect_anomaly: bool = False,
         barebones: bool = False,
-        plugins: compat.PluginInput | list[compat.PluginInput] | None = None,
+        plugins: lightning_trainer.PluginInput | list[lightning_trainer.PluginInput] | None = None,
         sync_batchnorm: bool = False,
         reload_dataloaders_every_n_epochs: int = 0,
         default_root_dir: str | Path | None = None,
@@ -330,15 +338,13 @@ class ItwinaiTrainer(Trainer):
         environment = environment or launched or LightningEnvironment()
         if isinstance(strategy, str):
             strategy = make_strategy(strategy) or strategy
-        if isinstance(strategy, RayStrategy):
-            accelerator = strategy.accelerator(accelerator)
-            strategy = strategy.build()
+        if isinstance(strategy, LaunchedStrategy):
+            accelerator = strategy.accelerator_for(accelerator)
         _check_gpus(accelerator, devices)
         if strategy == "auto" and (
-            launched.world_size() > 1 if launched else compat.selects_ddp(accelerator, devices, num_nodes)
+            launched.world_size() > 1 if launched else lightning_launching.selects_ddp(accelerator, devices, num_nodes)
         ):
             strategy = make_strategy("ddp") or "ddp"
-            assert not isinstance(strategy, RayStrategy)
         if launcher is not None and isinstance(strategy, LaunchedStrategy):
             strategy.use_launcher(launcher)
         if environment not in plugin_list and getattr(strategy, "cluster_environment", None) is None:
@@ -404,27 +410,27 @@ class ItwinaiTrainer(Trainer):
         follow_module(self, callbacks)
         for one in self.loggers:
             hide_secrets(one)
-        compat.replace_dataloader_preparation(self, self.prepare_dataloader, self.prepare_other_loader)
-        compat.replace_checkpoint_connector(self, PortableConnector)
+        lightning_dataloaders.replace_dataloader_preparation(self, self.prepare_dataloader, self.prepare_other_loader)
+        lightning_checkpoints.replace_checkpoint_connector(self, PortableConnector)
         if resume is None and is_requeued_job():
             resume = AUTO
         self._portable().resume = None if resume is None else os.fspath(resume)
         if _writes_whole_files(self.strategy) and type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = PortableCheckpointIO()
-        if lightning.__version__ in compat.VERIFIED_LOOPS:
-            compat.replace_signal_connector(self)
-            compat.signal_connector(self).others = tuple(self.preemption_signals)
-            compat.replace_logger_connector(self, LeanLoggerConnector)
-            compat.replace_training_epoch_loop(self, LeanTrainingEpochLoop)
-            compat.replace_fit_loop(self, LeanFitLoop)
-            compat.replace_evaluation_loops(self, LeanEvaluationLoop)
+        if lightning.__version__ in lightning_loops.VERIFIED_LOOPS:
+            lightning_signals.replace_signal_connector(self)
+            lightning_signals.signal_connector(self).others = tuple(self.preemption_signals)
+            lightning_logging.replace_logger_connector(self, LeanLoggerConnector)
+            lightning_loops.replace_training_epoch_loop(self, LeanTrainingEpochLoop)
+            lightning_loops.replace_fit_loop(self, LeanFitLoop)
+            lightning_loops.replace_evaluation_loops(self, LeanEvaluationLoop)
         else:
             warn_user(
-                f"itwinai's loops were compared with those of lightning {', '.join(compat.VERIFIED_LOOPS)}, and not "
-                f"yet with those of {lightning.__version__}: lightning's own run, which are slower."
+                f"itwinai's loops were compared with those of lightning {', '.join(lightning_loops.VERIFIED_LOOPS)}, "
+                f"and not yet with those of {lightning.__version__}: lightning's own run, which are slower."
             )
 
-        compat.make_loaders_within(self, self.shared_random_numbers)
+        lightning_dataloaders.make_loaders_within(self, self.shared_random_numbers)
 
     fit = _raising_launch_failure(Trainer.fit)
     validate = _raising_launch_failure(Trainer.validate)
@@ -436,7 +442,7 @@ class ItwinaiTrainer(Trainer):
         error, self.launch_failure = self.launch_failure, None
         if error is None:
             return
-        compat.mark_interrupted(self)
+        lightning_trainer.mark_interrupted(self)
         if isinstance(error, KeyboardInterrupt):
             raise SystemExit(1)  # as lightning ends a local run on Ctrl-C
         raise error
@@ -469,10 +475,10 @@ class ItwinaiTrainer(Trainer):
         """Return a loader of an iterable dataset that goes on in mid-epoch, if its dataset can."""
         if type(dataloader) is not DataLoader or dataloader.num_workers or not isinstance(dataloader.dataset, Stateful):
             return dataloader
-        loader = compat.with_class(dataloader, StreamLoader)
+        loader = lightning_dataloaders.with_class(dataloader, StreamLoader)
         loader.consumed = lambda: (
             self.fit_loop.epoch_loop.batch_progress.current.ready,
-            compat.is_epoch_over(self.fit_loop.epoch_loop),
+            lightning_loops.is_epoch_over(self.fit_loop.epoch_loop),
         )
         loader.gather = gather_of(self.strategy)
         loader.rank = self.global_rank
@@ -483,7 +489,7 @@ class ItwinaiTrainer(Trainer):
         self._portable().since = self._fit_began
 
     def _portable(self) -> PortableConnector:
-        connector = compat.checkpoint_connector(self)
+        connector = lightning_checkpoints.checkpoint_connector(self)
         assert isinstance(connector, PortableConnector)
         return connector
 
@@ -491,7 +497,7 @@ class ItwinaiTrainer(Trainer):
         """End this worker because of an error that its main thread, which waits for another worker, cannot raise.
 
         Args:
-            error: what the user shall see.
+            error: what the user sees.
         """
         if self.report_failure is not None:
             self.report_failure(error)
@@ -517,7 +523,7 @@ class ItwinaiTrainer(Trainer):
             self._announce_global_batch(dataloader)
         if not map_style:
             if self.split_batches and dataloader.batch_size is not None:
-                dataloader = compat.with_batch_size(dataloader, dataloader.batch_size // self.world_size)
+                dataloader = lightning_dataloaders.with_batch_size(dataloader, dataloader.batch_size // self.world_size)
             if stage == RunningStage.TRAINING:
                 self._check_equal_lengths(dataloader)
                 dataloader = self._resumable_stream(dataloader)
@@ -526,7 +532,7 @@ class ItwinaiTrainer(Trainer):
             return _resumable(dataloader) if stage == RunningStage.TRAINING else dataloader
         if stage == RunningStage.TRAINING and self.weigh_uneven_batches and isinstance(self.strategy, LaunchedStrategy):
             self.strategy.weigh_batches(StepWeights(self))
-        return self._own_noise(compat.with_sampler(dataloader, self._dealt(dataloader, stage), stage))
+        return self._own_noise(lightning_dataloaders.with_sampler(dataloader, self._dealt(dataloader, stage), stage))
 
     def _announce_global_batch(self, dataloader: DataLoader) -> None:
         """Say how large the batch of all workers is: as in lightning, it grows with their number."""
@@ -549,9 +555,9 @@ class ItwinaiTrainer(Trainer):
 
     def _own_noise(self, dataloader: DataLoader) -> DataLoader:
         """Return a loader whose processes draw other random numbers on each rank."""
-        if not self.global_rank or not dataloader.num_workers or compat.seeds_loader_workers(dataloader):
+        if not self.global_rank or not dataloader.num_workers or lightning_dataloaders.seeds_loader_workers(dataloader):
             return dataloader
-        return compat.with_worker_init(dataloader, RankSeed(self.global_rank, dataloader.worker_init_fn))
+        return lightning_dataloaders.with_worker_init(dataloader, RankSeed(self.global_rank, dataloader.worker_init_fn))
 
     def _shared_stream(self, dataloader: DataLoader, stage: RunningStage) -> DataLoader:
         """Return a loader of an iterable dataset that draws the same random numbers on all ranks.
@@ -568,7 +574,7 @@ class ItwinaiTrainer(Trainer):
                 "'deepspeed_stage_2' or 'ddp', which take the same weights, or from a dataset with indices."
             )
         iterate = IterateShared(self.strategy, dataloader.num_workers > 0, in_turns=stage == RunningStage.PREDICTING)
-        return compat.with_iterator(dataloader, iterate)
+        return lightning_dataloaders.with_iterator(dataloader, iterate)
 
     def _check_equal_lengths(self, loader: Any) -> None:
         """Raise an error if the workers would train on unequal numbers of batches."""
@@ -584,7 +590,7 @@ class ItwinaiTrainer(Trainer):
                 f"rank equally many, or set limit_train_batches={min(lengths)}."
             )
 
-    def _dealt(self, dataloader: DataLoader, stage: RunningStage) -> DealtSampler | DealtBatchSampler:
+    def _dealt(self, dataloader: DataLoader, stage: RunningStage) -> DistributedIndexSampler | DistributedBatchSampler:
         """Return a sampler that gives this worker its part of what a loader's sampler draws."""
         gather = gather_of(self.strategy)
         options: dict[str, Any] = {
@@ -605,12 +611,14 @@ class ItwinaiTrainer(Trainer):
         elif options["gather"] and divides_itself(drawn_from, dataloader.dataset, self.strategy.broadcast, gather):
             return self._own_part(drawn_from, options, single=batches is None)
         if batches is None:
-            return DealtSampler(drawn_from, **options)
+            return DistributedIndexSampler(drawn_from, **options)
         if stage == RunningStage.PREDICTING and type(batches) is BatchSampler:  # lightning drops none either
             batches = BatchSampler(batches.sampler, batches.batch_size, drop_last=False)
-        return DealtBatchSampler(batches, split=self.split_batches, **options)
+        return DistributedBatchSampler(batches, split=self.split_batches, **options)
 
-    def _own_part(self, sampler: Any, options: dict[str, Any], single: bool) -> DealtSampler | DealtBatchSampler:
+    def _own_part(
+        self, sampler: Any, options: dict[str, Any], single: bool
+    ) -> DistributedIndexSampler | DistributedBatchSampler:
         """Return a sampler that gives this worker what the user's sampler, which divides itself, draws here.
 
         Args:
@@ -633,7 +641,7 @@ class ItwinaiTrainer(Trainer):
             f"itwinai: {type(sampler).__name__ if single else name_of(sampler)} draws other samples on each rank: it "
             "divides them itself, and is taken as it is"
         )
-        return DealtSampler(sampler, **options) if single else OwnPartBatchSampler(sampler, **options)
+        return DistributedIndexSampler(sampler, **options) if single else OwnPartBatchSampler(sampler, **options)
 
     def prepare_other_loader(self, loader: Any, stage: RunningStage) -> Any:
         """Return the loader to use for one that the user divides: no DataLoader, or with a sampler that does it.
@@ -643,7 +651,7 @@ class ItwinaiTrainer(Trainer):
             stage: the stage that the loader is for.
 
         Raises:
-            ConfigurationError: its batches shall be divided, and nobody but the user can do it.
+            ConfigurationError: its batches have to be divided, which only the user can do.
         """
         if stage == RunningStage.TRAINING:
             self._check_equal_lengths(loader)
@@ -665,18 +673,24 @@ class ItwinaiTrainer(Trainer):
                 f"DistributedSampler has divided the samples already, for {type(loader.batch_sampler).__name__}. "
                 "Leave split_batches out, or the DistributedSampler."
             )
-        return compat.with_batch_size(loader, loader.batch_size // self.world_size)
+        return lightning_dataloaders.with_batch_size(loader, loader.batch_size // self.world_size)
 
 
 def _resumable(dataloader: DataLoader) -> DataLoader:
     """Return a loader of a single worker with a sampler that can go on in mid-epoch."""
-    if not compat.iterates_plainly(dataloader):  # it may draw from whatever it has kept
+    if not lightning_dataloaders.iterates_plainly(dataloader):  # it may draw from whatever it has kept
         return dataloader
     if type(dataloader.batch_sampler) is BatchSampler:
-        return compat.with_index_sampler(dataloader, WholeSampler(dataloader.sampler, dataloader.batch_size))
+        return lightning_dataloaders.with_index_sampler(
+            dataloader, ResumableSampler(dataloader.sampler, dataloader.batch_size)
+        )
     if dataloader.batch_sampler is None:
-        return compat.with_sampler(dataloader, WholeSampler(dataloader.sampler, 1), RunningStage.TRAINING)
-    return compat.with_sampler(dataloader, WholeSampler(dataloader.batch_sampler, None), RunningStage.TRAINING)
+        return lightning_dataloaders.with_sampler(
+            dataloader, ResumableSampler(dataloader.sampler, 1), RunningStage.TRAINING
+        )
+    return lightning_dataloaders.with_sampler(
+        dataloader, ResumableSampler(dataloader.batch_sampler, None), RunningStage.TRAINING
+    )
 
 
 def _loggers(given: Any, folder: Any) -> Any:
@@ -719,8 +733,9 @@ def check_devices(accelerator: object, devices: object, strategy: object) -> Non
     except (TypeError, ValueError):
         numbers = []
     indices = isinstance(devices, list) or len(parts) > 1
-    elsewhere = isinstance(strategy, RayStrategy) or str(strategy).lower().startswith("ray")
-    gpus = accelerator != "cpu" and (elsewhere or CUDAAccelerator.is_available() or MPSAccelerator.is_available())
+    gpus = accelerator != "cpu" and (
+        uses_ray(strategy) or CUDAAccelerator.is_available() or MPSAccelerator.is_available()
+    )
     if devices == "auto" or (numbers and min(numbers) >= 1 and not indices):
         return
     if accelerator not in ("auto", "cpu") or (

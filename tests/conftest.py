@@ -41,7 +41,7 @@ def pytest_configure() -> None:
 
 # W&B, MLflow and TensorBoard keep threads in the process for good; so does torch, of a DDP that averages models.
 KEEP_THREADS = (
-    "tests/callbacks/test_logging.py",
+    "tests/callbacks/test_run_logging.py",
     "tests/callbacks/test_watched_runs.py",
     "tests/loggers/",
     "tests/trials/",

@@ -11,7 +11,7 @@ from torch import nn
 
 from itwinai import ItwinaiTrainer
 from itwinai.errors import ConfigurationError
-from itwinai.launchers.failure import Failure
+from itwinai.launchers.worker_failure import Failure
 from itwinai.tracebacks import frames_of, hides_framework_frames, traceback_of
 from tests.support.cases import Regression, loader, make_trainer
 

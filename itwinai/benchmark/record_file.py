@@ -11,8 +11,8 @@ from typing import Any
 
 from itwinai.benchmark.records import BenchmarkRecord, Breakdown, Cell, Measured, Measurement
 from itwinai.errors import ConfigurationError
-from itwinai.files.documents import finite, reading, versioned
-from itwinai.files.whole import write_whole
+from itwinai.io.atomic import write_whole
+from itwinai.io.versioned_json import finite, reading, versioned
 
 VERSION = 1
 """Of the format."""

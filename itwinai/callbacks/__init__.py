@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from itwinai.callbacks.checkpointing import ModelCheckpoint
-    from itwinai.callbacks.logging import LoggingCallback
-    from itwinai.callbacks.monitoring import SystemMonitor
+    from itwinai.callbacks.model_checkpoint import ModelCheckpoint
     from itwinai.callbacks.profiling import ProfilingCallback
-    from itwinai.callbacks.progress import TimedProgressBar
-    from itwinai.callbacks.summary import RunSummary
-    from itwinai.callbacks.tune import TuneReportCallback
+    from itwinai.callbacks.progress_bar import TimedProgressBar
+    from itwinai.callbacks.run_logging import LoggingCallback
+    from itwinai.callbacks.run_summary import RunSummary
+    from itwinai.callbacks.system_monitor import SystemMonitor
+    from itwinai.callbacks.tune_report import TuneReportCallback
 
 __all__ = [
     "LoggingCallback",
@@ -25,13 +25,13 @@ __all__ = [
 ]
 
 _MODULES = {
-    "LoggingCallback": "itwinai.callbacks.logging",
-    "ModelCheckpoint": "itwinai.callbacks.checkpointing",
+    "LoggingCallback": "itwinai.callbacks.run_logging",
+    "ModelCheckpoint": "itwinai.callbacks.model_checkpoint",
     "ProfilingCallback": "itwinai.callbacks.profiling",
-    "RunSummary": "itwinai.callbacks.summary",
-    "SystemMonitor": "itwinai.callbacks.monitoring",
-    "TimedProgressBar": "itwinai.callbacks.progress",
-    "TuneReportCallback": "itwinai.callbacks.tune",
+    "RunSummary": "itwinai.callbacks.run_summary",
+    "SystemMonitor": "itwinai.callbacks.system_monitor",
+    "TimedProgressBar": "itwinai.callbacks.progress_bar",
+    "TuneReportCallback": "itwinai.callbacks.tune_report",
 }
 
 

@@ -10,12 +10,12 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ModelSummary, ProgressBar
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 
-from itwinai import compat
-from itwinai.callbacks.checkpointing import ModelCheckpoint
+from itwinai.callbacks.model_checkpoint import ModelCheckpoint
 from itwinai.callbacks.model_summary import ShortModelSummary
-from itwinai.callbacks.progress import TimedProgressBar
+from itwinai.callbacks.progress_bar import TimedProgressBar
+from itwinai.compat import lightning_trainer
 from itwinai.errors import ConfigurationError
-from itwinai.report.telling import Telling
+from itwinai.reporting.output import SummaryReporter
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -54,31 +54,31 @@ def with_defaults(
         if not any(isinstance(callback, kind) for callback in callbacks):
             callbacks.append(make())
     # Who tells what the others have found comes after them, also when an exception ends the run.
-    return sorted(callbacks, key=lambda callback: isinstance(callback, Telling))
+    return sorted(callbacks, key=lambda callback: isinstance(callback, SummaryReporter))
 
 
 def _logging() -> list[tuple[type, Callable[[], Callback]]]:
-    from itwinai.callbacks.logging import LoggingCallback
+    from itwinai.callbacks.run_logging import LoggingCallback
 
     return [(LoggingCallback, LoggingCallback)]
 
 
 def _watching() -> list[tuple[type, Callable[[], Callback]]]:
     """Return what watches a run, the summary last."""
-    from itwinai.callbacks.monitoring import SystemMonitor
     from itwinai.callbacks.profiling import ProfilingCallback
-    from itwinai.callbacks.summary import RunSummary
+    from itwinai.callbacks.run_summary import RunSummary
+    from itwinai.callbacks.system_monitor import SystemMonitor
 
     return [(SystemMonitor, SystemMonitor), (ProfilingCallback, ProfilingCallback), (RunSummary, RunSummary)]
 
 
-class ModuleCallbacks(compat.CallbackConnector):
+class ModuleCallbacks(lightning_trainer.CallbackConnector):
     """Lets the defaults give way to callbacks of their kind that the module brings, as lightning's own defaults do.
 
     Args:
         trainer: the trainer.
         stock: lightning's connector.
-        defaults: those of the trainer's callbacks that nobody has given.
+        defaults: those of the trainer's callbacks that you have not given.
     """
 
     def __init__(self, trainer: Trainer, stock: Any, defaults: Sequence[Callback]) -> None:
@@ -94,8 +94,8 @@ class ModuleCallbacks(compat.CallbackConnector):
         kinds = (LightningModelCheckpoint, ProgressBar, ModelSummary)
         brought_kinds = tuple(kind for kind in kinds if any(isinstance(callback, kind) for callback in brought))
         gone = {id(callback) for callback in self.defaults if isinstance(callback, brought_kinds)}
-        callbacks = [callback for callback in compat.callbacks(self.trainer) if id(callback) not in gone]
-        compat.set_callbacks(self.trainer, callbacks)
+        callbacks = [callback for callback in lightning_trainer.callbacks(self.trainer) if id(callback) not in gone]
+        lightning_trainer.set_callbacks(self.trainer, callbacks)
         check_finders(self.trainer)
 
 
@@ -107,8 +107,8 @@ def follow_module(trainer: Trainer, given: Callback | Iterable[Callback] | None)
         given: the user's callbacks.
     """
     own = {id(callback) for callback in ([given] if isinstance(given, Callback) else given or ())}
-    defaults = [callback for callback in compat.callbacks(trainer) if id(callback) not in own]
-    compat.replace_callback_connector(trainer, partial(ModuleCallbacks, defaults=defaults))
+    defaults = [callback for callback in lightning_trainer.callbacks(trainer) if id(callback) not in own]
+    lightning_trainer.replace_callback_connector(trainer, partial(ModuleCallbacks, defaults=defaults))
 
 
 _FINDERS: dict[type[Callback], tuple[str, str]] = {
@@ -129,7 +129,7 @@ def check_finders(trainer: Trainer) -> None:
     if trainer.world_size == 1 or getattr(trainer, "fast_dev_run", False):
         return
     for kind, (name, looks_at) in _FINDERS.items():
-        if any(isinstance(callback, kind) for callback in compat.callbacks(trainer)):
+        if any(isinstance(callback, kind) for callback in lightning_trainer.callbacks(trainer)):
             raise ConfigurationError(
                 f"lightning's {name} looks at {looks_at}; this run has {trainer.world_size} workers, and would get "
                 "another value than one process. Run it once with ItwinaiTrainer(devices=1, strategy='auto'), with "

@@ -11,20 +11,20 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PyTorchProfiler
 
-from itwinai import compat
-from itwinai.checkpoints.plugin import gather_of
+from itwinai.checkpoints.checkpoint_io import gather_of
+from itwinai.compat import lightning_dataloaders
 from itwinai.errors import ConfigurationError
-from itwinai.launchers.cores import cores_of_each, own_cores, quota
-from itwinai.loggers.sinks.files import hand_over
-from itwinai.measure.advice import Setting
-from itwinai.measure.operators import OperatorProfile, Windows, peak_memory
-from itwinai.measure.python_stacks import StackSampler
-from itwinai.measure.samples import batch_size_of
-from itwinai.measure.steps import WARM_UP, StepClock, StepSplit, split_of
-from itwinai.report.folder import run_folder
-from itwinai.report.sections import Section
-from itwinai.report.steps import Profile, files_of, sections_of, write_files
-from itwinai.report.telling import is_trial, tell
+from itwinai.launchers.cpu_affinity import cores_of_each, own_cores, quota
+from itwinai.loggers.adapters.files import hand_over
+from itwinai.monitoring.sample_count import batch_size_of
+from itwinai.profiling.pyspy import StackSampler
+from itwinai.profiling.step_timer import WARM_UP, StepClock, StepSplit, split_of
+from itwinai.profiling.torch_profiler import OperatorProfile, Windows, peak_memory
+from itwinai.reporting.output import is_fast_dev_run, tell
+from itwinai.reporting.run_dir import run_folder
+from itwinai.reporting.sections import Section
+from itwinai.reporting.sections.step_recommendations import Setting
+from itwinai.reporting.sections.steps import Profile, files_of, sections_of, write_files
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class ProfilingCallback(Callback):
         self.profile = None
         self._operators = self._stacks = None
         self._epoch_start = self._opening = 0
-        if is_trial(trainer):
+        if is_fast_dev_run(trainer):
             return
         folder = Path(trainer.strategy.broadcast(self.folder or run_folder(trainer) / "profile"))
         if self.operators:
@@ -164,13 +164,13 @@ class ProfilingCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather what the workers have found."""
         self._stop()
-        if not is_trial(trainer):
+        if not is_fast_dev_run(trainer):
             self._keep(trainer, gather_of(trainer.strategy)(self._found(trainer)))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep what this worker has found so far: the others may not answer any more."""
         self._stop()
-        if self.step_clock is not None and self.profile is None and not is_trial(trainer):
+        if self.step_clock is not None and self.profile is None and not is_fast_dev_run(trainer):
             self._keep(trainer, [self._found(trainer)])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -218,7 +218,7 @@ class ProfilingCallback(Callback):
             self._stacks.stop()
 
     def _setting(self, trainer: Trainer, cores: int) -> Setting:
-        loaders: Sequence[Any] = compat.training_loaders(trainer)
+        loaders: Sequence[Any] = lightning_dataloaders.training_loaders(trainer)
         loader = loaders[0] if loaders else None
         clock = self.step_clock
         epochs = 0 if clock is None else clock.later_epochs

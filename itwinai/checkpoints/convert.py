@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itwinai.checkpoints import content, file, sharded
+from itwinai.checkpoints import portable_file, sharded, state
 from itwinai.errors import CheckpointError, ConfigurationError, require
-from itwinai.files.whole import part_name
+from itwinai.io.atomic import part_name
 
 
 def weights_of(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
@@ -34,7 +34,7 @@ def to_weights(source: Path, target: Path, weights_only: bool = True) -> None:
     Args:
         source: a checkpoint.
         target: the file to write.
-        weights_only: see `itwinai.checkpoints.file.read`.
+        weights_only: see `itwinai.checkpoints.portable_file.read`.
     """
     _written(target, lambda part: torch.save(weights_of(sharded.read_any(source, weights_only), source), part))
 
@@ -45,7 +45,7 @@ def to_safetensors(source: Path, target: Path, weights_only: bool = True) -> Non
     Args:
         source: a checkpoint.
         target: the file to write.
-        weights_only: see `itwinai.checkpoints.file.read`.
+        weights_only: see `itwinai.checkpoints.portable_file.read`.
 
     Raises:
         MissingPackageError: safetensors is not installed.
@@ -54,7 +54,7 @@ def to_safetensors(source: Path, target: Path, weights_only: bool = True) -> Non
     from safetensors.torch import save_file
 
     checkpoint = sharded.read_any(source, weights_only)
-    about = content.describe(checkpoint)
+    about = state.describe(checkpoint)
     metadata = {name: str(about[name]) for name in ("epoch", "global_step", "strategy", "world_size")}
     # Tied weights share memory, which the format knows nothing of.
     weights = {name: tensor.contiguous().clone() for name, tensor in weights_of(checkpoint, source).items()}
@@ -67,7 +67,7 @@ def to_engine_folder(source: Path, target: Path, weights_only: bool = True) -> N
     Args:
         source: a checkpoint.
         target: the folder to write, which must not exist.
-        weights_only: see `itwinai.checkpoints.file.read`.
+        weights_only: see `itwinai.checkpoints.portable_file.read`.
     """
     weights = weights_of(sharded.read_any(source, weights_only), source)
     if target.exists():
@@ -100,7 +100,7 @@ def from_engine_folder(source: Path, target: Path, read: Callable[[Path], dict[s
     checkpoint = read(source)
     kept = {name: checkpoint[name] for name in _LIGHTNINGS if name in checkpoint}
     kept["state_dict"] = weights_of(checkpoint, source)
-    file.write(kept, target, content.describe(kept), written_at=time.time())
+    portable_file.write(kept, target, state.describe(kept), written_at=time.time())
 
 
 _LIGHTNINGS = ("epoch", "global_step", "pytorch-lightning_version", "hparams_name", "hyper_parameters")

@@ -26,10 +26,11 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from itwinai.checkpoints import content, file
-from itwinai.checkpoints.file import Manifest
+from itwinai.checkpoints import portable_file
+from itwinai.checkpoints import state as checkpoint_state
+from itwinai.checkpoints.portable_file import Manifest
 from itwinai.errors import CheckpointError, DamagedCheckpointError
-from itwinai.files.whole import PART, part_name
+from itwinai.io.atomic import PART, part_name
 
 CONTENT = "content.ckpt"
 
@@ -175,7 +176,9 @@ def _hashes(part: Path, prefix: str) -> dict[str, str]:
 def _complete(part: Path, folder: Path, checkpoint: Mapping[str, Any], hashes: list[dict[str, str]]) -> None:
     """Write everything else, and put the folder in its place."""
     files = {name: value for found in [*hashes, _hashes(part, ".metadata")] for name, value in found.items()}
-    file.write(checkpoint, part / CONTENT, {**content.describe(checkpoint), "files": files}, written_at=time.time())
+    portable_file.write(
+        checkpoint, part / CONTENT, {**checkpoint_state.describe(checkpoint), "files": files}, written_at=time.time()
+    )
     _put_in_place(part, folder)
 
 
@@ -202,7 +205,7 @@ def verify(folder: Path) -> Manifest:
     Raises:
         DamagedCheckpointError: a file is missing or damaged.
     """
-    manifest = file.verify(folder / CONTENT)
+    manifest = portable_file.verify(folder / CONTENT)
     if manifest is None:
         raise DamagedCheckpointError(str(folder), f"{CONTENT} has no manifest")
     for name, wanted in manifest.about["files"].items():
@@ -215,23 +218,23 @@ def verify(folder: Path) -> Manifest:
 
 def manifest_of(path: str | PurePath) -> Manifest | None:
     """Read the manifest of a checkpoint that may be a file or a folder."""
-    return file.read_manifest(f"{path}/{CONTENT}" if is_sharded(path) else path)
+    return portable_file.read_manifest(f"{path}/{CONTENT}" if is_sharded(path) else path)
 
 
 def verify_any(path: str | PurePath) -> Manifest | None:
     """Verify a checkpoint that may be a file or a folder."""
-    return verify(Path(path)) if is_sharded(path) else file.verify(path)
+    return verify(Path(path)) if is_sharded(path) else portable_file.verify(path)
 
 
 def read_any(path: str | PurePath, weights_only: bool = True) -> dict[str, Any]:
     """Read a checkpoint that may be a file or a folder, with whole tensors."""
-    return read_whole(Path(path), weights_only) if is_sharded(path) else file.read(path, weights_only)
+    return read_whole(Path(path), weights_only) if is_sharded(path) else portable_file.read(path, weights_only)
 
 
 def read_content(folder: Path, weights_only: bool = True) -> dict[str, Any]:
     """Verify a folder, and read everything but the sharded tensors."""
     verify(folder)
-    return file.read(folder / CONTENT, weights_only)
+    return portable_file.read(folder / CONTENT, weights_only)
 
 
 def read_shards(tensors: dict[str, DTensor], folder: Path) -> None:

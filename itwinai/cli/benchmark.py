@@ -69,9 +69,9 @@ def _run(argv: list[str]) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 
-    from itwinai.benchmark.running import Benchmark
+    from itwinai.benchmark.runner import Benchmark
     from itwinai.cli.signals import stop_on_signals
-    from itwinai.configured import parsed
+    from itwinai.config.lightning_cli import parsed
 
     configs = [part for config in given.config for part in ("-c", config)]
     command_line = parsed([*configs, *arguments])
@@ -208,7 +208,7 @@ def _report(argv: list[str]) -> int:
     _need_packages()
 
     from itwinai.benchmark.record_file import read_record
-    from itwinai.benchmark.running import conclude
+    from itwinai.benchmark.runner import conclude
 
     conclude(read_record(given.folder), given.folder)
     return 0
@@ -225,7 +225,7 @@ def _compare(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     _need_packages()
 
-    from itwinai.benchmark.comparison.telling import compare, comparison_text, write_comparison
+    from itwinai.benchmark.comparison.compare_report import compare, comparison_text, write_comparison
     from itwinai.benchmark.record_file import read_record
 
     comparison = compare(read_record(given.a), read_record(given.b))

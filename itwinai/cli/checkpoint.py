@@ -76,12 +76,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from itwinai.checkpoints import content, sharded
+    from itwinai.checkpoints import sharded
+    from itwinai.checkpoints import state as checkpoint_state
 
     checkpoint = sharded.read_any(arguments.path, not arguments.unsafe)
     manifest = sharded.manifest_of(arguments.path)  # reading has verified it
     # What a sharded checkpoint weighs is not in its manifest.
-    sizes = content.describe(checkpoint)
+    sizes = checkpoint_state.describe(checkpoint)
     about = {**sizes, **{name: manifest.about[name] for name in ("versions", "strategy")}} if manifest else sizes
     rows = {
         "file": f"{arguments.path} ({_size(_bytes(arguments.path))})",
@@ -95,7 +96,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         "optimizers": ", ".join(map(_optimizer, checkpoint.get("optimizer_states", []))) or "none",
         "schedulers": str(len(checkpoint.get("lr_schedulers", []))),
         "callbacks": ", ".join(checkpoint.get("callbacks", {})) or "none",
-        "resumes": "exactly, under any strategy" if content.KEY in checkpoint else _resumes(checkpoint),
+        "resumes": "exactly, under any strategy" if checkpoint_state.KEY in checkpoint else _resumes(checkpoint),
     }
     width = max(map(len, rows))
     for name, value in rows.items():
@@ -181,7 +182,7 @@ def _export(arguments: argparse.Namespace) -> int:
 def _module(arguments: argparse.Namespace) -> nn.Module:
     from importlib import import_module
 
-    from itwinai.checkpoints import file
+    from itwinai.checkpoints import portable_file
     from itwinai.errors import ConfigurationError
 
     if arguments.module is None:
@@ -194,7 +195,7 @@ def _module(arguments: argparse.Namespace) -> nn.Module:
         module_class = getattr(import_module(package), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(f"--module {arguments.module}: {error}. Write it as package.module.Class.") from None
-    file.verify(arguments.source)
+    portable_file.verify(arguments.source)
     module: nn.Module = module_class.load_from_checkpoint(
         arguments.source, map_location="cpu", weights_only=not arguments.unsafe
     )
@@ -203,7 +204,7 @@ def _module(arguments: argparse.Namespace) -> nn.Module:
 
 def _files(paths: Sequence[Path]) -> list[Path]:
     from itwinai.checkpoints.sharded import CONTENT, is_sharded
-    from itwinai.files.whole import PART
+    from itwinai.io.atomic import PART
 
     found: list[Path] = []
     for path in paths:
@@ -217,7 +218,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 
 def _bytes(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
+    return sum(portable_file.stat().st_size for portable_file in files)
 
 
 def _optimizer(state: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from itwinai.cli.arguments import ArgumentParser
-from itwinai.config_source import CLASS_SECTIONS, Given, read_config
+from itwinai.config.source import CLASS_SECTIONS, Given, read_config
 from itwinai.errors import ConfigurationError
 
 _DESCRIPTION = """
@@ -145,7 +145,7 @@ def _check(path: str, text: str) -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 
-    from itwinai.configured import parsed
+    from itwinai.config.lightning_cli import parsed
 
     try:
         parsed(["-c", f"{text}\n"])

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from importlib import import_module
 
 _COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("itwinai.cli.run", "train a LightningModule from a config file"),
-    "validate": ("itwinai.cli.run", "evaluate on the validation data"),
-    "test": ("itwinai.cli.run", "evaluate on the test data"),
-    "predict": ("itwinai.cli.run", "predict with a callback that writes files"),
+    "fit": ("itwinai.cli.fit", "train a LightningModule from a config file"),
+    "validate": ("itwinai.cli.fit", "evaluate on the validation data"),
+    "test": ("itwinai.cli.fit", "evaluate on the test data"),
+    "predict": ("itwinai.cli.fit", "predict with a callback that writes files"),
     "tune": ("itwinai.cli.tune", "search for good hyperparameters of a run from a config file"),
     "benchmark": ("itwinai.cli.benchmark", "compare strategies and numbers of workers; see how far a model scales"),
     "config": ("itwinai.cli.config", "add class names to a config of your own LightningCLI"),
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
     module = import_module(_COMMANDS[argv[0]][0])
-    arguments = argv if module.__name__ == "itwinai.cli.run" else argv[1:]
+    arguments = argv if module.__name__ == "itwinai.cli.fit" else argv[1:]
     try:
         return int(module.main(arguments))
     except KeyboardInterrupt:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from itwinai import compat
-from itwinai.data.random_states import RandomStates, same_states
+from itwinai.compat import lightning_dataloaders, lightning_trainer
+from itwinai.data.rng_state import RandomStates, same_states
 
 
 def seed_of_rank(states: RandomStates, rank: int) -> int:
@@ -73,7 +73,7 @@ class RankStreams:
         states = self.states_of_rank_0()
         self.begun = False
         if self.rank:
-            compat.set_rng_states(states)
+            lightning_trainer.set_rng_states(states)
 
     @contextmanager
     def shared(self) -> Iterator[None]:
@@ -81,19 +81,19 @@ class RankStreams:
         if not self.begun:
             yield
             return
-        own = compat.collect_rng_states(include_cuda=False)
+        own = lightning_trainer.collect_rng_states(include_cuda=False)
         states = self.broadcast(own)
         if self.rank:
-            compat.set_rng_states(states)
+            lightning_trainer.set_rng_states(states)
         try:
             yield
         finally:
             if self.rank:
-                compat.set_rng_states(own)
+                lightning_trainer.set_rng_states(own)
 
     def states_of_rank_0(self) -> RandomStates:
         """Return the states that rank 0's generators are in; all workers have to call it."""
-        states: RandomStates = self.broadcast(compat.collect_rng_states(include_cuda=False))
+        states: RandomStates = self.broadcast(lightning_trainer.collect_rng_states(include_cuda=False))
         return states
 
 
@@ -127,16 +127,16 @@ class SharedIterator:
         return self._within(lambda: next(self.iterator))
 
     def _within(self, function: Callable[[], Any]) -> Any:
-        own = compat.collect_rng_states(include_cuda=False)
+        own = lightning_trainer.collect_rng_states(include_cuda=False)
         in_step = same_states(own, self._states)
         if not in_step:
-            compat.set_rng_states(self._states)
+            lightning_trainer.set_rng_states(self._states)
         try:
             return function()
         finally:
-            self._states = compat.collect_rng_states(include_cuda=False)
+            self._states = lightning_trainer.collect_rng_states(include_cuda=False)
             if not in_step:
-                compat.set_rng_states(own)
+                lightning_trainer.set_rng_states(own)
 
 
 class RankSeed:
@@ -152,9 +152,10 @@ class RankSeed:
         self.then = then
 
     def __call__(self, worker_id: int) -> None:
-        states = compat.collect_rng_states(include_cuda=False)
+        """Give the random numbers of this rank to a worker of its loader."""
+        states = lightning_trainer.collect_rng_states(include_cuda=False)
         seed = seed_of_rank(states, self.rank)
         seed_generators(seed)
-        compat.set_seed_of_loader_worker(seed)
+        lightning_dataloaders.set_seed_of_loader_worker(seed)
         if self.then is not None:
             self.then(worker_id)

@@ -25,9 +25,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from itwinai import compat
-from itwinai.data.position import Position
-from itwinai.data.random_states import plain_random_states, same_states, unpack_random_states
+from itwinai.compat import lightning_trainer
+from itwinai.data.loader_state import Position
+from itwinai.data.rng_state import plain_random_states, same_states, unpack_random_states
 from itwinai.errors import CheckpointError, ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ _PLAIN = (SequentialSampler, SubsetRandomSampler, *_DRAWS_ONCE)
 _COMPARED = 64
 
 
-class DealtBatchSampler(Sampler[Batch]):
+class DistributedBatchSampler(Sampler[Batch]):
     """Give one worker its part of every global batch.
 
     Args:
@@ -114,7 +114,7 @@ class DealtBatchSampler(Sampler[Batch]):
         return getattr(self.batches, name)
 
     @property
-    def sampler(self) -> DealtBatchSampler:
+    def sampler(self) -> DistributedBatchSampler:
         """This object: Lightning announces a new epoch to ``batch_sampler.sampler``."""
         return self
 
@@ -288,7 +288,7 @@ class DealtBatchSampler(Sampler[Batch]):
 
     def _order_of_rank_0(self, draws_once: bool, position: Position | None) -> Iterator[Batch]:
         # A generator: like the samplers themselves it draws when the first batch is asked for, and not before.
-        own = compat.collect_rng_states(include_cuda=False)
+        own = lightning_trainer.collect_rng_states(include_cuda=False)
         if position is not None and position.begun_with is not None:
             self._leading_states = unpack_random_states(position.begun_with)
             if self.generator is not None and position.generator_begun_with is not None:
@@ -306,15 +306,15 @@ class DealtBatchSampler(Sampler[Batch]):
             return
         in_step = same_states(own, self._leading_states)
         if not in_step:
-            compat.set_rng_states(self._leading_states)
+            lightning_trainer.set_rng_states(self._leading_states)
         order = iter(self.batches)
         first = list(itertools.islice(order, 1))
         endless = not draws_once and not _has_length(self.batches)
         if not draws_once and not endless:
             first += order  # may draw at any time, and the workers' random states may part meanwhile
-        self._leading_states = compat.collect_rng_states(include_cuda=False)
+        self._leading_states = lightning_trainer.collect_rng_states(include_cuda=False)
         if not in_step:
-            compat.set_rng_states(own)
+            lightning_trainer.set_rng_states(own)
         if position is None and self._may_know_ranks():
             self._compare(first)
         yield from first
@@ -345,32 +345,32 @@ class DealtBatchSampler(Sampler[Batch]):
 
     def _drawn_apart(self, order: Iterator[Batch]) -> list[Batch]:
         """Draw the next batch, if there is one, in the states that the sampler left; keep this process's own."""
-        own = compat.collect_rng_states(include_cuda=False)
-        compat.set_rng_states(self._leading_states)
+        own = lightning_trainer.collect_rng_states(include_cuda=False)
+        lightning_trainer.set_rng_states(self._leading_states)
         batch = list(itertools.islice(order, 1))
-        self._leading_states = compat.collect_rng_states(include_cuda=False)
-        compat.set_rng_states(own)
+        self._leading_states = lightning_trainer.collect_rng_states(include_cuda=False)
+        lightning_trainer.set_rng_states(own)
         return batch
 
 
-class DealtSampler(Sampler[Any]):
+class DistributedIndexSampler(Sampler[Any]):
     """Give one worker its part of a sampler whose every index is a batch by itself (``batch_size=None``).
 
     Args:
         sampler: the user's sampler.
         num_replicas: number of workers.
         rank: this worker's rank.
-        **options: ``lockstep``, ``lend``, ``broadcast`` and ``gather`` of `DealtBatchSampler`; ``length`` of
+        **options: ``lockstep``, ``lend``, ``broadcast`` and ``gather`` of `DistributedBatchSampler`; ``length`` of
             `OwnPartBatchSampler`, for a sampler that divides itself.
     """
 
     def __init__(self, sampler: Iterable[Any], num_replicas: int, rank: int, **options: Any) -> None:
         batches = BatchSampler(sampler, 1, False)
-        self.dealt: DealtBatchSampler
+        self.dealt: DistributedBatchSampler
         if "length" in options:
             self.dealt = OwnPartBatchSampler(batches, num_replicas, rank, **options)
         else:
-            self.dealt = DealtBatchSampler(batches, num_replicas, rank, split=False, **options)
+            self.dealt = DistributedBatchSampler(batches, num_replicas, rank, split=False, **options)
 
     def __getattr__(self, name: str) -> Any:
         """Return what else the user's sampler has."""
@@ -414,7 +414,7 @@ class DealtSampler(Sampler[Any]):
         return (index for batch in self.dealt for index in batch)
 
 
-class OwnPartBatchSampler(DealtBatchSampler):
+class OwnPartBatchSampler(DistributedBatchSampler):
     """Give one worker the batches of a sampler that divides itself by rank, in step with the other workers.
 
     Args:
@@ -422,10 +422,10 @@ class OwnPartBatchSampler(DealtBatchSampler):
         num_replicas: number of workers.
         rank: this worker's rank.
         length: number of batches of the worker that has most; None if the sampler has no length.
-        lockstep: as of `DealtBatchSampler`. A worker whose batches have ended repeats a sample, with weight 0.
+        lockstep: as of `DistributedBatchSampler`. A worker whose batches have ended repeats a sample, with weight 0.
         lend: without effect: the samples are divided.
-        broadcast: as of `DealtBatchSampler`: samplers divide one permutation, which all have to draw.
-        gather: as of `DealtBatchSampler`; tells how many samples the others have in the last batches.
+        broadcast: as of `DistributedBatchSampler`: samplers divide one permutation, which all have to draw.
+        gather: as of `DistributedBatchSampler`; tells how many samples the others have in the last batches.
     """
 
     gather: Callable[[Any], list[Any]]
@@ -483,7 +483,7 @@ class OwnPartBatchSampler(DealtBatchSampler):
             yield own[index] if index < len(own) else own[-1][:1]
 
 
-class WholeSampler(DealtBatchSampler):
+class ResumableSampler(DistributedBatchSampler):
     """Give the only worker all indices of the user's sampler, as they come, and be able to go on in mid-epoch.
 
     Args:
@@ -528,8 +528,8 @@ def divides_itself(
     """Tell whether a sampler draws other samples on each rank, though all are in the same random state.
 
     All workers have to call it. The sampler itself is not drawn from but copies. Where it cannot be copied, draws
-    random numbers of its own, or draws the same samples in another order, the answer is no, and `DealtBatchSampler`
-    finds out when it draws.
+    random numbers of its own, or draws the same samples in another order, the answer is no, and
+    `DistributedBatchSampler` finds out when it draws.
 
     Args:
         batches: a sampler, or a batch sampler.
@@ -539,7 +539,7 @@ def divides_itself(
     """
     if is_plain(batches):
         return False
-    own = compat.collect_rng_states(include_cuda=False)
+    own = lightning_trainer.collect_rng_states(include_cuda=False)
     states = broadcast(own)
     drawn: list[list[Any]] = []
     try:
@@ -549,10 +549,10 @@ def divides_itself(
     else:
         try:
             for copied in copies:
-                compat.set_rng_states(states)
+                lightning_trainer.set_rng_states(states)
                 drawn.append(list(itertools.islice(copied, _COMPARED)))
         finally:
-            compat.set_rng_states(own)
+            lightning_trainer.set_rng_states(own)
     repeats = len(drawn) == 2 and fingerprint(drawn[0]) == fingerprint(drawn[1])
     everyone = gather((fingerprint(drawn[0]), _samples(drawn[0])) if repeats else None)
     if None in everyone or len({one for one, _ in everyone}) == 1:

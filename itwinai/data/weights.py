@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.fabric.utilities.data import sized_len
 
-from itwinai import compat
+from itwinai.compat import lightning_dataloaders
 from itwinai.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ class Weighing(Protocol):
 
 def sampler_of(loader: Any) -> Weighing | None:
     """Return the sampler that deals a loader's samples out to the workers, if there is one."""
-    found = (compat.without_index_wrapper(getattr(loader, name, None)) for name in ("batch_sampler", "sampler"))
+    found = (
+        lightning_dataloaders.without_index_wrapper(getattr(loader, name, None))
+        for name in ("batch_sampler", "sampler")
+    )
     return next((sampler for sampler in found if isinstance(sampler, Weighing)), None)
 
 
@@ -77,7 +80,7 @@ class StepWeights:
         if not step:
             for index, _ in self._batches(step):
                 if (sampler := samplers[index]) is not None:
-                    check_drawn(compat.training_loaders(self.trainer)[index], sampler)
+                    check_drawn(lightning_dataloaders.training_loaders(self.trainer)[index], sampler)
         if len(samplers) == 1:
             return 1.0 if samplers[0] is None else samplers[0].weight_of(step)
         weights = [
@@ -114,7 +117,7 @@ class StepWeights:
                 raise self._error(step, known)
 
     def _up_to_date(self) -> list[Weighing | None]:
-        loaders = compat.training_loaders(self.trainer)
+        loaders = lightning_dataloaders.training_loaders(self.trainer)
         if loaders != self._loaders:
             self._loaders = loaders
             self._samplers = [sampler_of(loader) for loader in loaders]
@@ -126,7 +129,7 @@ class StepWeights:
     def _batches(self, step: int) -> list[tuple[int, int]]:
         """Return from which loaders a step takes a batch, and which of it."""
         lengths = self._lengths()
-        if compat.training_mode(self.trainer) == "max_size_cycle":
+        if lightning_dataloaders.training_mode(self.trainer) == "max_size_cycle":
             return [(index, step % length if length else step) for index, length in enumerate(lengths)]
         return [(index, step) for index, length in enumerate(lengths) if length is None or step < length]
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from itwinai import compat
+from itwinai.compat import lightning_launching, lightning_logging, lightning_trainer
 from itwinai.errors import WorkerError
 from itwinai.launchers import payload as payloads
-from itwinai.launchers.failure import WorkersFailed
 from itwinai.launchers.script import HISTORY, Rerun, earlier_outcome, take_part
+from itwinai.launchers.worker_failure import WorkerGroupError
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class ServingWorkers(Protocol):
         """Return the context in which workers are launched, and what they send back is applied."""
 
 
-class PayloadLauncher(compat.Launcher):
+class PayloadLauncher(lightning_launching.Launcher):
     """Runs an entry point of a trainer in a group of new workers."""
 
     @property
@@ -57,7 +57,7 @@ class PayloadLauncher(compat.Launcher):
             payload: what they run, with the caller's own objects, which may not be changed.
 
         Raises:
-            WorkersFailed: the group ended without a result; no process of it is left.
+            WorkerGroupError: the group ended without a result; no process of it is left.
         """
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
@@ -74,21 +74,21 @@ class PayloadLauncher(compat.Launcher):
         """
         if trainer is None:
             raise TypeError(f"{type(self).__name__}.launch() needs the trainer whose method it runs.")
-        compat.open_runs(trainer)
+        lightning_logging.open_runs(trainer)
         payload = payloads.Payload(trainer, function, args, kwargs)
         number, rerun = HISTORY.begin(), Rerun.of_this_process()
         if rerun is not None and number == rerun.number:
             take_part(rerun, payload)
         with ExitStack() as contexts:
-            for callback in compat.callbacks(trainer):
+            for callback in lightning_trainer.callbacks(trainer):
                 if isinstance(callback, ServingWorkers):
                     contexts.enter_context(callback.serving_workers())
             try:
                 results = self._results(payload, number, rerun)
-            except WorkersFailed as failed:
+            except WorkerGroupError as failed:
                 if failed.trace is not None:  # the weights are those of the moment of the failure, as after a local run
                     payloads.write_back(failed.trace, trainer, payload.given)
-                    compat.attach(trainer, trainer.lightning_module, payload.datamodule)
+                    lightning_trainer.attach(trainer, trainer.lightning_module, payload.datamodule)
                 # The workers have run the hooks on exceptions already. Raised from here, Lightning would run them
                 # again on the caller's untrained copies, and a callback might save those over a good checkpoint.
                 if hasattr(trainer, "launch_failure"):
@@ -102,11 +102,11 @@ class PayloadLauncher(compat.Launcher):
         if rerun is not None:
             outcome = earlier_outcome(rerun, number)
             if isinstance(outcome, BaseException):
-                raise WorkersFailed(outcome)
+                raise WorkerGroupError(outcome)
             return outcome
         try:
             results = self._run_until_done(payload)
-        except WorkersFailed as failed:
+        except WorkerGroupError as failed:
             self.remember(number, failed.error)
             raise
         self.remember(number, results)
@@ -122,7 +122,7 @@ class PayloadLauncher(compat.Launcher):
         for left in range(trainer.max_restarts if isinstance(trainer, Restartable) else 0, -1, -1):
             try:
                 return self.run_workers(payload)
-            except WorkersFailed as failed:
+            except WorkerGroupError as failed:
                 # What the user's code has raised it would raise again.
                 if left == 0 or not isinstance(failed.error, WorkerError):
                     raise

@@ -19,7 +19,8 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from itwinai.compat import SrunEnvironment, tune_storage
+from itwinai.compat.lightning_launching import SrunEnvironment
+from itwinai.compat.ray import tune_storage
 from itwinai.errors import ConfigurationError
 
 NOTEBOOK = "ITWINAI_NOTEBOOK"
@@ -30,7 +31,7 @@ WorkerKind = Literal["auto", "fork", "script", "payload"]
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """One worker's place in its group.
 
     Attributes:
@@ -70,9 +71,9 @@ class Place:
 
 
 class PlacedEnvironment(ClusterEnvironment):
-    """Lightning's view of a `Place`: the worker exists already, so nothing is launched."""
+    """Lightning's view of a `RankInfo`: the worker exists already, so nothing is launched."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RankInfo) -> None:
         super().__init__()
         self.place = place
 
@@ -168,7 +169,7 @@ def inside_slurm_step() -> bool:
     return os.environ.get("SLURM_STEP_ID", os.environ.get("SLURM_STEPID", "")).isdigit()
 
 
-def _ray_train_place() -> Place | None:
+def _ray_train_place() -> RankInfo | None:
     # Inside a Ray Train worker ray is loaded already; if it is not, there is nothing to ask.
     if "ray.train" not in sys.modules or not sys.modules["ray"].is_initialized():
         return None
@@ -183,7 +184,7 @@ def _ray_train_place() -> Place | None:
         return None
     if not world_size:
         return None
-    return Place(
+    return RankInfo(
         rank=context.get_world_rank(),
         world_size=world_size,
         local_rank=context.get_local_rank(),
@@ -196,7 +197,7 @@ def _ray_train_place() -> Place | None:
     )
 
 
-def _horovodrun_place() -> Place | None:
+def _horovodrun_place() -> RankInfo | None:
     if "HOROVOD_RANK" not in os.environ or "HOROVOD_SIZE" not in os.environ:
         return None
 
@@ -208,7 +209,7 @@ def _horovodrun_place() -> Place | None:
         job=os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT", "") + os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR", ""),
         launcher="horovodrun",
     )
-    return Place(
+    return RankInfo(
         rank=number("RANK"),
         world_size=number("SIZE"),
         local_rank=number("LOCAL_RANK"),
@@ -238,7 +239,7 @@ _MPI_VARIABLES: tuple[dict[str, str], ...] = (
 )
 
 
-def _mpirun_place() -> Place | None:
+def _mpirun_place() -> RankInfo | None:
     for names in _MPI_VARIABLES:
         if not all(names[key] in os.environ for key in ("rank", "size", "local_rank", "local_size")):
             continue
@@ -253,7 +254,7 @@ def _mpirun_place() -> Place | None:
             job=os.environ.get("PMIX_NAMESPACE") or str(os.getppid()),
             launcher="mpirun",
         )
-        return Place(
+        return RankInfo(
             rank=rank,
             world_size=size,
             local_rank=local_rank,

@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from itwinai import compat
+from itwinai.compat import python as compat_python
 
 # Threads that hold no lock while they wait, by the package of their class, or by their name.
 _HARMLESS_PACKAGES = ("tqdm", "ipykernel", "IPython")
@@ -218,10 +218,10 @@ def _become_worker(
         signal.set_wakeup_fd(-1)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        compat.forget_exit_functions()
+        compat_python.forget_exit_functions()
         _read_files_alone()
         _use_own_streams()
-        compat.print_recorded_warnings()
+        compat_python.print_recorded_warnings()
         work(reading)
         code = 0
     except SystemExit as stopped:

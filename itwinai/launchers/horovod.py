@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment
 
-from itwinai import compat
+from itwinai.compat import lightning_trainer
 from itwinai.errors import ConfigurationError
 from itwinai.launchers.environment import environment_variables
 
@@ -35,13 +35,13 @@ def initialize(environment: ClusterEnvironment) -> None:
 
     if not hvd.is_initialized():
         # On rank 0 its server draws a port from Python's generator, and all ranks have to draw alike until they train.
-        states = compat.collect_rng_states(include_cuda=False)
+        states = lightning_trainer.collect_rng_states(include_cuda=False)
         if "HOROVOD_RANK" in os.environ or hvd.mpi_built() and "OMPI_COMM_WORLD_RANK" in os.environ:
             hvd.init()
         else:
             with environment_variables(_rendezvous(environment)):
                 hvd.init()
-        compat.set_rng_states(states)
+        lightning_trainer.set_rng_states(states)
     if (hvd.rank(), hvd.size()) != (environment.global_rank(), environment.world_size()):
         raise ConfigurationError(
             f"Horovod takes this process for rank {hvd.rank()} of {hvd.size()}, its launcher for rank "

@@ -21,20 +21,21 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
-from itwinai import compat
+from itwinai.compat import cloudpickle as compat_cloudpickle
+from itwinai.compat import python as compat_python
 from itwinai.errors import ConfigurationError, PayloadError, WorkerError
-from itwinai.files.whole import write_whole
+from itwinai.io.atomic import write_whole
 from itwinai.launchers import worker
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals, stopped_by
-from itwinai.launchers.environment import NOTEBOOK, Place, WorkerKind, environment_variables
-from itwinai.launchers.failure import Failure, WorkersFailed
+from itwinai.launchers.environment import NOTEBOOK, RankInfo, WorkerKind, environment_variables
 from itwinai.launchers.fork import FILES, ForkedProcess, flush, fork, why_not_fork
+from itwinai.launchers.fork_server import ForkedWorker, ForkServerClient, can_fork, title_worker
 from itwinai.launchers.payload import Payload, Result, Worker
 from itwinai.launchers.payload import run as run_payload
 from itwinai.launchers.script import HISTORY, Rerun, ScriptOrder, script_command
-from itwinai.launchers.template import ForkedWorker, WorkerTemplate, can_fork, title_worker
-from itwinai.launchers.trace import named_tensors
+from itwinai.launchers.state_sync import named_tensors
 from itwinai.launchers.worker import Start, die_with_caller, python_that_runs
+from itwinai.launchers.worker_failure import Failure, WorkerGroupError
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
@@ -75,7 +76,7 @@ class LocalLauncher(PayloadLauncher):
         self.variables = dict(variables or {})
         self.kind = kind
         self.processes: dict[int, subprocess.Popen[bytes] | ForkedWorker | ForkedProcess] = {}
-        self.template: WorkerTemplate | None = None
+        self.template: ForkServerClient | None = None
         self._passed_on: int | None = None
         self._by_script = False
 
@@ -127,7 +128,7 @@ class LocalLauncher(PayloadLauncher):
         else:
             HISTORY.all_by_script = False
 
-    def places(self, launcher: str) -> dict[int, Place]:
+    def places(self, launcher: str) -> dict[int, RankInfo]:
         """Return the places of this node's workers by global rank.
 
         Args:
@@ -138,7 +139,7 @@ class LocalLauncher(PayloadLauncher):
         main_address = "127.0.0.1" if alone else self.environment.main_address
         main_port = free_port() if alone else self.environment.main_port
         places = [
-            Place(
+            RankInfo(
                 rank=node_rank * self.num_processes + local_rank,
                 world_size=self.num_nodes * self.num_processes,
                 local_rank=local_rank,
@@ -177,18 +178,20 @@ class LocalLauncher(PayloadLauncher):
             environment.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
         return environment
 
-    def _fork(self, folder: Path, places: Mapping[int, Place], payload: Payload, handlers: Mapping[int, Any]) -> None:
+    def _fork(
+        self, folder: Path, places: Mapping[int, RankInfo], payload: Payload, handlers: Mapping[int, Any]
+    ) -> None:
         """Fork the workers off this process."""
         variables = self._environment()
         self._import(_strategy(payload).worker_imports())
-        found = compat.objects_of(type, *FILES)
+        found = compat_python.objects_of(type, *FILES)
         classes = [value for value in found if issubclass(type(value), type)]
         files = [value for value in found if not issubclass(type(value), type)]
-        compat.register_dynamic_classes(classes)
+        compat_cloudpickle.register_dynamic_classes(classes)
         flush(files)
         for rank, place in places.items():
 
-            def work(pipe: int, rank: int = rank, place: Place = place) -> None:
+            def work(pipe: int, rank: int = rank, place: RankInfo = place) -> None:
                 title_worker(rank)
                 die_with_caller(pipe)
                 self.processes = {}
@@ -208,7 +211,7 @@ class LocalLauncher(PayloadLauncher):
                     import_module(name)
 
     def _send(
-        self, packed: bytes, folder: Path, places: Mapping[int, Place], payload: Payload, handlers: Mapping[int, Any]
+        self, packed: bytes, folder: Path, places: Mapping[int, RankInfo], payload: Payload, handlers: Mapping[int, Any]
     ) -> None:
         """Send the payload to new processes."""
         write_whole(folder / "payload.pickle", packed)
@@ -221,7 +224,7 @@ class LocalLauncher(PayloadLauncher):
                 owners = (*type(trainer).__mro__, *type(trainer.strategy).__mro__)
                 modules = {owner.__module__ for owner in owners if owner.__module__.startswith("itwinai.")}
                 modules.update(_strategy(payload).worker_imports())
-                self.template = WorkerTemplate.start(sorted(modules), self.variables)
+                self.template = ForkServerClient.start(sorted(modules), self.variables)
             for rank in places:
                 self.processes[rank] = self.template.start_worker(folder, rank)
             return
@@ -234,7 +237,7 @@ class LocalLauncher(PayloadLauncher):
             )
 
     def _run_script(
-        self, folder: Path, places: Mapping[int, Place], payload: Payload, handlers: Mapping[int, Any]
+        self, folder: Path, places: Mapping[int, RankInfo], payload: Payload, handlers: Mapping[int, Any]
     ) -> None:
         """Run the script again in new processes, as far as this launch."""
         command = script_command()
@@ -277,15 +280,15 @@ class LocalLauncher(PayloadLauncher):
             self.kill(signal.SIGINT)
             with suppress(KeyboardInterrupt):  # pressed again: no more patience
                 self._wait_for_exit(GRACE)
-            raise WorkersFailed(interrupt, self._trace(folder)) from None
+            raise WorkerGroupError(interrupt, self._trace(folder)) from None
         if not self._dead(folder) and not any(folder.glob("failure-*.pickle")):
             return
         self._wait_for_exit(GRACE)
         dead = self._dead(folder)
         if self._passed_on is not None and -self._passed_on in dead.values():
-            raise WorkersFailed(stopped_by(self._passed_on))  # it has come before they could do anything about it
+            raise WorkerGroupError(stopped_by(self._passed_on))  # it has come before they could do anything about it
         # Nobody else has been signalled yet: whoever is dead without a report was killed by somebody else.
-        raise WorkersFailed(self._cause(folder, dead), self._trace(folder))
+        raise WorkerGroupError(self._cause(folder, dead), self._trace(folder))
 
     def _trace(self, folder: Path) -> bytes | None:
         """Return what the first worker has changed until it failed, if it could tell."""

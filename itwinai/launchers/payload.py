@@ -19,13 +19,16 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule
 
-from itwinai import compat
+from itwinai.compat import cloudpickle as compat_cloudpickle
+from itwinai.compat import lightning_launching, lightning_signals, lightning_trainer
+from itwinai.compat import noise as compat_noise
+from itwinai.compat import torch as compat_torch
 from itwinai.errors import PayloadError
-from itwinai.launchers.cores import share_cores
-from itwinai.launchers.environment import Place, PlacedEnvironment
-from itwinai.launchers.pickling import dumps
-from itwinai.launchers.settings import ProcessSettings
-from itwinai.launchers.trace import Observer, write_back
+from itwinai.launchers.cpu_affinity import share_cores
+from itwinai.launchers.environment import PlacedEnvironment, RankInfo
+from itwinai.launchers.process_settings import ProcessSettings
+from itwinai.launchers.serialization import dumps
+from itwinai.launchers.state_sync import StateDiff, write_back
 from itwinai.launchers.worker import TRACE
 
 if TYPE_CHECKING:
@@ -92,7 +95,7 @@ class Payload:
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    rng_states: dict[str, Any] = field(default_factory=lambda: compat.collect_rng_states(include_cuda=False))
+    rng_states: dict[str, Any] = field(default_factory=lambda: lightning_trainer.collect_rng_states(include_cuda=False))
     arguments: list[str] = field(default_factory=lambda: sys.argv)
     settings: ProcessSettings = field(default_factory=ProcessSettings.of_this_process)
 
@@ -104,7 +107,7 @@ class Payload:
     @property
     def datamodule(self) -> LightningDataModule | None:
         """The datamodule among the arguments, if there is one."""
-        return compat.datamodule_of(self.given)
+        return lightning_trainer.datamodule_of(self.given)
 
     def pack(self) -> bytes:
         """Pickle the payload, and what pickles of parameters leave out.
@@ -113,14 +116,14 @@ class Payload:
             PayloadError: something in it cannot be pickled; the message says where it sits.
         """
         module = self.trainer.lightning_module
-        if compiled := [name for name, part in module.named_modules() if compat.is_compiled_in_place(part)]:
+        if compiled := [name for name, part in module.named_modules() if compat_torch.is_compiled_in_place(part)]:
             names = ", ".join(name or "the whole module" for name in compiled)
             raise PayloadError(
                 f"The run cannot be sent to worker processes, because a pickle leaves out that {names} was compiled "
                 f"with .compile(). Call it in setup() or configure_model(), so that each worker does. {OTHER_WAYS}"
             )
         try:
-            return dumps((self, compat.parameter_hooks(module)))
+            return dumps((self, compat_torch.parameter_hooks(module)))
         except Exception as error:  # pickling runs the user's own __reduce__ and __getstate__: anything can come
             raise PayloadError(_explain_unpicklable(self, error)) from error
 
@@ -146,7 +149,7 @@ class Result:
     rng_states: dict[str, Any] | None = None
 
 
-def run_packed(packed: bytes, place: Place, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
+def run_packed(packed: bytes, place: RankInfo, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
     """Unpack a payload and `run` it.
 
     Args:
@@ -167,12 +170,12 @@ def run_packed(packed: bytes, place: Place, on_failure: Callable[[BaseException]
             f"__getnewargs__, and what is unpickled needs to be importable in the worker. {OTHER_WAYS}"
         ) from error
     sys.argv[:] = payload.arguments
-    compat.start_processes_by_value()
-    compat.register_parameter_hooks(payload.trainer.lightning_module, hooks)
+    compat_cloudpickle.start_processes_by_value()
+    compat_torch.register_parameter_hooks(payload.trainer.lightning_module, hooks)
     return run(payload, place, on_failure, traced)
 
 
-def run(payload: Payload, place: Place, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
+def run(payload: Payload, place: RankInfo, on_failure: Callable[[BaseException], None], traced: bool) -> Result:
     """Run a payload in this process, which becomes the worker at `place`.
 
     Args:
@@ -184,9 +187,9 @@ def run(payload: Payload, place: Place, on_failure: Callable[[BaseException], No
     """
     trainer = payload.trainer
     payload.settings.apply()
-    compat.silence_known_noise()
-    compat.silence_sockets()
-    compat.set_rng_states(payload.rng_states)
+    compat_noise.silence_known_noise()
+    compat_noise.silence_sockets()
+    lightning_trainer.set_rng_states(payload.rng_states)
     if (threads := getattr(trainer, "cpu_threads", None)) is None:
         share_cores(place.local_world_size)
     else:
@@ -194,8 +197,8 @@ def run(payload: Payload, place: Place, on_failure: Callable[[BaseException], No
     strategy = trainer.strategy
     assert isinstance(strategy, Worker)
     strategy.become_worker(PlacedEnvironment(place))
-    observer = Observer(trainer, payload.given) if traced else None
-    compat.expect_late_signals(trainer)
+    observer = StateDiff(trainer, payload.given) if traced else None
+    lightning_signals.expect_late_signals(trainer)
     if hasattr(trainer, "report_failure"):
         trainer.report_failure = on_failure
 
@@ -207,7 +210,7 @@ def run(payload: Payload, place: Place, on_failure: Callable[[BaseException], No
             raise
 
     try:
-        returned = compat.call_in_worker(trainer, reporting, *payload.args, **payload.kwargs)
+        returned = lightning_launching.call_in_worker(trainer, reporting, *payload.args, **payload.kwargs)
     except BaseException as error:
         if observer is not None:
             vars(error)[TRACE] = _trace_of_failure(observer)
@@ -216,14 +219,14 @@ def run(payload: Payload, place: Place, on_failure: Callable[[BaseException], No
     return Result(
         rank=place.rank,
         returned=move_data_to_device(returned, torch.device("cpu")),
-        predict_dataloaders=len(trainer.num_predict_batches) if compat.is_predicting(trainer) else 0,
+        predict_dataloaders=len(trainer.num_predict_batches) if lightning_trainer.is_predicting(trainer) else 0,
         trace=observer.trace(kept.metrics) if observer else None,
         checkpoint=kept.checkpoint if place.rank == 0 else None,
-        rng_states=compat.collect_rng_states(include_cuda=False) if place.rank == 0 else None,
+        rng_states=lightning_trainer.collect_rng_states(include_cuda=False) if place.rank == 0 else None,
     )
 
 
-def _trace_of_failure(observer: Observer) -> bytes | None:
+def _trace_of_failure(observer: StateDiff) -> bytes | None:
     try:
         return observer.trace({})
     except Exception:  # the failure itself is what the caller has to see
@@ -247,10 +250,10 @@ def apply(payload: Payload, results: Sequence[Result]) -> Any:
     if first.trace is not None:
         write_back(first.trace, payload.trainer, payload.given)
     if first.rng_states is not None:  # what the caller draws from now on is what one process would draw
-        compat.set_rng_states(first.rng_states)
+        lightning_trainer.set_rng_states(first.rng_states)
     if first.checkpoint is not None and isinstance(payload.trainer, KeepsCheckpoint):
         payload.trainer.keep_checkpoint(first.checkpoint)
-    compat.attach(payload.trainer, payload.trainer.lightning_module, payload.datamodule)
+    lightning_trainer.attach(payload.trainer, payload.trainer.lightning_module, payload.datamodule)
     if first.predict_dataloaders == 0 or first.returned is None:
         return first.returned
     if first.predict_dataloaders == 1:
@@ -272,7 +275,7 @@ def _explain_unpicklable(payload: Payload, error: Exception) -> str:
     """Say which part of a payload cannot be pickled."""
     trainer = payload.trainer
     parts: dict[str, Any] = {f"the module {type(trainer.lightning_module).__name__}": trainer.lightning_module}
-    parts |= {f"the callback {type(callback).__name__}": callback for callback in compat.callbacks(trainer)}
+    parts |= {f"the callback {type(callback).__name__}": callback for callback in lightning_trainer.callbacks(trainer)}
     parts |= {f"the logger {type(logger).__name__}": logger for logger in trainer.loggers}
     if payload.datamodule is not None:
         parts[f"the datamodule {type(payload.datamodule).__name__}"] = payload.datamodule

@@ -16,16 +16,16 @@ import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from itwinai import compat
+from itwinai.compat import ray as compat_ray
 from itwinai.errors import ConfigurationError, ResourceError, WorkerError
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals
-from itwinai.launchers.cores import available_cores
-from itwinai.launchers.environment import Place
-from itwinai.launchers.failure import Failure, WorkersFailed
+from itwinai.launchers.cpu_affinity import available_cores
+from itwinai.launchers.environment import RankInfo
 from itwinai.launchers.payload import Payload, Result
-from itwinai.launchers.ray_start import connect, starting_ray
-from itwinai.launchers.ray_warm import offered_workers
+from itwinai.launchers.ray_init import connect, starting_ray
 from itwinai.launchers.ray_worker import Mailbox, RayWorker
+from itwinai.launchers.ray_worker_pool import offered_workers
+from itwinai.launchers.worker_failure import Failure, WorkerGroupError
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class RayLauncher(PayloadLauncher):
                 with suppress(KeyboardInterrupt):  # pressed again: no more patience
                     self.kill(signal.SIGINT)
                     ray.wait(list(running), num_returns=len(running) or 1, timeout=GRACE)
-                raise WorkersFailed(interrupt) from None
+                raise WorkerGroupError(interrupt) from None
             finally:
                 self.processes = []
                 for actor in actors:
@@ -210,7 +210,7 @@ class RayLauncher(PayloadLauncher):
         if not ray.is_initialized():
             self._check_crowd()
             connect(self.placement.address, num_cpus)
-        compat.print_rank_0_plainly()
+        compat_ray.print_rank_0_plainly()
 
     def _check_crowd(self) -> None:
         """Raise an error for more workers than this machine could even start, if Ray is started here."""
@@ -250,7 +250,7 @@ class RayLauncher(PayloadLauncher):
             self._were_placed = True
             yield group, _ordered(group, range(self.num_workers))
         except KeyboardInterrupt as interrupt:
-            raise WorkersFailed(interrupt) from None
+            raise WorkerGroupError(interrupt) from None
         finally:
             if ray.is_initialized():
                 remove_placement_group(group)
@@ -358,7 +358,7 @@ class RayLauncher(PayloadLauncher):
         forwarded = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
         return {**forwarded, **self.variables, **self.placement.runtime_env.get("env_vars", {})}
 
-    def _places(self, actors: list[Any], nodes: list[str]) -> list[Place]:
+    def _places(self, actors: list[Any], nodes: list[str]) -> list[RankInfo]:
         import ray
 
         started = ray.get([actor.start.remote() for actor in actors])
@@ -366,7 +366,7 @@ class RayLauncher(PayloadLauncher):
         _, main_address, main_port = started[0]
         distinct = list(dict.fromkeys(nodes))
         return [
-            Place(
+            RankInfo(
                 rank=rank,
                 world_size=len(actors),
                 local_rank=nodes[:rank].count(node),
@@ -403,13 +403,13 @@ class RayLauncher(PayloadLauncher):
             if deadline is None and (failures or lost):
                 deadline = time.monotonic() + GRACE
         if lost and (left := Mailbox.take(mailbox)) is not None:
-            raise WorkersFailed(left.exception())
+            raise WorkerGroupError(left.exception())
         if lost:  # killed, or gone with its node; what the others report is that they have lost it
             rank, loss = next(iter(lost.items()))
             text = " ".join(line for line in str(loss).splitlines() if not line.startswith("\t"))  # ids of Ray's own
-            raise WorkersFailed(WorkerError(f"rank {rank} died without a Python exception: {text}"))
+            raise WorkerGroupError(WorkerError(f"rank {rank} died without a Python exception: {text}"))
         if failures:
-            raise WorkersFailed(min(failures, key=lambda failure: failure.time).exception())
+            raise WorkerGroupError(min(failures, key=lambda failure: failure.time).exception())
         return results
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from itwinai import compat
+from itwinai.compat import ray as compat_ray
 from itwinai.errors import ResourceError
 
 JOINING = 120.0
@@ -85,7 +85,7 @@ def ray_over(nodes: Sequence[str]) -> Iterator[str]:
                 process.wait(20)
             process.kill()
             process.wait()
-        compat.forget_ray_cluster(address)
+        compat_ray.forget_ray_cluster(address)
 
 
 def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:

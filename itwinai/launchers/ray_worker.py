@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from itwinai.unify import unify_if_asked
 
 if TYPE_CHECKING:
-    from itwinai.launchers.environment import Place
-    from itwinai.launchers.failure import Failure
+    from itwinai.launchers.environment import RankInfo
     from itwinai.launchers.payload import Result
+    from itwinai.launchers.worker_failure import Failure
 
 
 class RayWorker:
@@ -46,7 +46,7 @@ class RayWorker:
 
         return os.getpid(), ray.util.get_node_ip_address(), free_port()
 
-    def run(self, packed: bytes, place: Place, mailbox: str) -> Result | Failure:
+    def run(self, packed: bytes, place: RankInfo, mailbox: str) -> Result | Failure:
         """Run the payload at a place of the group.
 
         Args:
@@ -60,8 +60,8 @@ class RayWorker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler would end this worker before the trainer can
         from itwinai.launchers import payload
-        from itwinai.launchers.failure import Failure
         from itwinai.launchers.worker import leave_group
+        from itwinai.launchers.worker_failure import Failure
 
         failures: list[Failure] = []
 

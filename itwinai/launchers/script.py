@@ -18,12 +18,12 @@ from typing import Any, NoReturn
 import cloudpickle
 from torch import Tensor
 
-from itwinai.files.whole import write_whole
+from itwinai.io.atomic import write_whole
 from itwinai.launchers import worker
-from itwinai.launchers.environment import Place
+from itwinai.launchers.environment import RankInfo
 from itwinai.launchers.payload import Payload, Result
 from itwinai.launchers.payload import run as run_payload
-from itwinai.launchers.trace import named_tensors
+from itwinai.launchers.state_sync import named_tensors
 
 _VARIABLE = "ITWINAI_SCRIPT_LAUNCH"
 
@@ -90,7 +90,7 @@ class ScriptOrder:
         tensors: the caller's parameters and buffers: a script without a seed makes others in each process.
     """
 
-    places: Mapping[int, Place]
+    places: Mapping[int, RankInfo]
     rng_states: dict[str, Any]
     tensors: dict[str, Tensor]
 

@@ -1,4 +1,4 @@
-"""A process of a local launcher: forked off a `template`, or started with a folder and a rank.
+"""A process of a local launcher: forked off a fork server, or started with a folder and a rank.
 
 It reads its place and the payload from the folder, runs the payload, and leaves a result or a failure there. It dies
 with its caller: its standard input is a pipe that the caller never writes to, and that closes when the caller is gone.
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import cloudpickle
 
-from itwinai.files.whole import write_whole
+from itwinai.io.atomic import write_whole
 from itwinai.unify import unify_if_asked
 
 if TYPE_CHECKING:  # importing it takes seconds, and this process has to watch its caller before that
-    from itwinai.launchers.environment import Place
+    from itwinai.launchers.environment import RankInfo
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Start:
     sys_path: list[str]
     folder: str
     variables: dict[str, str]
-    places: Mapping[int, Place | None]
+    places: Mapping[int, RankInfo | None]
     entry: str = "itwinai.launchers.payload:run_packed"
 
 
 TRACE = "itwinai_trace"
-"""The attribute of an exception that holds what the run has changed until then, as `Observer.trace` gives it."""
+"""The attribute of an exception that holds what the run has changed until then, as `StateDiff.trace` gives it."""
 
 
 def python_that_runs(module: str) -> list[str]:
@@ -98,7 +98,7 @@ def run_in(folder: Path, rank: int) -> None:
 def work(
     folder: Path,
     rank: int,
-    place: Place | None,
+    place: RankInfo | None,
     variables: Mapping[str, str],
     run: Callable[[Callable[[BaseException], None]], Any],
 ) -> None:
@@ -117,7 +117,7 @@ def work(
     if place is not None:
         os.environ.update(place.variables())
 
-    from itwinai.launchers.failure import Failure
+    from itwinai.launchers.worker_failure import Failure
 
     own = os.getpid()
     reported = False
@@ -170,13 +170,13 @@ def exit_at_once(code: int = 0, files: Iterable[Any] = ()) -> NoReturn:
         code: the exit code.
         files: those that were open before a fork; the others are found.
     """
-    from itwinai import compat
+    from itwinai.compat import python as compat_python
     from itwinai.launchers.fork import FILES, flush
 
-    compat.run_threads_exit_functions()
+    compat_python.run_threads_exit_functions()
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
-    compat.run_exit_functions()
-    flush((*files, sys.stdout, sys.stderr, *compat.objects_of(*FILES)))
+    compat_python.run_exit_functions()
+    flush((*files, sys.stdout, sys.stderr, *compat_python.objects_of(*FILES)))
     os._exit(code)

@@ -12,10 +12,10 @@ from typing import Any
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from itwinai.facts.plain import plain, plain_hyperparameters
-from itwinai.files.documents import NOT_FINITE, finite
-from itwinai.files.whole import write_whole
-from itwinai.loggers.folder import FolderLogger
+from itwinai.io.atomic import write_whole
+from itwinai.io.versioned_json import NOT_FINITE, finite
+from itwinai.loggers.folder_logger import FolderLogger
+from itwinai.run_info.serialization import plain, plain_hyperparameters
 from itwinai.warn import warn_user
 
 METRICS, HYPERPARAMETERS = "metrics.jsonl", "hparams.json"
@@ -122,6 +122,8 @@ class JSONLLogger(FolderLogger):
 
         Args:
             params: a mapping or a namespace.
+            *args: not used, as with Lightning's loggers.
+            **kwargs: not used.
         """
         path = Path(self.log_dir, HYPERPARAMETERS)
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

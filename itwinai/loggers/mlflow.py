@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning.pytorch.loggers import MLFlowLogger as LightningMLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from itwinai.compat import unlisted
+from itwinai.compat.jsonargparse import unlisted
 from itwinai.errors import require
-from itwinai.facts.secrets import without_secrets
 from itwinai.launchers.environment import find_outer_environment
-from itwinai.loggers.delivery import FIRST_PAUSE, LONGEST_PAUSE, Delivery
-from itwinai.loggers.mlflow_manners import VARIABLE, clean_output, quiet_database, variable_kept
-from itwinai.loggers.mlflow_server import (
+from itwinai.loggers.async_queue import FIRST_PAUSE, LONGEST_PAUSE, Delivery
+from itwinai.loggers.mlflow_client import (
     BATCH,
     AwayError,
     End,
@@ -33,6 +31,8 @@ from itwinai.loggers.mlflow_server import (
     unsent_points,
     write_unsent,
 )
+from itwinai.loggers.mlflow_quiet import VARIABLE, clean_output, quiet_database, variable_kept
+from itwinai.run_info.redaction import without_secrets
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:

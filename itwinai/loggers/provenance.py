@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from itwinai.errors import require
-from itwinai.facts.plain import plain_hyperparameters
-from itwinai.files.whole import write_whole
-from itwinai.loggers.folder import FolderLogger
-from itwinai.loggers.provenance_document import document_of, run_id_of
-from itwinai.loggers.provenance_records import (
+from itwinai.io.atomic import write_whole
+from itwinai.loggers.folder_logger import FolderLogger
+from itwinai.loggers.prov_document import document_of, run_id_of
+from itwinai.loggers.prov_records import (
     RUNNING,
     Attempt,
     SavedCheckpoint,
@@ -26,13 +25,14 @@ from itwinai.loggers.provenance_records import (
     resumed_from,
     wait_for_checkpoints,
 )
+from itwinai.run_info.serialization import plain_hyperparameters
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from itwinai.facts.run import RunFacts
+    from itwinai.run_info.run import RunFacts
 
 FILE = "provenance.json"
 
@@ -104,6 +104,8 @@ class ProvenanceLogger(FolderLogger):
 
         Args:
             params: a mapping or a namespace.
+            *args: not used, as with Lightning's loggers.
+            **kwargs: not used.
         """
         self._attempt().hyperparameters |= plain_hyperparameters(params)
         self._write()

@@ -7,17 +7,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from typing_extensions import override
 
-from itwinai import compat
-from itwinai.checkpoints.content import Place, Point
-from itwinai.checkpoints.plugin import Resumed, take_resumed
-from itwinai.data.random_states import RandomStates, pack_random_states
-from itwinai.data.streams import StreamLoader
+from itwinai.checkpoints.checkpoint_io import Resumed, take_resumed
+from itwinai.checkpoints.state import Point, StopPoint
+from itwinai.compat import lightning_checkpoints, lightning_dataloaders, lightning_loops, lightning_trainer
+from itwinai.data.rng_state import RandomStates, pack_random_states
+from itwinai.data.stateful_loader import StreamLoader
+from itwinai.loops.deferred_save import LaterSaves
+from itwinai.loops.epoch_state import keep, take_up
 from itwinai.loops.evaluation import LeanEvaluationLoop
-from itwinai.loops.keeping import keep, take_up
 from itwinai.loops.results import LeanResults
-from itwinai.loops.resuming import go_on_drawing
-from itwinai.loops.saving import LaterSaves
+from itwinai.loops.resume import go_on_drawing
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class _Epochs(Protocol):
         """End the run because of a signal."""
 
 
-class LeanFitLoop(compat.FitLoop):
+class LeanFitLoop(lightning_loops.FitLoop):
     """lightning's fit loop, which keeps account of what is done.
 
     Takes the place of ``trainer.fit_loop``; what it leaves in lightning's part of checkpoints is the same.
@@ -46,12 +47,12 @@ class LeanFitLoop(compat.FitLoop):
         place: what is done; None in the midst of something.
         held: where a run stood before it did what only a run does that stops there, or what is done again.
         resumed: our part of the checkpoint that this fit goes on from, until its first epoch begins.
-        resumed_loader: the training loaders that were made to go on, which may be made anew before they are iterated.
+        resumed_loader: the training loaders that were made to go on, which may be replaced before they are iterated.
         saves: what waits until the hooks are done.
         begun_with: random states when the training loaders were iterated for this epoch.
     """
 
-    place: Place | None = None
+    place: StopPoint | None = None
     held: Point | None = None
     resumed: Resumed | None = None
     resumed_loader: Any = None
@@ -70,7 +71,7 @@ class LeanFitLoop(compat.FitLoop):
             return self.held
         return None if self.place is None else self.capture(self.place)
 
-    def capture(self, place: Place) -> Point:
+    def capture(self, place: StopPoint) -> Point:
         """Return what this worker needs to go on from here."""
         return Point(
             place=place,
@@ -81,7 +82,7 @@ class LeanFitLoop(compat.FitLoop):
             kept=keep(self.trainer, self.epoch_loop.results),
         )
 
-    def hold(self, place: Place) -> None:
+    def hold(self, place: StopPoint) -> None:
         """Let checkpoints that are saved from now on be those of where the fit stands now."""
         self.held = self.capture(place)
 
@@ -90,18 +91,19 @@ class LeanFitLoop(compat.FitLoop):
         assert self.held is not None
         self.held = replace(self.held, place="iteration", progress=self.progress())
 
-    def reach(self, place: Place) -> None:
+    def reach(self, place: StopPoint) -> None:
         """Note that something is done, and save what has waited for it."""
         self.place = place
         self.saves.flush()
 
     # --------------------------------------------------------------------------------------------- lightning's loop
 
+    @override
     def run(self) -> None:
         self.place = self.held = self.resumed = None
-        callbacks = compat.callbacks(self.trainer)
+        callbacks = lightning_trainer.callbacks(self.trainer)
         try:
-            with compat.postponing_saves(callbacks, self.saves.postpone, self.saves.is_coming):
+            with lightning_checkpoints.postponing_saves(callbacks, self.saves.postpone, self.saves.is_coming):
                 try:
                     super().run()
                     if self.max_batches == 0 and self.trainer.limit_train_batches != 0:
@@ -113,24 +115,26 @@ class LeanFitLoop(compat.FitLoop):
         finally:
             self.saves.forget()
 
+    @override
     def loaders_made(self, loader: Any) -> None:
         if self.resumed is None and (resumed := take_resumed(self.trainer)) is not None:
             self.resumed = resumed
             self.resumed_loader = loader
-            compat.iterate_later(loader)  # what is drawn now is not what comes next
-            stateful = [one for one in loader.flattened if compat.is_stateful(one)]
+            lightning_dataloaders.iterate_later(loader)  # what is drawn now is not what comes next
+            stateful = [one for one in loader.flattened if lightning_dataloaders.is_stateful(one)]
             if resumed.section.place in _ALL_DONE and all(isinstance(one, StreamLoader) for one in stateful):
                 self.load_loaders()
         else:
             self.begun_with = pack_random_states()
 
+    @override
     def reset(self) -> None:
         section = None if self.resumed is None else self.resumed.section
         if section is not None and section.place is not None:
             self._restore(section.place, section.kept or [], section.history or {})
         super().reset()
 
-    def _restore(self, place: Place, kept: list[Any], history: Mapping[str, Any]) -> None:
+    def _restore(self, place: StopPoint, kept: list[Any], history: Mapping[str, Any]) -> None:
         """Let all be as it was where the checkpoint was written."""
         epochs: _Epochs = self.epoch_loop
         self.last_reload = history["reloaded"]
@@ -139,21 +143,27 @@ class LeanFitLoop(compat.FitLoop):
         take_up(self.trainer, epochs.results, kept, in_epoch)
         if in_epoch:
             return
-        compat.forget_loading(self)
+        lightning_trainer.forget_loading(self)
         if place == "end of epoch":
-            if compat.is_epoch_over(self.epoch_loop):
+            if lightning_loops.is_epoch_over(self.epoch_loop):
                 self.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
             self.epoch_progress.increment_completed()
 
+    @override
     def on_advance_start(self) -> None:
         self.place = self.held = None
         if self.resumed is not None and self.resumed.section.place in _ALL_DONE:
             go_on_drawing(self.trainer, self.resumed.section)
         super().on_advance_start()
 
+    @override
     def on_advance_end(self) -> None:
-        over = compat.is_epoch_over(self.epoch_loop)
-        if self.held is None and not over and (self.trainer.should_stop or compat.is_training_done(self.epoch_loop)):
+        over = lightning_loops.is_epoch_over(self.epoch_loop)
+        if (
+            self.held is None
+            and not over
+            and (self.trainer.should_stop or lightning_loops.is_training_done(self.epoch_loop))
+        ):
             self.hold("iteration")
         completed = self.epoch_progress.total.completed
         self.place = "end of epoch"

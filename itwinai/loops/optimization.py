@@ -10,22 +10,23 @@ from lightning.pytorch.loops.optimization.closure import AbstractClosure
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
+from typing_extensions import override
 
-from itwinai import compat
-from itwinai.loops.plan import (
-    Sections,
+from itwinai.compat import lightning_logging, lightning_loops
+from itwinai.loops.hook_plan import (
+    ProfilerSpans,
     draw_hook,
     draw_step,
     has_plain_backward,
     has_plain_optimizer_step,
     is_written,
 )
-from itwinai.measure.steps import Phase, StepClock
+from itwinai.profiling.step_timer import Phase, StepClock
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-Result = compat.ClosureResult
+Result = lightning_loops.ClosureResult
 
 
 class LeanOptimization(AbstractClosure[Result]):
@@ -33,13 +34,13 @@ class LeanOptimization(AbstractClosure[Result]):
 
     Args:
         trainer: the trainer, with everything set up.
-        sections: the profile.
+        spans: the profile.
 
     Attributes:
         clock: times the phases of the step in work, if it is one that is split.
     """
 
-    def __init__(self, trainer: Trainer, sections: Sections) -> None:
+    def __init__(self, trainer: Trainer, spans: ProfilerSpans) -> None:
         super().__init__()
         self.clock: StepClock | None = None
         strategy, module, precision = trainer.strategy, trainer.lightning_module, trainer.precision_plugin
@@ -47,37 +48,37 @@ class LeanOptimization(AbstractClosure[Result]):
         self.strategy = strategy
         self.module = module
         self.scope = vars(module)
-        self.progress = compat.optimizer_progress(trainer)
+        self.progress = lightning_loops.optimizer_progress(trainer)
         self.optimizer = trainer.optimizers[0]
-        self.lightning_optimizer = compat.lightning_optimizer(strategy)
+        self.lightning_optimizer = lightning_loops.lightning_optimizer(strategy)
         self.raw_optimizer = self.lightning_optimizer.optimizer
 
-        self.training_step = draw_step("training_step", "train_step_context", trainer, sections)
-        self.takes_batch_idx = compat.takes_batch_idx(module.training_step)
+        self.training_step = draw_step("training_step", "train_step_context", trainer, spans)
+        self.takes_batch_idx = lightning_loops.takes_batch_idx(module.training_step)
         self.after_training_step = (
             strategy.post_training_step if is_written(strategy, "post_training_step", Strategy) else None
         )
 
-        self.skips_backward = compat.skips_backward(trainer)
-        self.before_zero_grad = draw_hook("on_before_zero_grad", trainer, sections)
-        self.zero_grad = draw_hook("optimizer_zero_grad", trainer, sections)
+        self.skips_backward = lightning_loops.skips_backward(trainer)
+        self.before_zero_grad = draw_hook("on_before_zero_grad", trainer, spans)
+        self.zero_grad = draw_hook("optimizer_zero_grad", trainer, spans)
 
-        self.plain_backward = sections.profiler is None and has_plain_backward(strategy, precision)
+        self.plain_backward = spans.profiler is None and has_plain_backward(strategy, precision)
         self.weigh_loss = getattr(strategy, "weigh_loss", None)
         self.strategy_pre_backward = strategy.pre_backward if is_written(strategy, "pre_backward", Strategy) else None
         self.strategy_post_backward = (
             strategy.post_backward if is_written(strategy, "post_backward", Strategy) else None
         )
-        self.before_backward = draw_hook("on_before_backward", trainer, sections)
+        self.before_backward = draw_hook("on_before_backward", trainer, spans)
         self.module_backward = module.backward if is_written(module, "backward", LightningModule) else None
-        self.after_backward = draw_hook("on_after_backward", trainer, sections)
+        self.after_backward = draw_hook("on_after_backward", trainer, spans)
 
         self.plain_step = (
-            sections.profiler is None
+            spans.profiler is None
             and not is_written(module, "optimizer_step", LightningModule)
             and has_plain_optimizer_step(strategy, precision)
         )
-        self.before_optimizer_step = draw_hook("on_before_optimizer_step", trainer, sections)
+        self.before_optimizer_step = draw_hook("on_before_optimizer_step", trainer, spans)
         # Those are called also when there is nothing to clip by.
         self.clips = is_written(precision, "clip_gradients", Precision) or any(
             is_written(module, name, LightningModule) for name in ("configure_gradient_clipping", "clip_gradients")
@@ -90,7 +91,7 @@ class LeanOptimization(AbstractClosure[Result]):
 
     def holds(self) -> bool:
         """Tell whether the optimizer is still the one that this was drawn up for."""
-        return compat.lightning_optimizer(self.strategy) is self.lightning_optimizer
+        return lightning_loops.lightning_optimizer(self.strategy) is self.lightning_optimizer
 
     def run(self, batch: Any, batch_idx: int, accumulating: bool) -> dict[str, Any]:
         """Train on one batch.
@@ -107,7 +108,7 @@ class LeanOptimization(AbstractClosure[Result]):
         self.batch_idx = batch_idx
         self.window = self.trainer.accumulate_grad_batches
         if accumulating and not self.strategy.handles_gradient_accumulation:
-            with compat.without_gradient_sync(self.strategy):
+            with lightning_loops.without_gradient_sync(self.strategy):
                 self()
         else:
             self.step(accumulating)
@@ -121,12 +122,12 @@ class LeanOptimization(AbstractClosure[Result]):
         if not accumulating:
             counters.increment_ready()
         scope = self.scope
-        outer, scope[compat.HOOK_NAME] = scope[compat.HOOK_NAME], "optimizer_step"
+        outer, scope[lightning_logging.HOOK_NAME] = scope[lightning_logging.HOOK_NAME], "optimizer_step"
         if self.plain_step:
             self.raw_optimizer.step(closure=self.until_step)  # type: ignore[arg-type]
         else:
-            compat.call_optimizer_step(self.trainer, self.batch_idx, self.lightning_optimizer, self)
-        scope[compat.HOOK_NAME] = outer
+            lightning_loops.call_optimizer_step(self.trainer, self.batch_idx, self.lightning_optimizer, self)
+        scope[lightning_logging.HOOK_NAME] = outer
         if self.clock is not None:
             self.clock.mark(Phase.OPTIMIZER)
         if not accumulating:
@@ -141,7 +142,7 @@ class LeanOptimization(AbstractClosure[Result]):
             if self.clock is not None:
                 self.clock.mark(Phase.CALLBACKS)
         if self.clips or self.trainer.gradient_clip_val is not None:
-            compat.clip_gradients(self.trainer, optimizer)
+            lightning_loops.clip_gradients(self.trainer, optimizer)
         return loss
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor | None:
@@ -153,6 +154,7 @@ class LeanOptimization(AbstractClosure[Result]):
                 self._result = self.closure()
         return self._result.loss
 
+    @override
     def closure(self, *args: Any, **kwargs: Any) -> Result:
         output = self.training_step(*self.arguments)
         if self.after_training_step is not None:
@@ -160,8 +162,8 @@ class LeanOptimization(AbstractClosure[Result]):
         if self.clock is not None:
             self.clock.mark(Phase.FORWARD)
         if output is None:
-            compat.check_skipped_step(self.trainer)
-        result = compat.closure_result(output, self.trainer.accumulate_grad_batches)
+            lightning_loops.check_skipped_step(self.trainer)
+        result = lightning_loops.closure_result(output, self.trainer.accumulate_grad_batches)
         if self.skips_backward:
             return result
         if self.batch_idx % self.window == 0:
@@ -188,9 +190,9 @@ class LeanOptimization(AbstractClosure[Result]):
     def backward(self, loss: Tensor) -> None:
         """Propagate the loss back, with the hooks around it."""
         scope, clock = self.scope, self.clock
-        outer, scope[compat.HOOK_NAME] = scope[compat.HOOK_NAME], "backward"
+        outer, scope[lightning_logging.HOOK_NAME] = scope[lightning_logging.HOOK_NAME], "backward"
         if not self.plain_backward:
-            compat.call_backward(self.trainer, loss, self.optimizer)
+            lightning_loops.call_backward(self.trainer, loss, self.optimizer)
             if clock is not None:
                 clock.mark(Phase.BACKWARD)
         else:
@@ -216,4 +218,4 @@ class LeanOptimization(AbstractClosure[Result]):
                 self.strategy_post_backward(loss.detach())
                 if clock is not None:
                     clock.mark(Phase.BACKWARD)
-        scope[compat.HOOK_NAME] = outer
+        scope[lightning_logging.HOOK_NAME] = outer

@@ -1,7 +1,8 @@
 """What `self.log` keeps, and how it gets from there to callbacks, loggers and progress bars.
 
 No value differs from those of lightning's own collection. What differs is that what was given with a key the first
-time is not built and compared anew in every step, and that values with ``sync_dist`` travel together (see `exchange`).
+time is not built and compared again in every step, and that values with ``sync_dist`` travel together (see
+`metric_sync`).
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ import torch
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
+from typing_extensions import override
 
-from itwinai import compat
+from itwinai.compat import lightning_logging
+from itwinai.compat import torch as compat_torch
 from itwinai.errors import CheckpointError
-from itwinai.loops.exchange import WEIGHT, Entry, exchange
-from itwinai.loops.missing import MissingWorkers
-from itwinai.loops.monitors import check_callbacks
+from itwinai.loops.desync_detection import MissingWorkers
+from itwinai.loops.metric_sync import WEIGHT, Entry, exchange
+from itwinai.loops.monitored_metrics import check_callbacks
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
-class LeanResults(compat.ResultCollection):
+class LeanResults(lightning_logging.ResultCollection):
     """lightning's collection of logged values, for one loop of a trainer.
 
     Args:
@@ -37,7 +40,7 @@ class LeanResults(compat.ResultCollection):
         super().__init__(training)
         self.trainer = trainer
         # Values of this step with sync_dist that have not been exchanged yet, by key.
-        self.unsynced: dict[str, compat.ResultMetric] = {}
+        self.unsynced: dict[str, lightning_logging.ResultMetric] = {}
         self.missing: MissingWorkers | None = None
         # The names of keys for the progress bar and the loggers, which do not change.
         self.names: dict[str, tuple[str, str]] = {}
@@ -52,21 +55,23 @@ class LeanResults(compat.ResultCollection):
         """Whether there are other workers to exchange values with."""
         return self.trainer.world_size > 1 and isinstance(self.trainer.strategy, ParallelStrategy)
 
+    @override
     def log(self, fx: str, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        super().log(fx, name, compat.plain_tensor(value) if isinstance(value, Tensor) else value, *args, **kwargs)
+        super().log(fx, name, compat_torch.plain_tensor(value) if isinstance(value, Tensor) else value, *args, **kwargs)
 
+    @override
     def update_metrics(self, key: str, value: Any, batch_size: int) -> None:
         metric = self[key]
         if self.restored and (state := self.restored.pop(key, None)) is not None:
-            compat.write_result(metric, state, metric.device if value is None else value.device)
+            lightning_logging.write_result(metric, state, metric.device if value is None else value.device)
         if not metric.is_tensor or metric.meta.enable_graph:
             super().update_metrics(key, value, batch_size)
             return
-        synced = compat.is_synced(metric)
+        synced = lightning_logging.is_synced(metric)
         if synced and not self.weight:  # a sample that another worker has as well
             batch_size = 0
-            value = value if compat.sync_operation(metric) in ("max", "min") else torch.zeros_like(value)
-        compat.add_to_result(metric, value, batch_size)
+            value = value if lightning_logging.sync_operation(metric) in ("max", "min") else torch.zeros_like(value)
+        lightning_logging.add_to_result(metric, value, batch_size)
         if metric.meta.on_step and synced:
             self.unsynced[key] = metric
             sized = self.is_size_given or (metric.meta.on_epoch and metric.meta.is_mean_reduction)
@@ -74,7 +79,7 @@ class LeanResults(compat.ResultCollection):
 
     def accumulated(self) -> dict[str, dict[str, Any]]:
         """Return what is kept of each key for the end of the epoch, as tensors and plain values."""
-        found = {key: compat.read_result(metric) for key, metric in self.items()}
+        found = {key: lightning_logging.read_result(metric) for key, metric in self.items()}
         return self.restored | {key: state for key, state in found.items() if state is not None}
 
     def take_up_restored(self) -> None:
@@ -91,14 +96,14 @@ class LeanResults(compat.ResultCollection):
                     "with sync_dist_group, and has not been since. Log it in every step, or go on from a checkpoint of "
                     "the end of an epoch."
                 )
-            self[key] = compat.make_result(state, self.trainer)
-            compat.write_result(self[key], state, self.trainer.strategy.root_device)
+            self[key] = lightning_logging.make_result(state, self.trainer)
+            lightning_logging.write_result(self[key], state, self.trainer.strategy.root_device)
 
     def sync_step(self, everyone: bool = False) -> None:
         """Reduce the step's values over the workers, at a point of the step that all of them reach.
 
         Args:
-            everyone: take part in the exchange although there is nothing to send: where nobody watches, all workers do
+            everyone: take part in the exchange with nothing to send: without a store monitor, all workers do
                 so once per epoch, so that one that logs nothing notices that the others do.
         """
         if (self.unsynced or everyone) and self.exchanges:
@@ -124,43 +129,44 @@ class LeanResults(compat.ResultCollection):
             for waiting in self._waiting():
                 self._exchange_epoch([waiting])
 
-    def _waiting(self) -> list[tuple[str, compat.ResultMetric]]:
-        return [(key, metric) for key, metric in self.valid_items() if compat.waits_for_epoch(metric)]
+    def _waiting(self) -> list[tuple[str, lightning_logging.ResultMetric]]:
+        return [(key, metric) for key, metric in self.valid_items() if lightning_logging.waits_for_epoch(metric)]
 
     def _exchange_step(self, keys: list[str]) -> None:
         pending = [(key, self.unsynced.pop(key)) for key in keys]
         entries = [
             Entry(
                 f"{key} (step)",
-                compat.step_value(metric),
-                compat.sync_operation(metric),
+                lightning_logging.step_value(metric),
+                lightning_logging.sync_operation(metric),
                 self.step_weights.get(key, 1.0),
             )
             for key, metric in pending
         ]
         for (_, metric), value in zip(pending, self.exchanged(entries), strict=True):
-            compat.set_step_value(metric, value)
+            lightning_logging.set_step_value(metric, value)
 
-    def _exchange_epoch(self, pending: list[tuple[str, compat.ResultMetric]]) -> None:
+    def _exchange_epoch(self, pending: list[tuple[str, lightning_logging.ResultMetric]]) -> None:
         entries = []
         for key, metric in pending:
-            value, weight = compat.epoch_state(metric)
-            operation = compat.sync_operation(metric)
+            value, weight = lightning_logging.epoch_state(metric)
+            operation = lightning_logging.sync_operation(metric)
             entries.append(Entry(key, value, operation))
             if weight is not None:
                 entries.append(Entry(key + WEIGHT, weight, operation))
         reduced = iter(self.exchanged(entries))
         for _, metric in pending:
             value = next(reduced)
-            compat.set_epoch_value(metric, value / next(reduced) if metric.meta.is_mean_reduction else value)
+            lightning_logging.set_epoch_value(metric, value / next(reduced) if metric.meta.is_mean_reduction else value)
 
     def exchanged(self, entries: list[Entry]) -> list[Tensor]:
-        """Return the values of all workers, while somebody takes care that nobody waits for ever."""
+        """Return the values of all workers, while another thread ends the run if a worker would wait for ever."""
         with nullcontext() if self.missing is None else self.missing.expecting_all([entry.name for entry in entries]):
             return exchange(self.trainer.strategy, entries)
 
-    def metrics(self, on_step: bool) -> compat.Metrics:
-        metrics: compat.Metrics = {"callback": {}, "log": {}, "pbar": {}}
+    @override
+    def metrics(self, on_step: bool) -> lightning_logging.Metrics:
+        metrics: lightning_logging.Metrics = {"callback": {}, "log": {}, "pbar": {}}
         if not self:
             return metrics
         self.sync_read(on_step)
@@ -170,11 +176,11 @@ class LeanResults(compat.ResultCollection):
             meta = metric.meta
             if metric.has_reset or meta.dataloader_idx != self.dataloader_idx:
                 continue
-            value = compat.step_value_if_any(metric)
+            value = lightning_logging.step_value_if_any(metric)
             if value is None:
                 continue
             if key not in self.names:
-                self.names[key] = compat.published_names(self, metric, on_step=True)
+                self.names[key] = lightning_logging.published_names(self, metric, on_step=True)
             name, step_name = self.names[key]
             if meta.logger:
                 metrics["log"][step_name] = value
@@ -186,7 +192,7 @@ class LeanResults(compat.ResultCollection):
         return metrics
 
 
-class LeanLoggerConnector(compat.LoggerConnector):
+class LeanLoggerConnector(lightning_logging.LoggerConnector):
     """lightning's keeper of logged values, which does per batch only what the batch has made necessary."""
 
     def __init__(self, trainer: Trainer) -> None:
@@ -199,6 +205,7 @@ class LeanLoggerConnector(compat.LoggerConnector):
         """Compare what callbacks have monitored with the other workers."""
         check_callbacks(self.trainer, self._warned_of)
 
+    @override
     def update_train_epoch_metrics(self) -> None:
         super().update_train_epoch_metrics()
         if self._logs_rarely is None:
@@ -235,16 +242,16 @@ class LeanLoggerConnector(compat.LoggerConnector):
 
     def begin_batch(self, results: LeanResults, batch: Any, dataloader_idx: int | None = None) -> None:
         """Note which batch is in work, for the batch size that `self.log` takes from it."""
-        compat.count_iteration(self)
+        lightning_logging.count_iteration(self)
         results.batch = batch
         results.batch_size = None
         results.dataloader_idx = dataloader_idx
 
-    def end_batch(self, results: LeanResults) -> compat.Metrics:
+    def end_batch(self, results: LeanResults) -> lightning_logging.Metrics:
         """Hand the values of this batch on to callbacks, loggers and progress bars; return them."""
         metrics = results.metrics(on_step=True)
         if results:
-            compat.publish(self, metrics)
+            lightning_logging.publish(self, metrics)
         results.batch = None
         results.batch_size = None
         results.weight = 1.0

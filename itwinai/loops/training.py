@@ -10,29 +10,37 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
 
-from itwinai import compat
-from itwinai.checkpoints.content import Place, training_samplers
-from itwinai.checkpoints.plugin import Resumed
-from itwinai.data.random_states import pack_random_states
+from itwinai.checkpoints.checkpoint_io import Resumed
+from itwinai.checkpoints.state import StopPoint, training_samplers
+from itwinai.compat import (
+    lightning_checkpoints,
+    lightning_dataloaders,
+    lightning_logging,
+    lightning_loops,
+    lightning_signals,
+    lightning_trainer,
+)
+from itwinai.data.rng_state import pack_random_states
 from itwinai.data.weights import StepWeights
 from itwinai.launchers.base import stopped_by
 from itwinai.launchers.environment import requeue_job
-from itwinai.loggers.when import is_log_step
-from itwinai.loops.ends import EpochEnds, EpochPosition
+from itwinai.loggers.log_step import is_log_step
+from itwinai.loops.coordinated_stop import StopAgreement
+from itwinai.loops.desync_detection import MissingWorkers
+from itwinai.loops.epoch_end_sync import EpochEnds, EpochPosition
 from itwinai.loops.evaluation import LeanEvaluationLoop
+from itwinai.loops.fast_log import quick_log
 from itwinai.loops.fit import LeanFitLoop
-from itwinai.loops.log import quick_log
-from itwinai.loops.missing import MissingWorkers
-from itwinai.loops.monitors import check_names, check_scheduler
+from itwinai.loops.hook_plan import BatchTransfer, InScope, ProfilerSpans, draw_hook, is_written
+from itwinai.loops.monitored_metrics import check_names, check_scheduler
 from itwinai.loops.optimization import LeanOptimization
-from itwinai.loops.plan import BatchTransfer, InScope, Sections, draw_hook, is_written
 from itwinai.loops.results import LeanResults
-from itwinai.loops.resuming import generators_go_on, go_on_drawing, iterate_in_epoch
-from itwinai.loops.stopping import StopAgreement
-from itwinai.loops.timing import clock_for
-from itwinai.loops.watching import Duty, Watch
-from itwinai.measure.steps import Phase, StepClock
+from itwinai.loops.resume import generators_go_on, go_on_drawing, iterate_in_epoch
+from itwinai.loops.step_timing import clock_for
+from itwinai.loops.store_monitor import Duty, Watch
+from itwinai.profiling.step_timer import Phase, StepClock
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -47,7 +55,7 @@ class Coordinated(Protocol):
     """A strategy whose workers have a store in common."""
 
     def coordination_store(self) -> dist.Store | None:
-        """Return the store, through an object that nobody else uses."""
+        """Return the store, through an object of its own."""
 
 
 @runtime_checkable
@@ -92,31 +100,31 @@ class TrainingPlan:
     def __init__(self, loop: LeanTrainingEpochLoop) -> None:
         trainer = loop.trainer
         module, strategy = trainer.lightning_module, trainer.strategy
-        sections = Sections(trainer)
-        self.callbacks = list(compat.callbacks(trainer))
-        self.transfer = BatchTransfer(trainer, sections)
-        self.on_train_batch_start = draw_hook("on_train_batch_start", trainer, sections)
+        spans = ProfilerSpans(trainer)
+        self.callbacks = list(lightning_trainer.callbacks(trainer))
+        self.transfer = BatchTransfer(trainer, spans)
+        self.on_train_batch_start = draw_hook("on_train_batch_start", trainer, spans)
         self.strategy_batch_start: InScope | None = None
-        if sections.profiler is not None or is_written(strategy, "on_train_batch_start", Strategy):
+        if spans.profiler is not None or is_written(strategy, "on_train_batch_start", Strategy):
             name = "on_train_batch_start"
-            call = sections.around(strategy.on_train_batch_start, f"[Strategy]{type(strategy).__name__}.{name}")
+            call = spans.around(strategy.on_train_batch_start, f"[Strategy]{type(strategy).__name__}.{name}")
             self.strategy_batch_start = InScope(name, module, call)
         self.clock = loop.clock = clock_for(trainer, loop.clock)
         self.reporters = [callback for callback in self.callbacks if isinstance(callback, LogStepReporter)]
-        self.optimization = LeanOptimization(trainer, sections) if module.automatic_optimization else None
-        self.run_section = sections.around(loop.optimize, "run_training_batch")
-        self.on_train_batch_end = draw_hook("on_train_batch_end", trainer, sections)
+        self.optimization = LeanOptimization(trainer, spans) if module.automatic_optimization else None
+        self.run_section = spans.around(loop.optimize, "run_training_batch")
+        self.on_train_batch_end = draw_hook("on_train_batch_end", trainer, spans)
         self.exchanges = loop.results.exchanges
         self.weights = StepWeights(trainer, strict=False) if self.exchanges else None
-        self.validates = trainer.enable_validation or compat.skips_next_validation(loop)
+        self.validates = trainer.enable_validation or lightning_loops.skips_next_validation(loop)
         self.steps_schedulers = bool(trainer.lr_scheduler_configs) and module.automatic_optimization
 
     def holds(self, trainer: Trainer) -> bool:
         """Tell whether the callbacks are still those that the plan was drawn for."""
-        return compat.callbacks(trainer) == self.callbacks
+        return lightning_trainer.callbacks(trainer) == self.callbacks
 
 
-class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
+class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
     """lightning's training epoch loop, which runs a plan wherever one can be drawn up.
 
     Takes the place of ``trainer.fit_loop.epoch_loop``; what it leaves in checkpoints is the same.
@@ -135,7 +143,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
     def __init__(self, trainer: Trainer, min_steps: int | None = None, max_steps: int = -1) -> None:
         super().__init__(trainer, min_steps=min_steps, max_steps=max_steps)
         self.results = LeanResults(True, trainer)
-        compat.replace_results(self, self.results)
+        lightning_logging.replace_results(self, self.results)
         self.val_loop: LeanEvaluationLoop = LeanEvaluationLoop(self.val_loop)
 
     @property
@@ -146,44 +154,46 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         return fit_loop
 
     @property
-    def place(self) -> Place | None:
+    def place(self) -> StopPoint | None:
         """Where this fit goes on exactly, if it does, until its first epoch begins."""
         resumed = self.fit_loop.resumed
         return None if resumed is None else resumed.section.place
 
+    @override
     def update_restart_stage(self) -> None:
         super().update_restart_stage()
         if self.place is not None:  # what is left of the batch is known, and lightning need not guess
             self.reset_restart_stage()
 
-    def on_run_start(self, data_fetcher: compat.DataFetcher) -> None:
+    @override
+    def on_run_start(self, data_fetcher: lightning_loops.DataFetcher) -> None:
         fit_loop = self.fit_loop
         resumed, fit_loop.resumed = fit_loop.resumed, None
         if resumed is None:
-            if compat.iterates_again(self):
+            if lightning_loops.iterates_again(self):
                 fit_loop.begun_with = pack_random_states()
             super().on_run_start(data_fetcher)
         else:
             self.go_on(data_fetcher, resumed)
-        compat.leave_fetches_out_of_profile(self, data_fetcher)
+        lightning_loops.leave_fetches_out_of_profile(self, data_fetcher)
         if self.watch is None and self.trainer.world_size > 1:
             self.start_watch()
         self.plan = self.draw_plan(data_fetcher)
         if resumed is not None and resumed.section.place is not None:
             self.finish_batch(data_fetcher, resumed.section.place)
 
-    def go_on(self, data_fetcher: compat.DataFetcher, resumed: Resumed) -> None:
+    def go_on(self, data_fetcher: lightning_loops.DataFetcher, resumed: Resumed) -> None:
         """Iterate the loaders where the checkpoint was written, and draw the random numbers that come next."""
         trainer, section = self.trainer, resumed.section
-        batches, over = self.batch_progress.current.ready, compat.is_epoch_over(self)
+        batches, over = self.batch_progress.current.ready, lightning_loops.is_epoch_over(self)
         if section.place is None:
             in_epoch = resumed.goes_on_in_epoch(batches)
             if not in_epoch:
                 go_on_drawing(trainer, section)
         else:
             in_epoch = section.place not in ("epoch", "end of epoch")
-        compat.iterate_now(data_fetcher.combined_loader)
-        begins = not in_epoch and compat.iterates_again(self)
+        lightning_dataloaders.iterate_now(data_fetcher.combined_loader)
+        begins = not in_epoch and lightning_loops.iterates_again(self)
         if not in_epoch:
             if self.fit_loop.combined_loader is self.fit_loop.resumed_loader:
                 generators_go_on(trainer, section)
@@ -200,21 +210,21 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         if in_epoch:
             go_on_drawing(trainer, section)
 
-    def finish_batch(self, data_fetcher: compat.DataFetcher, place: Place) -> None:
+    def finish_batch(self, data_fetcher: lightning_loops.DataFetcher, place: StopPoint) -> None:
         """Do what was left to be done after the last batch when the checkpoint was written."""
         if place in ("epoch", "end of epoch"):
             return
-        compat.forget_loading(self.fit_loop)
+        lightning_trainer.forget_loading(self.fit_loop)
         if self.batch_progress.current.ready:
-            compat.go_on_iterating(compat.logger_connector(self.trainer))
+            lightning_logging.go_on_iterating(lightning_logging.logger_connector(self.trainer))
         if place == "validation":
-            compat.skip_next_validation(self)
+            lightning_loops.skip_next_validation(self)
         if place in ("batch", "validation"):
             self.on_advance_end(data_fetcher)
 
-    def draw_plan(self, data_fetcher: compat.DataFetcher) -> TrainingPlan | None:
+    def draw_plan(self, data_fetcher: lightning_loops.DataFetcher) -> TrainingPlan | None:
         """Return a plan for this epoch, or None if lightning's own steps have to run."""
-        if isinstance(data_fetcher, compat.DataLoaderIterFetcher):
+        if isinstance(data_fetcher, lightning_loops.DataLoaderIterFetcher):
             log.debug("lightning's own training steps run: training_step takes the loader's iterator itself")
             return None
         return TrainingPlan(self)
@@ -237,7 +247,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             duties.append(missing)
         self.watch = Watch(*place, duties)
         self.watch.start()
-        compat.signal_connector(trainer).on_sigterm = self.ask_to_stop
+        lightning_signals.signal_connector(trainer).on_sigterm = self.ask_to_stop
 
     def position(self) -> int:
         """Return a number that grows with every batch and every epoch, the same for all workers."""
@@ -246,7 +256,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
 
     def epoch_position(self) -> EpochPosition:
         """Return how far this worker is in its epoch."""
-        return EpochPosition(self._epoch, compat.begun_batches(self), self._ended)
+        return EpochPosition(self._epoch, lightning_loops.begun_batches(self), self._ended)
 
     def hurry(self) -> None:
         """Let the thread beside the training look at once."""
@@ -262,7 +272,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         if self.ends is None:
             return
         trainer = self.trainer
-        if trainer.should_stop and compat.can_stop_early(trainer):
+        if trainer.should_stop and lightning_loops.can_stop_early(trainer):
             self.ends.agree(STOPPED)
         elif -1 != self.max_steps <= self.global_step:
             return
@@ -277,26 +287,29 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         self.agreement.ask()
         self.watch.hurry()
 
+    @override
     def stop_if_agreed(self) -> None:
         agreement = self.agreement
         if agreement is not None and agreement.held_back and agreement.stops_here() and not self.is_within_step():
-            compat.signal_connector(self.trainer).received_sigterm = True
+            lightning_signals.signal_connector(self.trainer).received_sigterm = True
             self.stop()
 
+    @override
     def teardown(self) -> None:
         if self.watch is not None:
-            compat.signal_connector(self.trainer).on_sigterm = None
+            lightning_signals.signal_connector(self.trainer).on_sigterm = None
             self.watch.end()
             self.watch = self.agreement = self.ends = self.results.missing = self.val_loop.results.missing = None
         self.clock = None
         super().teardown()
 
-    def run(self, data_fetcher: compat.DataFetcher) -> None:
+    @override
+    def run(self, data_fetcher: lightning_loops.DataFetcher) -> None:
         trainer = self.trainer
-        with quick_log(trainer.lightning_module, self.results, compat.logger_connector(trainer)):
+        with quick_log(trainer.lightning_module, self.results, lightning_logging.logger_connector(trainer)):
             self.run_epoch(data_fetcher)
 
-    def run_epoch(self, data_fetcher: compat.DataFetcher) -> None:
+    def run_epoch(self, data_fetcher: lightning_loops.DataFetcher) -> None:
         """Run the steps of one epoch."""
         try:
             self.reset()
@@ -327,7 +340,8 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             if self.clock is not None:
                 self.clock.pause()
 
-    def advance(self, data_fetcher: compat.DataFetcher) -> None:
+    @override
+    def advance(self, data_fetcher: lightning_loops.DataFetcher) -> None:
         plan, fit_loop = self.plan, self.fit_loop
         fit_loop.place = None
         if plan is None or self.restarting:
@@ -354,7 +368,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         if split is not None:
             split.mark(Phase.TRANSFER)
         progress.increment_ready()
-        connector = compat.logger_connector(self.trainer)
+        connector = lightning_logging.logger_connector(self.trainer)
         connector.begin_batch(self.results, batch)
         if plan.weights is not None:
             self.results.weight = plan.weights(batch_idx)
@@ -362,7 +376,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         outputs: Any = None
         skip_rest = False
         if batch is None:
-            compat.warn_of_none_batch(self)
+            lightning_loops.warn_of_none_batch(self)
         else:
             skip_rest = plan.on_train_batch_start is not None and plan.on_train_batch_start(batch, batch_idx) == -1
             if plan.strategy_batch_start is not None:
@@ -390,7 +404,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             raise StopIteration
 
         if plan.exchanges:
-            self.results.sync_step(everyone=self.watch is None and compat.is_first_iteration(connector))
+            self.results.sync_step(everyone=self.watch is None and lightning_logging.is_first_iteration(connector))
             if split is not None:
                 split.mark(Phase.COMMUNICATION)
         fit_loop.place = "batch"
@@ -415,17 +429,17 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
         for reporter in plan.reporters:
             values = {**values, **reporter.values_at_log_step(self.trainer, batch)}
         if values:
-            compat.logger_connector(self.trainer).log_metrics(values)
+            lightning_logging.logger_connector(self.trainer).log_metrics(values)
 
     def optimize(self, plan: TrainingPlan, batch: Any, batch_idx: int) -> Any:
         """Run the optimization that the module asks for on one batch."""
         if plan.optimization is not None:
             if not plan.optimization.holds():
                 clock = plan.optimization.clock
-                plan.optimization = LeanOptimization(self.trainer, Sections(self.trainer))
+                plan.optimization = LeanOptimization(self.trainer, ProfilerSpans(self.trainer))
                 plan.optimization.clock = clock
             return plan.optimization.run(batch, batch_idx, self.is_accumulating())
-        return compat.optimize_manually(self, batch, batch_idx)
+        return lightning_loops.optimize_manually(self, batch, batch_idx)
 
     def is_last_of_epoch(self) -> bool:
         """Tell whether the batch in work is the last of its epoch."""
@@ -441,12 +455,14 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
 
     def is_within_step(self) -> bool:
         """Tell whether gradients wait for the next batch, and would be missing in a checkpoint that is saved here."""
-        saves = any(isinstance(callback, Preemptible) for callback in compat.callbacks(self.trainer))
-        return saves and compat.is_accumulating(self.trainer)
+        saves = any(isinstance(callback, Preemptible) for callback in lightning_trainer.callbacks(self.trainer))
+        return saves and lightning_loops.is_accumulating(self.trainer)
 
+    @override
     def check_monitored(self, key: str, value: float) -> None:
         check_scheduler(self.trainer, key, value)
 
+    @override
     def reset(self) -> None:
         place = self.place
         if place in ("batch", "validation", "iteration"):
@@ -455,7 +471,7 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             return
         if place is None and self.restarting:
             going_on = all(sampler is not None for sampler in training_samplers(self.trainer))
-            with compat.without_warning_of_mid_epoch() if going_on else nullcontext():
+            with lightning_checkpoints.without_warning_of_mid_epoch() if going_on else nullcontext():
                 super().reset()
             return
         super().reset()
@@ -467,29 +483,30 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
             return super().done
         return self.is_last_of_epoch() or -1 != self.max_steps <= self.global_step
 
-    def on_advance_end(self, data_fetcher: compat.DataFetcher) -> None:
+    @override
+    def on_advance_end(self, data_fetcher: lightning_loops.DataFetcher) -> None:
         plan, trainer = self.plan, self.trainer
-        if self.batch_progress.is_last_batch or (trainer.should_stop and compat.can_stop_early(trainer)):
+        if self.batch_progress.is_last_batch or (trainer.should_stop and lightning_loops.can_stop_early(trainer)):
             self.end_together()  # before a validation that others might not begin
-        if plan is None or (plan.validates and compat.validates_now(self, data_fetcher)):
+        if plan is None or (plan.validates and lightning_loops.validates_now(self, data_fetcher)):
             signalled = self.validate(data_fetcher)
         else:
             if plan.steps_schedulers:
                 self.update_lr_schedulers("step", update_plateau_schedulers=True)
             if not self.is_accumulating():
-                compat.count_stepped_batch(self)
+                lightning_loops.count_stepped_batch(self)
             if trainer.should_stop:
-                compat.flush_loggers(self)
-            signalled = trainer.received_sigterm and not compat.is_training_done(self)
+                lightning_loops.flush_loggers(self)
+            signalled = trainer.received_sigterm and not lightning_loops.is_training_done(self)
             self.fit_loop.place = "iteration"
         if signalled and not self.is_within_step():
             self.stop()
 
-    def validate(self, data_fetcher: compat.DataFetcher) -> bool:
+    def validate(self, data_fetcher: lightning_loops.DataFetcher) -> bool:
         """Do what follows upon a batch, validation among it; tell whether a signal has come."""
         fit_loop, trainer = self.fit_loop, self.trainer
         fit_loop.hold("batch")
-        stops_here = trainer.should_stop and not compat.is_validation_due(self, data_fetcher)
+        stops_here = trainer.should_stop and not lightning_loops.is_validation_due(self, data_fetcher)
         self.val_loop.at_end = None if stops_here else self.reach_end_of_validation
         fit_loop.saves.collects = True
         signalled = False
@@ -524,13 +541,13 @@ class LeanTrainingEpochLoop(compat.TrainingEpochLoop):
     def stop(self) -> NoReturn:
         """End the run because of a signal, with a checkpoint of where it stands, and say where."""
         trainer = self.trainer
-        signum = compat.signal_connector(trainer).signum
+        signum = lightning_signals.signal_connector(trainer).signum
         rank_zero_info(
             f"itwinai: stopped by {signum.name} in epoch {trainer.current_epoch}, after {self.global_step} steps"
         )
-        for callback in compat.callbacks(trainer):
+        for callback in lightning_trainer.callbacks(trainer):
             if isinstance(callback, Preemptible):
                 callback.on_preemption(trainer, trainer.lightning_module)
-        if compat.signal_connector(trainer).requeues and trainer.is_global_zero:
+        if lightning_signals.signal_connector(trainer).requeues and trainer.is_global_zero:
             requeue_job()
         raise stopped_by(signum)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from itwinai.errors import UnusedParametersError
-from itwinai.measure.steps import StepClock
+from itwinai.profiling.step_timer import StepClock
 from itwinai.strategies.backward import BackwardHooks, can_require_grad, shortened
 
 BUCKET = 25 * 2**20

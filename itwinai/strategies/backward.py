@@ -12,7 +12,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
-from itwinai import compat
+from itwinai.compat import torch as compat_torch
 from itwinai.errors import ConfigurationError
 
 
@@ -183,14 +183,14 @@ class BackwardHooks:
 
     def _enter(self, gradient: Tensor) -> None:
         if self._within:
-            self._outermost = compat.backward_pass()
-            compat.after_backward_pass(self._finish_announced)
+            self._outermost = compat_torch.backward_pass()
+            compat_torch.after_backward_pass(self._finish_announced)
 
     def _reach(self, name: str, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self._before is not None:
             self._before(name)
         self.reached.add(name)
-        this_pass = compat.backward_pass()
+        this_pass = compat_torch.backward_pass()
         if self._within:
             self.nested |= self._outermost is not None and this_pass != self._outermost
             self.repeated |= name in self._reached_in_pass
@@ -198,7 +198,7 @@ class BackwardHooks:
             return None
         if this_pass not in self._passes:
             self._passes.add(this_pass)
-            compat.after_backward_pass(partial(self._leave, this_pass))
+            compat_torch.after_backward_pass(partial(self._leave, this_pass))
         weight = self._weight()
         return None if weight == 1.0 else tuple(gradient * weight for gradient in gradients)
 

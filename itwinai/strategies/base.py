@@ -10,22 +10,24 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributed import ReduceOp
 from torchmetrics import Metric
 
-from itwinai import compat
-from itwinai.checkpoints.content import parts_of_workers
+from itwinai.checkpoints.state import parts_of_workers
+from itwinai.compat import lightning_dataloaders, lightning_launching, lightning_trainer
+from itwinai.compat import torch as compat_torch
+from itwinai.compat import torchmetrics as compat_torchmetrics
 from itwinai.data.rank_streams import RankStreams
 from itwinai.data.weights import StepWeights, check_drawn, sampler_of
 from itwinai.errors import ConfigurationError
-from itwinai.launchers.cores import available_cores, crowded_text, own_cores
+from itwinai.launchers.cpu_affinity import available_cores, crowded_text, own_cores
 from itwinai.launchers.environment import PlacedEnvironment, WorkerKind, launcher_name
 from itwinai.launchers.payload import Kept
-from itwinai.measure.steps import Communication, StepClock
+from itwinai.profiling.step_timer import Communication, StepClock
 from itwinai.strategies import drift
 from itwinai.strategies.backward import Change, ParameterWatch, shortened
 from itwinai.warn import warn_user
@@ -87,7 +89,7 @@ class LocalProcesses:
         return LocalLauncher(environment, num_processes, num_nodes, variables, self.kind)
 
 
-class LaunchedStrategy(compat.ConfiguresLauncher, compat.UnlistedParallelStrategy):
+class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launching.UnlistedParallelStrategy):
     """Mixin, before a parallel strategy of lightning: ranks come from the environment, workers from a source.
 
     Attributes:
@@ -123,7 +125,7 @@ class LaunchedStrategy(compat.ConfiguresLauncher, compat.UnlistedParallelStrateg
         """Number of workers on each node, as the trainer was asked for."""
         return len(self.parallel_devices or ())
 
-    def make_launcher(self) -> compat.Launcher | None:
+    def make_launcher(self) -> lightning_launching.Launcher | None:
         assert self.cluster_environment is not None
         if self.cluster_environment.creates_processes_externally:
             return None
@@ -134,6 +136,14 @@ class LaunchedStrategy(compat.ConfiguresLauncher, compat.UnlistedParallelStrateg
             "cuda" if isinstance(self.accelerator, CUDAAccelerator) else "cpu",
             self.worker_variables(),
         )
+
+    def accelerator_for(self, accelerator: str | Accelerator) -> str | Accelerator:
+        """Return the accelerator that the trainer takes for the one that it was given.
+
+        Args:
+            accelerator: the trainer's argument.
+        """
+        return accelerator
 
     def use_launcher(self, kind: WorkerKind) -> None:
         """Choose what the workers of this machine are made of.
@@ -178,7 +188,7 @@ class LaunchedStrategy(compat.ConfiguresLauncher, compat.UnlistedParallelStrateg
         if isinstance(environment, LightningEnvironment) or not environment.creates_processes_externally:
             environment.set_world_size(self.num_nodes * self.num_processes)
             environment.set_global_rank(environment.node_rank() * self.num_processes + environment.local_rank())
-        compat.set_rank_zero(environment.global_rank())
+        lightning_launching.set_rank_zero(environment.global_rank())
 
     @property
     def root_device(self) -> torch.device:
@@ -212,7 +222,7 @@ class LaunchedStrategy(compat.ConfiguresLauncher, compat.UnlistedParallelStrateg
 
     def weigh_loss(self, loss: Tensor) -> Tensor:
         """Return this worker's loss weighed by its part of the global batch, as a tensor of torch's own class."""
-        loss = compat.plain_tensor(loss)  # engines do arithmetic with it as well
+        loss = compat_torch.plain_tensor(loss)  # engines do arithmetic with it as well
         weight = self.batch_weight()
         return loss if weight == 1.0 else loss * weight
 
@@ -246,17 +256,17 @@ class LaunchedStrategy(compat.ConfiguresLauncher, compat.UnlistedParallelStrateg
     def on_predict_end(self) -> None:
         super().on_predict_end()
         assert self.lightning_module is not None
-        for loader in compat.prediction_loaders(self.lightning_module.trainer):
+        for loader in lightning_dataloaders.prediction_loaders(self.lightning_module.trainer):
             if (sampler := sampler_of(loader)) is not None:
                 check_drawn(loader, sampler)
         self._end_to_draw()
 
     def _begin_to_draw(self) -> None:
-        if not compat.is_fitting(self.lightning_module):
+        if not lightning_trainer.is_fitting(self.lightning_module):
             self.random_numbers.begin()
 
     def _end_to_draw(self) -> None:
-        if not compat.is_fitting(self.lightning_module):
+        if not lightning_trainer.is_fitting(self.lightning_module):
             self.random_numbers.end()
 
     @property
@@ -326,7 +336,7 @@ class LaunchedStrategy(compat.ConfiguresLauncher, compat.UnlistedParallelStrateg
 
     def coordination_store(self) -> dist.Store | None:
         """Return the store by which the workers have found each other, or None if they have none."""
-        return compat.default_store() if dist.is_initialized() else None
+        return compat_torch.default_store() if dist.is_initialized() else None
 
     def keep_for_caller(self) -> None:
         """Collect what the caller cannot have otherwise, while the workers are still connected; all have to call it."""
@@ -353,12 +363,12 @@ class LaunchedStrategy(compat.ConfiguresLauncher, compat.UnlistedParallelStrateg
         metrics = {name: metric for name, metric in module.named_modules() if isinstance(metric, Metric)}
         if not metrics:
             return {}
-        updated = [name for name, metric in metrics.items() if compat.is_updated(metric)]
+        updated = [name for name, metric in metrics.items() if compat_torchmetrics.is_updated(metric)]
         states: dict[str, dict[str, Any]] = {}
         everywhere = set.intersection(*map(set, self.gather_objects(updated)))
         for name in (name for name in metrics if name in everywhere):  # in the same order on all workers
             with metrics[name].sync_context():
-                states[name] = dict(compat.metric_state(metrics[name]))
+                states[name] = dict(compat_torchmetrics.metric_state(metrics[name]))
         return states
 
     # ------------------------------------------------------------------------------- what workers have in common
@@ -406,7 +416,7 @@ class LaunchedStrategy(compat.ConfiguresLauncher, compat.UnlistedParallelStrateg
             drift.compare_trained(self.gather_objects(mine), self.lightning_module.trainer)
             return
         self._agreements += 1
-        store = dist.PrefixStore(f"itwinai/parameters/{self._agreements}", compat.default_store())
+        store = dist.PrefixStore(f"itwinai/parameters/{self._agreements}", compat_torch.default_store())
         drift.compare_trained(
             drift.gather(store, self.global_rank, self.world_size, mine), self.lightning_module.trainer
         )

@@ -15,11 +15,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from itwinai import compat
+from itwinai.compat import lightning_launching
+from itwinai.compat import torch as compat_torch
 from itwinai.errors import ConfigurationError
 from itwinai.launchers.environment import WorkerKind
-from itwinai.loops.exchange import check_shapes
-from itwinai.measure.steps import Communication, StepClock
+from itwinai.loops.metric_sync import check_shapes
+from itwinai.profiling.step_timer import Communication, StepClock
 from itwinai.strategies.averaging import GradientAverager, unused_error
 from itwinai.strategies.backward import ParameterWatch, refuse_lazy
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses, WorkerSource
@@ -103,7 +104,7 @@ class TorchDistributedStrategy(LaunchedStrategy):
         return self.process_group_backend
 
 
-class DDPStrategy(TorchDistributedStrategy, compat.UnlistedDDPStrategy):
+class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrategy):
     """Train with DistributedDataParallel: every worker has the whole model, gradients are averaged in buckets.
 
     Parameters may be frozen, unfrozen, added and replaced between steps: DDP is then told of them anew. What DDP cannot
@@ -328,10 +329,10 @@ class DDPStrategy(TorchDistributedStrategy, compat.UnlistedDDPStrategy):
         """
         shared = False
         if isinstance(self.model, DistributedDataParallel):
-            compat.end_reducer(self.model)
+            compat_torch.end_reducer(self.model)
             shared = not new
         self.model = self.lightning_module
-        with compat.ddp_options(self, {"init_sync": False} if shared else {}):
+        with lightning_launching.ddp_options(self, {"init_sync": False} if shared else {}):
             self.configure_ddp()
         if self._clock is not None:
             self.time_communication(self._clock)
@@ -339,7 +340,7 @@ class DDPStrategy(TorchDistributedStrategy, compat.UnlistedDDPStrategy):
     def time_communication(self, clock: StepClock) -> None:
         self._clock = clock
         if isinstance(self.model, DistributedDataParallel):
-            compat.sample_exchanges(self.model, clock.every)
+            compat_torch.sample_exchanges(self.model, clock.every)
             clock.covers_gradients = True
         if self._averager is not None:
             self._averager.clock = clock
@@ -347,7 +348,7 @@ class DDPStrategy(TorchDistributedStrategy, compat.UnlistedDDPStrategy):
     def exchange_time(self) -> Communication | None:
         if not isinstance(self.model, DistributedDataParallel):
             return None
-        total, overlapped, computing = compat.exchange_time(self.model)
+        total, overlapped, computing = compat_torch.exchange_time(self.model)
         return Communication(total, overlapped, computing) if total else None
 
 

@@ -16,27 +16,29 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from itwinai import compat
-from itwinai.checkpoints.plugin import PortableCheckpointIO, selected_path
+from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO, selected_path
 from itwinai.checkpoints.sharded import SHARDED, ShardWriter, contents, is_sharded, read_content
+from itwinai.compat import deepspeed as compat_deepspeed
+from itwinai.compat import lightning_loops
 from itwinai.errors import ConfigurationError, require
 from itwinai.launchers.environment import WorkerKind
-from itwinai.measure.steps import StepClock
+from itwinai.profiling.step_timer import StepClock
 from itwinai.strategies.base import LocalProcesses, WorkerSource
 from itwinai.strategies.ddp import DEFAULT_TIMEOUT, TorchDistributedStrategy, as_timedelta
+from itwinai.strategies.registry import INSTALL
 from itwinai.strategies.zero_checks import check_optimizer, check_parameters, refuse_second_derivatives
+from itwinai.strategies.zero_comm_timer import TimedExchanges
+from itwinai.strategies.zero_gather import ShardedOptimizer, gather_weights, keeps_variables, whole_parameters
 from itwinai.strategies.zero_gradients import EnginePrecision, WholeGradients, hooks_on_gradients
 from itwinai.strategies.zero_module import Original
 from itwinai.strategies.zero_outputs import tolerant
-from itwinai.strategies.zero_shards import Shards
-from itwinai.strategies.zero_state import ShardedOptimizer, gather_weights, keeps_variables, whole_parameters
-from itwinai.strategies.zero_timing import TimedExchanges
+from itwinai.strategies.zero_sharded_checkpoint import Shards
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
-class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
+class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
     """Train with DeepSpeed, on CUDA or on the CPU with gloo.
 
     The module's own optimizer and scheduler are used. The caller owns the boundary of gradient accumulation, so that
@@ -83,7 +85,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         check_drift: bool = True,
         **kwargs: Any,
     ) -> None:
-        require("deepspeed", "Install it with `pip install 'itwinai[deepspeed]'`.", "The strategy 'deepspeed'")
+        require("deepspeed", f"Install it with `{INSTALL['deepspeed']}`.", "The strategy 'deepspeed'")
         if stage not in (0, 1, 2, 3):
             raise ConfigurationError(f"ZeRO has the stages 0, 1, 2 and 3; stage={stage!r} is none of them.")
         super().__init__(
@@ -132,7 +134,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
 
     def worker_imports(self) -> tuple[str, ...]:
         # Elsewhere DeepSpeed looks at the devices, and a process that has done so cannot be copied.
-        return compat.DEEPSPEED_MODULES if self._on_cpu() else ()
+        return compat_deepspeed.DEEPSPEED_MODULES if self._on_cpu() else ()
 
     def _on_cpu(self) -> bool:
         return not self.parallel_devices or self.parallel_devices[0].type == "cpu"
@@ -156,7 +158,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
                 f"DeepSpeed chose the accelerator '{get_accelerator().device_name()}' when it was imported, and this "
                 f"run is on '{wanted}'. Set the environment variable DS_ACCELERATOR={wanted}."
             )
-        compat.leave_out_shared_memory_operator()
+        compat_deepspeed.leave_out_shared_memory_operator()
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
     def describe_backend(self) -> str:
@@ -181,13 +183,13 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         self.precision_plugin = EnginePrecision(self.precision_plugin.precision, self._check_frozen)
         super().setup(trainer)
         if self.stage and self.optimizers:
-            compat.replace_zero_grad(self, self.precision_plugin.clear_gradients(self.model))
+            lightning_loops.replace_zero_grad(self, self.precision_plugin.clear_gradients(self.model))
         if self.sharded_checkpoints and trainer.state.fn == TrainerFn.FITTING:  # now, and not when hours are at stake
             self._shard_writer = ShardWriter(self.collective_timeout)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         output = super().training_step(*args, **kwargs)
-        compat.remove_manager_of_engine(output)
+        compat_deepspeed.remove_manager_of_engine(output)
         return output
 
     def make_engine(self, config: dict[str, Any], model: nn.Module, **options: Any) -> tuple[Any, ...]:
@@ -218,15 +220,15 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
             config = {**config, "gradient_clipping": 0.0}  # as in one process, the hooks clip
         # By default DeepSpeed takes the device's index for the local rank, and a CPU has none.
         arguments = argparse.Namespace(device_rank=self.local_rank)
-        with compat.making_engine([one for one in model.parameters() if not hasattr(one, "ds_id")]):
+        with compat_deepspeed.making_engine([one for one in model.parameters() if not hasattr(one, "ds_id")]):
             engine, engine_optimizer, _, _ = deepspeed.initialize(
                 args=arguments, config=config, model=model, dist_init_required=False, **options
             )
         if reasons:
             self._keep_gradients_whole(engine, list(trained.values()), reasons)
         if self.stage == 3:
-            compat.tolerate_outputs(model, tolerant)
-            compat.refuse_second_derivatives(model, refuse_second_derivatives)
+            compat_deepspeed.tolerate_outputs(model, tolerant)
+            compat_deepspeed.refuse_second_derivatives(model, refuse_second_derivatives)
         return engine, engine_optimizer
 
     def _precision_of_engine(self, config: dict[str, Any]) -> torch.dtype:
@@ -250,7 +252,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat.EngineMaker):
         precision, module = self.precision_plugin, self.lightning_module
         assert isinstance(precision, EnginePrecision) and module is not None
         named = ", ".join(reasons)
-        if self._precision_of_engine(self.config) == torch.float16 or not compat.keep_gradients_whole(engine):
+        if self._precision_of_engine(self.config) == torch.float16 or not compat_deepspeed.keep_gradients_whole(engine):
             raise ConfigurationError(
                 f"DeepSpeed does not support hooks on gradients ({named}) in stage {self.stage} with this precision: "
                 "until the step they are scaled, or accumulated elsewhere in another type. Take precision='bf16-mixed' "

@@ -7,7 +7,7 @@ import inspect
 import torch
 from torch import nn
 
-from itwinai import compat
+from itwinai.compat import torch as compat_torch
 from itwinai.errors import ConfigurationError
 
 ELSEWHERE = "Take the strategy 'ddp' or 'horovod'"
@@ -63,7 +63,7 @@ def check_parameters(module: nn.Module, stage: int, precision: torch.dtype) -> N
                 "'ddp'."
             )
     for name, submodule in module.named_modules():
-        if stage == 3 and (isinstance(submodule, torch.jit.ScriptModule) or compat.is_compiled(submodule)):
+        if stage == 3 and (isinstance(submodule, torch.jit.ScriptModule) or compat_torch.is_compiled(submodule)):
             kind = "scripted" if isinstance(submodule, torch.jit.ScriptModule) else "compiled"
             raise ConfigurationError(
                 f"DeepSpeed does not support the {kind} layer {name} in stage 3, which gathers parameters in hooks "

@@ -13,10 +13,12 @@ from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 
-from itwinai import compat
+from itwinai.compat import deepspeed as compat_deepspeed
+from itwinai.compat import lightning_loops, lightning_trainer
+from itwinai.compat import torch as compat_torch
 from itwinai.errors import ConfigurationError
 from itwinai.strategies.averaging import average_gradients
-from itwinai.strategies.zero_state import whole_parameters
+from itwinai.strategies.zero_gather import whole_parameters
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -30,7 +32,7 @@ def hooks_on_gradients(trainer: Trainer) -> list[str]:
     module = trainer.lightning_module
     found = [
         f"{type(owner).__name__}.{name}"
-        for owner in (module, *compat.callbacks(trainer))
+        for owner in (module, *lightning_trainer.callbacks(trainer))
         for name in (*HOOKS, *(("optimizer_step",) if owner is module else ()))
         if _is_of_user(getattr(owner, name, None))
     ]
@@ -99,9 +101,9 @@ class WholeGradients:
         return gradient if self._weighed else self.weigh(gradient)
 
     def _await_end(self, _: Tensor) -> None:
-        if compat.backward_pass() not in self._awaited:
-            self._awaited.add(compat.backward_pass())
-            compat.after_backward_pass(self._end)
+        if compat_torch.backward_pass() not in self._awaited:
+            self._awaited.add(compat_torch.backward_pass())
+            compat_torch.after_backward_pass(self._end)
 
     def _end(self) -> None:
         self._awaited.clear()
@@ -128,7 +130,7 @@ class WholeGradients:
 
     def hand_over(self) -> None:
         """Give the gradients to the engine, which steps next."""
-        compat.hand_over_gradients(self.engine)
+        compat_deepspeed.hand_over_gradients(self.engine)
 
     def clip(self, value: float, algorithm: GradClipAlgorithmType) -> None:
         """Clip the gradients, which are averaged."""
@@ -173,7 +175,7 @@ class EnginePrecision(DeepSpeedPrecision):
     def backward(self, tensor: Tensor, model: LightningModule, optimizer: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Propagate the loss back, by the module's own ``backward`` if it has one."""
         engine: Any = model.trainer.model
-        compat.begin_backward(engine.optimizer)
+        compat_deepspeed.begin_backward(engine.optimizer)
         if self.gradients is None:
             self._backward(engine, tensor, model, *args, **kwargs)
             return
@@ -188,7 +190,7 @@ class EnginePrecision(DeepSpeedPrecision):
             if not _is_of_user(model.backward):
                 engine.backward(tensor, *args, **kwargs)
                 return
-            with compat.counted_backward(engine):
+            with compat_deepspeed.counted_backward(engine):
                 model.backward(engine.scale(tensor), *args, **kwargs)
         except AssertionError as error:
             raise ConfigurationError(
@@ -222,7 +224,7 @@ class EnginePrecision(DeepSpeedPrecision):
         if self.gradients is not None:
             self.gradients.before_step()
         with self._hooks(model):
-            compat.call_before_step(self, model, optimizer)
+            lightning_loops.call_before_step(self, model, optimizer)
         if self.gradients is not None:
             self.gradients.hand_over()
         engine: Any = model.trainer.model
@@ -231,7 +233,7 @@ class EnginePrecision(DeepSpeedPrecision):
             stepped = engine.step(**kwargs)
         finally:
             self.stepping = False
-        compat.begin_accumulation(engine)
+        compat_deepspeed.begin_accumulation(engine)
         return stepped
 
     def clear_gradients(self, engine: Any) -> Callable[..., None]:
@@ -241,8 +243,8 @@ class EnginePrecision(DeepSpeedPrecision):
 
         def zero_grad(set_to_none: bool = True) -> None:
             if not self.stepping:
-                compat.begin_accumulation(engine)
-                for group in compat.parameters_of_groups(optimizer):
+                compat_deepspeed.begin_accumulation(engine)
+                for group in compat_deepspeed.parameters_of_groups(optimizer):
                     for parameter in group:
                         parameter.grad = None  # stage 3 fails on the CPU where there is one
             clear(set_to_none=set_to_none)

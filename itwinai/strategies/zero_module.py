@@ -7,8 +7,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from itwinai import compat
-from itwinai.strategies.zero_state import whole_parameter
+from itwinai.compat import deepspeed as compat_deepspeed
+from itwinai.strategies.zero_gather import whole_parameter
 
 
 class Original:
@@ -75,16 +75,16 @@ class Original:
             values: of the parameters. Those without one stay as they are, sharded or not.
         """
         for submodule in self.module.modules():
-            compat.remove_hooks_of_engine(submodule)
-            self._remove(submodule, self._attributes.get(id(submodule)), compat.is_attribute_of_engine)
+            compat_deepspeed.remove_hooks_of_engine(submodule)
+            self._remove(submodule, self._attributes.get(id(submodule)), compat_deepspeed.is_attribute_of_engine)
             # Not by attributes: a compiled layer passes those on to the layer inside.
             vars(submodule)["_parameters"] = dict(vars(submodule)["_parameters"])
         for parameter in self.module.parameters():
             if id(parameter) not in values:
                 continue
             before, _, stride = self._parameters.get(id(parameter), (None, None, None))
-            compat.remove_hooks_of_engine(parameter)
-            self._remove(parameter, before, compat.is_parameter_attribute_of_engine)
+            compat_deepspeed.remove_hooks_of_engine(parameter)
+            self._remove(parameter, before, compat_deepspeed.is_parameter_attribute_of_engine)
             parameter.grad = None
             parameter.data = _strided(values[id(parameter)], stride)
 

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from enum import Enum
 from typing import Any, Protocol
 
-from itwinai.trials.line import Address, Line, LineClosedError
+from itwinai.trials.channel import Address, Channel, ChannelClosedError
 
 
 class Decision(str, Enum):
@@ -46,7 +46,7 @@ class TrialSession(Protocol):
         """Say where the checkpoint is that `Decision.SAVE` has asked for, and wait for what the search says."""
 
 
-class LineSession:
+class RemoteSession:
     """A session whose other end is in another process.
 
     Args:
@@ -59,10 +59,10 @@ class LineSession:
         self.address = address
         self.folder = folder
         self.resume_path = resume_path
-        self._line: Line | None = None
+        self._channel: Channel | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_line": None}
+        return {**vars(self), "_channel": None}
 
     def report(
         self, number: int, metrics: Mapping[str, float], checkpoint: str, best: str, again: bool = False
@@ -76,12 +76,12 @@ class LineSession:
         return self._ask({"saved": checkpoint, "best": best})
 
     def _ask(self, message: dict[str, Any]) -> Decision:
-        if self._line is None:
-            self._line = Line.to(self.address)
+        if self._channel is None:
+            self._channel = Channel.to(self.address)
         try:
-            self._line.send(message)
-            answer = self._line.receive()
-        except LineClosedError:  # the search has ended, and this process will be ended too
+            self._channel.send(message)
+            answer = self._channel.receive()
+        except ChannelClosedError:  # the search has ended, and this process will be ended too
             return Decision.STOP
         assert answer is not None
         return Decision(answer["decision"])
@@ -112,6 +112,6 @@ def find_session() -> TrialSession | None:
     """
     if (session := _session.get()) is not None:
         return session
-    from itwinai.trials.ray_function import function_session
+    from itwinai.trials.ray_session import function_session
 
     return function_session()

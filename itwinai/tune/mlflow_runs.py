@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itwinai.errors import ConfigurationError, LoggerError, require
-from itwinai.facts.plain import plain
-from itwinai.facts.secrets import without_secrets
-from itwinai.loggers.mlflow_manners import VARIABLE, clean_output, quiet_database
-from itwinai.report.search.names import told
+from itwinai.loggers.mlflow_quiet import VARIABLE, clean_output, quiet_database
+from itwinai.reporting.formatting import value_text
+from itwinai.run_info.redaction import without_secrets
+from itwinai.run_info.serialization import plain
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-    from itwinai.tune.logger_kinds import Entry
+    from itwinai.tune.logger_config import Entry
 
 PARENT, SEARCH_ID, TRIAL = "mlflow.parentRunId", "itwinai.search_id", "itwinai.trial"
 """Names of tags; MLflow's pages look for the first one."""
@@ -33,7 +33,7 @@ _LONGEST_KEY, _LONGEST_VALUE, _BATCH = 250, 500, 100  # what MLflow takes at lea
 
 
 @dataclass(frozen=True)
-class Place:
+class MlflowLocation:
     """Where a logger's runs are.
 
     Attributes:
@@ -47,7 +47,7 @@ class Place:
     artifacts: str | None = None
 
 
-def place_of(entry: Entry, search: str, folder: Path, address: str = "") -> Place:
+def location_of(entry: Entry, search: str, folder: Path, address: str = "") -> MlflowLocation:
     """Return where the runs of an MLflow logger are.
 
     That is where the user has said; otherwise the server that the variable ``MLFLOW_TRACKING_URI`` names, or else one
@@ -71,7 +71,7 @@ def place_of(entry: Entry, search: str, folder: Path, address: str = "") -> Plac
         beside = (Path(address.removeprefix(_SQLITE)).parent / "mlartifacts").as_uri()
     else:
         beside = None
-    return Place(address, given.get("experiment_name") or search, given.get("artifact_location") or beside)
+    return MlflowLocation(address, given.get("experiment_name") or search, given.get("artifact_location") or beside)
 
 
 class Runs:
@@ -86,8 +86,8 @@ class Runs:
         ConfigurationError: the experiment was deleted.
     """
 
-    def __init__(self, place: Place) -> None:
-        from itwinai.loggers.mlflow_server import check_answers, is_server
+    def __init__(self, place: MlflowLocation) -> None:
+        from itwinai.loggers.mlflow_client import check_answers, is_server
 
         require("mlflow", "Install it with `pip install 'itwinai[mlflow]'`.", "The MLflow logger")
         self.place = place
@@ -195,7 +195,7 @@ class Runs:
         return str(found.experiment_id)
 
 
-def trial_run(place: Place, name: str, tags: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+def trial_run(place: MlflowLocation, name: str, tags: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
     """Return the id of the run that a trial logs to: the one that it has begun earlier, or a new one.
 
     What a run was made with cannot be changed in MLflow. A trial that has got other parameters since, in population
@@ -229,4 +229,4 @@ def as_key(name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return str(value) if isinstance(value, float) else told(value)
+    return str(value) if isinstance(value, float) else value_text(value)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from itwinai.files.documents import reading, versioned
-from itwinai.files.whole import write_whole
+from itwinai.io.atomic import write_whole
+from itwinai.io.versioned_json import reading, versioned
 from itwinai.trials.records import Objective, Range, Report, SearchRecord, TrialRecord
 
 VERSION = 1

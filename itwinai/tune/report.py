@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from itwinai.files.whole import write_whole
-from itwinai.report.page import page
-from itwinai.report.search.sections import search_sections
-from itwinai.report.words import count_text, origin
+from itwinai.io.atomic import write_whole
+from itwinai.reporting.formatting import count_text, origin
+from itwinai.reporting.html import page
+from itwinai.reporting.search.sections import search_sections
 from itwinai.trials.records import SearchRecord
 from itwinai.tune.importance import importances
 from itwinai.tune.settings import Settings
@@ -26,7 +26,6 @@ def write_report(record: SearchRecord, path: str | os.PathLike[str], best_config
         MissingPackageError: matplotlib is not installed.
         OSError: it could not be written; the old page is still there.
     """
-
     found = [importances(record, objective) for objective in record.objectives]
     sections = search_sections(record, found, best_config)
     settings = record.settings

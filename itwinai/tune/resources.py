@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from itwinai.errors import ConfigurationError, nearest
-from itwinai.report.words import count_text
-from itwinai.tune.words import amount_text, amounts_text
+from itwinai.reporting.formatting import count_text
+from itwinai.tune.formatting import amount_text, amounts_text
 
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory

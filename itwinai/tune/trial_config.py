@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from itwinai.config_paths import with_values
+from itwinai.config.paths import with_values
 from itwinai.tune.settings import Settings
 
 _CALLBACK = "itwinai.callbacks.TuneReportCallback"

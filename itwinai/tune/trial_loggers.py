@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from itwinai.errors import ConfigurationError
-from itwinai.facts.plain import plain
-from itwinai.facts.secrets import without_secrets
-from itwinai.loggers.names import LOGGERS
-from itwinai.tune.logger_kinds import Entry, entries_of
-from itwinai.tune.mlflow_runs import PARENT, SEARCH_ID, TRIAL, place_of, trial_run
+from itwinai.loggers.registry import LOGGERS
+from itwinai.run_info.redaction import without_secrets
+from itwinai.run_info.serialization import plain
+from itwinai.tune.logger_config import Entry, entries_of
+from itwinai.tune.mlflow_runs import PARENT, SEARCH_ID, TRIAL, location_of, trial_run
 
 
 @dataclass(frozen=True)
-class TrialRun:
+class TrialContext:
     """A trial, as its loggers need to know it.
 
     Attributes:
         search: name of the search.
-        search_id: tells searches of the same name apart, see `itwinai.tune.parent_run.search_id`.
+        search_id: tells searches of the same name apart, see `itwinai.tune.mlflow_parent_run.search_id`.
         search_folder: the folder of the search.
         trial: name of the trial, which never changes.
         folder: of the trial.
@@ -45,7 +45,7 @@ class TrialRun:
     next_step: int | None = None
 
 
-def logger_entries(given: Any, run: TrialRun) -> Any:
+def logger_entries(given: Any, run: TrialContext) -> Any:
     """Return the loggers of a config as one trial has them: in a common experiment, with a place of its own.
 
     A trial that is started again goes on in the place that it has: its run in MLflow and W&B, the files of its folder.
@@ -81,7 +81,7 @@ class TrialLoggers:
     Attributes:
         given: what the config has at ``trainer.logger``.
         search: name of the search.
-        search_id: see `itwinai.tune.parent_run.search_id`.
+        search_id: see `itwinai.tune.mlflow_parent_run.search_id`.
         search_folder: of the search.
         parent_run_id: run of the search in MLflow; None if it has none.
         tracking_uri: address of MLflow.
@@ -96,7 +96,7 @@ class TrialLoggers:
 
     def __call__(self, parameters: Mapping[str, Any], name: str, folder: str) -> Any:
         """Return what a trial has at ``trainer.logger``."""
-        run = TrialRun(
+        run = TrialContext(
             search=self.search,
             search_id=self.search_id,
             search_folder=Path(self.search_folder),
@@ -109,42 +109,42 @@ class TrialLoggers:
         return logger_entries(self.given, run)
 
 
-def _filled(entry: Entry, run: TrialRun) -> dict[str, Any]:
+def _filled(entry: Entry, run: TrialContext) -> dict[str, Any]:
     if entry.is_named:
         LOGGERS[entry.kind].check_installed()
     fill = _FILLERS.get(entry.kind)
     return entry.as_config() if fill is None else entry.with_arguments(**fill(entry, run)).as_config()
 
 
-def _csv(entry: Entry, run: TrialRun) -> dict[str, Any]:
+def _csv(entry: Entry, run: TrialContext) -> dict[str, Any]:
     place = _below_folder(entry, run)
     if "version" in entry.arguments:  # where it is fixed, lightning deletes what an earlier start has written
         place["name"] = f"{place['name']}/{entry.arguments['version']}"
     return {**place, "version": None}
 
 
-def _continued(entry: Entry, run: TrialRun) -> dict[str, Any]:
+def _continued(entry: Entry, run: TrialContext) -> dict[str, Any]:
     """Return arguments for a logger that goes on in a version that exists."""
     return {**_below_folder(entry, run), "version": entry.arguments.get("version", 0)}
 
 
-def _tensorboard(entry: Entry, run: TrialRun) -> dict[str, Any]:
+def _tensorboard(entry: Entry, run: TrialContext) -> dict[str, Any]:
     # TensorBoard leaves out what an earlier start has logged from this step on.
     repeated = {} if run.next_step is None else {"purge_step": run.next_step}
     return {**_continued(entry, run), **repeated}
 
 
-def _below_folder(entry: Entry, run: TrialRun) -> dict[str, Any]:
+def _below_folder(entry: Entry, run: TrialContext) -> dict[str, Any]:
     given = entry.arguments
     if "save_dir" not in given:
         return {"save_dir": str(run.folder), "name": given.get("name", entry.kind)}
     return {"name": "/".join(filter(None, [given.get("name"), run.search, run.trial]))}
 
 
-def _mlflow(entry: Entry, run: TrialRun) -> dict[str, Any]:
+def _mlflow(entry: Entry, run: TrialContext) -> dict[str, Any]:
     _refuse(entry, "run_id")
     given = entry.arguments
-    place = place_of(entry, run.search, run.search_folder, run.tracking_uri)
+    place = location_of(entry, run.search, run.search_folder, run.tracking_uri)
     tags = {**(given.get("tags") or {}), "itwinai.search": run.search, SEARCH_ID: run.search_id, TRIAL: run.trial}
     if run.parent_run_id is not None and place.address == run.tracking_uri:
         tags[PARENT] = run.parent_run_id
@@ -159,7 +159,7 @@ def _mlflow(entry: Entry, run: TrialRun) -> dict[str, Any]:
     }
 
 
-def _wandb(entry: Entry, run: TrialRun) -> dict[str, Any]:
+def _wandb(entry: Entry, run: TrialContext) -> dict[str, Any]:
     _refuse(entry, "id", "version")
     given = entry.arguments
     filled = {
@@ -177,7 +177,7 @@ def _wandb(entry: Entry, run: TrialRun) -> dict[str, Any]:
     return filled
 
 
-def _joined(given: str | None, run: TrialRun) -> str:
+def _joined(given: str | None, run: TrialContext) -> str:
     name = run.run_name or run.trial
     return f"{given} {name}" if given else name
 
@@ -206,7 +206,7 @@ def _nested(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-_FILLERS: dict[str, Callable[[Entry, TrialRun], dict[str, Any]]] = {
+_FILLERS: dict[str, Callable[[Entry, TrialContext], dict[str, Any]]] = {
     "csv": _csv,
     "jsonl": _continued,
     "provenance": _continued,

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from itwinai.facts.plain import plain
-from itwinai.facts.secrets import HIDDEN, without_secrets
-from itwinai.report.search.names import short_names
+from itwinai.reporting.formatting import short_names
+from itwinai.run_info.redaction import HIDDEN, without_secrets
+from itwinai.run_info.serialization import plain
 
 LONGEST = 80
 """Most characters of a name: file systems take 255, people and tables fewer."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from itwinai.config_source import check_config_files
+from itwinai.config.source import check_config_files
 from itwinai.errors import ConfigurationError, require
 from itwinai.launchers.environment import environment_variables
 from itwinai.launchers.ray_slurm import agree_on_token, allocated_nodes, ray_over
@@ -19,7 +19,7 @@ from itwinai.tune.settings import Settings
 
 if TYPE_CHECKING:
     from itwinai.trials.records import SearchRecord, TrialRecord
-    from itwinai.tune.subjects import Subject
+    from itwinai.tune.search_target import SearchTarget
 
 _INSTALL = "Install it with `pip install 'itwinai[tune]'`."
 
@@ -150,13 +150,13 @@ class Tuner:
             contexts.enter_context(_importing_from(os.getcwd()))
             connected = contexts.enter_context(_ray(self.address, self.settings))
             subject = self._subject()
-            from itwinai.tune.running import Running
+            from itwinai.tune.search_runner import Running
 
             connected()
             return Running(self.settings, subject, nursery, resume, self.quiet).run()
 
-    def _subject(self) -> Subject:
-        from itwinai.tune.subjects import ConfiguredSubject, FunctionSubject
+    def _subject(self) -> SearchTarget:
+        from itwinai.tune.search_target import ConfiguredSubject, FunctionSubject
 
         if self._function is not None:
             return FunctionSubject(self._function, self.settings)
@@ -213,13 +213,13 @@ def _check_folder(folder: Path, resume: bool) -> None:
 @contextmanager
 def _nursery() -> Iterator[str | None]:
     """Begin to import what trials need, in a process that they are forked off; yield the path of its socket."""
-    from itwinai.launchers.template import Nursery, can_fork
-    from itwinai.tune.order import MODULES
+    from itwinai.launchers.fork_server import ForkServer, can_fork
+    from itwinai.tune.trial_spec import MODULES
 
     if not can_fork():
         yield None
         return
-    nursery = Nursery(MODULES)
+    nursery = ForkServer(MODULES)
     try:
         yield nursery.path
     finally:
@@ -257,7 +257,7 @@ def _ray(address: str | None, settings: Settings) -> Iterator[Callable[[], None]
 @contextmanager
 def _connected(address: str | None, settings: Settings) -> Iterator[Callable[[], None]]:
     """Begin to connect to a cluster, or to start Ray here; yield what waits until it is there."""
-    from itwinai.launchers.ray_start import StartingRay
+    from itwinai.launchers.ray_init import StartingRay
 
     # Workers may share cores, as local processes may, unless it is said how many each needs.
     cpus = 1 if "CPU" in settings.resources_per_worker else settings.workers_per_trial

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from itwinai.benchmark.comparison.differences import ComparedCell
-from itwinai.benchmark.comparison.telling import (
+from itwinai.benchmark.comparison.compare import ComparedCell
+from itwinai.benchmark.comparison.compare_report import (
     Comparison,
     compare,
     comparison_sections,

@@ -24,7 +24,7 @@ from itwinai.benchmark.statistics.summary import summarize
 from tests.benchmark.examples import changed, failing, interrupted, rich, slowed_baseline, two_precisions
 from tests.benchmark.pages import Page
 from tests.benchmark.synthetic import Line, amdahl, communication, synthetic_record
-from tests.report.test_pictures import texts
+from tests.reporting.test_plotting import texts
 
 SECTIONS = (
     "In words",

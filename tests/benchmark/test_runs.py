@@ -14,7 +14,7 @@ import pytest
 
 from itwinai.benchmark.record_file import RECORDS, read_record
 from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Measurement
-from itwinai.launchers.cores import available_cores
+from itwinai.launchers.cpu_affinity import available_cores
 from tests.conftest import RunCommand, python, start_script, wait_for_no_workers
 
 CONFIG = """\

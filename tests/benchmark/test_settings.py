@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from itwinai.benchmark import running
+from itwinai.benchmark import runner
 from itwinai.benchmark.records import SINGLE, Cell
 from itwinai.benchmark.runs import progress
-from itwinai.benchmark.runs.order import interleaved
 from itwinai.benchmark.runs.progress import plan_text
 from itwinai.benchmark.runs.run_config import RunConfigs, most_on_a_node, spread_over_nodes
+from itwinai.benchmark.runs.schedule import interleaved
 from itwinai.benchmark.settings import Settings, cells_of
 from itwinai.errors import ConfigurationError
 
@@ -136,13 +136,13 @@ def test_threads_are_the_same_in_all_cells(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / running.ASKED).write_text('{"threads": 7}')
-    monkeypatch.setattr(running, "available_cores", lambda: 8)
+    (tmp_path / runner.ASKED).write_text('{"threads": 7}')
+    monkeypatch.setattr(runner, "available_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     config = {**CONFIG, "trainer": {**CONFIG["trainer"], **trainer}}
-    benchmark = running.Benchmark(settings(**given), config, tmp_path, "b", slurm=slurm)
+    benchmark = runner.Benchmark(settings(**given), config, tmp_path, "b", slurm=slurm)
     assert benchmark.threads(resume) == expected
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from prov.model import ProvDocument
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from itwinai.measure.steps import Phase
+from itwinai.profiling.step_timer import Phase
 from tests.support import wandb_files, watched
 from tests.support.mlflow_server import Server
 from tests.support.watched import BATCH, EPOCHS, SECRET, SLOWER, STEPS, Watched

@@ -13,8 +13,8 @@ import pytest
 from torch import Tensor
 
 from itwinai.callbacks import ModelCheckpoint
-from itwinai.checkpoints import file, sharded
-from itwinai.checkpoints.find import newest_valid
+from itwinai.checkpoints import portable_file, sharded
+from itwinai.checkpoints.discovery import newest_valid
 from itwinai.errors import CheckpointError, DamagedCheckpointError
 from itwinai.strategies import DeepSpeedStrategy
 from tests.support.cases import Regression, loader, make_trainer, relative_difference
@@ -113,7 +113,7 @@ def test_training_goes_on_meanwhile(tmp_path: Path) -> None:
 class FullDisk(L.Callback):
     """The disk of a worker is full at some saves, each time at another point."""
 
-    FAILURES = {10: (1, os, "fsync"), 15: (1, sharded, "_flushed_hash"), 20: (0, file, "write")}
+    FAILURES = {10: (1, os, "fsync"), 15: (1, sharded, "_flushed_hash"), 20: (0, portable_file, "write")}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = 0

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from itwinai.checkpoints.find import newest_valid
+from itwinai.checkpoints.discovery import newest_valid
 from itwinai.errors import WorkerError
 from tests.conftest import RunCommand, assert_no_process_left, python, start_script, wait_for_files
 from tests.support.cases import SAMPLES, relative_difference

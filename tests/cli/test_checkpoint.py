@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from itwinai.checkpoints import file
+from itwinai.checkpoints import portable_file
 from itwinai.cli.main import main
 from tests.support.cases import Regression, loader, make_trainer
 
@@ -96,7 +96,7 @@ def test_to_and_from_an_engines_folder(folder: Path, tmp_path: Path, capsys: pyt
     assert main(["checkpoint", "convert", str(there), str(back)]) == 1
     assert "If you trust it, say --unsafe" in capsys.readouterr().err
     assert main(["checkpoint", "convert", "--unsafe", str(there), str(back)]) == 0
-    weights = file.read(back)["state_dict"]
+    weights = portable_file.read(back)["state_dict"]
     assert all(torch.equal(weights[name], value) for name, value in expected(folder).items())
 
 

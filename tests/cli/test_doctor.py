@@ -18,8 +18,7 @@ import torch
 
 import itwinai
 from itwinai.cli import doctor
-from itwinai.cli.doctor.child import Child, Outcome
-from itwinai.cli.doctor.probe import Measured, measure_all_reduce, weight_difference
+from itwinai.cli.doctor.child_process import Child, Outcome
 from itwinai.cli.doctor.report import (
     format_end,
     format_header,
@@ -28,7 +27,8 @@ from itwinai.cli.doctor.report import (
     format_trial,
     name_width,
 )
-from itwinai.cli.doctor.trial import Trial, judge, last_lines, without_launcher
+from itwinai.cli.doctor.strategy_check import Trial, judge, last_lines, without_launcher
+from itwinai.cli.doctor.strategy_check_worker import Measured, measure_all_reduce, weight_difference
 
 REPOSITORY = Path(itwinai.__file__).parents[1]
 COMMAND = [sys.executable, "-m", "itwinai.cli.main", "doctor"]
@@ -214,7 +214,7 @@ def test_crashed_child_is_told_from_one_without_a_result(tmp_path: Path) -> None
     outcomes = {}
     for name, last in {"crash": "os.kill(os.getpid(), signal.SIGSEGV)", "exit": "os._exit(3)", "end": "pass"}.items():
         with Child([sys.executable, "-c", code.format(last)], tmp_path) as child:
-            outcomes[name] = child.wait(60, lambda: None)
+            outcomes[name] = child.outcome(60, lambda: None)
     problems = {name: outcome.problem for name, outcome in outcomes.items()}
     assert problems == {
         "crash": "killed by SIGSEGV",

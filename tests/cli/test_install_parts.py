@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from itwinai.cli.install import packages
+from itwinai.cli.install.build_errors import first_errors
 from itwinai.cli.install.cuda import builds_for_gpus, find_cuda_home, find_nccl
 from itwinai.cli.install.environment import build_environment, build_jobs, wrapper_script
-from itwinai.cli.install.failure import first_errors
 from itwinai.cli.install.packages import check_python_packages
 from itwinai.cli.install.plan import Plan, TorchInfo, build_options, cache_key, default_cache_dir
 from itwinai.cli.install.prerequisites import check_prerequisites

@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 
+from itwinai.cli.fit import ray_workers
 from itwinai.cli.main import main, misplaced_command, unknown_command, usage
-from itwinai.cli.run import ray_workers
-from itwinai.compat import parser_arguments
-from itwinai.config_source import expand_short_flags
-from itwinai.configured import PREDICTIONS_LOST, parsed
+from itwinai.compat.jsonargparse import parser_arguments
+from itwinai.config.lightning_cli import PREDICTIONS_LOST, parsed
+from itwinai.config.source import expand_short_flags
 from tests.conftest import REPOSITORY, RunCommand, python
 
 DIGITS = REPOSITORY / "examples" / "digits"

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from itwinai import compat
-from itwinai.data.random_states import pack_random_states, unpack_random_states
+from itwinai.compat import lightning_trainer
 from itwinai.data.rank_streams import RankSeed, RankStreams, SharedIterator, seed_generators, seed_of_rank
+from itwinai.data.rng_state import pack_random_states, unpack_random_states
 from tests.data.test_samplers import draw, random_states, seeded
 
 
@@ -71,12 +71,12 @@ def test_nothing_is_exchanged_before_training() -> None:
 
 def test_seed_follows_from_every_generator_and_survives_a_checkpoint() -> None:
     with random_states(seeded(4)):
-        states = compat.collect_rng_states(include_cuda=False)
+        states = lightning_trainer.collect_rng_states(include_cuda=False)
         seed = seed_of_rank(states, 1)
         assert seed_of_rank(unpack_random_states(pack_random_states()), 1) == seed != seed_of_rank(states, 2)
         for drawing in (lambda: torch.rand(()), random.random, np.random.rand):
             drawing()
-            changed = seed_of_rank(compat.collect_rng_states(include_cuda=False), 1)
+            changed = seed_of_rank(lightning_trainer.collect_rng_states(include_cuda=False), 1)
             assert changed != seed
             seed = changed
 
@@ -127,7 +127,7 @@ def test_states_of_a_checkpoint_begin_the_stream_again() -> None:
         streams = RankStreams(0, 2, lambda own: own)
         shared = SharedIterator(lambda: iter(Draws()), streams)
         next(shared)
-        compat.set_rng_states(seeded(9))
+        lightning_trainer.set_rng_states(seeded(9))
         streams.restarts += 1
         drawn = next(shared)
     with random_states(seeded(9)):

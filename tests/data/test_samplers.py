@@ -27,10 +27,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from itwinai import compat
+from itwinai.compat import lightning_trainer
 from itwinai.data.samplers import (
-    DealtBatchSampler,
-    DealtSampler,
+    DistributedBatchSampler,
+    DistributedIndexSampler,
     OwnPartBatchSampler,
     divides_itself,
     fingerprint,
@@ -140,18 +140,18 @@ SHUFFLED = sorted(set(ORDERS) - {"sequential"})
 @contextmanager
 def random_states(states: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Run in other random states; the dictionary then holds those in which the block ended."""
-    outer = compat.collect_rng_states(include_cuda=False)
-    compat.set_rng_states(states)
+    outer = lightning_trainer.collect_rng_states(include_cuda=False)
+    lightning_trainer.set_rng_states(states)
     try:
         yield states
     finally:
-        states.update(compat.collect_rng_states(include_cuda=False))
-        compat.set_rng_states(outer)
+        states.update(lightning_trainer.collect_rng_states(include_cuda=False))
+        lightning_trainer.set_rng_states(outer)
 
 
 def seeded(seed: int) -> dict[str, Any]:
     """Return the random states of a process that seeded all its generators."""
-    with random_states(compat.collect_rng_states(include_cuda=False)) as states:
+    with random_states(lightning_trainer.collect_rng_states(include_cuda=False)) as states:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
@@ -211,7 +211,7 @@ def workers_of(batches: Callable[[], Iterable[Batch]], world_size: int, **option
     """Deal the batches of a batch sampler; unless told otherwise, as for training."""
     group = {name: options.pop(name) for name in ("seed", "same_seed") if name in options}
     options = {"split": False, "lockstep": True, "lend": False, **options}
-    return Workers(lambda **place: DealtBatchSampler(batches(), **place, **options), world_size, **group)
+    return Workers(lambda **place: DistributedBatchSampler(batches(), **place, **options), world_size, **group)
 
 
 def one_process(order: str, size: int, seed: int, batch_size: int, drop_last: bool = False) -> list[Batch]:
@@ -681,7 +681,9 @@ def test_samplers_without_batches_are_dealt_out_in_turn(
     order: str, size: int, world_size: int, lockstep: bool, lend: bool, seed: int
 ) -> None:
     workers = Workers(
-        lambda **place: DealtSampler(ORDERS[order](size), **place, lockstep=lockstep, lend=lend), world_size, seed
+        lambda **place: DistributedIndexSampler(ORDERS[order](size), **place, lockstep=lockstep, lend=lend),
+        world_size,
+        seed,
     )
     dealt = workers.iterate()
     samples = list(itertools.chain(*one_process(order, size, seed, 1)))
@@ -699,14 +701,17 @@ def test_samplers_without_batches_are_dealt_out_in_turn(
 def test_samplers_without_batches_weigh_every_sample_alike() -> None:
     """Seven samples for four workers: in the second step one of them has none of its own."""
     workers = Workers(
-        lambda **place: DealtSampler(SequentialSampler(range(7)), **place, lockstep=True, lend=False), world_size=4
+        lambda **place: DistributedIndexSampler(SequentialSampler(range(7)), **place, lockstep=True, lend=False),
+        world_size=4,
     )
     last = [(indices[-1], dealt.weight_of(1)) for indices, dealt in zip(workers.iterate(), workers.dealt, strict=True)]
     assert sum(index * weight for index, weight in last) / 4 == pytest.approx((4 + 5 + 6) / 3)
 
 
 def test_samplers_without_batches_pass_the_epoch_on() -> None:
-    workers = Workers(lambda **place: DealtSampler(EpochSampler(8), **place, lockstep=True, lend=False), world_size=2)
+    workers = Workers(
+        lambda **place: DistributedIndexSampler(EpochSampler(8), **place, lockstep=True, lend=False), world_size=2
+    )
     for epoch in (0, 3):
         workers.set_epoch(epoch)
         assert [i for step in zip(*workers.iterate(), strict=True) for i in step] == random.Random(epoch).sample(
@@ -758,7 +763,7 @@ def test_evaluation_draws_ahead_only_where_the_last_batch_has_to_borrow(size: in
     workers = workers_of(lambda: BatchSampler(SequentialSampler(range(size)), 2, False), 2, lend=True)
     asked = [0, 0]
 
-    def counting(dealt: DealtBatchSampler) -> None:
+    def counting(dealt: DistributedBatchSampler) -> None:
         batches = dealt.batches
 
         def count() -> Iterator[Batch]:
@@ -882,7 +887,7 @@ def test_sampler_that_knows_its_rank_is_found_by_what_it_draws(knows: bool, wrap
         with random_states(seeded(rank)) as own:
             before = next_numbers(own)
             found = divides_itself(sampler, None, lambda _: states, gather)
-            assert next_numbers(compat.collect_rng_states(include_cuda=False)) == before
+            assert next_numbers(lightning_trainer.collect_rng_states(include_cuda=False)) == before
         return found
 
     assert Group(2).run(ask) == [knows, knows]
@@ -924,7 +929,7 @@ def test_orders_that_differ_between_ranks_are_an_error_where_they_were_not_expec
     def iterate(rank: int, gather: Callable[[Any], list[Any]]) -> list[Batch]:
         batches = ([index] for index in range(rank, 8, 2))
         options: dict[str, Any] = {"split": False, "lockstep": True, "lend": False, "gather": gather}
-        return list(DealtBatchSampler(batches, 2, rank, broadcast=lambda own: own, **options))
+        return list(DistributedBatchSampler(batches, 2, rank, broadcast=lambda own: own, **options))
 
     with pytest.raises(ConfigurationError, match="another order on rank 1 than on rank 0"):
         Group(2).run(iterate)

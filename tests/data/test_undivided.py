@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from itwinai.data.undivided import Turns, content_print
+from itwinai.data.undivided_loader import Turns, content_print
 
 
 def taken(parts: list[list[Any]]) -> list[list[Any]]:

@@ -10,8 +10,8 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from itwinai import compat
-from itwinai.data.samplers import DealtBatchSampler
+from itwinai.compat import lightning_dataloaders
+from itwinai.data.samplers import DistributedBatchSampler
 from itwinai.data.weights import StepWeights, check_drawn, sampler_of
 from itwinai.errors import ConfigurationError
 
@@ -19,8 +19,8 @@ from itwinai.errors import ConfigurationError
 def dealt(number: int, rank: int = 0) -> DataLoader:
     """Return the loader of one of two workers, with global batches of 4."""
     options: dict[str, Any] = {"split": False, "lockstep": True, "lend": False, "broadcast": lambda own: own}
-    sampler = DealtBatchSampler(BatchSampler(SequentialSampler(range(number)), 2, False), 2, rank, **options)
-    return compat.with_sampler(DataLoader(range(number), 2), sampler, RunningStage.TRAINING)  # type: ignore[arg-type]
+    sampler = DistributedBatchSampler(BatchSampler(SequentialSampler(range(number)), 2, False), 2, rank, **options)
+    return lightning_dataloaders.with_sampler(DataLoader(range(number), 2), sampler, RunningStage.TRAINING)  # type: ignore[arg-type]
 
 
 def trainer_of(combined: CombinedLoader) -> Any:

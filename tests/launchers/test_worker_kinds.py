@@ -252,7 +252,7 @@ def test_modules_beside_the_data_are_not_imported(tmp_path: Path, monkeypatch: p
 
 def test_a_template_that_never_forked_a_worker_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no process to be killed then, and above all not this one."""
-    monkeypatch.setattr("itwinai.launchers.template.python_that_runs", lambda module: [sys.executable, "-c", "1/0"])
+    monkeypatch.setattr("itwinai.launchers.fork_server.python_that_runs", lambda module: [sys.executable, "-c", "1/0"])
     with pytest.raises(WorkerError, match="ended with exit code 1"):
         make_trainer("ddp", 2, launcher="payload").fit(Regression(), loader(4))
 

@@ -25,10 +25,10 @@ from lightning.pytorch.loggers import MLFlowLogger as LightningMLFlowLogger
 from torch import Tensor
 
 from itwinai.callbacks import ModelCheckpoint
-from itwinai.loggers import delivery, mlflow
+from itwinai.loggers import async_queue, mlflow
+from itwinai.loggers.adapters.files import hand_over, within
 from itwinai.loggers.mlflow import LoggerError, MLFlowLogger, resend
-from itwinai.loggers.mlflow_server import AwayError, Point, send, write_unsent
-from itwinai.loggers.sinks.files import hand_over, within
+from itwinai.loggers.mlflow_client import AwayError, Point, send, write_unsent
 from tests.support.cases import Regression, loader, make_trainer
 from tests.support.mlflow_server import Server, free_port
 
@@ -181,9 +181,9 @@ def outage(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     hasty = MLFlowLogger("outage", tracking_uri=with_login, save_dir=str(folder), flush_timeout=2)
     messages = Messages()
     with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning) as warned:
-        for module in (delivery, mlflow):
+        for module in (async_queue, mlflow):
             patch.setattr(module, "LONGEST_PAUSE", 1.0)
-        delivery.log.addHandler(messages)
+        async_queue.log.addHandler(messages)
         for logger in (patient, ending, hasty):
             log_half(logger, 0)
             assert logger.flush()
@@ -199,7 +199,7 @@ def outage(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         ending.finalize()
         starting.join()
         arrived = patient.flush(60)
-        delivery.log.removeHandler(messages)
+        async_queue.log.removeHandler(messages)
     patient.finalize()
     (file,) = folder.glob("*.jsonl")
     yield Outage(patient, ending, hasty, arrived, messages.texts, [str(warning.message) for warning in warned], file)

@@ -23,11 +23,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from itwinai import ItwinaiTrainer
 from itwinai.callbacks import ModelCheckpoint
-from itwinai.checkpoints.file import read_manifest
+from itwinai.checkpoints.portable_file import read_manifest
 from itwinai.errors import ConfigurationError
-from itwinai.facts.code import Code
-from itwinai.facts.run import collect_facts
 from itwinai.loggers import ProvenanceLogger
+from itwinai.run_info.git import Code
+from itwinai.run_info.run import collect_facts
 from tests.conftest import start_script
 from tests.support.cases import Regression, loader, make_trainer
 

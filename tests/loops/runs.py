@@ -37,8 +37,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import MeanMetric
 
-from itwinai.checkpoints.content import KEY
-from itwinai.measure.steps import StepClock
+from itwinai.checkpoints.state import KEY
+from itwinai.profiling.step_timer import StepClock
 from tests.loops.freezing import bits, freeze
 from tests.loops.scenarios import CALLBACK_HOOKS, Log, Scenario, Scheduler
 

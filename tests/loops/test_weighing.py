@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from itwinai import compat
-from itwinai.data.random_states import plain_random_states
+from itwinai.compat import lightning_trainer
 from itwinai.data.rank_streams import seed_generators, seed_of_rank
-from itwinai.loops.exchange import Entry, exchange, reduce_column
-from itwinai.loops.resuming import go_on_drawing
+from itwinai.data.rng_state import plain_random_states
+from itwinai.loops.metric_sync import Entry, exchange, reduce_column
+from itwinai.loops.resume import go_on_drawing
 from tests.data.test_samplers import draw, random_states, seeded
 
 
@@ -78,4 +78,4 @@ def test_ranks_that_a_checkpoint_does_not_know_begin_where_rank_0_goes_on() -> N
         seed_generators(seed_of_rank(saved[0], 3))
         assert draw() == drawn[3]
     assert len(set(drawn)) == 4
-    assert compat.collect_rng_states(include_cuda=False).keys() >= {"torch", "python"}
+    assert lightning_trainer.collect_rng_states(include_cuda=False).keys() >= {"torch", "python"}

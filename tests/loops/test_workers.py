@@ -23,12 +23,12 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from itwinai import compat
 from itwinai.callbacks import TimedProgressBar
+from itwinai.compat import lightning_signals
 from itwinai.errors import LoggedKeysError
-from itwinai.loops import missing
-from itwinai.loops.stopping import StopAgreement
-from itwinai.loops.watching import Watch
+from itwinai.loops import desync_detection
+from itwinai.loops.coordinated_stop import StopAgreement
+from itwinai.loops.store_monitor import Watch
 from tests.conftest import RunCommand, assert_no_process_left, python, start_script, wait_for_files
 from tests.loops import scenarios as drawn
 from tests.loops.scenarios import Log, Scenario, scenarios
@@ -181,7 +181,7 @@ class OtherKeys(Regression):
         self.hook = hook
 
     def setup(self, stage: str) -> None:
-        missing.PATIENCE = missing.CERTAINTY = 0.5
+        desync_detection.PATIENCE = desync_detection.CERTAINTY = 0.5
 
     def extra(self, hook: str, **options: Any) -> None:
         if self.hook == hook and self.global_rank == 1:
@@ -253,7 +253,7 @@ class StoppedByAnother(Callback):
     """Knows that the run is to stop before the signal has come to this process."""
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        compat.signal_connector(trainer).received_sigterm = trainer.global_step == 3
+        lightning_signals.signal_connector(trainer).received_sigterm = trainer.global_step == 3
 
 
 @pytest.mark.parametrize(("is_worker", "stopped"), [(True, True), (True, False), (False, True)])
@@ -262,7 +262,7 @@ def test_signal_that_comes_after_the_end(is_worker: bool, stopped: bool) -> None
     before = signal.getsignal(signal.SIGTERM)
     trainer = make_trainer("auto", 1, max_epochs=1, callbacks=[StoppedByAnother()] if stopped else [])
     if is_worker:
-        compat.expect_late_signals(trainer)
+        lightning_signals.expect_late_signals(trainer)
     try:
         with pytest.raises(SIGTERMException) if stopped else nullcontext():
             trainer.fit(Regression(), loader(4))

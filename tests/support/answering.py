@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from itwinai.trials.line import Exchange
-from itwinai.trials.session import Decision, LineSession
+from itwinai.trials.channel import ChannelServer
+from itwinai.trials.session import Decision, RemoteSession
 
 
 @dataclass
 class Answering:
     """What a trial has said, and its session."""
 
-    session: LineSession
+    session: RemoteSession
     messages: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -28,16 +28,16 @@ class Answering:
 @contextmanager
 def answering(folder: str, decisions: Sequence[Decision] = (), resume_path: str | None = None) -> Iterator[Answering]:
     """Answer what a trial says, first with these decisions, then that it goes on."""
-    exchange = Exchange()
-    answered = Answering(LineSession(exchange.address, folder, resume_path))
+    server = ChannelServer()
+    answered = Answering(RemoteSession(server.address, folder, resume_path))
     left = list(decisions)
     over = threading.Event()
 
     def answer() -> None:
         while not over.is_set():
-            if (message := exchange.receive(0.05)) is not None:
+            if (message := server.receive(0.05)) is not None:
                 answered.messages.append(message)
-                exchange.reply({"decision": (left.pop(0) if left else Decision.GO_ON).value})
+                server.reply({"decision": (left.pop(0) if left else Decision.GO_ON).value})
 
     thread = threading.Thread(target=answer)
     thread.start()
@@ -46,4 +46,4 @@ def answering(folder: str, decisions: Sequence[Decision] = (), resume_path: str 
     finally:
         over.set()
         thread.join()
-        exchange.close()
+        server.close()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
 
-from itwinai.callbacks.monitoring import SystemMonitor
-from tests.callbacks.test_monitoring import Busy
+from itwinai.callbacks.system_monitor import SystemMonitor
+from tests.callbacks.test_system_monitor import Busy
 from tests.support.cases import loader, make_trainer
 
 folder = Path(sys.argv[1])

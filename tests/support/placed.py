@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from itwinai.errors import ResourceError
-from itwinai.tune.plan import make_plan
+from itwinai.tune.resource_plan import make_plan
 from itwinai.tune.resources import TrialResources, cluster_nodes
 
 folder = Path(sys.argv[1])

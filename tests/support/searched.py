@@ -15,7 +15,7 @@ from ray.tune.result import RESULT_DUPLICATE
 from ray.tune.stopper import Stopper
 
 from itwinai.trials.records import Objective
-from itwinai.tune.course import SearchCourse
+from itwinai.tune.search_recorder import SearchCourse
 
 # No files of Ray's loggers and no output of its own. Set by who runs these trials, not by who imports this file.
 QUIET = {

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from itwinai.trials.records import Objective, Report, SearchRecord, TrialRecord
-from itwinai.tune.live import SearchView
+from itwinai.tune.progress_display import SearchView
 
 LOSS = Objective("val_loss", "min")
 PATHS = ("model.init_args.lr", "model.init_args.channels", "data.init_args.batch_size")

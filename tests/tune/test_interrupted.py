@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from itwinai.configured import command_line
-from itwinai.tune.course_file import read_search
+from itwinai.config.lightning_cli import command_line
+from itwinai.tune.search_journal import read_search
 from tests.conftest import assert_no_process_left, start_script, wait_for_no_workers
 
 EPOCHS = 4

@@ -20,9 +20,9 @@ from torch import Tensor
 from itwinai import ItwinaiTrainer
 from itwinai.errors import ConfigurationError
 from itwinai.loggers.jsonl import read_records
-from itwinai.loggers.names import EXPERIMENT, LOGGERS
-from itwinai.tune.parent_run import ParentRun, open_parent_run, search_id
-from itwinai.tune.trial_loggers import TrialRun, logger_entries
+from itwinai.loggers.registry import EXPERIMENT, LOGGERS
+from itwinai.tune.mlflow_parent_run import ParentRun, open_parent_run, search_id
+from itwinai.tune.trial_loggers import TrialContext, logger_entries
 from itwinai.tune.trial_names import trial_name
 from tests.support import wandb_files
 from tests.support.cases import Regression, loader
@@ -64,10 +64,10 @@ class Search:
 
     folder: Path
     parent: ParentRun
-    trials: tuple[TrialRun, TrialRun]
+    trials: tuple[TrialContext, TrialContext]
 
 
-def train(run: TrialRun, epochs: int, checkpoint: Path | None = None) -> None:
+def train(run: TrialContext, epochs: int, checkpoint: Path | None = None) -> None:
     """Run a trial as the command line does."""
     trainer = {
         "logger": logger_entries(",".join(LOGGERS), run),
@@ -106,10 +106,10 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Search]:
     yield Search(folder, parent, (first, second))
 
 
-def a_run(folder: Path, number: int = 0, lr: float = 0.05, parent: ParentRun | None = None) -> TrialRun:
+def a_run(folder: Path, number: int = 0, lr: float = 0.05, parent: ParentRun | None = None) -> TrialContext:
     parameters = {LR: lr, "data.init_args.api_key": SECRET}
     name = trial_name(number, parameters)
-    return TrialRun(
+    return TrialContext(
         search="digits",
         search_id=search_id(folder),
         search_folder=folder,
@@ -199,7 +199,7 @@ def test_tensorboard_shows_each_step_once(search: Search) -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> TrialRun:
+def run(tmp_path: Path) -> TrialContext:
     return a_run(tmp_path)
 
 
@@ -235,7 +235,7 @@ OWN = f"{__name__}.OwnCSVLogger"
     ],
 )
 def test_what_the_user_gave_stays_and_what_is_one_place_for_all_gets_the_trial(
-    class_path: str, given: dict[str, Any], expected: dict[str, Any], run: TrialRun
+    class_path: str, given: dict[str, Any], expected: dict[str, Any], run: TrialContext
 ) -> None:
     before = {"class_path": class_path, "init_args": given}
     kept = json.dumps(before)
@@ -247,7 +247,7 @@ def test_what_the_user_gave_stays_and_what_is_one_place_for_all_gets_the_trial(
     assert json.dumps(before) == kept
 
 
-def test_short_paths_are_those_of_lightning(run: TrialRun) -> None:
+def test_short_paths_are_those_of_lightning(run: TrialContext) -> None:
     """By its name alone a class could not be told from one of ours any more, once that is imported."""
     entries = logger_entries(["CSVLogger", {"class_path": "JSONLLogger"}, {"class_path": "Unknown"}], run)
     assert [entry["class_path"] for entry in entries] == [
@@ -257,7 +257,7 @@ def test_short_paths_are_those_of_lightning(run: TrialRun) -> None:
     ]
 
 
-def test_wandb_class_keeps_what_the_user_gave(run: TrialRun) -> None:
+def test_wandb_class_keeps_what_the_user_gave(run: TrialContext) -> None:
     given = {"project": "mine", "name": "net", "config": {"seed": 1}, "offline": True, "save_dir": "logs"}
     entry = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": given}
     filled = logger_entries({**entry, "dict_kwargs": {"group": "g", "notes": "n"}}, run)
@@ -274,7 +274,7 @@ def test_wandb_class_keeps_what_the_user_gave(run: TrialRun) -> None:
     assert args["id"] == ids[0] != ids[1]  # a search of the same name, in a folder that was emptied
 
 
-def test_default_is_that_of_lightning(run: TrialRun) -> None:
+def test_default_is_that_of_lightning(run: TrialContext) -> None:
     expected = {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
         "init_args": {"save_dir": str(run.folder), "name": "tensorboard", "version": 0},
@@ -284,12 +284,12 @@ def test_default_is_that_of_lightning(run: TrialRun) -> None:
     assert logger_entries([], run) == []
 
 
-def test_names_and_classes_mix_and_a_name_counts_once(run: TrialRun) -> None:
+def test_names_and_classes_mix_and_a_name_counts_once(run: TrialContext) -> None:
     entries = logger_entries(["csv", " CSV", {"class_path": "CSVLogger", "init_args": {"save_dir": "x"}}, 5], run)
     assert [entry if entry == 5 else entry["init_args"]["save_dir"] for entry in entries] == [str(run.folder), "x", 5]
 
 
-def test_unknown_names_are_errors_with_the_nearest(run: TrialRun) -> None:
+def test_unknown_names_are_errors_with_the_nearest(run: TrialContext) -> None:
     with pytest.raises(ConfigurationError, match="no logger 'mlfow'.* Did you mean 'mlflow'"):
         logger_entries("csv,mlfow", run)
 
@@ -297,6 +297,6 @@ def test_unknown_names_are_errors_with_the_nearest(run: TrialRun) -> None:
 @pytest.mark.parametrize(
     ("class_path", "argument"), [("MLFlowLogger", "run_id"), ("WandbLogger", "id"), ("WandbLogger", "version")]
 )
-def test_one_run_for_all_trials_is_an_error(class_path: str, argument: str, run: TrialRun) -> None:
+def test_one_run_for_all_trials_is_an_error(class_path: str, argument: str, run: TrialContext) -> None:
     with pytest.raises(ConfigurationError, match=f"given {argument}='abc', and all trials would write into that one"):
         logger_entries({"class_path": class_path, "init_args": {argument: "abc"}}, run)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from itwinai.configured import command_line
+from itwinai.config.lightning_cli import command_line
 from itwinai.errors import ConfigurationError, MissingPackageError, ResourceError, TrialError
 from itwinai.trials.records import TrialRecord
 from itwinai.tune import SearchResult, Tuner
-from itwinai.tune.course_file import read_search
+from itwinai.tune.search_journal import read_search
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -11,9 +11,9 @@ from itwinai.benchmark.statistics.cell_summary import CellSummary
 from itwinai.benchmark.statistics.groups import Group
 from itwinai.benchmark.telling.amounts import UNKNOWN, seconds_text, share_text, time_unit
 from itwinai.benchmark.telling.parts import PARTS, seconds_of, whole_of
-from itwinai.report.pictures import COLOURS, WIDE, axis_limits, legend_above, new_figure
-from itwinai.report.search.style import lettering
-from itwinai.report.sections import Table
+from itwinai.reporting.plotting import COLOURS, WIDE, axis_limits, legend_above, new_figure
+from itwinai.reporting.search.style import lettering
+from itwinai.reporting.sections import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

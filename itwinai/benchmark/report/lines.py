@@ -26,8 +26,8 @@ from itwinai.benchmark.statistics.groups import Group
 from itwinai.benchmark.statistics.summary import LOSS_TOLERANCE, Series
 from itwinai.benchmark.statistics.summary import Axes as Varied
 from itwinai.benchmark.telling.amounts import Unit
-from itwinai.report.pictures import WIDE, axis_limits, legend_above, new_figure
-from itwinai.report.search.style import lettering
+from itwinai.reporting.plotting import WIDE, axis_limits, legend_above, new_figure
+from itwinai.reporting.search.style import lettering
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from itwinai.benchmark.comparison.differences import ComparedCell, Verdict
+from itwinai.benchmark.comparison.compare import ComparedCell, Verdict
 from itwinai.benchmark.report.style import BAR, REFERENCE, Drawn, limited_ratios, mark_cut
-from itwinai.report.pictures import COLOURS, WIDE, axis_limits, legend_above, new_axes
-from itwinai.report.search.style import lettering
+from itwinai.reporting.plotting import COLOURS, WIDE, axis_limits, legend_above, new_axes
+from itwinai.reporting.search.style import lettering
 
 MOST = 18
 """Cells that a picture has room for."""

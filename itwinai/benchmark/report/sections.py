@@ -20,9 +20,9 @@ from itwinai.benchmark.telling.amounts import estimate_text
 from itwinai.benchmark.telling.doubts import others_text, threads_text
 from itwinai.benchmark.telling.relative import relative_text
 from itwinai.benchmark.telling.words import Words, words_of
-from itwinai.report.search.leaderboard import unbroken
-from itwinai.report.sections import Section, Table
-from itwinai.report.words import count_text
+from itwinai.reporting.formatting import count_text
+from itwinai.reporting.search.leaderboard import unbroken
+from itwinai.reporting.sections import Section, Table
 
 
 @dataclass(frozen=True)

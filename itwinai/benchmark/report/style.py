@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from itwinai.benchmark.records import SINGLE
-from itwinai.report.pictures import COLOURS, picture_of
-from itwinai.report.sections import Picture
+from itwinai.reporting.plotting import COLOURS, picture_of
+from itwinai.reporting.sections import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,10 +20,10 @@ from itwinai.benchmark.telling.amounts import (
 )
 from itwinai.benchmark.telling.missing import error_of
 from itwinai.benchmark.telling.table import status_of
-from itwinai.report.search.leaderboard import unbroken
-from itwinai.report.search.names import short_names
-from itwinai.report.sections import Table
-from itwinai.report.words import span_text
+from itwinai.reporting.formatting import span_text
+from itwinai.reporting.search.formatting import short_names
+from itwinai.reporting.search.leaderboard import unbroken
+from itwinai.reporting.sections import Table
 
 WIDEST = 24
 """Characters of a figure that stay in one line."""

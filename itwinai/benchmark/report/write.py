@@ -10,8 +10,8 @@ from pathlib import Path
 from itwinai.benchmark.records import BenchmarkRecord
 from itwinai.benchmark.report.style import DOTS_PER_INCH, Drawn
 from itwinai.errors import require
-from itwinai.files.whole import write_whole
-from itwinai.report.words import origin
+from itwinai.io.atomic import write_whole
+from itwinai.reporting.formatting import origin
 
 PAGE = "report.html"
 PICTURES = "pictures"
@@ -36,7 +36,7 @@ def write_report(record: BenchmarkRecord, folder: str | os.PathLike[str]) -> Pat
     for package in ("matplotlib", "jinja2", "scipy"):
         require(package, "Install it with `pip install 'itwinai[benchmark]'`.", "The report of a benchmark")
     from itwinai.benchmark.report.sections import benchmark_page
-    from itwinai.report.page import page
+    from itwinai.reporting.html import page
 
     sections, drawn, lead = benchmark_page(record)
     path = Path(folder) / PAGE

@@ -6,13 +6,13 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from itwinai.measure.cpu_energy import rapl_instruments
-from itwinai.measure.gpus import gpus_of
-from itwinai.measure.nodes import Node
-from itwinai.measure.sampler import Sampler
+from itwinai.monitoring.gpus import gpus_of
+from itwinai.monitoring.node_topology import Node
+from itwinai.monitoring.rapl import rapl_instruments
+from itwinai.monitoring.system_sampler import Sampler
 
 if TYPE_CHECKING:
-    from itwinai.measure.gauges import Instruments
+    from itwinai.monitoring.gauges import Instruments
 
 ENERGY_EVERY = 0.1
 """Seconds between two readings of energy. Only these are sampled, which takes far less than a thousandth of a core."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from itwinai.benchmark.records import SINGLE, Cell, Measurement
 from itwinai.benchmark.settings import Settings
 from itwinai.benchmark.statistics.cell_summary import cell_text
-from itwinai.launchers.cores import available_cores, crowded_text
-from itwinai.report.words import count_text, span_text
+from itwinai.launchers.cpu_affinity import available_cores, crowded_text
+from itwinai.reporting.formatting import count_text, span_text
 
 
 def plan_text(
@@ -49,7 +49,7 @@ def plan_text(
     return f"{text}\nWarning: {crowded}"
 
 
-class Progress:
+class BenchmarkProgress:
     """Says of each run when it begins, how it has ended, and how long the others may take.
 
     Args:

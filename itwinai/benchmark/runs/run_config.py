@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from itwinai.benchmark.records import SINGLE, Cell
-from itwinai.config_paths import spelled_out, with_values
+from itwinai.config.paths import spelled_out, with_values
 
 # Validation, loggers, checkpoints and bars are no part of a training step, and limits would end the run too early.
 _ONLY_TRAINING: dict[str, Any] = {

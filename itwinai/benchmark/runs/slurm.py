@@ -15,11 +15,11 @@ from pathlib import Path
 
 from itwinai.benchmark.record_file import read_measurements
 from itwinai.benchmark.records import Measurement
-from itwinai.benchmark.runs.job import JobWorks
 from itwinai.benchmark.runs.run_config import spread_over_nodes
-from itwinai.benchmark.runs.work import Work
+from itwinai.benchmark.runs.run_executor import Work
+from itwinai.benchmark.runs.slurm_worker import JobWorks
 from itwinai.errors import ConfigurationError, ItwinaiError
-from itwinai.report.words import count_text
+from itwinai.reporting.formatting import count_text
 
 EVERY = 5.0
 """Seconds between two looks at the jobs: schedulers dislike to be asked more often."""
@@ -123,7 +123,7 @@ class SlurmJobs:
             "output": str(own / "output.txt"),
         }
         script = own / "job.sh"
-        command = [sys.executable, "-m", "itwinai.benchmark.runs.job", str(own / WORKS)]
+        command = [sys.executable, "-m", "itwinai.benchmark.runs.slurm_worker", str(own / WORKS)]
         script.write_text(f"#!/bin/bash\nexec {shlex.join(command)}\n")
         flags = [_flag(name, value) for name, value in options.items()]
         asked = subprocess.run(["sbatch", "--parsable", *flags, str(script)], capture_output=True, text=True)

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from itwinai.benchmark.records import Breakdown, Cell, Measured, Measurement
 from itwinai.benchmark.statistics.estimates import Estimate, mean_of
-from itwinai.report.words import count_text
+from itwinai.reporting.formatting import count_text
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from itwinai.benchmark.records import Cell, Measured, Scaling
 from itwinai.benchmark.statistics.cell_summary import CellSummary
 from itwinai.benchmark.statistics.estimates import Estimate, mean_of
 from itwinai.benchmark.statistics.summary import Axes, Series, Summary
-from itwinai.report.search.names import joined, short_names
-from itwinai.report.words import count_text
+from itwinai.reporting.formatting import count_text
+from itwinai.reporting.search.formatting import joined, short_names
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from itwinai.report.search.names import shortened
-from itwinai.report.terminal import WIDTH
+from itwinai.reporting.search.formatting import shortened
+from itwinai.reporting.terminal import WIDTH
 
 SHORTEST = 12
 """Characters of a name that are shown even where a line becomes too long."""

@@ -9,8 +9,8 @@ from itwinai.benchmark.statistics.cell_summary import CellSummary
 from itwinai.benchmark.statistics.contest import Contest
 from itwinai.benchmark.statistics.groups import Speed, named
 from itwinai.benchmark.telling.amounts import estimate_text, number_text, percent_text
-from itwinai.report.search.names import joined
-from itwinai.report.words import count_text
+from itwinai.reporting.formatting import count_text
+from itwinai.reporting.search.formatting import joined
 
 TOLD = 4
 """Most groups that have an answer of their own."""

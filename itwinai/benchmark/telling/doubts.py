@@ -12,7 +12,7 @@ from itwinai.benchmark.statistics.cell_summary import CellSummary
 from itwinai.benchmark.statistics.groups import Speed, naming_of
 from itwinai.benchmark.statistics.summary import Axes, Summary
 from itwinai.benchmark.telling.amounts import estimate_text, number_text, seconds_text, share_text
-from itwinai.report.words import count_text
+from itwinai.reporting.formatting import count_text
 
 IMPLAUSIBLE = 1.5
 """Efficiency above which the baseline is doubted: more cache for each worker gives some percent, but not half as much

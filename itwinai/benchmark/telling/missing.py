@@ -10,7 +10,7 @@ from itwinai.benchmark.statistics.cell_summary import CellSummary
 from itwinai.benchmark.statistics.course import Course, course_of
 from itwinai.benchmark.statistics.groups import Naming, Speed, naming_of
 from itwinai.benchmark.statistics.summary import Summary
-from itwinai.report.words import count_text
+from itwinai.reporting.formatting import count_text
 
 TOLD = 4
 """Most errors that are told."""

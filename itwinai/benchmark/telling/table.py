@@ -12,7 +12,7 @@ from itwinai.benchmark.statistics.cell_summary import CellSummary, cell_text
 from itwinai.benchmark.statistics.estimates import Estimate
 from itwinai.benchmark.statistics.summary import Summary
 from itwinai.benchmark.telling.parts import PARTS
-from itwinai.files.whole import write_whole
+from itwinai.io.atomic import write_whole
 
 FIGURES: Mapping[str, Callable[[CellSummary], Estimate | None]] = {
     "samples_per_second": lambda cell: cell.throughput,

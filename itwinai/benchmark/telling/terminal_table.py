@@ -27,7 +27,7 @@ from itwinai.benchmark.telling.parts import share_of
 from itwinai.benchmark.telling.relative import relative_text
 from itwinai.benchmark.telling.table import status_of
 from itwinai.benchmark.telling.words import in_words
-from itwinai.report.terminal import WIDTH
+from itwinai.reporting.terminal import WIDTH
 
 
 def table_text(summary: Summary, laws: Sequence[FittedLaw | NoFit] | None = None) -> str:

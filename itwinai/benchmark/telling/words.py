@@ -19,8 +19,8 @@ from itwinai.benchmark.telling.answers import answers, plateaus_text
 from itwinai.benchmark.telling.doubts import Doubt, doubts
 from itwinai.benchmark.telling.missing import failed_text, missing_text, unfinished_text
 from itwinai.benchmark.telling.parts import PARTS, seconds_of, whole_of
-from itwinai.report.search.names import joined
-from itwinai.report.words import count_text
+from itwinai.reporting.formatting import count_text
+from itwinai.reporting.search.formatting import joined
 
 EFFICIENT = 0.8
 """Efficiency down to which workers are said to be well used."""

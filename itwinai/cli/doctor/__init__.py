@@ -16,12 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from itwinai.cli.arguments import ArgumentParser
-from itwinai.cli.doctor.child import summarize, write_record
-from itwinai.cli.doctor.inspection import inspect, inspect_here
+from itwinai.cli.doctor.child_process import summarize, write_record
 from itwinai.cli.doctor.machine import describe_machine
+from itwinai.cli.doctor.package_inspection import inspect, inspect_here
 from itwinai.cli.doctor.packages import INSTALL, describe_installed
-from itwinai.cli.doctor.probe import WORKERS, probe_strategy
-from itwinai.cli.doctor.progress import Progress
+from itwinai.cli.doctor.progress import ProgressLine
 from itwinai.cli.doctor.report import (
     format_end,
     format_header,
@@ -30,7 +29,8 @@ from itwinai.cli.doctor.report import (
     format_trial,
     name_width,
 )
-from itwinai.cli.doctor.trial import try_strategy
+from itwinai.cli.doctor.strategy_check import try_strategy
+from itwinai.cli.doctor.strategy_check_worker import WORKERS, probe_strategy
 from itwinai.cli.signals import stop_on_signals
 from itwinai.errors import did_you_mean
 from itwinai.strategies.registry import STRATEGY_NAMES
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> int:
     try:
         with (
             stop_on_signals(),
-            Progress(sys.stderr) as progress,
+            ProgressLine(sys.stderr) as progress,
             tempfile.TemporaryDirectory(prefix="itwinai-doctor-", ignore_cleanup_errors=True) as folder,
         ):
             strategies = STRATEGY_NAMES if args.all else args.strategies
@@ -145,7 +145,7 @@ def _be_child(strategy: str | None, part: str | None, out: Path) -> int:
     return 0
 
 
-def _examine(strategies: Sequence[str], timeout: float, as_json: bool, folder: Path, progress: Progress) -> int:
+def _examine(strategies: Sequence[str], timeout: float, as_json: bool, folder: Path, progress: ProgressLine) -> int:
     """Look at everything, print it while it becomes known, and return the exit code."""
     from itwinai import __version__
 

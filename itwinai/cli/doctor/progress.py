@@ -9,7 +9,7 @@ from typing import TextIO
 from itwinai.cli.terminal import CLEAR_LINE, is_live
 
 
-class Progress:
+class ProgressLine:
     """One line in a terminal that says what is being done, and for how long; nothing elsewhere.
 
     Args:
@@ -22,7 +22,7 @@ class Progress:
         self._drawn = ""
         self.start("")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressLine:
         return self
 
     def __exit__(self, *exception: object) -> None:

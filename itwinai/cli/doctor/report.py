@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from itwinai.cli.doctor.probe import LARGE, STEPS, WORKERS
-from itwinai.cli.doctor.trial import Trial
+from itwinai.cli.doctor.strategy_check import Trial
+from itwinai.cli.doctor.strategy_check_worker import LARGE, STEPS, WORKERS
 
 GIB = 2**30
 SMALL_SHM = GIB  # containers often have 64 MiB, too little for Ray and for DataLoader workers

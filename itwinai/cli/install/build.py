@@ -6,9 +6,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from itwinai.cli.install.build_errors import build_error
 from itwinai.cli.install.cache import cached_wheel, one_at_a_time, store_wheel
 from itwinai.cli.install.environment import build_environment
-from itwinai.cli.install.failure import build_error
 from itwinai.cli.install.plan import Plan
 from itwinai.cli.install.prerequisites import ensure_prerequisites
 from itwinai.cli.install.process import run_logged

@@ -1,0 +1,294 @@
+"""A benchmark from what is asked for to what it leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from itwinai.benchmark.record_file import HEAD, RECORDS, append_measurement, read_measurements, read_record, write_head
+from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Measurement
+from itwinai.benchmark.runs.machine_info import code_of, machine_facts
+from itwinai.benchmark.runs.progress import BenchmarkProgress, plan_text
+from itwinai.benchmark.runs.run_config import RunConfigs, most_on_a_node
+from itwinai.benchmark.runs.run_executor import Work, folder_of_run, run_all
+from itwinai.benchmark.runs.run_worker import Order
+from itwinai.benchmark.runs.schedule import interleaved
+from itwinai.benchmark.runs.slurm import Job, SlurmJobs
+from itwinai.benchmark.settings import Settings, cells_of
+from itwinai.errors import ConfigurationError, MissingPackageError
+from itwinai.io.atomic import write_whole
+from itwinai.launchers.cpu_affinity import available_cores
+from itwinai.reporting.formatting import count_text, path_text
+from itwinai.run_info.redaction import without_secrets
+
+ASKED = "asked.json"
+TABLE = "table.csv"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark of the run that a config describes.
+
+    Attributes:
+        settings: what is asked for.
+        config: the user's, with all defaults, as plain values.
+        folder: for everything.
+        name: of the benchmark.
+        slurm: options for sbatch; None runs on this machine, and Ray's workers on the cluster of ``RAY_ADDRESS``.
+        workers_per_node: most workers of a node; None for all on one.
+        check: raises an error if a config is wrong; called with each config before anything runs.
+    """
+
+    settings: Settings
+    config: Mapping[str, Any]
+    folder: Path
+    name: str
+    slurm: Mapping[str, str] | None = None
+    workers_per_node: int | None = None
+    check: Callable[[Mapping[str, Any], str], None] | None = field(default=None, compare=False)
+
+    def run(self, *, resume: bool = False, retry_failed: bool = False) -> BenchmarkRecord:
+        """Run what is missing, and write records, table and report; return all that is known.
+
+        Args:
+            resume: go on with the benchmark in the folder, which may be asked for more strategies, workers or repeats
+                than before.
+            retry_failed: run cells again that have failed.
+
+        Raises:
+            ConfigurationError: what is asked for makes no sense, there is a benchmark in the folder already, or the
+                one to resume was asked for something else.
+        """
+        threads = self.threads(resume)
+        works = self._works(threads)
+        before = self._measured_before(resume, threads)
+        done = {(one.cell, one.repeat) for one in before if one.status == "measured" or not retry_failed}
+        missing = [work for work in works if (work.cell, work.repeat) not in done]
+        hopeless = () if retry_failed else before
+        record = self._record(before, len(works), threads)
+        most = most_on_a_node(self.settings.workers, self.workers_per_node)
+        on_slurm = self.slurm is not None
+        self._say(plan_text(self.settings, len(works), len(missing), self.folder, threads, most, on_slurm))
+        progress = BenchmarkProgress(len(missing), self.folder)
+        try:
+            for measurement in self._measure(missing, hopeless, progress):
+                progress.ended(measurement)
+                record = replace(record, measurements=(*record.measurements, measurement))
+        except KeyboardInterrupt:
+            what = "; this is what there is until now" if record.measurements else ""
+            self._say(f"\nInterrupted. The same command with --resume goes on{what}.")
+            raise
+        finally:
+            if record.measurements:
+                conclude(record, self.folder)
+        return record
+
+    def _measure(
+        self, works: Sequence[Work], before: Sequence[Measurement], progress: BenchmarkProgress
+    ) -> Iterator[Measurement]:
+        path = self.folder / RECORDS
+        if self.slurm is None:
+            yield from _kept(run_all(works, self.folder, self.settings.limit, before, begins=progress.begins), path)
+            return
+        slurm = self._slurm_jobs()
+        jobs = [job for job in slurm.left_behind() if job.has_works()]
+        waiting = {(work.cell, work.repeat) for job in jobs for work in job.works}
+        jobs += slurm.submit([work for work in works if (work.cell, work.repeat) not in waiting])
+        self._say(_submitted(jobs))
+        try:
+            yield from _kept(slurm.collect(jobs), path)
+            self._tell_of_missing(works, jobs)
+        except KeyboardInterrupt:
+            numbers = " ".join(job.number for job in jobs if not job.is_over())
+            self._say(
+                f"The jobs {numbers} go on. The same command with --resume collects what they measure; "
+                f"`scancel {numbers}` ends them."
+            )
+            raise
+
+    def _tell_of_missing(self, works: Sequence[Work], jobs: Sequence[Job]) -> None:
+        """Say which jobs have ended before all of their runs were made."""
+        measured = read_measurements(self.folder / RECORDS)
+        done = {(one.cell, one.repeat) for one in measured}
+        failed = {one.cell for one in measured if one.status != "measured"}
+        for job in jobs:
+            left = [
+                work
+                for work in works
+                if work.cell.workers == job.workers and (work.cell, work.repeat) not in done and work.cell not in failed
+            ]
+            if left:
+                self._say(
+                    f"The job {job.number} has ended ({job.state().lower() or 'forgotten by SLURM'}) before "
+                    f"{count_text(len(left), 'run')} of it: see {job.folder / 'output.txt'}. The same command with "
+                    "--resume makes them."
+                )
+
+    def _slurm_jobs(self) -> SlurmJobs:
+        slurm = SlurmJobs(self.folder, self.slurm or {}, self.settings.limit, self.workers_per_node)
+        slurm.check()
+        return slurm
+
+    def threads(self, resume: bool) -> int:
+        """Return how many threads each worker computes with: as many in all cells, or their speeds say nothing.
+
+        Args:
+            resume: whether a benchmark in the folder goes on, which keeps its number.
+        """
+        given = self.settings.threads or self.config["trainer"].get("cpu_threads") or os.environ.get("OMP_NUM_THREADS")
+        if given is None and resume and (self.folder / ASKED).exists():
+            given = json.loads((self.folder / ASKED).read_text()).get("threads")
+        if given is not None:
+            return int(given)
+        if self.slurm is not None:  # of whose nodes nothing is known here; a task has one core unless it asks for more
+            return int(self.slurm.get("cpus-per-task", self.slurm.get("c", 1)))
+        return max(available_cores() // most_on_a_node(self.settings.workers, self.workers_per_node), 1)
+
+    def _works(self, threads: int) -> list[Work]:
+        """Return all runs, having seen that their configs are right."""
+        if self.slurm is not None:
+            self._slurm_jobs()
+        _check_names(self.settings.strategies)
+        cells = cells_of(self.settings)
+        configs = RunConfigs(self.config, self.workers_per_node, self.settings.seed, threads)
+        for cell in {cell.axes: cell for cell in cells}.values():  # strategies and workers fit any config
+            config = configs.of(cell, str(self.folder))
+            if self.check is not None:
+                told = ", ".join(f"{path}={value}" for path, value in cell.axes) or cell.strategy
+                self.check(config, f"{told} is no value for a run")
+        works = []
+        for cell, repeat in interleaved(cells, self.settings.repeats, self.settings.seed):
+            folder = str(self.folder / folder_of_run(cell, repeat))
+            settings = self.settings
+            order = Order(configs.of(cell, folder), folder, settings.steps, settings.warmup, settings.seconds)
+            works.append(Work(cell, repeat, order))
+        return works
+
+    def _measured_before(self, resume: bool, threads: int) -> tuple[Measurement, ...]:
+        """Return what was measured before, having seen that it may be gone on with."""
+        if not (self.folder / HEAD).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        elif not resume:
+            raise ConfigurationError(
+                f"There is a benchmark in {self.folder} already. Go on with it with --resume, or give another --folder."
+            )
+        elif any(one.status == "measured" for one in read_measurements(self.folder / RECORDS)):
+            self._check_same(threads)
+        write_whole(self.folder / ASKED, json.dumps(self._asked(threads), indent=1) + "\n")
+        path = self.folder / RECORDS
+        for job in SlurmJobs(self.folder).left_behind():  # what they have measured while no command waited
+            over = self.slurm is not None and job.is_over()
+            deque(_kept(read_measurements(job.folder / RECORDS), path), maxlen=0)
+            if over:
+                job.forget_works()
+        return read_measurements(path)
+
+    def _asked(self, threads: int) -> dict[str, Any]:
+        """Return what has to be the same for figures to be comparable."""
+        settings = self.settings
+        same = {"steps": settings.steps, "warmup": settings.warmup, "seconds": settings.seconds, "seed": settings.seed}
+        asked = {**same, "threads": threads, "code": code_of(self.config), "config": without_secrets(dict(self.config))}
+        plain: dict[str, Any] = json.loads(json.dumps(asked))
+        return plain
+
+    def _check_same(self, threads: int) -> None:
+        path = self.folder / ASKED
+        before = json.loads(path.read_text()) if path.exists() else {}
+        now = self._asked(threads)
+        if differing := sorted(_differing(before, now)):
+            shown = ", ".join(differing[:6]) + (" ..." if len(differing) > 6 else "")
+            raise ConfigurationError(
+                f"The benchmark in {self.folder} was measured with other settings: {shown}. Figures of both cannot be "
+                "compared. Ask for the same with --resume, or give another --folder."
+            )
+
+    def _record(self, measurements: tuple[Measurement, ...], asked: int, threads: int) -> BenchmarkRecord:
+        settings = self.settings
+        earlier = read_record(self.folder) if (self.folder / HEAD).exists() else BenchmarkRecord(self.name)
+        record = BenchmarkRecord(
+            name=self.name,
+            settings=_told(settings, self.config, threads),
+            facts=earlier.facts or machine_facts(),
+            measurements=measurements,
+            baseline=settings.baseline,
+            extrapolate=settings.extrapolated_workers,
+            repeats=settings.repeats,
+            asked=asked,
+        )
+        write_head(record, self.folder)
+        return record
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(text, flush=True)
+
+
+def conclude(record: BenchmarkRecord, folder: Path) -> None:
+    """Write table and report of a benchmark, and print what it comes to."""
+    from itwinai.benchmark.report import write_report
+    from itwinai.benchmark.statistics.summary import summarize
+    from itwinai.benchmark.telling.table import write_table
+    from itwinai.benchmark.telling.terminal_table import table_text
+
+    summary = summarize(record)
+    write_table(summary, folder / TABLE)
+    report = write_report(record, folder)
+    print(table_text(summary))
+    places = {"report": report, "pictures": folder / "pictures", "table": folder / TABLE, "records": folder / RECORDS}
+    lines = [f"{name:<12}{path_text(path)}" for name, path in places.items() if path.exists()]
+    print("\n".join(lines), flush=True)
+
+
+def _check_names(strategies: Sequence[str]) -> None:
+    """Raise an error for a name that no strategy has; what is not installed is for the report."""
+    from itwinai.strategies.registry import STRATEGY_NAMES, make_strategy
+
+    for name in strategies:
+        if name != SINGLE and name not in STRATEGY_NAMES:
+            with suppress(MissingPackageError):
+                make_strategy(name)
+
+
+def _told(settings: Settings, config: Mapping[str, Any], threads: int) -> dict[str, str]:
+    """Return what was asked for, for people."""
+    told: dict[str, Any] = {
+        "model": config["model"].get("class_path", "") if isinstance(config.get("model"), Mapping) else "",
+        "strategies": ", ".join(settings.strategies),
+        "workers": ", ".join(map(str, settings.workers)),
+        "threads per worker": threads,
+        "scaling": ", ".join(settings.scalings),
+        **{path: ", ".join(map(str, values)) for path, values in settings.axes.items()},
+        "repeats": settings.repeats,
+        "warm-up": f"{settings.warmup} steps",
+        "measured": f"{settings.steps} steps or more, {settings.seconds:g} s at least",
+        "baseline": settings.baseline,
+    }
+    return {name: str(value) for name, value in told.items() if value != ""}
+
+
+def _submitted(jobs: Sequence[Job]) -> str:
+    told = ", ".join(f"{job.number} ({count_text(job.workers, 'worker')})" for job in jobs)
+    return f"waiting for the job{'s' * (len(jobs) > 1)} {told}" if jobs else "there is nothing to wait for"
+
+
+def _kept(measurements: Iterable[Measurement], path: Path) -> Iterator[Measurement]:
+    """Add measurements to a file, and yield each that was not in it yet."""
+    known = {(one.cell, one.repeat, one.began) for one in read_measurements(path)}
+    for one in measurements:
+        if (one.cell, one.repeat, one.began) not in known:
+            append_measurement(one, path)
+            yield one
+
+
+def _differing(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in {*before, *now}:
+            yield from _differing(before.get(name), now.get(name), f"{path}.{name}".lstrip("."))
+    elif before != now:
+        yield path.removeprefix("config.")

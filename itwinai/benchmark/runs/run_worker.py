@@ -1,0 +1,103 @@
+"""One run of a cell, in a process of its own: ``python -m itwinai.benchmark.runs.run_worker ORDER``."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from itwinai.benchmark.runs.run_config import is_ray
+from itwinai.io.atomic import write_whole
+
+RESULT = "result.json"
+ERROR = "error.txt"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a run is to do.
+
+    Attributes:
+        config: of the run.
+        folder: for its result.
+        steps: least number of steps that are measured.
+        warmup: number of steps before them.
+        seconds: least time that is measured.
+    """
+
+    config: dict[str, Any]
+    folder: str
+    steps: int
+    warmup: int
+    seconds: float
+
+
+def write_order(order: Order, path: Path) -> None:
+    """Write what a run is to do, for `main` to read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)  # a config may hold secrets
+    path.write_text(json.dumps(asdict(order)), encoding="utf-8")
+
+
+def main(argv: list[str]) -> int:
+    """Do what an order says, and leave the result, or the error, in its folder.
+
+    Args:
+        argv: path of the order, and when the command was started, in seconds since 1970.
+    """
+    # Whoever ends a run that hangs asks first where it is.
+    faulthandler.register(signal.SIGQUIT, all_threads=True)
+    if os.getcwd() not in sys.path:  # the config names classes in files of the current folder, as for a script
+        sys.path.insert(0, os.getcwd())
+    order = Order(**json.loads(Path(argv[0]).read_text(encoding="utf-8")))
+    try:
+        with _starting_workers(order.config["trainer"]):
+            _run(order, float(argv[1]))
+    except BaseException as error:
+        _keep_error(error, Path(order.folder))
+        raise
+    return 0
+
+
+def _starting_workers(trainer: dict[str, Any]) -> AbstractContextManager[None]:
+    """Return the context in which the workers' start is sped up, as for `itwinai fit`."""
+    workers = trainer["devices"] * trainer["num_nodes"]
+    if is_ray(str(trainer["strategy"])):
+        from itwinai.launchers.ray_init import ray_starting
+
+        return ray_starting(workers)
+    return nullcontext()
+
+
+def _run(order: Order, began: float) -> None:
+    from itwinai.benchmark.record_file import measured_to_plain
+    from itwinai.benchmark.runs.timing_callback import Stopwatch
+    from itwinai.config.lightning_cli import command_line
+
+    stopwatch = Stopwatch(order.steps, order.warmup, order.seconds, began)
+    built = command_line(order.config, run=False, save_config_callback=None, trainer_defaults={"callbacks": stopwatch})
+    built.trainer.fit(built.model, datamodule=built.datamodule)
+    if stopwatch.measured is not None:  # on rank 0
+        write_whole(Path(order.folder) / RESULT, json.dumps(measured_to_plain(stopwatch.measured)))
+
+
+def _keep_error(error: BaseException, folder: Path) -> None:
+    """Leave an error for people; the first one of several workers is the cause."""
+    if isinstance(error, SystemExit) and not isinstance(error.code, str):
+        return
+    text = str(error) if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
+    try:
+        with (folder / ERROR).open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,424 @@
+"""Where lightning saves and loads checkpoints: through our files, with our part of the content."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import fsspec
+import torch.distributed as dist
+from fsspec.implementations.local import LocalFileSystem
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
+
+from itwinai.checkpoints import portable_file, sharded
+from itwinai.checkpoints import state as checkpoint_state
+from itwinai.checkpoints.async_writer import BackgroundWriter
+from itwinai.checkpoints.discovery import AUTO, newest_valid
+from itwinai.compat import lightning_checkpoints, lightning_loops
+from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError, did_you_mean
+from itwinai.warn import warn_user
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+class PortableCheckpointIO(CheckpointIO):
+    """Write and read checkpoint files with a manifest, whole or not at all; see `itwinai.checkpoints.portable_file`."""
+
+    def __init__(self) -> None:
+        self._warned = False
+        self._writer = BackgroundWriter()
+        self._keeps_failures = False
+        self._in_background = False
+        self._coming: list[str] = []
+
+    @contextmanager
+    def keeping_failures(self, background: bool) -> Iterator[None]:
+        """Keep errors of what is written meanwhile for `take_failed`, which every worker can be told of.
+
+        Args:
+            background: write in the background.
+        """
+        before = self._keeps_failures, self._in_background
+        self._keeps_failures, self._in_background = True, background
+        try:
+            yield
+        finally:
+            self._keeps_failures, self._in_background = before
+
+    def wait(self) -> None:
+        """Wait until everything is written."""
+        self._writer.wait()
+        self._coming = []
+
+    def is_coming(self, path: str) -> bool:
+        """Tell whether a file is being written, or about to be."""
+        return path in self._coming
+
+    def take_failed(self) -> list[tuple[str, BaseException]]:
+        """Return the paths that could not be written since the last call, each with what was raised."""
+        return self._writer.take_failed()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: its content.
+            path: of the file, or a URL.
+            storage_options: not supported; None.
+
+        Raises:
+            OSError: it could not be written; an older file of that name is still there.
+        """
+        if storage_options is not None:
+            raise TypeError("storage_options are not supported; put them into the URL or into fsspec's configuration.")
+        self.save_with(self._write, checkpoint, str(path))
+
+    def save_with(self, write: Callable[[dict[str, Any], str], None], checkpoint: dict[str, Any], path: str) -> None:
+        """Write a checkpoint in another way, in the background if that is wanted.
+
+        Args:
+            write: is given the content, or in the background a snapshot of it, and the path.
+            checkpoint: its content, with whatever tensors this worker has to write.
+            path: of the file or folder.
+        """
+        if not self._keeps_failures:
+            self.wait()
+            write(checkpoint, path)
+            return
+        if self._in_background:
+            self._writer.write(checkpoint, path, write)
+            self._coming = [path]
+        else:
+            self.wait()
+            self._writer.write_now(checkpoint, path, write)
+
+    def _write(self, checkpoint: dict[str, Any], path: Any) -> None:
+        portable_file.write(checkpoint, path, checkpoint_state.describe(checkpoint), written_at=time.time())
+        self.warn_of_types(path)
+
+    def warn_of_types(self, path: Any) -> None:
+        """Say once, when a checkpoint is written, that it will not load as it is."""
+        if self._warned:
+            return
+        if types := portable_file.unsafe_types(path):
+            self._warned = True
+            warn_user(
+                f"Checkpoints of this run hold more than tensors and plain values: {', '.join(types)}. They will load "
+                "with weights_only=False only. Such values mostly come from save_hyperparameters(): leave them out "
+                "with save_hyperparameters(ignore=[...]), or save them as text and numbers."
+            )
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Verify and load a checkpoint.
+
+        Args:
+            path: of the file, or a URL.
+            map_location: not used: the content comes to the memory of the CPU.
+            weights_only: False also loads what might execute code; the default is True.
+
+        Raises:
+            CheckpointError: see `itwinai.checkpoints.portable_file.read`.
+            FileNotFoundError: there is no such file.
+        """
+        self.wait()
+        return sharded.read_any(path, weights_only is not False)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a file or folder, in its turn after what is being written."""
+        if self._keeps_failures:
+            self._writer.remove(str(path), _remove)
+        else:
+            self.wait()
+            _remove(str(path))
+
+    def teardown(self) -> None:
+        """Wait until everything is written; warn of failures that have not been raised."""
+        self._writer.close()
+        self._coming = []
+        for path, error in self.take_failed():
+            warn_user(f"The checkpoint {path} could not be written: {type(error).__name__}: {error}")
+
+
+def _remove(path: str) -> None:
+    filesystem, place = fsspec.core.url_to_fs(path)
+    if filesystem.exists(place):
+        filesystem.rm(place, recursive=True)
+
+
+@runtime_checkable
+class Gathering(Protocol):
+    """A strategy that can collect what its workers hold."""
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return the objects of all workers, by rank."""
+
+    def parameter_names(self) -> list[list[list[str]]] | None:
+        """Return the names of the optimizers' parameters; None if they are the module's own."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a fit goes on.
+
+    Attributes:
+        section: our part of the checkpoint.
+        in_epoch: whether it was written within an epoch, whose loaders were being iterated.
+        batches: number of batches of the epoch that had been begun.
+    """
+
+    section: checkpoint_state.ItwinaiState
+    in_epoch: bool
+    batches: int
+
+    def goes_on_in_epoch(self, batches: int) -> bool:
+        """Tell whether the epoch that is about to run is that of the checkpoint, after some of its batches.
+
+        lightning begins the next epoch if the checkpoint was written at the end of the last batch.
+        """
+        if self.section.begun_with is not None:
+            return self.in_epoch
+        return self.in_epoch and (batches > 0 or self.batches == 0)
+
+
+class PortableConnector(lightning_checkpoints.CheckpointConnector):
+    """lightning's connector of checkpoints, with our part of the content.
+
+    Attributes:
+        resumed: our part of the checkpoint that this fit goes on from, until the first epoch begins.
+        resume: what a fit goes on from if it is not told: a path, ``"auto"``, or None.
+        since: of a run whose workers are started again, when they were started first; only checkpoints that were
+            written since count.
+        first: what the workers that were started first went on from.
+        parts_of_workers: on the caller, what only the workers of the last fit had; empty if it did not get that, None
+            before any fit.
+    """
+
+    resumed: Resumed | None = None
+    resume: str | None = None
+    since = 0.0
+    first: str | None = None
+    parts_of_workers: dict[str, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers have their own, and these may be large.
+        return {**vars(self), "parts_of_workers": None}
+
+    @override
+    def choose(self, given: str | None) -> str | None:
+        self.first = given or self.resume
+        return AUTO if self.since else self.first
+
+    @override
+    def locate(self, path: str | os.PathLike[str]) -> str | None:
+        path = os.fspath(path)  # `ckpt_path` takes a Path as well
+        if path != AUTO:
+            filesystem, place = fsspec.core.url_to_fs(path)
+            if not filesystem.exists(place):
+                meant = did_you_mean(path, _checkpoints_beside(path) if "://" not in path else ())
+                raise MissingCheckpointError(
+                    f"There is no checkpoint {path} (in {os.getcwd()}).{meant} Give the path of one, or 'auto' for the "
+                    "newest valid one of this run's folders."
+                )
+            return path
+        if self.selected != path:
+            located: str | None = self.selected  # the workers have agreed on it already
+            return located
+        self.selected = located = self.trainer.strategy.broadcast(self._newest())
+        if located is None:
+            rank_zero_info("itwinai: there is no valid checkpoint yet; training starts from scratch")
+        return located
+
+    @override
+    def restore_loops(self) -> None:
+        trainer = self.trainer
+        try:
+            super().restore_loops()
+            epochs, limit = lightning_loops.processed_epochs(trainer.fit_loop), trainer.max_epochs
+            if trainer.state.fn == "fit" and limit not in (None, -1) and epochs >= limit:
+                warn_user(
+                    f"Nothing is left to train: the checkpoint has been trained for {epochs} epochs, and max_epochs="
+                    f"{limit} counts from the start of its first run. Raise max_epochs to go on."
+                )
+        except MisconfigurationException as error:
+            if self.resume != AUTO or self.selected is None:
+                raise
+            raise ConfigurationError(
+                f"resume='auto' chose {self.selected}, the newest checkpoint of this run, and it is from epoch "
+                f"{self.trainer.current_epoch} (the first is 0), beyond max_epochs={self.trainer.max_epochs}. Train "
+                "longer with a higher max_epochs; or start from scratch, without resume or in another folder."
+            ) from error
+
+    def _newest(self) -> str | None:
+        if not self.trainer.is_global_zero:
+            return None
+        folders = folders_of(self.trainer)
+        newest = newest_valid(folders, self.since)
+        if newest is None and self.since:  # the workers died before the first save: begin where they did
+            return newest_valid(folders) if self.first == AUTO else self.first
+        return newest
+
+    @override
+    def complete(self, checkpoint: dict[str, Any], weights_only: bool) -> None:
+        if weights_only or not self._knows_all_workers():
+            return
+        if lightning_loops.is_accumulating(self.trainer):
+            warn_user(
+                "A checkpoint is saved between two batches of the same step (accumulate_grad_batches="
+                f"{self.trainer.accumulate_grad_batches}). The gradients of this step are not in it: a run that goes "
+                "on from it steps with those of the batches that are left."
+            )
+        strategy = self.trainer.strategy
+        if self.trainer.strategy.launcher is not None and self.parts_of_workers is not None:
+            self._complete_on_caller(checkpoint, self.parts_of_workers)
+            return
+        names = strategy.parameter_names() if isinstance(strategy, Gathering) else None
+        checkpoint[checkpoint_state.KEY] = checkpoint_state.section(self.trainer, gather_of(strategy), names).plain()
+
+    def _complete_on_caller(self, checkpoint: dict[str, Any], parts: dict[str, Any]) -> None:
+        if not parts:
+            raise CheckpointError(
+                "This process has no optimizer states to save: the workers of the last fit have kept them, as the fit "
+                "did not end well, or as they are too large to be sent. Take a checkpoint that the run itself has "
+                "saved (ModelCheckpoint), or save the weights alone with weights_only=True."
+            )
+        checkpoint.update(parts)
+
+    def _knows_all_workers(self) -> bool:
+        """Whether the strategy is not one of lightning's own that shards the state over several workers."""
+        return isinstance(self.trainer.strategy, Gathering) or self.trainer.world_size == 1
+
+    @override
+    def adapt(self, checkpoint: dict[str, Any]) -> None:
+        section = checkpoint_state.ItwinaiState.of(checkpoint)
+        if section is None or not self._knows_all_workers():
+            return
+        strategy = self.trainer.strategy
+        names = strategy.parameter_names() if isinstance(strategy, Gathering) else None
+        if names is None:
+            names = checkpoint_state.names_of_parameters(self.trainer.lightning_module, self.trainer.optimizers)
+        checkpoint["optimizer_states"] = [
+            checkpoint_state.match_optimizer_state(state, saved, wanted)
+            for state, saved, wanted in zip(
+                checkpoint["optimizer_states"], section.parameter_names, names, strict=False
+            )
+        ]
+
+    @override
+    def take(self, checkpoint: dict[str, Any]) -> None:
+        # Strategies that shard in their own way have the optimizer elsewhere.
+        if "optimizer_states" not in checkpoint and self.trainer.strategy.lightning_restore_optimizer:
+            raise CheckpointError(
+                f"The checkpoint {self.trainer.ckpt_path} holds the weights only (it was saved with weights_only, or "
+                "save_weights_only of ModelCheckpoint), so that no fit can go on from it. To begin a new fit with "
+                "these weights, load them with load_from_checkpoint."
+            )
+        section = checkpoint_state.ItwinaiState.of(checkpoint)
+        loop = self.trainer.fit_loop
+        if section is not None and section.progress is not None and isinstance(loop, lightning_loops.FitLoop):
+            loop.load_progress(section.progress)
+        self.resumed = (
+            None
+            if section is None
+            else Resumed(
+                section,
+                in_epoch=lightning_loops.is_epoch_begun(self.trainer),
+                batches=self.trainer.fit_loop.epoch_loop.batch_progress.current.ready,
+            )
+        )
+
+    @override
+    def explain_mismatch(self, weights: Mapping[str, Any], error: RuntimeError) -> None:
+        module = self.trainer.lightning_module
+        own = module.state_dict()
+        shapes = [name for name in own.keys() & weights.keys() if _shape(own[name]) != _shape(weights[name])]
+        lists = {
+            "missing": own.keys() - weights.keys(),
+            "not in the module": weights.keys() - own.keys(),
+            "of another shape": [f"{name} {_shape(weights[name])} for {_shape(own[name])}" for name in shapes],
+        }
+        if any(lists.values()):
+            found = "; ".join(f"{what}: {_shortened(sorted(names))}" for what, names in lists.items() if names)
+            raise CheckpointError(
+                f"The checkpoint {self.trainer.ckpt_path} does not fit to {type(module).__name__}: {found}. Build the "
+                "module as it was when the checkpoint was written (load_from_checkpoint does, by its hyperparameters)"
+                + ("." if shapes else ", or set strict_loading = False in it to load what fits.")
+            ) from error
+
+    def take_resumed(self) -> Resumed | None:
+        """Return our part of the checkpoint that this fit goes on from, once."""
+        resumed, self.resumed = self.resumed, None
+        return resumed
+
+
+def selected_path(trainer: Trainer) -> str | None:
+    """Return the checkpoint that is about to be restored; all workers have to ask together, after they have met."""
+    connector = lightning_checkpoints.checkpoint_connector(trainer)
+    if not isinstance(connector, PortableConnector) or connector.selected is None:
+        return None if trainer.ckpt_path is None else str(trainer.ckpt_path)
+    return connector.locate(str(connector.selected))
+
+
+def _checkpoints_beside(path: str) -> list[str]:
+    return [str(one) for one in Path(path).parent.glob("*.ckpt")]
+
+
+def folders_of(trainer: Trainer) -> list[str]:
+    """Return the folders in which a trainer's checkpoints are, also those of its earlier runs."""
+    folders: list[str] = []
+    for callback in trainer.checkpoint_callbacks:
+        if not (folder := getattr(callback, "dirpath", None)):
+            continue
+        folders.append(str(folder))
+        # A logger counts the versions of a run, and the checkpoints of each are in a folder of its own.
+        filesystem, place = fsspec.core.url_to_fs(str(folder))
+        version, _, name = place.rpartition("/")
+        runs = version.rpartition("/")[0]
+        if trainer.loggers and name == "checkpoints" and filesystem.isdir(runs):
+            earlier = [f"{other}/{name}" for other in filesystem.ls(runs, detail=False)]
+            local = isinstance(filesystem, LocalFileSystem)
+            folders += [other if local else filesystem.unstrip_protocol(other) for other in earlier]
+    return list(dict.fromkeys(folders))
+
+
+def take_resumed(trainer: Trainer) -> Resumed | None:
+    """Return our part of the checkpoint that a fit goes on from, the first time it is asked for; or None."""
+    connector = lightning_checkpoints.checkpoint_connector(trainer)
+    return connector.take_resumed() if isinstance(connector, PortableConnector) else None
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(getattr(value, "ds_shape", getattr(value, "shape", ())))
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def gather_of(strategy: Any) -> Callable[[Any], list[Any]]:
+    """Return what gathers the objects of all workers of a strategy, by rank; a single worker has its own alone."""
+    return strategy.gather_objects if isinstance(strategy, Gathering) else _alone
+
+
+def gather(trainer: Trainer, value: Any) -> list[Any]:
+    """Return the objects of all workers, by rank, also under lightning's own strategies; all workers have to call it.
+
+    Fewer come back where a strategy has no way to gather them.
+    """
+    gathered = gather_of(trainer.strategy)(value)
+    if len(gathered) < trainer.world_size and dist.is_initialized() and dist.get_world_size() == trainer.world_size:
+        gathered = [None] * trainer.world_size
+        dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def _alone(value: Any) -> list[Any]:
+    return [value]

@@ -1,0 +1,151 @@
+"""`itwinai fit|validate|test|predict`: lightning's own command line, with `ItwinaiTrainer` in it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from itwinai.config.source import expand_short_flags, flags_of
+from itwinai.strategies.registry import uses_ray
+from itwinai.unify import unify_lightning
+
+UNIFY = "--unify-lightning"
+
+HELP_ALL = "--help-all"
+
+_DESCRIPTION = {"description": "Everything that can be set. `--help` shows what most people set, and the short flags."}
+
+_WHAT = {
+    "fit": "Train the model of a config.",
+    "validate": "Evaluate the model of a config on its validation data.",
+    "test": "Evaluate the model of a config on its test data.",
+    "predict": "Run predict_step of the model of a config over its prediction data.",
+}
+
+# Defaults are in brackets.
+_HELP = """usage: itwinai {command} -c CONFIG [flags]
+
+{what} Flags win over the config; what a config takes as trainer: max_epochs: 5 is the flag --trainer.max_epochs 5.
+
+model and data
+  -c, --config FILE                 config file; given several times, the later ones win
+  --model MODULE.CLASS              class of the model, if the config does not name it
+  --data MODULE.CLASS               class of the data, if the config does not name it
+  --model.NAME VALUE                an argument of the model; --data.NAME of the data
+  --ckpt_path PATH                  checkpoint to start from; auto for the newest valid one
+  --seed_everything N               seed [true: drawn for each run]
+
+workers
+  --strategy NAME                   ddp, deepspeed, deepspeed_stage_0 to _3, horovod, ray, ray_deepspeed,
+                                    ray_horovod, or one of lightning's [auto: ddp for several workers]
+  --devices N                       workers on each node [auto: all GPUs, or one process]
+  --num-nodes N                     nodes [1]
+  --trainer.accelerator NAME        cpu, gpu, mps [auto]
+  --trainer.precision NAME          32-true, bf16-mixed, 16-mixed, 64-true... [null: 32-true]
+  --trainer.split_batches BOOL      take batch sizes as global ones and divide them among workers [false]
+  --trainer.max_restarts N          restart workers that die, at most N times [0]
+
+length
+  --trainer.max_epochs N            [null: 1000, unless max_steps is given]
+  --trainer.max_steps N             [-1: no limit]
+  --trainer.max_time TIME           as 00:12:00:00 (days:hours:minutes:seconds) [null]
+  --trainer.accumulate_grad_batches N   batches of each optimizer step [1]
+  --trainer.gradient_clip_val X     largest norm of the gradients [null]
+  --trainer.check_val_every_n_epoch N   [1]
+  --trainer.limit_train_batches N   number (5) or share (0.1) of batches; also limit_val_batches... [null: all]
+  --trainer.fast_dev_run BOOL       one batch of everything, to try it out [false]
+
+records
+  --logger NAME                     csv, jsonl, tensorboard, mlflow, wandb, provenance; several separated by commas
+  --watch                           log, profile and monitor the run, and report at the end
+  --trainer.default_root_dir DIR    where logs and checkpoints go [null: the current folder]
+  --trainer.resume auto             resume from the newest valid checkpoint of this run's folders [null]
+  --trainer.enable_progress_bar BOOL    [null: true]
+
+more
+  --print_config                    print the whole config with all defaults, and run nothing
+  --model.help MODULE.CLASS         show the arguments of a class; --trainer.callbacks.help of a callback
+  --unify-lightning                 accept modules made with the package pytorch_lightning
+  --help-all                        show every flag
+"""
+
+
+def short_help(command: str) -> str:
+    """Return what most people set, by groups."""
+    return _HELP.format(command=command, what=_WHAT[command])
+
+
+def main(argv: list[str]) -> int:
+    """Run lightning's command line.
+
+    Args:
+        argv: the subcommand and its arguments.
+    """
+    if "-h" in argv or "--help" in argv:
+        print(short_help(argv[0]), end="")
+        return 0
+    # As for a script: the config names classes in files of the current folder.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    arguments = ["--help" if argument == HELP_ALL else argument for argument in argv]
+    if UNIFY in arguments:
+        arguments.remove(UNIFY)
+        unify_lightning()
+    with starting_workers(arguments):
+        _run(arguments)
+    return 0
+
+
+def starting_workers(arguments: Sequence[str]) -> AbstractContextManager[None]:
+    """Return the context in which Ray's workers start while this process imports, if they are to be Ray's."""
+    workers = ray_workers(arguments)
+    if workers is not None:
+        from itwinai.launchers.ray_init import ray_starting
+
+        return ray_starting(workers)
+    return nullcontext()
+
+
+def ray_workers(arguments: Sequence[str]) -> int | None:
+    """Return the number of Ray workers that a command line asks for, if it is plain to see.
+
+    Args:
+        arguments: the command line.
+
+    Returns:
+        The number, or None if other workers are asked for, or the number is not given, or something else is unclear.
+    """
+    asked: dict[str, Any] = {"strategy": None, "devices": None, "num_nodes": 1}
+    import yaml
+
+    with suppress(
+        OSError, LookupError, ValueError, TypeError, AttributeError, yaml.YAMLError
+    ):  # the parser will say what is wrong
+        for flag, value in flags_of(expand_short_flags(arguments)):
+            if flag in ("--help", "--print_config"):
+                return None
+            if flag in ("-c", "--config"):
+                section = yaml.safe_load(Path(value or "").read_text())["trainer"]
+                asked |= {name: given for name, given in section.items() if name in asked}
+            elif flag.startswith("--trainer.") and flag.removeprefix("--trainer.") in asked:
+                asked[flag.removeprefix("--trainer.")] = value
+        if isinstance(asked["strategy"], str) and uses_ray(asked["strategy"]):  # a class may name a cluster of its own
+            return int(asked["devices"]) * int(asked["num_nodes"])
+    return None
+
+
+def _run(arguments: list[str]) -> None:
+    from itwinai.cli.save_config import SaveConfig
+    from itwinai.config.lightning_cli import command_line
+
+    command_line(
+        arguments,
+        save_config_callback=SaveConfig,
+        # Without a logger it goes to the current folder, where the user's own config.yaml may be.
+        save_config_kwargs={"config_filename": "resolved-config.yaml", "overwrite": True},
+        parser_kwargs={"prog": "itwinai", **dict.fromkeys(("fit", "validate", "test", "predict"), _DESCRIPTION)},
+    )

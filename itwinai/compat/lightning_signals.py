@@ -1,0 +1,100 @@
+"""lightning's signal handlers, which leave to others what SIGTERM means for several workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+IMPATIENT = 1.0
+"""Seconds after a signal from which on another one ends the process at once. Launchers and schedulers both pass on the
+same signal, so that a worker may get it twice."""
+
+
+class SignalConnector(_SignalConnector):
+    """lightning's signal handlers, which leave to others what SIGTERM means for several workers.
+
+    lightning's own handler calls a collective operation, and the other workers may be in the midst of another one.
+
+    Attributes:
+        on_sigterm: called when SIGTERM has come. Without it the run of this process alone stops, at the next batch.
+        signum: the signal that has come last.
+        others: signals that mean the same as SIGTERM, unless somebody handles them.
+        requeues: whether SLURM has asked to have its job queued again.
+        ends_with_run: whether this process ends with the run, as workers do. The signal that has stopped them reaches
+            some late, and must not kill them before they have said how the run has ended.
+    """
+
+    on_sigterm: Callable[[], None] | None = None
+    signum = signal.SIGTERM
+    others: tuple[signal.Signals, ...] = ()
+    requeues = False
+    ends_with_run = False
+    _first_signal: float | None = None
+
+    def register_signal_handlers(self) -> None:
+        self._first_signal = None
+        self.requeues = False
+        before = signal.getsignal(signal.SIGTERM)
+        if exits_at_once := str(getattr(before, "__module__", "")).startswith("ray."):
+            # `ray.init` handles SIGTERM with an exit, which would come before the run has saved.
+            self._register_signal(signal.SIGTERM, signal.SIG_DFL)
+        super().register_signal_handlers()
+        if exits_at_once:
+            self._original_handlers[signal.SIGTERM] = before
+        for other in self.others:
+            if not self._has_already_handler(other):
+                self._register_signal(other, self._sigterm_notifier_fn)
+
+    def teardown(self) -> None:
+        if self.ends_with_run and self.received_sigterm:
+            self._original_handlers.update(dict.fromkeys((signal.SIGTERM, *self.others), signal.SIG_IGN))
+        super().teardown()
+
+    def _slurm_sigusr_handler_fn(self, signum: Any, _: Any) -> None:
+        # lightning saves right here, in the midst of whatever the workers do.
+        self.requeues = True
+        self._sigterm_notifier_fn(signum, _)
+
+    def _sigterm_notifier_fn(self, signum: Any, _: Any) -> None:
+        now = time.monotonic()
+        if self._first_signal is None:
+            self._first_signal = now
+        elif now - self._first_signal > IMPATIENT:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.signum = signal.Signals(signum)
+        launcher = self.trainer.strategy.launcher
+        if launcher is not None and not self.received_sigterm:
+            launcher.kill(signum)
+        if self.on_sigterm is None:
+            self.received_sigterm = True
+        else:
+            self.on_sigterm()
+
+
+def replace_signal_connector(trainer: Trainer) -> None:
+    """Let `SignalConnector` handle the trainer's signals."""
+    trainer._signal_connector = SignalConnector(trainer)
+
+
+def signal_connector(trainer: Trainer) -> SignalConnector:
+    """Return what handles the signals of a trainer whose connector was replaced."""
+    connector = trainer._signal_connector
+    assert isinstance(connector, SignalConnector)
+    return connector
+
+
+def expect_late_signals(trainer: Trainer) -> None:
+    """Let this worker end by itself when a signal has stopped the run, however late it reaches this process."""
+    connector = trainer._signal_connector
+    if isinstance(connector, SignalConnector):
+        connector.ends_with_run = True

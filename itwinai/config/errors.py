@@ -1,0 +1,696 @@
+"""Why a config or a command line is refused: where the mistake is, what is accepted there, and what was meant."""
+
+from __future__ import annotations
+
+import ast
+import collections.abc
+import datetime
+import inspect
+import os
+import sys
+import textwrap
+import traceback
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import jsonargparse
+import torch
+
+from itwinai.compat.jsonargparse import ParserArgument, parser_arguments
+from itwinai.config.source import (
+    CLASS_KEYS,
+    CLASS_SECTIONS,
+    CONFIG_FLAGS,
+    SHORT_FLAGS,
+    WATCH,
+    Given,
+    flags_of,
+    read_config,
+)
+from itwinai.errors import did_you_mean, nearest
+from itwinai.tracebacks import VARIABLE as FULL_TRACEBACK
+
+_WIDTH = 100
+_MANY = 20  # names that are not listed where one of them was probably meant
+_NO_VALUE = object()
+
+
+@dataclass
+class _Mistake:
+    """What is wrong, and lines about what would be right."""
+
+    at: str
+    key: str
+    text: str
+    lines: Sequence[str] = field(default_factory=list)
+
+    def told(self) -> str:
+        parts = (self.at,) if self.at == f"--{self.key}" else (self.at, self.key)
+        place = ": ".join(part for part in parts if part)
+        head = f"{place}: {self.text}" if place else self.text
+        head = "\n".join(_wrapped(head, ""))
+        return "\n".join([head, *(f"  {line}" for line in self.lines)])
+
+
+def mistake_in_flags(
+    arguments: Sequence[str], known: Sequence[ParserArgument], commands: Sequence[str] = ()
+) -> str | None:
+    """Return what is wrong with the flags of a command line, apart from their values; None if nothing is found.
+
+    Args:
+        arguments: the flags, as they were given.
+        known: the arguments of the parser.
+        commands: names of subcommands, to know one at the wrong place.
+    """
+    flags = {flag: one for one in known for flag in one.flags}
+    shown = [flag for flag in (*SHORT_FLAGS, WATCH, *flags) if not flag.endswith(("+", ".help")) and len(flag) > 2]
+    for flag, value in flags_of(arguments):
+        if not flag:
+            hint = did_you_mean(f"--{value}", shown) if nearest(f"--{value}", shown, 0.8) else ""
+            hint = f" Did you mean '-c {value}'?" if str(value).endswith((".yaml", ".yml")) else hint
+            return f"'{value}' belongs to no flag.{hint} Everything after the command is a flag or its value."
+        if flag == WATCH:
+            continue
+        name = SHORT_FLAGS.get(flag, flag)
+        argument = flags.get(name)
+        if argument is None and not _reaches_into(name, known):
+            return (
+                f"{flag}: there is no such flag.{_flag_meant(flag, shown)} `itwinai fit --help` shows what most people "
+                "set, and --help-all everything."
+            )
+        if value is None and (argument is None or argument.takes_value) and not name.endswith((".help", "_config")):
+            accepted = "" if argument is None else f" Accepted: {_type_text(argument.type)}."
+            what = " Accepted: the path of a config file." if flag in CONFIG_FLAGS else accepted
+            return f"{flag}: the value is missing.{what}"
+    return None
+
+
+def mistake_in_values(config: Given, known: Sequence[ParserArgument]) -> str | None:
+    """Return what is wrong with the values of a config; None if nothing is found.
+
+    Args:
+        config: the values.
+        known: the arguments of the parser.
+    """
+    arguments = {one.name: one for one in known}
+    found = list(_section(config, "", arguments))
+    return found[0].told() if found else None
+
+
+def place_of(config: Given, name: str) -> str:
+    """Return where an argument of the trainer is given, with its name, to stand before an error; or nothing."""
+    given = config.find(f"trainer.{name}")
+    return (
+        ""
+        if given is None or not given.at
+        else f"{given.at}: "
+        if given.at[0] == "-"
+        else f"{given.at}: trainer.{name}: "
+    )
+
+
+def failure_in_class(error: BaseException, config: Given) -> str | None:
+    """Return what to tell of an exception that came while a config's classes were made.
+
+    Args:
+        error: the exception.
+        config: the values.
+
+    Returns:
+        The user's frames and the exception; or the exception alone where frameworks refuse what the config says; None
+        where neither is so.
+    """
+    while error.__cause__ is not None and "Union subtypes" in str(error):
+        error = error.__cause__  # jsonargparse tries types one by one, and tells of all of them
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _is_users(frame.filename)]
+    kind = type(error).__name__
+    if own:
+        made = _class_that_was_made(error, config)
+        lines = [line for frame in own[-3:] for line in _frame_text(frame)]
+        message = f"{kind}: {textwrap.shorten(str(error), 400)}"
+        head = f"{made} failed: {message}" if made else message
+        return "\n".join([head, *lines, f"{FULL_TRACEBACK}=1 shows all frames."])
+    if kind not in ("MisconfigurationException", "ValueError", "TypeError", "ModuleNotFoundError", "ImportError"):
+        return None
+    trainer = config.find("trainer")
+    names = list(trainer.value) if trainer is not None and isinstance(trainer.value, dict) else []
+    mentioned = [name for name in names if f"{name}=" in str(error) or f"`{name}`" in str(error)]
+    place = place_of(config, mentioned[0]) if mentioned else _class_that_was_made(error, config)
+    place = f"{place}: " if place and not mentioned else place
+    return "\n".join(_wrapped(f"{place}{error}", ""))
+
+
+def _section(given: Given, key: str, arguments: Mapping[str, ParserArgument]) -> Iterator[_Mistake]:
+    """Yield what is wrong in a section whose arguments are all those below a key."""
+    inside = {name.removeprefix(f"{key}.") if key else name: one for name, one in arguments.items()}
+    inside = {name: one for name, one in inside.items() if (not key or f"{key}.{name}" in arguments)}
+    names = list(dict.fromkeys(name.partition(".")[0] for name in inside))
+    names = [name for name in names if not name.startswith("print_") and name not in ("help", "config")]
+    given = _from_file(given)
+    if not isinstance(given.value, dict):
+        if given.value is not None and not isinstance(given.value, str):
+            yield _Mistake(given.at, key, f"it is {given.plain()!r}, and not a section.", _listed(names))
+        return
+    for name, one in given.value.items():
+        path = f"{key}.{name}" if key else name
+        if name not in names:
+            yield _unknown_key(one, name, key, names)
+        elif name in inside and inside[name].type is not None:
+            section = name in CLASS_SECTIONS and not key
+            yield from _value(one, inside[name].type, path, root=given if section else None)
+        elif any(other.startswith(f"{name}.") for other in inside):
+            yield from _section(one, path, arguments)
+    for name, argument in inside.items():
+        if argument.required and "." not in name and name not in given.value:
+            yield _Mistake("", "", f"there is no {name}.", [])
+
+
+def _from_file(given: Given) -> Given:
+    """Return what is in the file that a value names, if it names a config file; else the value."""
+    if not isinstance(given.value, str) or not given.value.endswith((".yaml", ".yml", ".json")):
+        return given
+    file = Path(given.at.rpartition(":")[0]).parent / given.value
+    return read_config(str(file)) if file.is_file() else given
+
+
+def _unknown_key(given: Given, name: str, key: str, names: Sequence[str]) -> _Mistake:
+    meant = did_you_mean(name, names) if nearest(name, names, 0.6) else ""
+    where = f"'{key}'" if key else "a config"
+    path = f"{key}.{name}" if key else name
+    if meant and len(names) > _MANY:
+        return _Mistake(given.at, path, f"{where} has no '{name}'.{meant} (`--help-all` lists all.)")
+    lines = _listed(names)
+    if not key:
+        lines.append("What a LightningCLI of your own adds is not known here: write callbacks in trainer.callbacks.")
+    return _Mistake(given.at, path, f"{where} has no '{name}'.{meant}", lines)
+
+
+def _value(given: Given, hint: Any, key: str, root: Given | None = None) -> Iterator[_Mistake]:
+    """Yield what is wrong with a value that is to be of a type.
+
+    Args:
+        given: the value.
+        hint: the type.
+        key: where it is in the config.
+        root: the whole config, for a section that is a class.
+    """
+    classes, skipped = _classes(hint)
+    if classes:
+        given = _from_file(given)
+    value = given.value
+    if value is None and (type(None) in _members(hint) or root is not None):
+        return
+    of_class = isinstance(value, dict) and ("class_path" in value or not _takes_mapping(hint))
+    lists = [
+        one for one in _members(hint) if get_origin(one) in (list, collections.abc.Sequence, collections.abc.Iterable)
+    ]
+    if classes and (of_class or (isinstance(value, str) and root is not None)):
+        if isinstance(value, dict) and "class_path" not in value and lists:
+            yield _Mistake(given.at, key, "it is a mapping.", _list_of_classes(key, given))
+        else:
+            yield from _class_value(given, classes, skipped, key, root)
+        return
+    if isinstance(value, list) and lists:
+        items = get_args(lists[0])
+        for number, one in enumerate(value):
+            yield from _value(one, items[0] if items else Any, f"{key}[{number}]")
+        return
+    if _fits(given.plain(), hint):
+        return
+    choices = [choice for one in _members(hint) if get_origin(one) is Literal for choice in get_args(one)]
+    meant = did_you_mean(value, map(str, choices)) if choices and isinstance(value, str) else ""
+    yield _Mistake(
+        given.at,
+        key,
+        f"{given.plain()!r} is not accepted here.{meant}",
+        _wrapped(f"Accepted: {_type_text(hint)}", "  "),
+    )
+
+
+def _class_value(
+    given: Given, classes: Sequence[type], skipped: int, key: str, root: Given | None
+) -> Iterator[_Mistake]:
+    """Yield what is wrong with a value that stands for an object: its class and the class's arguments."""
+    spec = given.value if isinstance(given.value, dict) else {"class_path": given}
+    wanted = " or ".join(one.__name__ for one in classes)
+    if "class_path" not in spec:
+        meant = next((name for name in spec if nearest(name, CLASS_KEYS[:1], 0.8)), None)
+        if meant is not None:
+            yield _Mistake(spec[meant].at, f"{key}.{meant}", "it is called 'class_path'.")
+        else:
+            yield _without_class(given, classes, key, root)
+        return
+    path = spec["class_path"].value
+    for name, one in spec.items():
+        if name not in CLASS_KEYS:
+            text = "beside class_path there is only 'init_args'."
+            if nearest(name, CLASS_KEYS, 0.7):
+                yield _Mistake(one.at, f"{key}.{name}", f"{text}{did_you_mean(name, CLASS_KEYS)}")
+            else:
+                yield _Mistake(one.at, f"{key}.{name}", f"{text} Arguments of {path} are below it.")
+            return
+    found = _imported(path, classes)
+    if isinstance(found, str):
+        yield _Mistake(spec["class_path"].at, f"{key}.class_path", found)
+        return
+    if not isinstance(found, type):
+        return
+    if not issubclass(found, tuple(classes)):
+        kinds = [one for one in found.__mro__ if one.__module__.partition(".")[0] in ("lightning", "torch")]
+        is_a = f"a {kinds[0].__name__}" if kinds else "another class"
+        foreign = [one for one in found.__mro__ if one.__module__.partition(".")[0] == "pytorch_lightning"]
+        hint = " It is made with the package pytorch_lightning: --unify-lightning lets it train." if foreign else ""
+        yield _Mistake(spec["class_path"].at, f"{key}.class_path", f"{path} is {is_a}, and not a {wanted}.{hint}")
+        return
+    yield from _arguments_of(found, path, spec, skipped, key, root)
+
+
+def _arguments_of(
+    cls: type, path: str, spec: Mapping[str, Given], skipped: int, key: str, root: Given | None
+) -> Iterator[_Mistake]:
+    """Yield what is wrong with the arguments of a class."""
+    arguments = _class_arguments(cls, skipped)
+    if arguments is None:
+        return
+    accepted = _wrapped(f"Accepted: {', '.join(map(_argument_text, arguments.values())) or 'no arguments'}", "  ")[:8]
+    args = spec.get("init_args", Given("", {}))
+    at = spec["class_path"].at
+    if args.value is not None and not isinstance(args.value, dict):
+        yield _Mistake(args.at, f"{key}.init_args", f"it is {args.plain()!r}, and no mapping of arguments.", accepted)
+        return
+    for name, one in (args.value or {}).items():
+        if name not in arguments:
+            meant = did_you_mean(name, arguments) if nearest(name, arguments, 0.6) else ""
+            yield _Mistake(
+                one.at,
+                f"{key}.init_args.{name}",
+                f"{path} has no argument '{name}'.{meant}",
+                accepted + _passed_on(cls),
+            )
+        else:
+            yield from _value(one, arguments[name].type, f"{key}.init_args.{name}")
+    for name, argument in arguments.items():
+        if argument.required and name not in (args.value or {}):
+            lines = [*accepted, *_linked(name, key, root)]
+            yield _Mistake(at, key, f"{path} needs the argument '{name}', which is not given.", lines)
+
+
+def _linked(name: str, key: str, root: Given | None) -> list[str]:
+    """Return what to say of a missing argument that another section has."""
+    for other in CLASS_SECTIONS[:2]:
+        if root is not None and other != key and root.find(f"{other}.init_args.{name}"):
+            return [
+                f"'{other}' has one: what link_arguments of a LightningCLI of your own links is not known here;"
+            ] + ["write the value in both sections."]
+    return []
+
+
+def _passed_on(cls: type) -> list[str]:
+    kinds = [one.kind for one in inspect.signature(cls).parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        return []
+    return ["Arguments that only its **kwargs take stand below 'dict_kwargs', beside init_args."]
+
+
+def _without_class(given: Given, classes: Sequence[type], key: str, root: Given | None) -> _Mistake:
+    """Return what to say of a section that does not say which class it is of."""
+    names = list(given.value)
+    text = "there is no class_path, which says what class this is."
+    if root is None or key not in ("model", "data"):
+        example = _example_class(classes)
+        lines = ["Write", f"  class_path: {example}", "  init_args:", *(f"    {name}: ..." for name in names[:3])]
+        if key in CLASS_SECTIONS:
+            lines.append(f"or name it on the command line: --{key} {example}")
+        return _Mistake(given.at, key, text, lines)
+    flags = []
+    for section, base in (("model", "LightningModule"), ("data", "LightningDataModule")):
+        one = root.find(section)
+        if one is not None and isinstance(one.value, dict) and "class_path" not in one.value:
+            flags.append(f"--{section} {class_here(base, one.value) or f'module.{base[9:] or base}Class'}")
+    mine = next(flag for flag in flags if flag.startswith(f"--{key} "))
+    file = given.at.rpartition(":")[0] or "CONFIG"
+    return _Mistake(
+        given.at,
+        key,
+        text,
+        [
+            "A config of your own LightningCLI(Model, Data) goes without; here, name the classes in the command:",
+            f"  -c {file} {' '.join(flags)}",
+            "or once and for all in the file:",
+            f"  itwinai config --adopt {file} {' '.join(flags)}",
+            f"or by hand, below '{key}:' and with what is there now one step further in:",
+            f"  class_path: {mine.partition(' ')[2]}",
+            "  init_args:",
+        ],
+    )
+
+
+def no_model(arguments: Sequence[str]) -> str:
+    """Return what to say where a command line has no model."""
+    files = [value for flag, value in flags_of(arguments) if flag in CONFIG_FLAGS]
+    found = class_here("LightningModule", {}) or "module.Class"
+    if not files:
+        here = sorted(str(path) for pattern in ("*.yaml", "*.yml") for path in Path().glob(pattern))
+        hint = f" Config files here: {', '.join(here[:5])}." if here else ""
+        return f"no config is given. Give one with -c CONFIG, or name classes: --model {found}.{hint}"
+    return (
+        f"{files[-1]}: there is no section 'model'. Write\n  model:\n    class_path: {found}\nor give --model {found}."
+    )
+
+
+def no_data(model: str, loader: str) -> str:
+    """Return what to say where nothing has the data of a run.
+
+    Args:
+        model: name of the model's class.
+        loader: the method that gives the data.
+    """
+    found = class_here("LightningDataModule", {}) or "module.Class"
+    return (
+        f"there is no data: the config has no section 'data', and {model} has no {loader}. Write\n  data:\n"
+        f"    class_path: {found}\nor give --data {found}."
+    )
+
+
+def class_here(base: str, arguments: Mapping[str, Any]) -> str | None:
+    """Return the class in a file of the current folder that fits best, as ``module.Class``; None if none does.
+
+    Args:
+        base: name of what it is derived from.
+        arguments: names of arguments that it has.
+    """
+    best: tuple[float, str] | None = None
+    found = _classes_here()
+    for path, (bases, names) in found.items():
+        line = set(bases)
+        for other, (its_bases, _) in found.items():  # what it inherits from a class of the user's own
+            line |= set(its_bases) if other.rpartition(".")[2] in bases else set()
+        if base not in line:
+            continue
+        share = sum(name in names for name in arguments) / max(len(arguments), 1)
+        if best is None or share > best[0]:
+            best = share, path
+    return None if best is None else best[1]
+
+
+def _classes_here() -> dict[str, tuple[list[str], list[str]]]:
+    """Return the classes in files of the current folder: names of their bases, and of the arguments of ``__init__``."""
+    found: dict[str, tuple[list[str], list[str]]] = {}
+    for file in sorted(Path().glob("*.py"))[:100]:
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except (OSError, SyntaxError, ValueError):
+            continue
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                bases = [getattr(one, "attr", getattr(one, "id", "")) for one in node.bases]
+                inits = [one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
+                names = [one.arg for init in inits for one in (*init.args.args, *init.args.kwonlyargs)]
+                found[f"{file.stem}.{node.name}"] = bases, names
+    return found
+
+
+def _imported(path: Any, classes: Sequence[type]) -> Any:
+    """Return the class of a path; or, as a text, why there is none."""
+    if not isinstance(path, str):
+        return f"{path!r} is no path of a class. Accepted: text as module.Class."
+    module, _, name = path.rpartition(".")
+    if not module:
+        known = {one.__name__: one for base in classes for one in _subclasses(base)}
+        if name in known:
+            return known[name]
+        paths = {one.rpartition(".")[2]: one for one in _classes_here()} | {
+            short: f"{one.__module__}.{short}" for short, one in known.items()
+        }
+        found = paths.get(name) or paths.get(nearest(name, paths, 0.7) or "")
+        hint = f" Did you mean '{found}'?" if found else ""
+        return f"'{path}' names no class that is known here; a class path is module.Class.{hint}"
+    try:
+        imported = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
+            candidates = [
+                *_classes_here(),
+                *(f"{one.__module__}.{one.__name__}" for base in classes for one in _subclasses(base)),
+            ]
+            folder = "" if "." in error.name else f" in {Path.cwd()} or among the installed packages"
+            meant = did_you_mean(path, candidates) if nearest(path, candidates, 0.7) else ""
+            return f"there is no module '{error.name}'{folder}.{meant}"
+        return _import_failure(module, error)
+    except Exception as error:  # noqa: BLE001 - whatever the user's module raises
+        return _import_failure(module, error)
+    if hasattr(imported, name):
+        return getattr(imported, name)
+    fitting = [n for n, one in vars(imported).items() if isinstance(one, type) and issubclass(one, tuple(classes))]
+    fitting = [n for n in fitting if not n.startswith("_")]
+    public = [*fitting, *getattr(imported, "__all__", ())]  # of which some may not be imported yet
+    meant = did_you_mean(name, public) if nearest(name, public, 0.6) else ""
+    has = [n for n in fitting if getattr(imported, n).__module__ == imported.__name__] or fitting
+    there = f" It has {', '.join(has[:8])}." if has and not meant else ""
+    return f"the module '{module}' has no '{name}'.{meant}{there}"
+
+
+def _import_failure(module: str, error: BaseException) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    lines = _frame_text(frames[-1]) if frames else []
+    if isinstance(error, SyntaxError) and error.filename:
+        lines = [f'  File "{_shown(error.filename)}", line {error.lineno}', f"    {(error.text or '').strip()}"]
+    return "\n".join([f"importing {module} failed:", *lines, f"{type(error).__name__}: {error}"])
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    below: list[type] = base.__subclasses__()
+    for one in below:
+        if not one.__name__.startswith("_"):
+            yield one
+        yield from _subclasses(one)
+
+
+def _class_arguments(cls: type, skipped: int) -> dict[str, ParserArgument] | None:
+    """Return the arguments of a class; None if they can not be known."""
+    skip: set[Any] = {skipped} if skipped else set()
+    if issubclass(cls, torch.optim.Optimizer):
+        skip = {"params"}
+    elif issubclass(cls, torch.optim.lr_scheduler.LRScheduler):
+        skip = {"optimizer"}
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    try:
+        names = parser.add_class_arguments(cls, fail_untyped=False, skip=skip)
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return {one.name: one for one in parser_arguments(parser) if one.name in names}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether a value is of a type, as the parser sees it."""
+    if hint is Any or hint is inspect.Parameter.empty:
+        return True
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    try:
+        parser.add_argument("--value", type=hint)
+    except (ValueError, TypeError):
+        return True
+    try:
+        parser.parse_object({"value": value})
+    except jsonargparse.ArgumentError:
+        return False
+    return True
+
+
+def _members(hint: Any) -> list[Any]:
+    """Return the types of a union, or the only one."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return [member for one in get_args(hint) for member in _members(one)]
+    return [hint]
+
+
+def _classes(hint: Any) -> tuple[list[type], int]:
+    """Return the classes whose objects a type takes, and how many of their arguments come from elsewhere."""
+    found: list[type] = []
+    skipped = 0
+    for one in _members(hint):
+        origin = get_origin(one)
+        if origin is collections.abc.Callable and len(get_args(one)) == 2:
+            taken, returned = get_args(one)
+            found += _classes(returned)[0]
+            skipped = len(taken) if isinstance(taken, list) else 1
+        elif origin in (list, collections.abc.Sequence, collections.abc.Iterable) and get_args(one):
+            found += [cls for cls in _classes(get_args(one)[0])[0] if cls not in found]
+        elif (
+            isinstance(one, type)
+            and one.__module__ != "builtins"
+            and not issubclass(one, (Path, datetime.timedelta, os.PathLike))
+        ):
+            found.append(one)
+    return found, skipped
+
+
+def _takes_mapping(hint: Any) -> bool:
+    return any(
+        one is dict or get_origin(one) in (dict, collections.abc.Mapping) or one is Any for one in _members(hint)
+    )
+
+
+def _list_of_classes(key: str, given: Given) -> list[str]:
+    name = next(iter(given.value), "EarlyStopping")
+    inside = given.value.get(name) if isinstance(given.value, dict) else None
+    arguments = list(inside.value)[:3] if inside is not None and isinstance(inside.value, dict) else []
+    path = (
+        name
+        if "." in name
+        else f"lightning.pytorch.callbacks.{name}"
+        if key.endswith("callbacks")
+        else f"module.{name}"
+    )
+    return [
+        "Accepted is a list of classes:",
+        f"  {key.rpartition('.')[2]}:",
+        f"    - class_path: {path}",
+        "      init_args:",
+        *(f"        {one}: ..." for one in arguments or ["name"]),
+    ]
+
+
+def _example_class(classes: Sequence[type]) -> str:
+    if issubclass(classes[0], torch.optim.Optimizer):
+        return "torch.optim.Adam"
+    if issubclass(classes[0], torch.optim.lr_scheduler.LRScheduler):
+        return "torch.optim.lr_scheduler.StepLR"
+    return f"module.{classes[0].__name__}"
+
+
+def _argument_text(argument: ParserArgument) -> str:
+    kind = "" if argument.type is None else f": {_short_type(argument.type)}"
+    return f"{argument.name}{kind}" if argument.required else f"{argument.name}{kind} = {argument.default!r}"
+
+
+def _short_type(hint: Any) -> str:
+    """Return a type as code has it, without modules."""
+    if hint is type(None):
+        return "None"
+    if get_origin(hint) in (Union, types.UnionType):
+        return " | ".join(_short_type(one) for one in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " | ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is not None and isinstance(get_origin(hint), type) and get_args(hint):
+        inside = ", ".join(_short_type(one) if not isinstance(one, list) else "..." for one in get_args(hint))
+        return f"{get_origin(hint).__name__}[{inside}]"
+    return getattr(hint, "__name__", str(hint))
+
+
+_WORDS: dict[Any, str] = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "a mapping",
+    list: "a list",
+    datetime.timedelta: "a time as '0:30:00'",
+    Any: "anything",
+}
+
+
+def _type_text(hint: Any) -> str:
+    """Return in words what a type takes."""
+    members = _members(hint)
+    if float in members and int in members:
+        members.remove(int)
+    words: list[str] = []
+    for one in members:
+        origin, inside = get_origin(one), get_args(one)
+        if origin is Literal:
+            words += [str(choice) for choice in inside]
+        elif origin in (list, collections.abc.Sequence, collections.abc.Iterable, tuple, set) and inside:
+            words.append("a list")
+        elif origin in (dict, collections.abc.Mapping):
+            words.append("a mapping")
+        elif isinstance(one, type) and issubclass(one, os.PathLike) or origin is os.PathLike:
+            words.append("a path")
+        elif one in _WORDS:
+            words.append(_WORDS[one])
+        else:
+            words.append(f"the class_path of a {getattr(one, '__name__', str(one))}")
+    words = [*[word for word in dict.fromkeys(words) if word != "null"], *(["null"] if "null" in words else [])]
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _reaches_into(flag: str, known: Sequence[ParserArgument]) -> bool:
+    """Tell whether a flag is for something inside of an argument, as ``--model.lr``."""
+    name = flag.removeprefix("--")
+    return any(one.type is not None and one.name != "help" and name.startswith(f"{one.name}.") for one in known)
+
+
+def _flag_meant(flag: str, shown: Sequence[str]) -> str:
+    """Return the sentence with the flag that was meant: one of that spelling, or with that last name."""
+    if found := nearest(flag, shown, 0.8):
+        return f" Did you mean '{found}'?"
+    last = {one.rpartition(".")[2].removeprefix("--"): one for one in reversed(shown)}
+    found = nearest(flag.rpartition(".")[2].removeprefix("--"), last, 0.8)
+    return f" Did you mean '{last[found]}'?" if found else ""
+
+
+def _class_that_was_made(error: BaseException, config: Given) -> str:
+    """Return place and class path of the section whose class raised an error, as far as that can be seen."""
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "__init__" and "self" in trace.tb_frame.f_locals:
+            frames.append(type(trace.tb_frame.f_locals["self"]).__name__)
+        trace = trace.tb_next
+    for given in _specs(config):
+        path = given.value["class_path"]
+        if str(path.value).rpartition(".")[2] in frames:
+            return f"{path.at}: {path.value}" if path.at else str(path.value)
+    return ""
+
+
+def _specs(given: Given) -> Iterator[Given]:
+    """Yield everything in a config that stands for an object."""
+    inside = (
+        given.value.values() if isinstance(given.value, dict) else given.value if isinstance(given.value, list) else ()
+    )
+    for one in inside:
+        yield from _specs(one)
+    if isinstance(given.value, dict) and "class_path" in given.value:
+        yield given
+
+
+def _is_users(file: str) -> bool:
+    """Tell whether a file of a traceback is the user's: no installed package, no standard library, not ours."""
+    path = Path(file)
+    own = str(Path(__file__).parent)
+    return (
+        path.exists()
+        and "site-packages" not in path.parts
+        and not str(path).startswith((own, str(Path(os.__file__).parent), f"{sys.prefix}/lib"))
+    )
+
+
+def _frame_text(frame: traceback.FrameSummary) -> list[str]:
+    return [f'  File "{_shown(frame.filename)}", line {frame.lineno}, in {frame.name}', f"    {frame.line}"]
+
+
+def _shown(file: str) -> str:
+    return os.path.relpath(file) if Path(file).is_relative_to(Path.cwd()) else file
+
+
+def _listed(names: Sequence[str]) -> list[str]:
+    return _wrapped(f"Accepted: {', '.join(sorted(names))}.", "  ")[:9]
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    lines = []
+    for line in text.splitlines():
+        whole = line if line.startswith(" ") else ""
+        lines += (
+            [whole]
+            if whole
+            else textwrap.wrap(line, _WIDTH, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+        )
+    return lines

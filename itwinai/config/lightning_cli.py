@@ -1,0 +1,353 @@
+"""A run from a config file: lightning's own command line, with `ItwinaiTrainer` in it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
+from typing import Any, TypeVar
+
+import jsonargparse
+import yaml
+from jsonargparse import ArgumentError
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from itwinai.compat import lightning_cli
+from itwinai.compat import noise as compat_noise
+from itwinai.compat.jsonargparse import parser_arguments
+from itwinai.config.errors import failure_in_class, mistake_in_flags, mistake_in_values, no_data, no_model, place_of
+from itwinai.config.source import (
+    CLASS_SECTIONS,
+    Given,
+    as_given,
+    check_config_files,
+    classes_first,
+    expand_short_flags,
+    flags_of,
+    given_by,
+)
+from itwinai.errors import ConfigurationError, ItwinaiError
+from itwinai.loggers.registry import check_logger_names
+from itwinai.strategies.registry import check_strategy_name
+from itwinai.tracebacks import shows_all_frames
+from itwinai.trainer import ItwinaiTrainer, check_devices
+from itwinai.warn import warn_user
+
+_VERSION = tuple(int(part) for part in jsonargparse.__version__.split(".")[:2])
+
+PREDICTIONS_LOST = """\
+itwinai: nothing keeps the predictions of this run: no callback writes them, and this command returns none. Unless your
+predict_step writes them itself, save this as writer.py in the current folder:
+
+  import torch
+  from lightning.pytorch.callbacks import BasePredictionWriter
+
+  class Writer(BasePredictionWriter):
+      def write_on_batch_end(self, trainer, module, prediction, indices, batch, batch_idx, dataloader_idx):
+          name = f"predictions-{trainer.global_rank}-{dataloader_idx}-{batch_idx}.pt"
+          torch.save({"indices": indices, "prediction": prediction}, name)
+
+and let the config have it:
+
+  trainer:
+    callbacks:
+      - class_path: writer.Writer
+        init_args: {write_interval: batch}
+"""
+_OF_SUBCOMMANDS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
+
+
+class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
+    """Lightning's command line, whose config may have a section for `itwinai tune`.
+
+    A mistake in the config or the flags is a `ConfigurationError` that says where it is and what is accepted there.
+
+    Attributes:
+        given: what config files and flags say, each value with its place.
+    """
+
+    given: Given
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let the section be there; a run leaves it aside."""
+        parser.add_argument("--tune", type=dict | None, default=None, help="what `itwinai tune` is to search for")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; short flags are accepted, and classes for sections of the config that name none."""
+        arguments = args
+        if isinstance(args, Mapping):
+            self.given = as_given(args)
+        else:
+            check_config_files(args)
+            self.given = given_by(classes_first(args))
+            arguments = classes_first(expand_short_flags(args))
+            _import_named_classes(args)
+        try:
+            super().parse_arguments(parser, arguments)
+        except ArgumentError as error:
+            raise ConfigurationError(self._told(parser, args, error)) from None
+        self._check_trainer()
+
+    def _check_trainer(self) -> None:
+        """Raise an error for names and numbers of the trainer that can be known to be wrong before anything is made."""
+        config = self.config.get(str(self.config.get("subcommand")), self.config)["trainer"]
+        strategy, logger = config.get("strategy"), config.get("logger")
+        try:
+            check_devices(config.get("accelerator"), config.get("devices"), strategy)
+            if isinstance(strategy, str):
+                check_strategy_name(strategy)
+            names = logger if isinstance(logger, list) else [logger]
+            if logger and all(isinstance(name, str) for name in names):
+                check_logger_names(logger)
+        except ConfigurationError as error:
+            raise self._placed(error) from None
+
+    def _placed(self, error: ConfigurationError) -> ConfigurationError:
+        """Return an error with the place of the argument that it is about."""
+        place = place_of(self.given, error.argument) if error.argument else ""
+        return ConfigurationError(f"{place}{error}", argument=error.argument) if place else error
+
+    def _told(self, parser: LightningArgumentParser, args: Any, error: ArgumentError) -> str:
+        """Return what is wrong with the arguments, of which the parser says something."""
+        command = None
+        flags: Sequence[str] = []
+        if not isinstance(args, Mapping):
+            command = args[0] if args and args[0] in self.subcommands() else None
+            flags = args[1:] if command else args
+        known = parser_arguments(parser, command)
+        told = mistake_in_flags(flags, known) or mistake_in_values(self.given, known)
+        model = self.given.find("model")
+        if told is None and (model is None or model.value is None):
+            told = no_model(flags)
+        if told is None:
+            told = told_by_parser(error)
+        return told
+
+    def before_instantiate_classes(self) -> None:
+        """Say which arguments of the model are not used, as lightning takes those of the checkpoint."""
+        config = self.config.get(str(self.config.get("subcommand")), self.config)
+        given, used = self.given.find("model.init_args"), config.get("model")
+        if not config.get("ckpt_path") or given is None or not isinstance(given.value, dict) or not used:
+            return
+        of_checkpoint = {**used.get("dict_kwargs", {}), **used.get("init_args", {})}
+        for name, one in given.value.items():
+            if name in of_checkpoint and of_checkpoint[name] != one.plain():
+                warn_user(
+                    f"{one.at}: {name}={one.plain()!r} is not used: the model is made as in the checkpoint "
+                    f"{config['ckpt_path']}, with {name}={of_checkpoint[name]!r}."
+                )
+
+    def before_fit(self) -> None:
+        """Check that there is data to train on."""
+        self._check_data("train_dataloader")
+
+    def before_validate(self) -> None:
+        """Check that there is data to validate on."""
+        self._check_data("val_dataloader")
+
+    def before_test(self) -> None:
+        """Check that there is data to test on."""
+        self._check_data("test_dataloader")
+
+    def _check_data(self, loader: str) -> None:
+        if self.datamodule is None and not is_overridden(loader, self.model):
+            raise ConfigurationError(no_data(type(self.model).__name__, loader))
+
+    def before_predict(self) -> None:
+        """Check that there is data; say before a long run that its predictions will be lost, and what keeps them."""
+        self._check_data("predict_dataloader")
+        if not _keeps_predictions(self.trainer, self.model):
+            _say(PREDICTIONS_LOST)
+
+    def after_predict(self) -> None:
+        """Say it again, where it is seen."""
+        if not _keeps_predictions(self.trainer, self.model):
+            _say("itwinai: no callback has written predictions; what to add is said above, before the run")
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer.
+
+        Raises:
+            ConfigurationError: one of them refuses what the config says, or its ``__init__`` fails.
+        """
+        try:
+            super().instantiate_classes()
+        except ConfigurationError as error:
+            if error.__cause__ is not None:
+                raise
+            raise self._placed(error) from None
+        except (ItwinaiError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if shows_all_frames():
+                raise
+            told = failure_in_class(error, self.given)
+            if told is None:
+                raise
+            raise ConfigurationError(told) from None
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _keeps_predictions(trainer: Trainer, module: LightningModule) -> bool:
+    """Tell whether a callback or the module does something with predictions."""
+    hooks = ("on_predict_batch_end", "on_predict_epoch_end", "on_predict_end")
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    own = [one for one in callbacks if not type(one).__module__.startswith(("lightning.", "itwinai."))]
+    return any(isinstance(one, BasePredictionWriter) for one in callbacks) or any(
+        getattr(type(one), hook) is not getattr(base, hook)
+        for one, base in [*((one, Callback) for one in own), (module, LightningModule)]
+        for hook in hooks
+    )
+
+
+def _import_named_classes(arguments: Sequence[str]) -> None:
+    """Import the modules of classes that flags name, so that the config may have the short names of these classes."""
+    for flag, value in flags_of(arguments):
+        if flag.removeprefix("--") in CLASS_SECTIONS and value and "." in value:
+            with suppress(ImportError):  # the parser says so
+                import_module(value.rpartition(".")[0])
+
+
+class ParsedCLI(ConfiguredCLI):
+    """Lightning's command line that only parses: nothing is built, and nothing is seeded.
+
+    Attributes:
+        config: the whole config, without the seed.
+        seed: what the config says of ``seed_everything``.
+    """
+
+    seed: int | bool | None
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Take the arguments of lightning's subcommands too, as they are in the configs that runs leave behind."""
+        super().add_arguments_to_parser(parser)
+        for name in _OF_SUBCOMMANDS:
+            parser.add_argument(f"--{name}", type=Any, default=None, help="of a run")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and take out the seed."""
+        super().parse_arguments(parser, args)
+        self.seed, self.config["seed_everything"] = self.config["seed_everything"], False
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def as_dict(self, *, without_defaults: bool = False) -> dict[str, Any]:
+        """Return the config as plain values, as a file would have it, without the ``tune`` section.
+
+        Args:
+            without_defaults: leave out what a run has anyway.
+        """
+        if (path := self.config.get("ckpt_path")) is not None:
+            raise ConfigurationError(
+                f"ckpt_path is {path!r}, but here every run starts with the weights that the model is made with. Leave "
+                "it out.",
+                argument="ckpt_path",
+            )
+        # None is a value too: one that has it may be varied, and one that was set to it differs from its default.
+        if _VERSION >= (4, 49):
+            options = {"skip_unset": False, "skip_default": without_defaults}
+            values = yaml.safe_load(self.parser.dump(self.config, skip_validation=True, **options))
+        else:  # there `skip_default` fails where a default is None
+            values, defaults = (
+                yaml.safe_load(self.parser.dump(config, skip_none=False, skip_validation=True))
+                for config in (self.config, self.parser.get_defaults())
+            )
+            values = different(values, defaults) if without_defaults else values
+        plain: dict[str, Any] = {**values, "seed_everything": self.seed}
+        for name in ("tune", *_OF_SUBCOMMANDS):
+            plain.pop(name, None)
+        return plain
+
+    def check(self, config: Mapping[str, Any], what: str) -> None:
+        """Raise an error if a config is wrong.
+
+        Args:
+            config: plain values.
+            what: is wrong with it, to say so.
+
+        Raises:
+            ConfigurationError: it is wrong.
+        """
+        try:
+            self.parser.parse_object(copy.deepcopy(dict(config)))
+        except ArgumentError as error:
+            told = mistake_in_values(as_given(config), parser_arguments(self.parser)) or told_by_parser(error)
+            raise ConfigurationError(f"{what}, which does not fit there: {told}") from None
+
+
+def different(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a config that differ from the defaults; those of classes as a whole."""
+    left: dict[str, Any] = {}
+    for name, value in config.items():
+        default = defaults.get(name)
+        if name in defaults and value == default:
+            continue
+        sections = isinstance(value, dict) and isinstance(default, dict) and "class_path" not in value
+        left[name] = different(value, default) if sections else value  # type: ignore[arg-type]
+    return left
+
+
+def told_by_parser(error: Exception) -> str:
+    """Return what the parser says is wrong, without its list of all that would be right."""
+    lines = [line for line in str(error).splitlines() if line.strip() and "NoneType" not in line]
+    lines = [
+        line for line in lines if not line.strip().startswith(("Given value", "Subtypes:", "Errors:", "- Expected"))
+    ]
+    deepest = max(lines, key=lambda line: len(line) - len(line.lstrip(" -")), default=str(error))
+    return deepest.strip(" -").replace("<class '", "").replace("'>", "")
+
+
+def command_line(arguments: Sequence[str] | Mapping[str, Any], **options: Any) -> LightningCLI:
+    """Return lightning's command line, having done what the arguments say.
+
+    Args:
+        arguments: the command line; or a config, whose values are plain.
+        **options: further arguments of LightningCLI; ``run=False`` builds trainer, model and data, and runs nothing.
+
+    Raises:
+        ConfigurationError: the arguments or the config are wrong.
+    """
+    return _make(ConfiguredCLI, arguments, **options)
+
+
+def parsed(arguments: Sequence[str] | Mapping[str, Any], **options: Any) -> ParsedCLI:
+    """Return what `command_line` would build, only parsed.
+
+    Raises:
+        ConfigurationError: the arguments or the config are wrong.
+    """
+    return _make(ParsedCLI, arguments, run=False, save_config_callback=None, **options)
+
+
+CLI = TypeVar("CLI", bound=LightningCLI)
+
+
+def _make(kind: type[CLI], arguments: Sequence[str] | Mapping[str, Any], **options: Any) -> CLI:
+    compat_noise.silence_known_noise()
+    # It warns of a command line beside the arguments; here they are given whole.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    given: Any = dict(arguments) if isinstance(arguments, Mapping) else list(arguments)
+    # An abbreviated flag is a mistake as an abbreviated key of a file is: it may mean another one tomorrow.
+    strict = {"exit_on_error": False, "allow_abbrev": False}
+    kwargs = {**strict, **options.pop("parser_kwargs", {})}
+    for command in kind.subcommands():
+        kwargs[command] = {**strict, **kwargs.get(command, {})}
+    return kind(
+        trainer_class=ItwinaiTrainer,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        args=given,
+        parser_kwargs=kwargs,
+        **options,
+    )

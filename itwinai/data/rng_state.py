@@ -1,0 +1,48 @@
+"""The states of random number generators, as tensors and plain values that every checkpoint may hold."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import torch
+
+from itwinai.compat import lightning_trainer
+
+RandomStates = dict[str, Any]
+
+
+def pack_random_states() -> RandomStates:
+    """Return the states of this process's random number generators, as tensors and plain values."""
+    return plain_random_states(lightning_trainer.collect_rng_states())
+
+
+def plain_random_states(states: RandomStates) -> RandomStates:
+    """Return random states with a tensor in the place of numpy's array."""
+    packed = dict(states)
+    if "numpy" in packed:
+        name, keys, *rest = packed["numpy"]
+        packed["numpy"] = (name, torch.from_numpy(keys.astype(np.int64)), *rest)
+    return packed
+
+
+def unpack_random_states(packed: RandomStates) -> RandomStates:
+    """Return random states from `pack_random_states` as `lightning_trainer.set_rng_states` takes them."""
+    states = dict(packed)
+    if "numpy" in states:
+        name, keys, *rest = states["numpy"]
+        states["numpy"] = (name, keys.numpy().astype(np.uint32), *rest)
+    # A GPU run may go on without GPUs, or with another number of them.
+    if len(states.get("torch.cuda", ())) != torch.cuda.device_count():
+        states.pop("torch.cuda", None)
+    return states
+
+
+def same_states(one: RandomStates, other: RandomStates) -> bool:
+    """Tell whether generators in these states draw the same numbers."""
+    return (
+        torch.equal(one["torch"], other["torch"])
+        and one["python"] == other["python"]
+        and pickle.dumps(one.get("numpy")) == pickle.dumps(other.get("numpy"))
+    )

@@ -1,0 +1,1 @@
+"""What a node uses while a run trains: processors, memory, GPUs, energy."""

@@ -1,0 +1,44 @@
+"""Who tells what a run was like: the summary, if there is one, or each callback for itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from itwinai.compat import lightning_trainer
+from itwinai.reporting.sections import Reporting, Section
+from itwinai.reporting.terminal import in_terminal
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+@runtime_checkable
+class SummaryReporter(Protocol):
+    """A callback that tells what the others have to say."""
+
+    tells_of_all: bool
+
+
+def sections_of_all(trainer: Trainer) -> list[Section]:
+    """Return what all callbacks of a run have to say, in their order."""
+    reporting = [callback for callback in lightning_trainer.callbacks(trainer) if isinstance(callback, Reporting)]
+    return [section for callback in reporting for section in callback.report()]
+
+
+def is_fast_dev_run(trainer: Trainer) -> bool:
+    """Tell whether a run only tries out the code, with ``fast_dev_run``: it leaves nothing to read."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def tell(trainer: Trainer, title: str, callback: Reporting) -> None:
+    """Print what a callback has to say, on rank 0, unless another one tells it, or the run only tries out the code.
+
+    Args:
+        trainer: the trainer.
+        title: what stands above it.
+        callback: the callback.
+    """
+    if is_fast_dev_run(trainer) or not trainer.is_global_zero:
+        return
+    if not any(isinstance(other, SummaryReporter) for other in lightning_trainer.callbacks(trainer)):
+        print(in_terminal(title, callback.report()), flush=True)

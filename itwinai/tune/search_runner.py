@@ -1,0 +1,227 @@
+"""A search from the plan of its resources to what it leaves in its folder."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import cloudpickle
+import yaml
+
+from itwinai.errors import MissingMetricError, TrialError
+from itwinai.io.atomic import write_whole
+from itwinai.launchers.cpu_affinity import available_cores
+from itwinai.reporting.formatting import path_text
+from itwinai.run_info.redaction import without_secrets
+from itwinai.run_info.run import command_line, time_now, versions
+from itwinai.strategies.registry import uses_ray
+from itwinai.trials import records
+from itwinai.trials.records import SearchRecord
+from itwinai.tune.distributions import Choice, Range
+from itwinai.tune.leaderboard import leaderboard_text, write_leaderboard
+from itwinai.tune.mlflow_parent_run import ParentRun, open_parent_run, search_id
+from itwinai.tune.progress_display import SearchView
+from itwinai.tune.ray_search import Search
+from itwinai.tune.record_file import read_record, write_record
+from itwinai.tune.report import write_report
+from itwinai.tune.resource_plan import ResourcePlan, make_plan
+from itwinai.tune.resources import cluster_nodes
+from itwinai.tune.resume_check import SearchFingerprint
+from itwinai.tune.search_recorder import SearchCourse
+from itwinai.tune.settings import Settings
+from itwinai.tune.space import SearchSpace
+from itwinai.tune.stopper import SearchStopper
+from itwinai.tune.trial_loggers import TrialLoggers
+from itwinai.tune.trial_spec import SearchOrder
+from itwinai.tune.tuner import BEST_CONFIG, LEADERBOARD, RECORD, REPORT, SearchResult
+
+if TYPE_CHECKING:
+    from itwinai.tune.search_target import SearchTarget
+
+
+class Running:
+    """One start of a search.
+
+    Args:
+        settings: of the search.
+        subject: what it is over.
+        nursery: path of the nursery's socket, if there is one.
+        resume: go on with what an interrupted process has left.
+        quiet: print nothing.
+    """
+
+    def __init__(
+        self, settings: Settings, subject: SearchTarget, nursery: str | None, resume: bool, quiet: bool
+    ) -> None:
+        self.settings = settings
+        self.subject = subject
+        self.nursery = nursery
+        self.resume = resume
+        self.quiet = quiet
+        self.folder = Path(settings.folder)
+        self.search = Search.of(settings, subject.space, subject.start_with(), subject.max_reports())
+
+    def run(self) -> SearchResult:
+        """Run the trials, and leave what they have found.
+
+        Raises:
+            TrialError: all trials have failed.
+        """
+        plan = self._plan()
+        said = SearchFingerprint.of(self.settings, self.subject.best_config({}))
+        if self.resume:
+            said.check(self.folder)
+        self._say(plan.text())
+        if (cores := available_cores()) < plan.resources.total.get("CPU", 0) and len(plan.nodes) == 1:
+            self._say(f"{'':<12}the workers of a trial share {cores} cores of this machine: expect no speed-up")
+        said.write(self.folder)
+        course = SearchCourse(
+            self.settings.name,
+            self.settings.objectives,
+            self.subject.space.paths,
+            str(self.folder),
+            self.subject.space.active,
+            settings={**self._told(), **self._origin()},
+            ranges=_ranges(self.subject.space),
+            number_of=self.search.namer.number,
+        )
+        parent = open_parent_run(self.subject.logger, self.settings.name, self.folder, self._told())
+        view = SearchView(plan.num_trials, plan.at_once, self.settings.seconds)
+        stopper = SearchStopper(self.settings, lambda: _is_hopeless(course.record()))
+        course.tell = None if self.quiet else view.show
+        with nullcontext() if self.quiet else view:
+            self.search.run(self._order(parent), course, stopper, self.resume)
+        return self._conclude(course.record(), parent)
+
+    def _plan(self) -> ResourcePlan:
+        subject = self.subject
+        return make_plan(
+            self.search.resources(subject.strategy, uses_ray(subject.strategy)),
+            cluster_nodes(),
+            None if self.settings.num_samples == -1 else self.search.num_samples,
+            self.settings.max_concurrent,
+            self.settings.seconds,
+            self._seconds_per_trial(),
+        )
+
+    def _seconds_per_trial(self) -> float | None:
+        """Return how long a trial took when this search ran before."""
+        path = self.folder / RECORD
+        if not path.exists():
+            return None
+        ended = [trial.seconds for trial in read_record(path).trials if trial.status in ("finished", "stopped")]
+        return sum(ended) / len(ended) if ended else None
+
+    def _order(self, parent: ParentRun | None) -> SearchOrder:
+        loggers = TrialLoggers(
+            self.subject.logger,
+            self.settings.name,
+            search_id(self.folder) if parent else "",
+            str(self.folder),
+            parent.run_id if parent else None,
+            parent.tracking_uri if parent else "",
+        )
+        return SearchOrder(
+            cloudpickle.dumps(self.subject.trials(loggers)),
+            str(self.folder),
+            strategy=self.subject.strategy,
+            moment=self.settings.report_on,
+            nursery=self.nursery,
+        )
+
+    def _conclude(self, record: SearchRecord, parent: ParentRun | None) -> SearchResult:
+        interrupted = any(trial.status in ("waiting", "running", "paused") for trial in record.trials)
+        ranked = record.ranked()
+        config = self.subject.best_config(ranked[0].parameters) if ranked else None
+        text = "" if config is None else yaml.safe_dump(config, sort_keys=False)
+        if text:
+            write_whole(self.folder / BEST_CONFIG, text)
+        write_record(record, self.folder / RECORD)
+        write_leaderboard(record, self.folder / LEADERBOARD)
+        shown = "" if config is None else yaml.safe_dump(without_secrets(config), sort_keys=False)
+        write_report(record, self.folder / REPORT, shown)
+        self._say(leaderboard_text(record))
+        self._say(self._places(record, bool(text), interrupted, parent))
+        if parent is not None:  # at last, as its server may be away
+            ended: Literal["FINISHED", "FAILED"] = "FINISHED" if ranked else "FAILED"
+            parent.finish(record, "KILLED" if interrupted else ended, [self.folder / LEADERBOARD, self.folder / REPORT])
+        if not ranked and not interrupted:
+            raise _all_failed(record)
+        return SearchResult(record, config, interrupted)
+
+    def _places(self, record: SearchRecord, has_config: bool, interrupted: bool, parent: ParentRun | None) -> str:
+        ranked = record.ranked()
+        places = {"report": self.folder / REPORT, "leaderboard": self.folder / LEADERBOARD}
+        if has_config:
+            places["best config"] = self.folder / BEST_CONFIG
+        if ranked and ranked[0].checkpoint:
+            places["checkpoint"] = Path(ranked[0].checkpoint)
+        lines = [f"{name:<12} {path_text(path)}" for name, path in places.items()]
+        if parent is not None:
+            lines.append(f"{'mlflow':<12} {parent.place_to_look()}")
+        if interrupted:
+            lines.append("The search was interrupted. Go on with the same command and --resume.")
+        return "\n".join(lines)
+
+    def _told(self) -> dict[str, str]:
+        """Return the settings for people."""
+        settings = self.settings
+        told: dict[str, Any] = {
+            "searched for": ", ".join(f"{one.mode} {one.metric}" for one in settings.objectives),
+            "searcher": settings.search,
+            "scheduler": settings.scheduler or "none",
+            "trials": "as many as the time allows" if settings.num_samples == -1 else self.search.num_samples,
+            "seed": settings.seed,
+            "workers per trial": settings.workers_per_trial,
+            "strategy": self.subject.strategy,
+        }
+        if settings.time_budget is not None:
+            told["time budget"] = settings.time_budget
+        if settings.overrides:
+            told["for trials only"] = ", ".join(f"{path}={value}" for path, value in settings.overrides.items())
+        return {name: str(value) for name, value in told.items() if value is not None}
+
+    def _origin(self) -> dict[str, str]:
+        """Return what was searched over, when, by which command; of a search that goes on, what its first start has."""
+        path = self.folder / RECORD
+        before = read_record(path).settings if self.resume and path.exists() else {}
+        now = {
+            "model": self.subject.name,
+            "begun": time_now(),
+            "command": command_line(),
+            "itwinai": versions().get("itwinai", ""),
+        }
+        return {name: before.get(name, value) for name, value in now.items() if value}
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            print(text, flush=True)
+
+
+def _ranges(space: SearchSpace) -> dict[str, records.Range]:
+    """Return what the parameters are drawn from, for the report."""
+    ranges: dict[str, records.Range] = {}
+    for parameter in space.parameters:
+        drawn = parameter.distribution
+        if isinstance(drawn, Choice):
+            ranges[parameter.path] = records.Range(choices=drawn.values)
+        elif isinstance(drawn, Range):
+            ranges[parameter.path] = records.Range(drawn.lower, drawn.upper, drawn.log)
+    return ranges
+
+
+def _is_hopeless(record: SearchRecord) -> bool:
+    """Tell whether a metric is wanted that no trial logs: the first error of this kind says it for all."""
+    nothing = not any(trial.reports for trial in record.trials)
+    return nothing and any(MissingMetricError.__name__ in trial.error for trial in record.trials)
+
+
+def _all_failed(record: SearchRecord) -> TrialError:
+    failed = [trial for trial in record.trials if trial.error]
+    if not failed:
+        return TrialError("no trial has reported anything", "", record.folder)
+    first = failed[0]
+    return TrialError(
+        f"no trial has succeeded; the first, {first.name}: {first.error}", "", f"{first.folder}/output.log"
+    )

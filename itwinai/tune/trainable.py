@@ -1,0 +1,126 @@
+"""A trial as Ray Tune sees it: an actor, which starts what trains, and passes on what it reports.
+
+The actor imports neither torch nor lightning. What trains is forked off a process that has, so that every trial begins
+in a clean process at once. A reused actor keeps its template for the next trial.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from typing import Any
+
+from ray import tune
+from ray.tune.result import DONE, RESULT_DUPLICATE, SHOULD_CHECKPOINT, TRAINING_ITERATION
+
+from itwinai.errors import TrialError
+from itwinai.launchers.fork_server import ForkServerClient
+from itwinai.launchers.ray_worker_pool import WarmWorkers
+from itwinai.trials.channel import Message
+from itwinai.trials.checkpoint_reference import read_reference, write_reference
+from itwinai.tune.trial_executor import ProcessRun, ThreadRun, TrialExecutor
+from itwinai.tune.trial_spec import MODULES, SearchOrder
+
+OWN = "itwinai"
+"""Key of a result under which stands what is not a metric."""
+
+
+class Trial(tune.Trainable):
+    """One trial at a time, and with reused actors many, one after the other."""
+
+    def setup(self, config: dict[str, Any], order: SearchOrder | None = None) -> None:
+        """Take over what a trial is to do; it starts with the first step, when it is known what it goes on from."""
+        assert order is not None
+        self.order = order
+        self.drawn = config
+        self.resume: str | None = None
+        self.run: TrialExecutor | None = None
+        self.template: ForkServerClient | None = None
+        self.workers = WarmWorkers()
+        self.latest: Message = {}
+        # It tells of every checkpoint.
+        logging.getLogger("ray.tune").setLevel(logging.WARNING)
+        logging.getLogger("ray.train").setLevel(logging.WARNING)
+
+    def step(self) -> dict[str, Any]:
+        """Return the next report of the trial, or its last one again, with ``done``, when it has ended."""
+        if self.run is None:
+            self.run = self._start()
+        try:
+            message = self.run.next_report()
+        except TrialError:
+            self.run = None
+            raise
+        if message is not None:
+            self.latest = message
+            return self._result(finished=False)
+        self.run.close()
+        output, self.run = self.run.output, None
+        if not self.latest:
+            raise TrialError(
+                f"the trial has ended without a report; by tune.report_on it reports at the end of each "
+                f"{self.order.moment}, and it seems to reach none",
+                "",
+                output,
+            )
+        return {**self._result(finished=True), DONE: True, RESULT_DUPLICATE: True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Let Ray keep a note of where the checkpoint of the latest report is; have one saved if there is none."""
+        if not self.latest.get("checkpoint") and self.run is not None:
+            message = self.run.saved()
+            self.latest = {**self.latest, "checkpoint": message.get("saved", ""), "best": message.get("best", "")}
+        write_reference(checkpoint_dir, self.latest.get("checkpoint", ""))
+
+    def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
+        """Go on from a checkpoint, of this trial or of another whose it takes over."""
+        self._end()
+        self.resume = (read_reference(checkpoint) if isinstance(checkpoint, str) else None) or None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Become another trial, and keep what has been imported."""
+        self._end()
+        self.drawn = new_config
+        self.resume = None
+        self.latest = {}
+        return True
+
+    def cleanup(self) -> None:
+        """End what trains, and what was kept for the next trial."""
+        self._end()
+        self.workers.close()
+        if self.template is not None:
+            self.template.close()
+
+    def _start(self) -> TrialExecutor:
+        name = self.trial_name
+        self.order.apply_to_process()  # Ray has gone to the folder of the trial
+        if self.order.has_ray_workers(self.drawn):
+            return ThreadRun(self.order, self.drawn, name, self.resume, self.workers)
+        if self.template is None or not self.template.is_there():
+            self.template = _template(self.order.nursery)
+        return ProcessRun(self.order, self.drawn, name, self.resume, self.template)
+
+    def _end(self) -> None:
+        if self.run is not None:
+            self.run.stop()
+            self.run = None
+
+    def _result(self, finished: bool) -> dict[str, Any]:
+        """Return the latest report as Ray wants it."""
+        own = {name: self.latest[name] for name in ("checkpoint", "best", "again")}
+        return {
+            **self.latest["metrics"],
+            TRAINING_ITERATION: self.latest["number"],
+            SHOULD_CHECKPOINT: bool(self.latest["checkpoint"]),
+            OWN: {**own, "finished": finished},
+        }
+
+
+def _template(nursery: str | None) -> ForkServerClient:
+    """Return a template process: one of the nursery on this machine, or one that imports for itself."""
+    if nursery is not None and os.path.exists(nursery):
+        with suppress(OSError):
+            return ForkServerClient.connect(nursery)
+    return ForkServerClient.start(MODULES, {})

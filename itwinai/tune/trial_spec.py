@@ -1,0 +1,100 @@
+"""What an actor has to know to run trials. It is light: what trains is packed, and unpacked by the trial's process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from itwinai.strategies.registry import uses_ray
+
+if TYPE_CHECKING:
+    from itwinai.trials.session import RemoteSession
+
+MODULES = ("itwinai.tune.trial_worker",)
+"""What trials import before they begin."""
+
+_FORWARDED = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG", "MLFLOW_", "WANDB_", "ITWINAI_")
+"""Beginnings of the names of variables of the driver that trials have too."""
+
+
+def forwarded_variables() -> dict[str, str]:
+    """Return the environment variables of this process that trials are to have on every node."""
+    # W&B's service is that of the driver, and each trial has its own.
+    return {
+        name: value for name, value in os.environ.items() if name.startswith(_FORWARDED) and name != "WANDB_SERVICE"
+    }
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a trial's process has to do.
+
+    Attributes:
+        body_for: see `SearchOrder`.
+        drawn: what the searcher has drawn.
+        name: of the trial.
+        session: the trial, as a run sees it.
+    """
+
+    body_for: bytes
+    drawn: Mapping[str, Any]
+    name: str
+    session: RemoteSession
+
+
+@dataclass(frozen=True)
+class SearchOrder:
+    """What an actor has to know to run trials.
+
+    Attributes:
+        body_for: pickled function that returns what trains, from what was drawn, the trial's name and its folder; what
+            trains is a function of the session.
+        folder: of the search.
+        strategy: of trials for which none is drawn.
+        moment: when trials report, for people.
+        nursery: path of the driver's nursery; on other machines there is none.
+        sys_path: the driver's import path.
+        working_folder: the driver's working folder.
+        forwarded: environment variables of the driver for the trials.
+    """
+
+    body_for: bytes
+    folder: str
+    strategy: Any = None
+    moment: str = "validation"
+    nursery: str | None = None
+    sys_path: list[str] = field(default_factory=lambda: list(sys.path))
+    working_folder: str = field(default_factory=os.getcwd)
+    forwarded: Mapping[str, str] = field(default_factory=forwarded_variables)
+
+    def apply_to_process(self) -> None:
+        """Let this process, an actor, find what the driver finds."""
+        sys.path += [path for path in self.sys_path if path not in sys.path]
+        if os.path.isdir(self.working_folder):
+            os.chdir(self.working_folder)
+
+    def has_ray_workers(self, drawn: Mapping[str, Any]) -> bool:
+        """Tell whether the workers of a trial are Ray actors."""
+        return uses_ray(drawn.get("trainer.strategy", self.strategy))
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables of a trial's process: those of the actor, and of the driver."""
+        return {**os.environ, **self.forwarded}
+
+    def folder_of(self, name: str) -> str:
+        """Return the folder of a trial, which is where Ray keeps what it knows of it."""
+        return f"{self.folder.rstrip('/')}/{name}"
+
+    def output_of(self, name: str) -> str:
+        """Return the file that a trial's process writes to what it prints."""
+        folder = Path(self.folder_of(name))
+        folder.mkdir(parents=True, exist_ok=True)
+        return str(folder / "output.log")
+
+    def assignment(self, drawn: Mapping[str, Any], name: str, session: RemoteSession) -> Assignment:
+        """Return what a trial's process has to do."""
+        return Assignment(self.body_for, dict(drawn), name, session)

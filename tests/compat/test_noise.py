@@ -1,0 +1,49 @@
+"""What `itwinai.compat.noise` takes for granted about private names."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities import rank_zero as pytorch_rank_zero
+
+from itwinai.compat import noise as compat_noise
+from tests.conftest import RunCommand, python
+
+
+def test_only_known_warnings_are_silenced() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with compat_noise.known_noise_silenced():
+            CombinedLoader([[1, 2]])
+            warnings.warn("the user's own", stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["the user's own"]
+
+
+def test_noise_is_silenced_for_a_while(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(compat_noise.VERBOSE, raising=False)
+    filters = list(warnings.filters)
+    with compat_noise.known_noise_silenced():
+        Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+        logging.getLogger("DeepSpeed").warning("Setting accelerator to CPU. If you have GPU")
+        pytorch_rank_zero.rank_zero_info("the user's own")
+    assert [record.getMessage() for record in caplog.records] == ["the user's own"]
+    assert list(warnings.filters) == filters
+    pytorch_rank_zero.rank_zero_info("GPU available: False, used: False")
+    assert len(caplog.records) == 2
+    monkeypatch.setenv(compat_noise.VERBOSE, "1")
+    with compat_noise.known_noise_silenced():
+        Trainer(accelerator="cpu", devices=1, logger=True)
+    said = [record.getMessage()[:13] for record in caplog.records[2:]]
+    assert said == ["GPU available", "TPU available", "💡 Tip: For se"]
+
+
+def test_torch_prints_errors_alone_in_workers(run_command: RunCommand) -> None:
+    code = "import itwinai.compat as c, torch; c.silence_sockets() if %s else 0; "
+    code += "import torch.distributed as d; s = d.TCPStore('localhost', 0, 1, True); "
+    code += "d.TCPStore('localhost', s.port, 1, False).wait(['never'], __import__('datetime').timedelta(seconds=0.2))"
+    assert "[c10d]" in run_command(python("-c", code % "False")).output
+    assert "[c10d]" not in run_command(python("-c", code % "True")).output

@@ -1,0 +1,62 @@
+"""Define the network and the data that all contenders share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from tests.performance.gate import Gate
+
+__all__ = ["Batches", "Network", "make_loader", "make_optimizer", "mse_loss"]
+
+FEATURES, HIDDEN, BATCH_SIZE = 16, 32, 16
+DISTINCT_BATCHES = 64
+
+
+class Network(nn.Sequential):
+    """An MLP 16-32-1: so little to compute that the loop around it shows."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(FEATURES, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
+
+
+def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
+    """Return plain SGD, the optimizer with the least to do."""
+    return torch.optim.SGD(network.parameters(), lr=0.01)
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Whole batches in memory, served again and again.
+
+    Args:
+        length: number of batches of an epoch, of all workers together.
+        gate: is told of every batch that is fetched; None measures nothing.
+    """
+
+    def __init__(self, length: int, gate: Gate | None = None) -> None:
+        generator = torch.Generator().manual_seed(1)
+        inputs = torch.randn(DISTINCT_BATCHES, BATCH_SIZE, FEATURES, generator=generator)
+        self.batches = [(x.clone(), x.sum(1, keepdim=True).sin()) for x in inputs]
+        self.length = length
+        self.gate = gate
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if self.gate is not None:
+            self.gate.fetch()
+        return self.batches[index % DISTINCT_BATCHES]
+
+
+def make_loader(batches: Batches, workers: int = 1) -> DataLoader:
+    """Return the loader that every contender iterates: a real DataLoader, of batches that exist already.
+
+    Args:
+        batches: the batches.
+        workers: deal the batches out to that many workers; by default the trainer does so, or nobody.
+    """
+    sampler: DistributedSampler | None = DistributedSampler(batches, shuffle=False) if workers > 1 else None
+    return DataLoader(batches, batch_size=None, sampler=sampler)
