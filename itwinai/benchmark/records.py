@@ -55,6 +55,16 @@ class Breakdown:
     hidden: float | None = None
     optimizer: float | None = None
 
+    @property
+    def parts(self) -> dict[str, float]:
+        """The seconds of each part, in the order in which they are shown; together they are the step."""
+        return {name: getattr(self, name) for name in ("compute", "communication", "data", "other")}
+
+    @property
+    def step(self) -> float:
+        """Seconds of all parts together."""
+        return sum(self.parts.values())
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -98,6 +108,11 @@ class Measured:
     nodes: int = 1
     threads: int = 0
 
+    @property
+    def most_memory(self) -> int | None:
+        """Peak memory of the worker that needs most; None if unknown."""
+        return max((peak for peak in self.peak_memory if peak is not None), default=None)
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -132,8 +147,8 @@ class BenchmarkRecord:
 
     Attributes:
         name: of the benchmark.
-        settings: what was asked for, as people shall read it.
-        facts: about the machine and the code, as people shall read it.
+        settings: the settings, as people read it.
+        facts: about the machine and the code, as people read it.
         measurements: in the order in which they were made.
         baseline: strategy of the cells that all others are compared with: those with the fewest workers.
         extrapolate: numbers of workers to extrapolate to.

@@ -231,15 +231,14 @@ class Benchmark:
 
 def conclude(record: BenchmarkRecord, folder: Path) -> None:
     """Write table and report of a benchmark, and print what it comes to."""
-    from itwinai.benchmark.report import write_report
+    from itwinai.benchmark.report.page import write_report
+    from itwinai.benchmark.report.tables import benchmark_text, write_table
     from itwinai.benchmark.statistics.summary import summarize
-    from itwinai.benchmark.telling.table import write_table
-    from itwinai.benchmark.telling.terminal_table import table_text
 
     summary = summarize(record)
     write_table(summary, folder / TABLE)
     report = write_report(record, folder)
-    print(table_text(summary))
+    print(benchmark_text(summary))
     places = {"report": report, "pictures": folder / "pictures", "table": folder / TABLE, "records": folder / RECORDS}
     lines = [f"{name:<12}{path_text(path)}" for name, path in places.items() if path.exists()]
     print("\n".join(lines), flush=True)

@@ -1,4 +1,4 @@
-"""What the repeats of a cell amount to."""
+"""The repeats of a cell, summarized: means with confidence intervals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from itwinai.benchmark.records import Breakdown, Cell, Measured, Measurement
-from itwinai.benchmark.statistics.estimates import Estimate, mean_of
+from itwinai.benchmark.statistics.confidence_intervals import Estimate, mean_of
 from itwinai.reporting.formatting import count_text
 
 
@@ -39,6 +39,11 @@ class CellSummary:
     def measured(self) -> tuple[Measured, ...]:
         """What was measured in each of ``runs``."""
         return tuple(run.measured for run in self.runs if run.measured is not None)
+
+    @property
+    def tries(self) -> int:
+        """Number of its runs, successful or not."""
+        return len(self.runs) + len(self.failed)
 
     @property
     def throughput(self) -> Estimate | None:
@@ -100,10 +105,15 @@ class CellSummary:
             optimizer=fmean(optimizer) if len(optimizer) == len(told) else None,
         )
 
+    def share(self, part: str) -> float | None:
+        """Return the share of a step that a part of the breakdown takes; None if unknown."""
+        one = self.breakdown
+        return one.parts[part] / one.step if one is not None and one.step > 0 else None
+
     @property
     def peak_memory(self) -> Estimate | None:
         """Memory of the worker that has needed most, in bytes."""
-        return self._over(lambda one: max((peak for peak in one.peak_memory if peak is not None), default=None))
+        return self._over(lambda one: one.most_memory)
 
     @property
     def imbalance(self) -> Estimate | None:

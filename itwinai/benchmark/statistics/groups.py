@@ -1,4 +1,4 @@
-"""Cells that can be compared with each other, and what they are called where people read of them."""
+"""Groups of cells that can be compared with each other, and the names of cells in text."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from statistics import fmean
 
 from itwinai.benchmark.records import Cell, Measured, Scaling
 from itwinai.benchmark.statistics.cell_summary import CellSummary
-from itwinai.benchmark.statistics.estimates import Estimate, mean_of
+from itwinai.benchmark.statistics.confidence_intervals import Estimate, mean_of
 from itwinai.benchmark.statistics.summary import Axes, Series, Summary
-from itwinai.reporting.formatting import count_text
-from itwinai.reporting.search.formatting import joined, short_names
+from itwinai.reporting.formatting import count_text, joined, short_names
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Who is fastest, and whether that is more than chance."""
+"""Rank the strategies of a group by speed, and test whether the differences are significant."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from itwinai.benchmark.records import Cell
 from itwinai.benchmark.statistics.cell_summary import CellSummary
-from itwinai.benchmark.statistics.estimates import Estimate, differences, ratio_of
+from itwinai.benchmark.statistics.confidence_intervals import Estimate, differences, ratio_of
 from itwinai.benchmark.statistics.groups import Group, Speed
 from itwinai.benchmark.statistics.summary import Series
 
@@ -37,7 +37,7 @@ class Rival:
 
 
 @dataclass(frozen=True)
-class Contest:
+class Ranking:
     """The strategies of a group, at the largest number of workers that any was measured with.
 
     Attributes:
@@ -61,16 +61,16 @@ class Contest:
         return [rival for rival in self.rivals if not rival.differs]
 
 
-def contests_of(groups: Sequence[Group], speed: Speed, doubted: Collection[Cell] = ()) -> list[Contest]:
+def rankings_of(groups: Sequence[Group], speed: Speed, excluded: Collection[Cell] = ()) -> list[Ranking]:
     """Return who is fastest in each group; groups in which nothing was measured are left out.
 
     Args:
         groups: the groups of a benchmark.
         speed: what speeds are told in.
-        doubted: cells that take no part.
+        excluded: cells that take no part.
     """
-    found = (_contest(group, speed, doubted) for group in groups)
-    return [contest for contest in found if contest is not None]
+    found = (_ranking(group, speed, excluded) for group in groups)
+    return [ranking for ranking in found if ranking is not None]
 
 
 def compared(best: CellSummary, others: Sequence[CellSummary], speed: Speed) -> list[Rival]:
@@ -86,8 +86,8 @@ def compared(best: CellSummary, others: Sequence[CellSummary], speed: Speed) -> 
     return [Rival(other, ratio_of(own, speed.runs(other)), p) for other, p in zip(others, p_values, strict=True)]
 
 
-def _contest(group: Group, speed: Speed, doubted: Collection[Cell]) -> Contest | None:
-    cells = {one.cell: one for one in group.cells if one.cell not in doubted}
+def _ranking(group: Group, speed: Speed, excluded: Collection[Cell]) -> Ranking | None:
+    cells = {one.cell: one for one in group.cells if one.cell not in excluded}
     means = {cell: estimate.mean for cell, one in cells.items() if (estimate := speed.of(one)) is not None}
     if not means:
         return None
@@ -96,7 +96,7 @@ def _contest(group: Group, speed: Speed, doubted: Collection[Cell]) -> Contest |
     first, *others = [cells[cell] for cell in order if cell.workers == most]
     smaller = [cells[cell] for cell in order if cell.workers < most]
     line = next(line for line in group.series if first in line.cells)
-    return Contest(group, first, line, tuple(compared(first, others, speed)), _faster(first, smaller, speed))
+    return Ranking(group, first, line, tuple(compared(first, others, speed)), _faster(first, smaller, speed))
 
 
 def _faster(best: CellSummary, others: Sequence[CellSummary], speed: Speed) -> Rival | None:

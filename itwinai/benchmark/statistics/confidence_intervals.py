@@ -1,4 +1,4 @@
-"""What a few repeats say: means, ratios and differences, with how sure they are."""
+"""Means, ratios and differences of a few repeats, with confidence intervals and p values."""
 
 from __future__ import annotations
 
