@@ -34,7 +34,7 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# W&B, MLflow and TensorBoard keep threads in the process for good.
+# W&B, MLflow and TensorBoard keep threads in the process for good; so does torch, of a DDP that averages models.
 KEEP_THREADS = (
     "tests/callbacks/test_run_logging.py",
     "tests/callbacks/test_watched_runs.py",
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.nodeid.startswith(KEEP_THREADS)
             or "local_ray" in getattr(item, "fixturenames", ())
             or any(str(parameter).startswith("ray") for parameter in parameters)
-            or any(word in item.name for word in ("logger", "wandb"))
+            or any(word in item.name for word in ("logger", "wandb", "averages_models"))
         )
 
     items.sort(key=leaves_threads)

@@ -17,11 +17,11 @@ from itwinai.monitoring.sample_count import trained_samples, why_unknown
 from itwinai.profiling.step_timer import StepClock, StepWatcher
 from itwinai.reporting.formatting import count_text, origin
 from itwinai.reporting.html import page
-from itwinai.reporting.metric_curves import metrics_section
 from itwinai.reporting.output import is_fast_dev_run, sections_of_all
-from itwinai.reporting.run import RunTimes, TimeSplit, environment_section, run_section
 from itwinai.reporting.run_dir import run_folder
 from itwinai.reporting.sections import Section
+from itwinai.reporting.sections.metrics import metrics_section
+from itwinai.reporting.sections.run import RunTimes, TimeSplit, environment_section, run_section
 from itwinai.reporting.terminal import in_terminal
 from itwinai.run_info.config import config_of
 from itwinai.run_info.run import RunFacts, facts_of

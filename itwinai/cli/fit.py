@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from itwinai.config.source import expand_short_flags, flags_of
+from itwinai.strategies.registry import uses_ray
 from itwinai.unify import unify_lightning
 
 UNIFY = "--unify-lightning"
@@ -132,7 +133,7 @@ def ray_workers(arguments: Sequence[str]) -> int | None:
                 asked |= {name: given for name, given in section.items() if name in asked}
             elif flag.startswith("--trainer.") and flag.removeprefix("--trainer.") in asked:
                 asked[flag.removeprefix("--trainer.")] = value
-        if str(asked["strategy"]).lower().partition("_")[0] == "ray":
+        if isinstance(asked["strategy"], str) and uses_ray(asked["strategy"]):  # a class may name a cluster of its own
             return int(asked["devices"]) * int(asked["num_nodes"])
     return None
 

@@ -39,6 +39,25 @@ def rich_table(table: Table, styles: Sequence[str] = ()) -> RichTable:
     return drawn
 
 
+def without_columns(table: Table, width: int, may_go: Sequence[int]) -> tuple[Table, list[str]]:
+    """Return a table that fits a terminal, and the headings of the columns that it lacks therefore.
+
+    Args:
+        table: the table.
+        width: characters of a line.
+        may_go: places of the columns that can be left out; the last goes first, and no more than needed.
+    """
+    widths = [max(map(len, column)) + GAP for column in zip(table.columns, *table.rows, strict=True)]
+    gone: list[int] = []
+    for place in reversed(may_go):
+        if sum(widths) - sum(widths[other] for other in gone) - GAP <= width:
+            break
+        gone.insert(0, place)
+    kept = [place for place in range(len(table.columns)) if place not in gone]
+    rows = [[row[place] for place in kept] for row in table.rows]
+    return Table([table.columns[place] for place in kept], rows, table.title), [table.columns[place] for place in gone]
+
+
 def table_text(table: Table, width: int = WIDTH) -> str:
     """Return a table as lines of a terminal, without colours.
 

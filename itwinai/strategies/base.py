@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
@@ -136,6 +136,14 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
             "cuda" if isinstance(self.accelerator, CUDAAccelerator) else "cpu",
             self.worker_variables(),
         )
+
+    def accelerator_for(self, accelerator: str | Accelerator) -> str | Accelerator:
+        """Return the accelerator that the trainer takes for the one that it was given.
+
+        Args:
+            accelerator: the trainer's argument.
+        """
+        return accelerator
 
     def use_launcher(self, kind: WorkerKind) -> None:
         """Choose what the workers of this machine are made of.

@@ -25,6 +25,7 @@ from itwinai.launchers.environment import WorkerKind
 from itwinai.profiling.step_timer import StepClock
 from itwinai.strategies.base import LocalProcesses, WorkerSource
 from itwinai.strategies.ddp import DEFAULT_TIMEOUT, TorchDistributedStrategy, as_timedelta
+from itwinai.strategies.registry import INSTALL
 from itwinai.strategies.zero_checks import check_optimizer, check_parameters, refuse_second_derivatives
 from itwinai.strategies.zero_comm_timer import TimedExchanges
 from itwinai.strategies.zero_gather import ShardedOptimizer, gather_weights, keeps_variables, whole_parameters
@@ -84,7 +85,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         check_drift: bool = True,
         **kwargs: Any,
     ) -> None:
-        require("deepspeed", "Install it with `pip install 'itwinai[deepspeed]'`.", "The strategy 'deepspeed'")
+        require("deepspeed", f"Install it with `{INSTALL['deepspeed']}`.", "The strategy 'deepspeed'")
         if stage not in (0, 1, 2, 3):
             raise ConfigurationError(f"ZeRO has the stages 0, 1, 2 and 3; stage={stage!r} is none of them.")
         super().__init__(

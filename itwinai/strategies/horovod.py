@@ -22,6 +22,7 @@ from itwinai.strategies.averaging import unused_error
 from itwinai.strategies.backward import BackwardHooks, ParameterWatch, can_require_grad, refuse_lazy
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses, WorkerSource
 from itwinai.strategies.ddp import DEFAULT_TIMEOUT, as_timedelta
+from itwinai.strategies.registry import INSTALL
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -168,7 +169,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         check_drift: bool = True,
         **kwargs: Any,
     ) -> None:
-        require("horovod", "Build it with `itwinai install horovod`.", "The strategy 'horovod'")
+        require("horovod", f"Build it with `{INSTALL['horovod']}`.", "The strategy 'horovod'")
         if compression not in (None, "fp16"):
             raise ConfigurationError(f"compression={compression!r} is unknown; choose 'fp16' or None.")
         if op not in ("Average", "Adasum"):

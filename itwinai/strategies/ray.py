@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,14 +13,16 @@ from itwinai.errors import ConfigurationError, require
 from itwinai.launchers.ray import RayPlacement, RemoteGPUs
 from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.ddp import TorchDistributedStrategy
+from itwinai.strategies.registry import INSTALL, make_strategy
 
 Placement = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 
 
-class RayStrategy:
+class RayStrategy(LaunchedStrategy):
     """Train in Ray actors, from the driver's ``trainer.fit(...)``.
 
-    It says where workers come from; how gradients meet says the strategy inside it. The trainer's ``devices`` times
+    It says where workers come from; the strategy inside says how their gradients are averaged. The object is of both
+    classes: ``RayStrategy("deepspeed")`` is a `RayStrategy` and a `DeepSpeedStrategy`. The trainer's ``devices`` times
     ``num_nodes`` is the number of workers. Inside a Ray Train worker nothing is launched: the trainer joins.
 
     Args:
@@ -43,6 +46,8 @@ class RayStrategy:
         MissingPackageError: Ray is not installed.
     """
 
+    placement: RayPlacement
+
     def __init__(
         self,
         strategy: str | Strategy = "ddp",
@@ -54,9 +59,17 @@ class RayStrategy:
         timeout: float = 300.0,
         min_workers: int | None = None,
     ) -> None:
-        require("ray", "Install it with `pip install 'itwinai[ray]'`.", "The strategy 'ray'")
-        self.strategy = strategy
-        self.placement = RayPlacement(
+        require("ray", f"Install it with `{INSTALL['ray']}`.", "The strategy 'ray'")
+        inner = make_strategy(strategy) if isinstance(strategy, str) else strategy
+        if not isinstance(inner, LaunchedStrategy) or isinstance(inner, RayStrategy):
+            raise ConfigurationError(
+                f"The strategy inside Ray has to be one of itwinai's: ddp, deepspeed, horovod; not {strategy!r}."
+            )
+        # Most of what a strategy does is the work of the one inside, and lightning and callbacks ask for it by class.
+        # So this object becomes one of both classes, instead of passing on every call and attribute.
+        vars(self).update(vars(inner))
+        self.__class__ = _class_around(type(self), type(inner))
+        self.worker_source = self.placement = RayPlacement(
             address=address,
             placement=placement,
             resources_per_worker=dict(resources_per_worker or {}),
@@ -64,28 +77,46 @@ class RayStrategy:
             timeout=timeout,
             min_workers=min_workers,
         )
+        fraction = self.placement.resources_per_worker.get("GPU", 0)
+        if 0 < fraction < 1 and isinstance(self, TorchDistributedStrategy):
+            self.backend = self.backend or "gloo"  # NCCL refuses workers that share a GPU
 
-    def accelerator(self, accelerator: str | Accelerator) -> str | Accelerator:
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made here and has no name by which pickle could import it.
+        return _bare, type(self).__bases__, self.__getstate__()
+
+    # lightning declares these abstract; the strategy inside has them.
+
+    def barrier(self, name: str | None = None) -> None:
+        super().barrier(name)  # type: ignore[safe-super]
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        return super().broadcast(obj, src)  # type: ignore[safe-super]
+
+    def model_to_device(self) -> None:
+        super().model_to_device()  # type: ignore[safe-super]
+
+    def accelerator_for(self, accelerator: str | Accelerator) -> str | Accelerator:
         """Return the accelerator for the trainer: the driver itself needs no GPU.
 
         Args:
-            accelerator: the one that the user asked for.
+            accelerator: the trainer's argument.
         """
         wants_gpu = accelerator in ("gpu", "cuda") or self.placement.resources_per_worker.get("GPU", 0) > 0
         return RemoteGPUs() if wants_gpu and not isinstance(accelerator, Accelerator) else accelerator
 
-    def build(self) -> Strategy:
-        """Return the strategy inside, with workers that are Ray actors."""
-        from itwinai.strategies.registry import make_strategy
 
-        inner = make_strategy(self.strategy) if isinstance(self.strategy, str) else self.strategy
-        if not isinstance(inner, LaunchedStrategy) or not isinstance(inner, Strategy):
-            raise ConfigurationError(
-                f"The strategy inside Ray has to be one of itwinai's: ddp, deepspeed, horovod; not {self.strategy!r}."
-            )
-        fraction = self.placement.resources_per_worker.get("GPU", 0)
-        if 0 < fraction < 1 and isinstance(inner, TorchDistributedStrategy):
-            inner.backend = inner.backend or "gloo"
-        inner.worker_source = self.placement
-        inner.strategy_name = f"ray_{inner.strategy_name}"
-        return inner
+def _bare(ray_class: type[RayStrategy], inner_class: type[LaunchedStrategy]) -> RayStrategy:
+    """Return an object of both classes without any attributes, as for pickle."""
+    made: RayStrategy = object.__new__(_class_around(ray_class, inner_class))
+    return made
+
+
+@functools.cache
+def _class_around(ray_class: type[RayStrategy], inner_class: type[LaunchedStrategy]) -> type[RayStrategy]:
+    names = {
+        "strategy_name": f"ray_{inner_class.strategy_name}",
+        "__doc__": ray_class.__doc__,
+        "__module__": ray_class.__module__,
+    }
+    return type(ray_class.__name__, (ray_class, inner_class), names)

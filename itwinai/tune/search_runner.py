@@ -15,6 +15,7 @@ from itwinai.launchers.cpu_affinity import available_cores
 from itwinai.reporting.formatting import path_text
 from itwinai.run_info.redaction import without_secrets
 from itwinai.run_info.run import command_line, time_now, versions
+from itwinai.strategies.registry import uses_ray
 from itwinai.trials import records
 from itwinai.trials.records import SearchRecord
 from itwinai.tune.distributions import Choice, Range
@@ -32,7 +33,7 @@ from itwinai.tune.settings import Settings
 from itwinai.tune.space import SearchSpace
 from itwinai.tune.stopper import SearchStopper
 from itwinai.tune.trial_loggers import TrialLoggers
-from itwinai.tune.trial_spec import SearchOrder, is_ray
+from itwinai.tune.trial_spec import SearchOrder
 from itwinai.tune.tuner import BEST_CONFIG, LEADERBOARD, RECORD, REPORT, SearchResult
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Running:
     def _plan(self) -> ResourcePlan:
         subject = self.subject
         return make_plan(
-            self.search.resources(subject.strategy, is_ray(subject.strategy)),
+            self.search.resources(subject.strategy, uses_ray(subject.strategy)),
             cluster_nodes(),
             None if self.settings.num_samples == -1 else self.search.num_samples,
             self.settings.max_concurrent,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from itwinai.strategies.registry import uses_ray
+
 if TYPE_CHECKING:
     from itwinai.trials.session import RemoteSession
 
@@ -25,13 +27,6 @@ def forwarded_variables() -> dict[str, str]:
     return {
         name: value for name, value in os.environ.items() if name.startswith(_FORWARDED) and name != "WANDB_SERVICE"
     }
-
-
-def is_ray(strategy: Any) -> bool:
-    """Tell whether a strategy, by its name or as in a config, has workers that are Ray actors."""
-    if isinstance(strategy, Mapping):
-        return str(strategy.get("class_path", "")).endswith("RayStrategy")
-    return isinstance(strategy, str) and strategy.lower().partition("_")[0] == "ray"
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,7 @@ class SearchOrder:
 
     def has_ray_workers(self, drawn: Mapping[str, Any]) -> bool:
         """Tell whether the workers of a trial are Ray actors."""
-        return is_ray(drawn.get("trainer.strategy", self.strategy))
+        return uses_ray(drawn.get("trainer.strategy", self.strategy))
 
     def variables(self) -> dict[str, str]:
         """Return the environment variables of a trial's process: those of the actor, and of the driver."""

@@ -8,11 +8,11 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any
 
+from itwinai.strategies.registry import INSTALL as STRATEGY_PACKAGES
+
 BASE = ("torch", "lightning", "torchmetrics")
 INSTALL = {
-    "deepspeed": "pip install 'itwinai[deepspeed]'",
-    "horovod": "itwinai install horovod",
-    "ray": "pip install 'itwinai[ray]'",
+    **STRATEGY_PACKAGES,
     "mlflow": "pip install 'itwinai[mlflow]'",
     "wandb": "pip install 'itwinai[wandb]'",
 }

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from itwinai.cli.doctor.child_process import DOCTOR, Child, Outcome
-from itwinai.cli.doctor.packages import INSTALL, is_installed
+from itwinai.cli.doctor.packages import is_installed
 from itwinai.cli.doctor.progress import ProgressLine
 from itwinai.cli.doctor.strategy_check_worker import STEPS, Measured
+from itwinai.strategies.registry import INSTALL, find_entry
 
 TOLERANCE = 1e-5  # largest difference from the weights of one process, relative to the largest weight of a tensor
 CAUSE_LINES = 12
@@ -62,7 +63,8 @@ class Trial:
 
 def missing_package(strategy: str) -> str:
     """Return the install line of the first package that a strategy needs and that is not here, or ''."""
-    needed = [package for package in INSTALL if package in strategy.split("_")]
+    entry = find_entry(strategy)
+    needed = () if entry is None else entry.packages
     return next((INSTALL[package] for package in needed if not is_installed(package)), "")
 
 

@@ -1,19 +1,5 @@
-"""The colours of trials."""
+"""A name that moved to `itwinai.reporting.plotting`, until the benchmark imports it from there."""
 
-from __future__ import annotations
-
-from itwinai.reporting.plotting import FAILED, GOING_ON, GOOD, PLAIN, label_text
-from itwinai.trials.records import Status
-
-BY_STATUS: dict[Status, str] = {
-    "stopped": PLAIN,
-    "waiting": GOING_ON,
-    "paused": GOING_ON,
-    "running": GOING_ON,
-    "failed": FAILED,
-    "finished": GOOD,
-}
-"""Colours of the trials by status; later ones are drawn over earlier ones."""
+from itwinai.reporting.plotting import label_text
 
 lettering = label_text
-"""The name that the pictures of a benchmark still import."""

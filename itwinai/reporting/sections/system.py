@@ -8,9 +8,10 @@ from itwinai.errors import MissingPackageError
 from itwinai.monitoring.energy import EnergyUse
 from itwinai.monitoring.monitor_summary import MonitorSummary, NodeSummary
 from itwinai.monitoring.time_series import Quantity
+from itwinai.reporting.formatting import energy_text, percent_text, time_text
 from itwinai.reporting.plotting import FEWEST, lines_figure, picture_of
 from itwinai.reporting.sections import Picture, Section, Table
-from itwinai.reporting.system_recommendations import advice
+from itwinai.reporting.sections.system_recommendations import advice
 
 DRAWN = 4
 """Most nodes of which pictures are drawn."""
@@ -66,7 +67,7 @@ def _facts(summary: MonitorSummary) -> Iterator[tuple[str, str]]:
     samples = sum(node.cost.samples for node in nodes)
     per_sample = sum(node.cost.cpu_seconds for node in nodes) / max(samples, 1)
     share = max((node.cost.share for node in nodes), default=0.0)
-    yield "cost of sampling", f"{samples} samples, {1000 * per_sample:.2f} ms each, {share:.2%} of one core"
+    yield "cost of sampling", f"{samples} samples, {time_text(per_sample)} each, {percent_text(share)} of one core"
 
 
 def _energy_facts(summary: MonitorSummary) -> Iterator[tuple[str, str]]:
@@ -82,9 +83,9 @@ def _energy_facts(summary: MonitorSummary) -> Iterator[tuple[str, str]]:
             kinds[kind] = kinds.get(kind, 0.0) + use.joules
     yield "energy", f"{_wh(summary.joules)} ({', '.join(f'{kind}: {_wh(joules)}' for kind, joules in kinds.items())})"
     if summary.joules_per_sample is not None:
-        yield "energy per sample", f"{1000 * summary.joules_per_sample:.3g} mJ, validation included"
+        yield "energy per sample", f"{energy_text(summary.joules_per_sample)}, validation included"
     elif summary.joules_per_batch is not None:
-        yield "energy per batch", f"{1000 * summary.joules_per_batch:.3g} mJ, validation included"
+        yield "energy per batch", f"{energy_text(summary.joules_per_batch)}, validation included"
     if (emissions := summary.emissions) is not None:
         yield (
             "CO2",

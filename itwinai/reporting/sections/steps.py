@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from itwinai.profiling.recommendations import SLOW_START, Setting, advise, milliseconds, own_work, too_few
 from itwinai.profiling.step_timer import MEANING, Phase, StepSplit
+from itwinai.reporting.formatting import bytes_text, percent_text, time_text
 from itwinai.reporting.plotting import COLOURS, WIDE, legend_above, new_axes, picture_of
 from itwinai.reporting.sections import Section, Table
+from itwinai.reporting.sections.step_recommendations import SLOW_START, Setting, advise, own_work, too_few
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,30 +116,30 @@ def _steps(profile: Profile) -> Section:
     whole = sum(first.phases.values()) + first.rest
     parts = sorted(first.phases.items(), key=lambda item: -item[1])
     facts = {
-        "step": f"{milliseconds(first.step)} (median {milliseconds(first.p50)}, 95 % below {milliseconds(first.p95)}, "
-        f"longest {milliseconds(first.longest)}; {first.steps} steps)",
-        "of it": ", ".join(f"{NAMES[p]} {t / whole:.0%}" for p, t in parts if t / whole >= 0.01)
+        "step": f"{time_text(first.step)} (median {time_text(first.p50)}, 95 % below {time_text(first.p95)}, "
+        f"longest {time_text(first.longest)}; {first.steps} steps)",
+        "of it": ", ".join(f"{NAMES[p]} {percent_text(t / whole)}" for p, t in parts if t / whole >= 0.01)
         + f" (rank 0, {first.split_steps} of the steps)",
     }
     setting = profile.setting
     if setting.later_epochs and setting.epoch_start >= SLOW_START:
-        facts["epoch start"] = (
-            f"{milliseconds(setting.epoch_start)} until the first batch, in every epoch but the first"
-        )
+        facts["epoch start"] = f"{time_text(setting.epoch_start)} until the first batch, in every epoch but the first"
     missing = [why] if (why := too_few(splits)) else []
     if len(splits) > 1:
         if first.communication is None:
             missing.append("the exchange of gradients: this strategy does not tell; see the traces")
         elif first.overlap is not None:
             facts["exchange"] = (
-                f"{milliseconds(first.communication)} per step, {first.overlap:.0%} of it beside computation"
+                f"{time_text(first.communication)} per step, {percent_text(first.overlap)} of it behind computation"
             )
     known = [peak for peak in profile.peak_memory if peak is not None]
     if known:
-        facts["peak memory"] = f"{max(known) / 2**30:.2f} GiB per worker"
+        facts["peak memory"] = f"{bytes_text(max(known))} per worker"
     facts["files"] = str(profile.folder)
-    rows = [(NAMES[phase], milliseconds(seconds), f"{seconds / whole:.1%}", MEANING[phase]) for phase, seconds in parts]
-    rows.append(("loop", milliseconds(first.rest), f"{first.rest / whole:.1%}", "between the phases"))
+    rows = [
+        (NAMES[phase], time_text(seconds), percent_text(seconds / whole), MEANING[phase]) for phase, seconds in parts
+    ]
+    rows.append(("loop", time_text(first.rest), percent_text(first.rest / whole), "between the phases"))
     table = Table(("part", "per step", "share", "what it is"), rows, "Rank 0")
     picture = picture_of("Time per training step, by worker", _bars(splits), wide=True)
     return Section("Training step", facts, [table], [picture], advise(splits, profile.setting), missing)
@@ -149,12 +150,12 @@ def _workers(splits: Sequence[StepSplit]) -> Section:
     rank = max(range(len(work)), key=work.__getitem__)
     fastest = min(work)
     rows = [
-        (str(r), milliseconds(s.step), milliseconds(w), f"{s.share(Phase.COMMUNICATION):.0%}", milliseconds(s.p95))
+        (str(r), time_text(s.step), time_text(w), percent_text(s.share(Phase.COMMUNICATION)), time_text(s.p95))
         for r, (s, w) in enumerate(zip(splits, work, strict=True))
     ]
     table = Table(("rank", "step", "own work", "waits", "95 % below"), rows, "Workers")
-    more = f"{work[rank] / fastest - 1:.0%} more own work per step than the fastest" if fastest else ""
-    return Section("Workers", {"slowest": f"rank {rank}, {milliseconds(work[rank])}: {more}"}, [table])
+    more = f"{percent_text(work[rank] / fastest - 1)} more own work per step than the fastest" if fastest else ""
+    return Section("Workers", {"slowest": f"rank {rank}, {time_text(work[rank])}: {more}"}, [table])
 
 
 def _operators(recorded: OperatorProfile, exchange_known: bool) -> Section:
@@ -167,14 +168,14 @@ def _operators(recorded: OperatorProfile, exchange_known: bool) -> Section:
     rows = []
     for operator in operators[:SHOWN_OPERATORS]:
         time = operator.device_us if on_device and operator.device_us else operator.cpu_us
-        device = [milliseconds((operator.device_us or 0) / 1e6)] if on_device else []
+        device = [time_text((operator.device_us or 0) / 1e6)] if on_device else []
         rows.append(
             [
                 operator.name,
                 f"{operator.calls:.4g}",
-                milliseconds(operator.cpu_us / 1e6),
+                time_text(operator.cpu_us / 1e6),
                 *device,
-                f"{time / step_us:.1%}",
+                percent_text(time / step_us),
             ]
         )
     facts = {"most time": ", ".join(f"{row[0]} {row[-1]}" for row in rows[:4])}
@@ -182,14 +183,16 @@ def _operators(recorded: OperatorProfile, exchange_known: bool) -> Section:
         facts["traces"] = f"{recorded.traces[0].parent}/*.pt.trace.json.gz (Perfetto, TensorBoard)"
     if (exchange := recorded.communication) is not None and exchange.total_us:
         beside = exchange.overlapped_us / exchange.total_us
-        facts["collectives"] = f"{milliseconds(exchange.total_us / 1e6)} per step, {beside:.0%} beside computation"
-    title = f"Operators of rank 0, over {recorded.steps} steps of {milliseconds(step_us / 1e6)} each, as recorded"
+        facts["collectives"] = (
+            f"{time_text(exchange.total_us / 1e6)} per step, {percent_text(beside)} of it behind computation"
+        )
+    title = f"Operators of rank 0, over {recorded.steps} steps of {time_text(step_us / 1e6)} each, as recorded"
     return Section("Operators", facts, [Table(columns, rows, title)], missing=missing)
 
 
 def _functions(stacks: StackSampler) -> Section:
     rows = [
-        (function.name, function.place, f"{function.self_share:.1%}", f"{function.total_share:.1%}")
+        (function.name, function.place, percent_text(function.self_share), percent_text(function.total_share))
         for function in stacks.functions
     ]
     facts = {"most time": ", ".join(f"{row[0]} {row[2]}" for row in rows[:3])} if rows else {}

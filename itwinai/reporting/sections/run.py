@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from itwinai.reporting.formatting import count_text, span_text
+from itwinai.reporting.formatting import count_text, percent_text, span_text
 from itwinai.reporting.sections import Section, Table
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def run_section(course: RunTimes, facts: RunFacts, places: Sequence[str]) -> Sec
         missing.append(f"the number of samples: {course.unknown_samples}")
     shares = course.time.shares(course.seconds)
     if course.batches and shares:
-        told["time"] = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
+        told["time"] = ", ".join(f"{name} {percent_text(share)}" for name, share in shares.items() if share >= 0.005)
     if course.checkpoint:
         told["best checkpoint" if course.is_best else "last checkpoint"] = course.checkpoint
     for number, place in enumerate(places):
