@@ -12,7 +12,7 @@ from itwinai.benchmark.statistics.groups import Group, Speed
 from itwinai.benchmark.statistics.summary import Series
 
 SIGNIFICANT = 0.05
-"""p value from which on a difference is no longer told from chance."""
+"""p value below which a difference is significant."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,8 @@ class Rival:
 
     Attributes:
         cell: the cell.
-        ratio: how many times as fast the other one is.
-        p: how likely so large a difference is by chance, for all rivals together; None if one of both was run once
-            only.
+        ratio: speed of the other one divided by that of this cell.
+        p: p value of the difference, for all rivals together; None with a single run of one of both.
     """
 
     cell: CellSummary
@@ -32,21 +31,21 @@ class Rival:
 
     @property
     def differs(self) -> bool:
-        """Whether the difference is more than chance."""
+        """Whether the difference is significant."""
         return self.p is not None and self.p < SIGNIFICANT
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The strategies of a group, at the largest number of workers that any was measured with.
+    """The strategies of a group, at the largest number of workers that was measured.
 
     Attributes:
         group: the group.
         best: the fastest cell.
         line: the series that it is in.
-        rivals: the other cells with that many workers, the fastest first, and how much faster the best one is.
-        fewer: the fastest cell with fewer workers, and how many times as fast as the best one *it* is; None unless it
-            really is faster.
+        rivals: the other cells with that many workers, the fastest first.
+        fewer: the fastest cell with fewer workers, with its speed divided by that of the best one; None unless it is
+            significantly faster.
     """
 
     group: Group
@@ -57,30 +56,24 @@ class Ranking:
 
     @property
     def ties(self) -> list[Rival]:
-        """The rivals that no difference to could be shown of."""
+        """The rivals without a significant difference."""
         return [rival for rival in self.rivals if not rival.differs]
 
 
 def rankings_of(groups: Sequence[Group], speed: Speed, excluded: Collection[Cell] = ()) -> list[Ranking]:
-    """Return who is fastest in each group; groups in which nothing was measured are left out.
+    """Return the ranking of each group in which anything was measured.
 
     Args:
-        groups: the groups of a benchmark.
-        speed: what speeds are told in.
-        excluded: cells that take no part.
+        groups: of a benchmark.
+        speed: unit of speeds.
+        excluded: cells that do not take part.
     """
     found = (_ranking(group, speed, excluded) for group in groups)
     return [ranking for ranking in found if ranking is not None]
 
 
 def compared(best: CellSummary, others: Sequence[CellSummary], speed: Speed) -> list[Rival]:
-    """Return how a cell compares with others, with p values for all of these comparisons together.
-
-    Args:
-        best: the cell.
-        others: cells that were measured.
-        speed: what speeds are told in.
-    """
+    """Return how a cell compares with others, with p values for all of these comparisons together."""
     own = speed.runs(best)
     p_values = differences([(own, speed.runs(other)) for other in others])
     return [Rival(other, ratio_of(own, speed.runs(other)), p) for other, p in zip(others, p_values, strict=True)]
@@ -93,15 +86,12 @@ def _ranking(group: Group, speed: Speed, excluded: Collection[Cell]) -> Ranking 
         return None
     most = max(cell.workers for cell in means)
     order = sorted(means, key=lambda cell: -means[cell])
-    first, *others = [cells[cell] for cell in order if cell.workers == most]
+    best, *others = [cells[cell] for cell in order if cell.workers == most]
     smaller = [cells[cell] for cell in order if cell.workers < most]
-    line = next(line for line in group.series if first in line.cells)
-    return Ranking(group, first, line, tuple(compared(first, others, speed)), _faster(first, smaller, speed))
-
-
-def _faster(best: CellSummary, others: Sequence[CellSummary], speed: Speed) -> Rival | None:
-    """Return the fastest of other cells, the first of them, if it is faster than the best one."""
-    for rival in compared(best, others, speed)[:1]:
-        if rival.differs and rival.ratio.mean < 1:
-            return Rival(rival.cell, ratio_of(speed.runs(rival.cell), speed.runs(best)), rival.p)
-    return None
+    line = next(line for line in group.series if best in line.cells)
+    fewer = next(iter(compared(best, smaller, speed)), None)
+    if fewer is not None and fewer.differs and fewer.ratio.mean < 1:
+        fewer = Rival(fewer.cell, ratio_of(speed.runs(fewer.cell), speed.runs(best)), fewer.p)
+    else:
+        fewer = None
+    return Ranking(group, best, line, tuple(compared(best, others, speed)), fewer)
