@@ -242,10 +242,10 @@ def _without_these_frames(kind: Any, error: Any, frames: Any) -> None:
 
 
 if __name__ == "__main__":
-    import itwinai.configured
     import lightning.pytorch  # noqa: F401
     import torch  # noqa: F401
 
+    import itwinai.config.lightning_cli
     import itwinai.trainer  # noqa: F401
 
     _own_path = [sys.path[0], *os.environ["PYTHONPATH"].split(":")]

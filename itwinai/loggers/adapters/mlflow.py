@@ -16,8 +16,7 @@ from itwinai.errors import LoggerError
 from itwinai.loggers.adapters.base import RankedAdapter
 from itwinai.loggers.adapters.files import within
 from itwinai.loggers.mlflow import MLFlowLogger
-from itwinai.loggers.mlflow_client import AwayError, check_answers, is_server
-from itwinai.loggers.mlflow_quiet import quiet
+from itwinai.loggers.mlflow_client import AwayError, check_answers, is_server, quiet, where_to_look
 from itwinai.run_info.redaction import without_secrets
 
 if TYPE_CHECKING:
@@ -106,11 +105,8 @@ class MLflowAdapter(RankedAdapter):
 
     @override
     def place(self) -> str:
-        uri = without_secrets(self._address)
-        if uri.startswith("http"):
-            experiment = self.logger.experiment_id  # type: ignore[attr-defined]
-            return f"{uri}/#/experiments/{experiment}/runs/{self._run}"
-        return f"mlflow ui --backend-store-uri {uri}"
+        experiment: str = self.logger.experiment_id  # type: ignore[attr-defined]
+        return where_to_look(self._address, experiment, self._run)
 
 
 def _upload(client: Any, run: str, files: Sequence[Path], base: Path) -> None:

@@ -16,7 +16,7 @@ from mlflow.entities import Run
 
 from itwinai.errors import ConfigurationError, LoggerError
 from itwinai.trials.records import Objective, Report, SearchRecord, Status, TrialRecord
-from itwinai.tune.mlflow_parent_run import ParentRun, open_parent_run, search_id
+from itwinai.tune.mlflow_runs import ParentRun, open_parent_run, search_id
 from itwinai.tune.trial_loggers import TrialContext, logger_entries
 from itwinai.tune.trial_names import trial_name
 from tests.conftest import RunCommand
@@ -36,7 +36,7 @@ def a_trial(folder: Path, parent: ParentRun, number: int, lr: float) -> TrialCon
     parameters = {"model.lr": lr}
     name = trial_name(number, parameters)
     return TrialContext(
-        "digits", search_id(folder), folder, name, folder / name, parameters, "", parent.run_id, parent.tracking_uri
+        "digits", search_id(folder), folder, name, folder / name, parameters, parent.run_id, parent.tracking_uri
     )
 
 
@@ -151,20 +151,17 @@ def test_trial_with_changed_parameters_begins_another_run(tmp_path: Path) -> Non
     parent = open_parent_run("mlflow", "digits", tmp_path)
     assert parent is not None
     first = a_trial(tmp_path, parent, 0, 0.1)
-    changed = replace(first, parameters={"model.lr": 0.2}, run_name="000_lr=0.2")
+    changed = replace(first, parameters={"model.lr": 0.2})
     starts = [first, changed, first, changed]
     entries = [logger_entries("mlflow", start)[0]["init_args"] for start in starts]
     ids = [entry["run_id"] for entry in entries]
     assert ids[0] == ids[2] != ids[1] == ids[3]
     client = MlflowClient(parent.tracking_uri)
-    runs = runs_of(client, parent)
-    assert {name: run.data.params for name, run in runs.items() if name != "digits"} == {
-        "000_lr=0.1": {"model.lr": "0.1"},
-        "000_lr=0.2": {"model.lr": "0.2"},
-    }
+    assert [client.get_run(one).data.params for one in ids[:2]] == [{"model.lr": "0.1"}, {"model.lr": "0.2"}]
+    assert len(client.search_runs([parent.experiment_id])) == 3
     parent.finish(a_record(tmp_path, {first.trial: "failed"}), "FAILED")
-    ended = {name: run.info.status for name, run in runs_of(client, parent).items()}
-    assert ended == {"digits": "FAILED", "000_lr=0.1": "FINISHED", "000_lr=0.2": "FAILED"}
+    ended = [client.get_run(one).info.status for one in (parent.run_id, *ids[:2])]
+    assert ended == ["FAILED", "FINISHED", "FAILED"]
 
 
 def test_search_of_the_same_name_has_runs_of_its_own_in_the_experiment(tmp_path: Path) -> None:
@@ -237,7 +234,7 @@ folder, parent, address = Path(sys.argv[1]), *sys.argv[2:]
 
 
 def log_a_trial(number):
-    run = TrialContext("digits", "id", folder, f"trial {{number}}", folder, {{"n": number}}, "", parent, address)
+    run = TrialContext("digits", "id", folder, f"trial {{number}}", folder, {{"n": number}}, parent, address)
     (entry,) = logger_entries("mlflow", run)
     logger = MLFlowLogger(**entry["init_args"])
     logger.log_hyperparams({{"number": number}})
