@@ -9,7 +9,7 @@ from typing import Any
 
 from itwinai.benchmark.comparison import ComparedCell, Comparison, Verdict
 from itwinai.benchmark.report.plots import BAR, REFERENCE, Drawn, limited_ratios, mark_cut
-from itwinai.benchmark.report.tables import of_figures, setting_columns, wrapped
+from itwinai.benchmark.report.tables import setting_columns, wrapped
 from itwinai.benchmark.statistics.confidence_intervals import Estimate
 from itwinai.benchmark.statistics.groups import Naming, Speed, naming_of
 from itwinai.benchmark.statistics.ranking import SIGNIFICANT
@@ -101,7 +101,7 @@ def comparison_sections(comparison: Comparison) -> list[Section]:
         ]
         unit = comparison.speed.unit
         columns = (f"A, {unit}", f"B, {unit}", "B/A", "p", "B is", "launch, B/A", "memory, B/A", "loss")
-        table = of_figures(Table([*settings, *columns], rows, "Cells that both have measured"))
+        table = Table([*settings, *columns], rows, "Cells that both have measured")
         names = [naming.cells([one.cell]) for one in comparison.cells]
         pictures = [one.picture for one in ratio_plots(comparison.cells, names)]
         sections.append(Section("Throughput of B divided by that of A", LEGEND, [table], pictures=pictures))

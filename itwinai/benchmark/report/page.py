@@ -28,7 +28,7 @@ from itwinai.benchmark.report.plots import (
     memory,
     throughput,
 )
-from itwinai.benchmark.report.tables import cells_table, failed_table, of_figures, setting_columns
+from itwinai.benchmark.report.tables import cells_table, failed_table, setting_columns
 from itwinai.benchmark.statistics.confidence_intervals import Estimate
 from itwinai.benchmark.statistics.groups import Group, Speed, groups_of, named, naming_of, speed_of, strategies_of
 from itwinai.benchmark.statistics.scaling_law import FittedLaw, NoFit, fit
@@ -36,7 +36,6 @@ from itwinai.benchmark.statistics.summary import LOSS_TOLERANCE, Summary, summar
 from itwinai.errors import require
 from itwinai.io.atomic import write_whole
 from itwinai.reporting.formatting import count_text, estimate_text, origin
-from itwinai.reporting.search.leaderboard import unbroken
 from itwinai.reporting.sections import Section, Table
 
 PAGE = "report.html"
@@ -105,7 +104,7 @@ def benchmark_page(record: BenchmarkRecord) -> tuple[list[Section], list[Drawn],
         facts = _facts(relative=relative_text(summary), threads=threads_text(summary))
         sections.append(Section("All cells", facts, [cells_table(summary, benchmark.speed)]))
     if (failed := failed_table(summary)) is not None:
-        sections.append(Section("Failed", tables=[unbroken(failed)], advice=findings.failed))
+        sections.append(Section("Failed", tables=[failed], advice=findings.failed))
     sections += _background(summary)
     return sections, [one for _, drawn in parts for one in drawn], _lead(findings)
 
@@ -137,9 +136,7 @@ def _findings(summary: Summary, findings: Findings) -> Section:
     if len(findings.findings) == 1:
         facts |= findings.findings[0].sentences
     else:
-        tables = [
-            unbroken(Table(("about", "finding"), list(one.sentences.items()), one.name)) for one in findings.findings
-        ]
+        tables = [Table(("about", "finding"), list(one.sentences.items()), one.name) for one in findings.findings]
     facts |= _facts(**{"not known": " ".join(findings.notes)})
     warnings = [f"Warning: {text}" for text in findings.warnings]
     advice = [*warnings, *findings.recommendations]
@@ -190,7 +187,7 @@ def _steps(benchmark: _Benchmark) -> Part | None:
     if table is None:
         return None
     facts = {"other workers": "waiting for them; communication hidden behind backward is only in the table"}
-    return Section("Where a step goes", facts, [of_figures(table)], [one.picture for one in drawn]), drawn
+    return Section("Where a step goes", facts, [table], [one.picture for one in drawn]), drawn
 
 
 def _laws(benchmark: _Benchmark) -> Part | None:
@@ -207,14 +204,14 @@ def _laws(benchmark: _Benchmark) -> Part | None:
         return f"{line.strategy}{f' ({setting})' if setting else ''}"
 
     tables = [
-        unbroken(Table(("line", "meaning"), [(line_name(law), law.words) for law in laws], "What the laws say")),
-        unbroken(law_table(laws, line_name)),
+        Table(("line", "meaning"), [(line_name(law), law.words) for law in laws], "What the laws say"),
+        law_table(laws, line_name),
     ]
     if summary.record.extrapolate:
-        tables.append(of_figures(prediction_table(laws, summary, line_name)))
+        tables.append(prediction_table(laws, summary, line_name))
     if unfitted:
         rows = [(line_name(law), law.reason) for law in unfitted]
-        tables.append(unbroken(Table(("line", "why there is no law"), rows, "Lines without a law")))
+        tables.append(Table(("line", "why there is no law"), rows, "Lines without a law"))
     drawn = law_plots(benchmark.groups, laws, summary.record.extrapolate, benchmark.looks)
     return Section("Scaling law", {}, tables, [one.picture for one in drawn]), drawn
 

@@ -53,9 +53,6 @@ FIGURES: Mapping[str, Callable[[CellSummary], Estimate | None]] = {
 _PARTS = ("compute", "communication", "data", "other", "hidden", "optimizer")
 _PART_NAMES = {"hidden": "hidden_communication", "optimizer": "optimizer_of_compute"}
 
-WIDEST = 24
-"""Characters of a figure that stay in one line of the page."""
-
 
 def benchmark_text(summary: Summary, laws: Sequence[FittedLaw | NoFit] | None = None) -> str:
     """Return a benchmark for a terminal: tables of its cells, and the findings.
@@ -131,20 +128,6 @@ def setting_columns(cells: Sequence[Cell]) -> dict[str, list[str]]:
     return columns
 
 
-def of_figures(table: Table) -> Table:
-    """Return a table whose figures stay in one line each, though it may become wider than the page, which scrolls.
-
-    The page breaks a cell anywhere, but a heading between words only. A heading of spaces that do not break is at least
-    as wide as the cells below it.
-    """
-    widths = [max((len(row[place]) for row in table.rows), default=0) for place in range(len(table.columns))]
-    columns = [
-        name.ljust(min(width, WIDEST), "\u2007").replace(" ", "\u00a0").replace("-", "\u2011")
-        for name, width in zip(table.columns, widths, strict=True)
-    ]
-    return Table(columns, table.rows, table.title)
-
-
 def cells_table(summary: Summary, speed: Speed) -> Table:
     """Return all cells with the figures that the page has room for: ``table.csv`` has all of them."""
     figures: dict[str, Callable[[CellSummary], str]] = {
@@ -165,7 +148,7 @@ def cells_table(summary: Summary, speed: Speed) -> Table:
         for index, one in enumerate(summary.cells)
     ]
     title = "All cells: means, with 95 % intervals of speeds; table.csv has all figures"
-    return of_figures(Table([*settings, *figures], rows, title))
+    return Table([*settings, *figures], rows, title)
 
 
 def failed_table(summary: Summary) -> Table | None:

@@ -122,7 +122,7 @@ class SuspiciousLoss:
 def summarize(record: BenchmarkRecord) -> Summary:
     """Return a benchmark in numbers.
 
-    Where a repeat of a cell was run again, as a resumed benchmark does with what has failed, the last one counts.
+    Where a repeat of a cell was run again, as `--retry-failed` does, the last one counts.
 
     Args:
         record: the benchmark.
@@ -156,8 +156,8 @@ def suspicious_losses(summary: Summary) -> list[SuspiciousLoss]:
     All strategies see the same samples with the same number of workers, scaling and axes, so that their losses are the
     same but for rounding. With strong scaling that holds for all numbers of workers, and the baseline is compared too.
     The reference is the median, which a single wrong one among three does not move. Those that agree with the median
-    still have to agree with the baseline, which itself is trusted. Of two without a baseline nobody knows which one is
-    wrong: both are returned.
+    still have to agree with the baseline, which itself is trusted. Of two without a baseline
+    either may be wrong: both are returned.
 
     Args:
         summary: the benchmark.
