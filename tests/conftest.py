@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -30,11 +31,15 @@ marked.mark(str(os.getpid()))
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C work in what the tests start: a shell has its jobs in the background ignore it."""
+    """Set what holds for all tests."""
+    # Ctrl-C works in what they start: a shell has its jobs in the background ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # How long an example takes says how busy the machine is.
+    hypothesis.settings.register_profile("tests", deadline=None)
+    hypothesis.settings.load_profile("tests")
 
 
-# W&B, MLflow and TensorBoard keep threads in the process for good.
+# W&B, MLflow and TensorBoard keep threads in the process for good; so does torch, of a DDP that averages models.
 KEEP_THREADS = (
     "tests/callbacks/test_run_logging.py",
     "tests/callbacks/test_watched_runs.py",
@@ -56,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.nodeid.startswith(KEEP_THREADS)
             or "local_ray" in getattr(item, "fixturenames", ())
             or any(str(parameter).startswith("ray") for parameter in parameters)
-            or any(word in item.name for word in ("logger", "wandb"))
+            or any(word in item.name for word in ("logger", "wandb", "averages_models"))
         )
 
     items.sort(key=leaves_threads)
@@ -79,7 +84,7 @@ def run_command() -> RunCommand:
     """Return a function that runs a command with the repository importable, and captures what it prints."""
 
     def run(
-        command: list[str], *, cwd: Path | None = None, timeout: float = 240, fresh: bool = False, **variables: str
+        command: list[str], *, cwd: Path | None = None, timeout: float = 600, fresh: bool = False, **variables: str
     ) -> Finished:
         """Run it; in a new process of Python rather than in a copy of one that has imported torch, if it is `fresh`."""
         started = time.monotonic()

@@ -126,8 +126,9 @@ class SearchRecorder(Callback):
         }
         parameters = plain(self.active(result.get("config", trial.config)))
         known = self._known(trial.trial_id)
-        if own.get("again") and parameters != known.parameters:
-            return  # PBT has given new ones to a trial that was over, and it tells what it has copied
+        is_known = any(other.number == result[TRAINING_ITERATION] for other in known.reports)
+        if own.get("again") and (is_known or parameters != known.parameters):
+            return  # by PBT a trial that was over may get parameters, new ones or not: it tells what it has copied
         if metrics:
             seconds = round(known.seconds + self._ran(trial.trial_id), 3)
             report = Report(result[TRAINING_ITERATION], seconds, metrics)

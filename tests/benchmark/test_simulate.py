@@ -756,6 +756,7 @@ _ROUNDS = 4
 _STEPS = 4
 
 
+@pytest.mark.alone
 def test_predictions_come_close_to_real_workers(
     tmp_path: Path, record_property: pytest.RecordProperty, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,7 @@ def test_jobs_go_on_without_who_has_submitted_them_and_are_collected(tmp_path: P
     told = output.read_text()
     assert "go on" in told and "--resume" in told and "scancel" in told
     assert len(_queue()) == 2  # a job for each number of workers
-    finished = run_command(python(*on_slurm(folder), "--resume"), timeout=240)
+    finished = run_command(python(*on_slurm(folder), "--resume"))
     assert finished.code == 0, finished.output + "".join(path.read_text() for path in folder.glob("jobs/*/output.txt"))
     assert len(list(folder.glob("jobs/*"))) == 2  # nothing was submitted again
     measured = {one.cell.strategy: one.measured for one in read_record(folder).measurements}

@@ -16,6 +16,7 @@ import struct
 import threading
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -64,7 +65,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     return True
 
 
-def groups_of(items: list[pytest.Item]) -> list[list[pytest.Item]]:
+def groups_of(items: Iterable[pytest.Item]) -> list[list[pytest.Item]]:
     """Return the tests that run in one copy each, in the order in which they are begun."""
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
@@ -110,22 +111,32 @@ class _Loop:
         import horovod.torch  # noqa: F401
 
         WARM.start()
-        waiting = groups_of(self.session.items)
+        alone, others = (
+            groups_of(item for item in self.session.items if bool(item.get_closest_marker("alone")) is wanted)
+            for wanted in (True, False)
+        )
+        # Collections, of which each fit makes some, leave alone what is there already: a fifth of all the time.
+        gc.collect()
+        gc.freeze()
         # Of this process, for all copies to make theirs in it.
         self.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+        try:
+            self._run(others, jobs)
+            self._run(alone, 1)
+        finally:
+            self._end()
+
+    def _run(self, waiting: list[list[pytest.Item]], jobs: int) -> None:
         with selectors.DefaultSelector() as selector:
-            try:
-                while waiting or self.running:
-                    while waiting and len(self.running) < jobs:
-                        copy = self._start(waiting.pop(0))
-                        selector.register(copy.reading, selectors.EVENT_READ, copy)
-                    for key, _ in selector.select():
-                        if not key.data.read():
-                            selector.unregister(key.fileobj)
-                            if left := self._finish(key.data):
-                                waiting.insert(0, left)
-            finally:
-                self._end()
+            while waiting or self.running:
+                while waiting and len(self.running) < jobs:
+                    copy = self._start(waiting.pop(0))
+                    selector.register(copy.reading, selectors.EVENT_READ, copy)
+                for key, _ in selector.select():
+                    if not key.data.read():
+                        selector.unregister(key.fileobj)
+                        if left := self._finish(key.data):
+                            waiting.insert(0, left)
 
     def _start(self, items: list[pytest.Item]) -> _Copy:
         reading, writing = os.pipe()
@@ -133,11 +144,9 @@ class _Loop:
 
         def fork() -> None:
             # By a thread of its own, as workers are: see `itwinai.launchers.fork`.
-            gc.freeze()
             if (pid := os.fork()) == 0:
                 os.close(reading)
                 _run(self.session, items, os.fdopen(writing, "wb"))
-            gc.unfreeze()
             pids.append(pid)
 
         thread = threading.Thread(target=fork)
@@ -181,6 +190,7 @@ class _Loop:
             while os.waitpid(copy.pid, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
                 time.sleep(0.05)
             _kill(copy.pid)
+        WARM.stop()
 
 
 def _kill(session: int) -> None:

@@ -7,6 +7,7 @@ of what is read when packages are imported, need a new process.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
@@ -119,6 +120,13 @@ class Warm:
             start_new_session=True,
         )
         listening.close()
+
+    def stop(self) -> None:
+        """Let it end, and wait until it has."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait(10)
+            self._process = None
 
     def can_run(self, command: list[str], environment: Mapping[str, str]) -> bool:
         """Tell whether a command can be run in a copy, as far as can be seen."""
@@ -241,6 +249,8 @@ if __name__ == "__main__":
     import itwinai.trainer  # noqa: F401
 
     _own_path = [sys.path[0], *os.environ["PYTHONPATH"].split(":")]
+    gc.collect()
+    gc.freeze()  # for the copies to leave alone what they share
     if (_request := _serve(socket.socket(fileno=int(sys.argv[1])))) is not None:
         _become(*_request)
         sys.excepthook = _without_these_frames

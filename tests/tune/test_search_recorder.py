@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining
 
 from itwinai.trials.records import Range, Report, SearchRecord, TrialRecord
 from itwinai.tune.search_journal import REPORTS, SearchJournal, read_search
-from itwinai.tune.search_recorder import SearchRecorder
+from itwinai.tune.search_recorder import OWN, SearchRecorder
 from tests.conftest import start_script, wait_for_files
 from tests.support.searched import LOSS, QUIET, Steps, StopsAll, course_of, run_config, space
 
@@ -247,6 +248,22 @@ def test_a_search_goes_on_after_its_process_was_killed(tmp_path: Path, local_ray
     assert second.metrics["loss"] == 1 / 3
     assert second.seconds > 400 and (second.at or 0) > 500  # the time was spent, though for nothing
     assert after.seconds > 500
+
+
+@pytest.mark.parametrize("x", [0.5, 0.7])
+def test_a_trial_that_was_over_does_not_tell_what_pbt_has_copied_to_it(x: float, tmp_path: Path) -> None:
+    course = course_of(tmp_path)
+    course.setup()
+    trial: Any = SimpleNamespace(
+        trial_id="a", config={"x": 0.5, "kind": ""}, custom_trial_name="a", path="", num_failures=0, status="RUNNING"
+    )
+    course.on_trial_start(0, [], trial)
+    own = {"loss": 0.3, "training_iteration": 1, "config": trial.config, OWN: {"again": True}}
+    course.on_trial_result(1, [], trial, own)  # before the search was killed, which does not know it
+    course.on_trial_result(2, [], trial, {**own, "loss": 0.1, "config": {"x": x, "kind": ""}})
+    (known,) = course.record().trials
+    assert [report.metrics["loss"] for report in known.reports] == [0.3]
+    assert known.parameters == {"model.x": 0.5, "kind": ""}
 
 
 def test_a_course_file_by_itself(tmp_path: Path) -> None:
