@@ -84,7 +84,7 @@ class SearchView:
         """Show where a search stands, at once or soon.
 
         Args:
-            record: the search; `SearchCourse` calls this with it, if it is told to.
+            record: the search; `SearchRecorder` calls this with it, if it is told to.
         """
         if time.monotonic() < self._due:
             self._waits = record

@@ -16,7 +16,7 @@ from ray import tune
 
 from itwinai.tune.resources import TrialResources
 from itwinai.tune.schedulers import check_together, make_scheduler
-from itwinai.tune.search_recorder import SearchCourse
+from itwinai.tune.search_recorder import SearchRecorder
 from itwinai.tune.searchers import make_searcher, param_space
 from itwinai.tune.settings import Settings
 from itwinai.tune.space import SearchSpace
@@ -98,7 +98,7 @@ class Search:
         name = strategy if isinstance(strategy, str) and strategy != "auto" else ""
         return TrialResources(settings.workers_per_trial, settings.resources_per_worker, has_ray_workers, name)
 
-    def run(self, order: SearchOrder, course: SearchCourse, stopper: SearchStopper, resume: bool) -> None:
+    def run(self, order: SearchOrder, course: SearchRecorder, stopper: SearchStopper, resume: bool) -> None:
         """Run the trials; returns when all have ended, or the search was interrupted.
 
         Args:

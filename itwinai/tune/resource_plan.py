@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 from itwinai.errors import ResourceError, did_you_mean
 from itwinai.reporting.formatting import count_text, joined, span_text
-from itwinai.tune.formatting import amounts_text, resource_name
-from itwinai.tune.resources import UNIT, Amounts, NodeResources, TrialResources
+from itwinai.tune.resources import UNIT, Amounts, NodeResources, TrialResources, amounts_text, resource_name
 
 _WIDTH = 100
 _LABELS = 12

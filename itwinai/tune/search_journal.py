@@ -48,7 +48,7 @@ class SearchHistory:
             self.trials[line["trial"]] = TrialRecord(**line["is"], reports=reports)
 
 
-class CourseFile:
+class SearchJournal:
     """Keeps a file and the `SearchHistory` that it leads to together.
 
     What has been written before is read when this is made. Each line is written at once.

@@ -19,7 +19,7 @@ from ray.tune.result import AUTO_RESULT_KEYS, DEBUG_METRICS, TRAINING_ITERATION
 
 from itwinai.run_info.serialization import plain
 from itwinai.trials.records import Objective, Range, Report, SearchRecord, Status, TrialRecord
-from itwinai.tune.search_journal import CourseFile, record_of
+from itwinai.tune.search_journal import SearchJournal, record_of
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -35,7 +35,7 @@ _TELL_EVERY = 0.2
 _WRITE_TIME_EVERY = 60.0
 
 
-class SearchCourse(Callback):
+class SearchRecorder(Callback):
     """Keep the record of a search up to date, and in a file from which a later process goes on.
 
     Results are those of itwinai's trials: under the key ``itwinai`` a dictionary with ``checkpoint``, the path of the
@@ -83,7 +83,7 @@ class SearchCourse(Callback):
         self._search = SearchRecord(
             name, objectives, space_paths, (), folder=folder, settings=settings or {}, ranges=ranges or {}
         )
-        self._file: CourseFile | None = None
+        self._file: SearchJournal | None = None
         self._clock = _Clock()
         self._since: dict[str, float] = {}
         self._ends: dict[str, _End] = {}
@@ -104,7 +104,7 @@ class SearchCourse(Callback):
 
     def setup(self, *args: Any, **info: Any) -> None:
         """Read what an earlier process has written, and go on from it."""
-        self._file = CourseFile(self.folder)
+        self._file = SearchJournal(self.folder)
         self._clock = _Clock(self._file.course.seconds)
         self._file.write_search(self._search, self._clock.seconds())
 
@@ -187,7 +187,7 @@ class SearchCourse(Callback):
         return {**vars(self), **fresh}
 
     @property
-    def _there(self) -> CourseFile:
+    def _there(self) -> SearchJournal:
         assert self._file is not None, "Ray Tune calls setup first"
         return self._file
 

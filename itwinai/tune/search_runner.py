@@ -29,7 +29,7 @@ from itwinai.tune.report import write_report
 from itwinai.tune.resource_plan import ResourcePlan, make_plan
 from itwinai.tune.resources import cluster_nodes
 from itwinai.tune.resume_check import FILE, check_same, fingerprint_of
-from itwinai.tune.search_recorder import SearchCourse
+from itwinai.tune.search_recorder import SearchRecorder
 from itwinai.tune.search_result import BEST_CONFIG, LEADERBOARD, RECORD, REPORT, SearchResult
 from itwinai.tune.settings import Settings
 from itwinai.tune.space import SearchSpace
@@ -77,7 +77,7 @@ class Running:
         if (cores := available_cores()) < plan.resources.total.get("CPU", 0) and len(plan.nodes) == 1:
             self._say(f"{'':<12}the workers of a trial share {cores} cores of this machine: expect no speed-up")
         fingerprint.write(self.folder / FILE)
-        course = SearchCourse(
+        course = SearchRecorder(
             self.settings.name,
             self.settings.objectives,
             self.subject.space.paths,

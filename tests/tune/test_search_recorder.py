@@ -18,8 +18,8 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining, TrialScheduler
 
 from itwinai.trials.records import Range, Report, SearchRecord, TrialRecord
-from itwinai.tune.search_journal import REPORTS, CourseFile, read_search
-from itwinai.tune.search_recorder import OWN, SearchCourse
+from itwinai.tune.search_journal import REPORTS, SearchJournal, read_search
+from itwinai.tune.search_recorder import OWN, SearchRecorder
 from tests.conftest import start_script, wait_for_files
 from tests.support.searched import LOSS, QUIET, Steps, StopsAll, course_of, run_config, space
 
@@ -39,7 +39,7 @@ def search(
     *,
     scheduler: TrialScheduler | None = None,
     at_once: int = 2,
-    course: SearchCourse | None = None,
+    course: SearchRecorder | None = None,
     **options: Any,
 ) -> SearchRecord:
     """Run a search with a trial of each kind, and return its record."""
@@ -267,7 +267,7 @@ def test_a_trial_that_was_over_does_not_tell_what_pbt_has_copied_to_it(x: float,
 
 
 def test_a_course_file_by_itself(tmp_path: Path) -> None:
-    file = CourseFile(tmp_path)
+    file = SearchJournal(tmp_path)
     file.write_search(SearchRecord("by hand", [LOSS], ["x"], ()), 0.0)
     file.write_trial("a", TrialRecord(0, "first", {"x": (1, Path("y"))}, "running"), 1.0)
     for number in (1, 2, 3):
@@ -280,4 +280,4 @@ def test_a_course_file_by_itself(tmp_path: Path) -> None:
     assert trial.parameters == {"x": [1, "y"]}
     assert (trial.seconds, trial.checkpoint) == (7, "checkpoint-3")
     assert trial.reports == (Report(1, 1, {"loss": 1}, 2.0), Report(2, 7, {"loss": math.inf}, 8.0))
-    assert CourseFile(tmp_path).course == file.course
+    assert SearchJournal(tmp_path).course == file.course
