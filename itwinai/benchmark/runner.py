@@ -16,8 +16,8 @@ from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Measurement
 from itwinai.benchmark.runs.machine_info import code_of, machine_facts
 from itwinai.benchmark.runs.progress import BenchmarkProgress, plan_text
 from itwinai.benchmark.runs.run_config import RunConfigs, most_on_a_node
-from itwinai.benchmark.runs.run_executor import Work, folder_of_run, run_all
-from itwinai.benchmark.runs.run_worker import Order
+from itwinai.benchmark.runs.run_executor import PlannedRun, folder_of_run, run_all
+from itwinai.benchmark.runs.run_worker import RunRequest
 from itwinai.benchmark.runs.schedule import interleaved
 from itwinai.benchmark.runs.slurm import Job, SlurmJobs
 from itwinai.benchmark.settings import Settings, cells_of
@@ -64,15 +64,15 @@ class Benchmark:
                 has other settings.
         """
         threads = self.threads(resume)
-        works = self._works(threads)
+        planned_runs = self._planned_runs(threads)
         before = self._measured_before(resume, threads)
         done = {(one.cell, one.repeat) for one in before if one.status == "measured" or not retry_failed}
-        missing = [work for work in works if (work.cell, work.repeat) not in done]
+        missing = [planned for planned in planned_runs if (planned.cell, planned.repeat) not in done]
         hopeless = () if retry_failed else before
-        record = self._record(before, len(works), threads)
+        record = self._record(before, len(planned_runs), threads)
         most = most_on_a_node(self.settings.workers, self.workers_per_node)
         on_slurm = self.slurm is not None
-        self._say(plan_text(self.settings, len(works), len(missing), self.folder, threads, most, on_slurm))
+        self._say(plan_text(self.settings, len(planned_runs), len(missing), self.folder, threads, most, on_slurm))
         progress = BenchmarkProgress(len(missing), self.folder)
         try:
             for measurement in self._measure(missing, hopeless, progress):
@@ -88,20 +88,22 @@ class Benchmark:
         return record
 
     def _measure(
-        self, works: Sequence[Work], before: Sequence[Measurement], progress: BenchmarkProgress
+        self, planned_runs: Sequence[PlannedRun], before: Sequence[Measurement], progress: BenchmarkProgress
     ) -> Iterator[Measurement]:
         path = self.folder / RECORDS
         if self.slurm is None:
-            yield from _kept(run_all(works, self.folder, self.settings.limit, before, begins=progress.begins), path)
+            yield from _kept(
+                run_all(planned_runs, self.folder, self.settings.limit, before, begins=progress.begins), path
+            )
             return
         slurm = self._slurm_jobs()
-        jobs = [job for job in slurm.left_behind() if job.has_works()]
-        waiting = {(work.cell, work.repeat) for job in jobs for work in job.works}
-        jobs += slurm.submit([work for work in works if (work.cell, work.repeat) not in waiting])
+        jobs = [job for job in slurm.left_behind() if job.has_runs()]
+        waiting = {(planned.cell, planned.repeat) for job in jobs for planned in job.planned_runs}
+        jobs += slurm.submit([planned for planned in planned_runs if (planned.cell, planned.repeat) not in waiting])
         self._say(_submitted(jobs))
         try:
             yield from _kept(slurm.collect(jobs), path)
-            self._report_missing(works, jobs)
+            self._report_missing(planned_runs, jobs)
         except KeyboardInterrupt:
             numbers = " ".join(job.number for job in jobs if not job.is_over())
             self._say(
@@ -110,16 +112,18 @@ class Benchmark:
             )
             raise
 
-    def _report_missing(self, works: Sequence[Work], jobs: Sequence[Job]) -> None:
+    def _report_missing(self, planned_runs: Sequence[PlannedRun], jobs: Sequence[Job]) -> None:
         """Say which jobs have ended before all of their runs were made."""
         measured = read_measurements(self.folder / RECORDS)
         done = {(one.cell, one.repeat) for one in measured}
         failed = {one.cell for one in measured if one.status != "measured"}
         for job in jobs:
             left = [
-                work
-                for work in works
-                if work.cell.workers == job.workers and (work.cell, work.repeat) not in done and work.cell not in failed
+                planned
+                for planned in planned_runs
+                if planned.cell.workers == job.workers
+                and (planned.cell, planned.repeat) not in done
+                and planned.cell not in failed
             ]
             if left:
                 self._say(
@@ -148,7 +152,7 @@ class Benchmark:
             return int(self.slurm.get("cpus-per-task", self.slurm.get("c", 1)))
         return max(available_cores() // most_on_a_node(self.settings.workers, self.workers_per_node), 1)
 
-    def _works(self, threads: int) -> list[Work]:
+    def _planned_runs(self, threads: int) -> list[PlannedRun]:
         """Return all runs, after checking their configs."""
         if self.slurm is not None:
             self._slurm_jobs()
@@ -160,13 +164,13 @@ class Benchmark:
             if self.check is not None:
                 told = ", ".join(f"{path}={value}" for path, value in cell.axes) or cell.strategy
                 self.check(config, f"{told} is not valid for a run")
-        works = []
+        planned_runs = []
         for cell, repeat in interleaved(cells, self.settings.repeats, self.settings.seed):
             folder = str(self.folder / folder_of_run(cell, repeat))
             settings = self.settings
-            order = Order(configs.of(cell, folder), folder, settings.steps, settings.warmup, settings.seconds)
-            works.append(Work(cell, repeat, order))
-        return works
+            request = RunRequest(configs.of(cell, folder), folder, settings.steps, settings.warmup, settings.seconds)
+            planned_runs.append(PlannedRun(cell, repeat, request))
+        return planned_runs
 
     def _measured_before(self, resume: bool, threads: int) -> tuple[Measurement, ...]:
         """Return what was measured before, after checking that it may be continued."""
@@ -184,7 +188,7 @@ class Benchmark:
             over = self.slurm is not None and job.is_over()
             deque(_kept(read_measurements(job.folder / RECORDS), path), maxlen=0)
             if over:
-                job.forget_works()
+                job.forget_runs()
         return read_measurements(path)
 
     def _fingerprint(self, threads: int) -> Fingerprint:

@@ -110,9 +110,11 @@ class ChildProcess:
         if show_stacks:
             self._signal(signal.SIGQUIT, [pid for pid in self.family() if _is_itwinai(pid)])
             self._gone_within(0.5)
-        if self.code is None:  # what outlives a child that has ended is a daemon, and needs no time
+        if self.code is None:
             self._signal(signal.SIGTERM, self.family())
             self._gone_within(GRACE)
+        else:
+            self._gone_within(1.0)  # what it started may be about to end too
         deadline = time.monotonic() + GRACE
         while (family := self.family()) and time.monotonic() < deadline:
             self._signal(signal.SIGKILL, family)

@@ -247,8 +247,7 @@ def test_failures() -> None:
     assert "horovod (all 5 cells) failed: ModuleNotFoundError: No module named <script>" in found.failed[1]
     assert found.failed[1].endswith("line 3. The output of the first of them is in runs/horovod/output.txt.")
     assert found.failed[2] == (
-        "ray with 4 workers (weak scaling) timed out: no first step after 600 s. The output of it is in "
-        "runs/ray/output.txt."
+        "ray with 4 workers (weak scaling) timed out: no first step after 600 s. Its output is in runs/ray/output.txt."
     )
     some = failing(two(1.3), lambda one: one.cell == Cell("ray", 2) and one.repeat == 1, error="")
     assert found_in(some).failed == ("ray with 2 workers: 1 of 4 runs failed: no error is known.",)

@@ -72,7 +72,7 @@ def test_what_is_missing_is_run_once_more(interrupted: tuple[Path, str, str]) ->
     assert {one.measured.threads for one in record.measurements if one.measured is not None} == {threads}
     assert f"{threads} thread{'s' * (threads > 1)} per worker in all cells" in second
     assert "5 runs: 1 of each cell" in first and "5 runs, 1 of them done before" in second
-    assert not list(folder.glob("runs/*/order.json"))  # it may hold secrets
+    assert not list(folder.glob("runs/*/request.json"))  # it may hold secrets
 
 
 def test_all_frameworks_come_to_the_same_loss(interrupted: tuple[Path, str, str]) -> None:

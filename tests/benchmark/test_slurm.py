@@ -54,7 +54,7 @@ def test_jobs_go_on_without_who_has_submitted_them_and_are_collected(tmp_path: P
         assert one.nodes == (1 if strategy == SINGLE else 2)
         assert one.loss == pytest.approx(measured[SINGLE].loss, rel=1e-5)
     assert (folder / "report.html").exists()
-    assert not list(folder.glob("jobs/*/works.json"))  # it may hold secrets
+    assert not list(folder.glob("jobs/*/runs.json"))  # it may hold secrets
     note = Path(tempfile.gettempdir(), "ray", "ray_current_cluster")  # a cluster that has ended would be taken for one
     assert not note.exists() or note.stat().st_mtime < began
     again = run_command(python(*on_slurm(folder), "--resume"))

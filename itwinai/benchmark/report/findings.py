@@ -373,7 +373,7 @@ def some_of(count: int, of: int) -> str:
 def _output_of(measurement: Measurement, cells: int = 1) -> str:
     if not measurement.output:
         return ""
-    return f" The output of {'it' if cells == 1 else 'the first of them'} is in {measurement.output}."
+    return f" {'Its output' if cells == 1 else 'The output of the first of them'} is in {measurement.output}."
 
 
 def _cells_text(cells: Sequence[Cell], summary: Summary, naming: Naming) -> str:

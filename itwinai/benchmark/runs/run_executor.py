@@ -14,7 +14,7 @@ from pathlib import Path
 
 from itwinai.benchmark.record_file import measured_from_plain
 from itwinai.benchmark.records import Cell, Measured, Measurement
-from itwinai.benchmark.runs.run_worker import ERROR, RESULT, Order, write_order
+from itwinai.benchmark.runs.run_worker import ERROR, RESULT, RunRequest, write_request
 from itwinai.errors import ItwinaiError
 from itwinai.launchers.child_process import ChildProcess
 
@@ -45,22 +45,22 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Work:
+class PlannedRun:
     """A run that is to be made.
 
     Attributes:
         cell: what is run.
         repeat: 0 for the first.
-        order: for the process of the run.
+        request: for the process of the run.
     """
 
     cell: Cell
     repeat: int
-    order: Order
+    request: RunRequest
 
 
 def run_all(
-    works: Sequence[Work],
+    planned_runs: Sequence[PlannedRun],
     folder: Path,
     limit: float,
     before: Sequence[Measurement] = (),
@@ -73,7 +73,7 @@ def run_all(
     cells of several strategies fail in the same way, and none succeeds, it is not the strategy.
 
     Args:
-        works: the runs, in their order.
+        planned_runs: the runs, in their sequence.
         folder: of the benchmark.
         limit: seconds after which a run is ended.
         before: what has been measured before.
@@ -86,16 +86,16 @@ def run_all(
     failures: list[Measurement] = []
     succeeded = {measurement.cell for measurement in before if measurement.status == "measured"}
     failed = {measurement.cell for measurement in before} - succeeded
-    for work in works:
-        if work.cell in failed:
+    for planned in planned_runs:
+        if planned.cell in failed:
             continue
-        begins(work.cell, work.repeat)
-        with launched(work.cell) as launch:
-            measurement = _run(work, folder, limit, launch)
+        begins(planned.cell, planned.repeat)
+        with launched(planned.cell) as launch:
+            measurement = _run(planned, folder, limit, launch)
         if measurement.status == "measured":
-            succeeded.add(work.cell)
-        elif work.cell not in succeeded:
-            failed.add(work.cell)
+            succeeded.add(planned.cell)
+        elif planned.cell not in succeeded:
+            failed.add(planned.cell)
             failures.append(measurement)
         yield measurement
         if not succeeded and _all_the_same(failures):
@@ -126,15 +126,15 @@ def _others() -> float:
     return float(psutil.cpu_percent(interval=LOOK)) / 100 * (psutil.cpu_count() or 1)
 
 
-def _run(work: Work, folder: Path, limit: float, launch: Launch) -> Measurement:
-    own = Path(work.order.folder)
+def _run(planned: PlannedRun, folder: Path, limit: float, launch: Launch) -> Measurement:
+    own = Path(planned.request.folder)
     for left in (own / RESULT, own / ERROR):
         left.unlink(missing_ok=True)
-    order = own / "order.json"
-    write_order(work.order, order)
+    request = own / "request.json"
+    write_request(planned.request, request)
     others = _others()
     began = time.time()
-    worker = [sys.executable, "-m", "itwinai.benchmark.runs.run_worker", str(order), repr(began)]
+    worker = [sys.executable, "-m", "itwinai.benchmark.runs.run_worker", str(request), repr(began)]
     try:
         env = {**os.environ, **launch.variables}
         with ChildProcess([*launch.prefix, *worker], own / OUTPUT, env=env) as child:
@@ -142,10 +142,10 @@ def _run(work: Work, folder: Path, limit: float, launch: Launch) -> Measurement:
             if not in_time:
                 child.end(show_stacks=True)
     finally:
-        order.unlink(missing_ok=True)
+        request.unlink(missing_ok=True)
     measurement = Measurement(
-        cell=work.cell,
-        repeat=work.repeat,
+        cell=planned.cell,
+        repeat=planned.repeat,
         status="failed",
         began=began,
         seconds=time.time() - began,
