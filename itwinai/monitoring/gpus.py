@@ -13,7 +13,7 @@ from itwinai.monitoring.visible_devices import Environment
 
 
 class UnavailableError(ItwinaiError):
-    """A library that reads GPUs is not there or does not work; or a GPU does not have what is asked for."""
+    """A library that reads GPUs is not there or does not work; or a GPU does not have what was requested."""
 
 
 @dataclass(frozen=True)

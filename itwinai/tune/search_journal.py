@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from itwinai.io.versioned_json import finite
-from itwinai.trials.records import Objective, Range, Report, SearchRecord, TrialRecord
+from itwinai.trials.records import Report, SearchRecord, TrialRecord
+from itwinai.tune.record_file import record_from
 
 REPORTS = "reports.jsonl"
 """Name of the file, in the folder of the search."""
@@ -130,19 +131,8 @@ def record_of(course: SearchHistory, folder: str) -> SearchRecord:
         course: where it stands.
         folder: where everything is.
     """
-    search = course.search
-    return SearchRecord(
-        name=search["name"],
-        objectives=tuple(Objective(**objective) for objective in search["objectives"]),
-        parameters=tuple(search["parameters"]),
-        trials=tuple(sorted(course.trials.values(), key=lambda trial: trial.number)),
-        seconds=course.seconds,
-        folder=folder,
-        settings=search["settings"],
-        ranges={
-            path: Range(**{**drawn, "choices": tuple(drawn["choices"])}) for path, drawn in search["ranges"].items()
-        },
-    )
+    trials = sorted(course.trials.values(), key=lambda trial: trial.number)
+    return record_from({**course.search, "seconds": course.seconds, "folder": folder}, trials)
 
 
 _OF_SEARCH = ("name", "objectives", "parameters", "settings", "ranges")

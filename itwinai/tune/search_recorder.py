@@ -166,7 +166,7 @@ class SearchRecorder(Callback):
             self._told = time.monotonic()
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Stop the clocks; trials that run still wait from now on for somebody to go on with the search."""
+        """Stop the clocks; trials that still run wait from now on until the search is resumed."""
         self._clock.stop()
         # Of a search that was interrupted Ray has ended the trials meanwhile, as if they were not to go on.
         for trial_id in list(self._since):

@@ -263,7 +263,7 @@ def _connected(address: str | None, settings: Settings) -> Iterator[Callable[[],
     cpus = 1 if "CPU" in settings.resources_per_worker else settings.workers_per_trial
     starting = StartingRay(cpus, address=address, log_to_driver=False)
     try:
-        # Errors of trials are told by the search; Ray would print those again that it has not asked for when it ends.
+        # The search reports errors of trials; Ray would print those again that it has not fetched when it ends.
         with environment_variables({"RAY_IGNORE_UNHANDLED_ERRORS": "1"}):
             yield starting.wait
     finally:
