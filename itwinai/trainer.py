@@ -42,6 +42,7 @@ from itwinai.compat import (
 from itwinai.compat import noise as compat_noise
 from itwinai.data.distributed_loaders import DistributedLoaders
 from itwinai.errors import ConfigurationError, UnknownArgumentError, did_you_mean
+from itwinai.launchers.base import raising_worker_failures
 from itwinai.launchers.cpu_affinity import available_cores, crowded_text
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
 from itwinai.loggers.hparams_redaction import hide_secrets
@@ -53,7 +54,7 @@ from itwinai.loops.training import LeanTrainingEpochLoop
 from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.registry import make_strategy, uses_ray
 from itwinai.tracebacks import hides_framework_frames
-from itwinai.trials.session import find_session
+from itwinai.trials.current_session import find_session
 from itwinai.unify import refuse_foreign
 from itwinai.warn import warn_user
 
@@ -61,7 +62,7 @@ from itwinai.warn import warn_user
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _raising_launch_failure(entry_point: Function) -> Function:
+def _entry_point_of_lightning(entry_point: Function) -> Function:
     """Wrap an entry point of lightning's Trainer so that what failed in the workers is raised on the caller."""
 
     @hides_framework_frames
@@ -73,11 +74,14 @@ def _raising_launch_failure(entry_point: Function) -> Function:
         if entry_point is Trainer.fit:
             self._portable().parts_of_workers = {}
         try:
-            with compat_noise.known_noise_silenced(), _cpu_threads(self.cpu_threads):
+            with (
+                compat_noise.known_noise_silenced(),
+                _cpu_threads(self.cpu_threads),
+                raising_worker_failures(self),
+            ):
                 if not isinstance(self.strategy, LaunchedStrategy) and self.world_size == 1:  # others warn themselves
                     _warn_of_crowding()
                 returned = entry_point(self, *args, **kwargs)
-            self.raise_launch_failure()
             self._say_where_checkpoint_is(entry_point)
         except SIGTERMException as stopped:
             # lightning leaves the code out, and a scheduler would take the run for a finished one.
@@ -311,7 +315,6 @@ class ItwinaiTrainer(Trainer):
         check_devices(accelerator, devices, strategy)
         self._fit_began = 0.0
         self.preemption_signals = [_signal(name) for name in preemption_signals]
-        self.launch_failure: BaseException | None = None
         self.report_failure: Callable[[BaseException], None] | None = None
         plugin_list = list(plugins) if isinstance(plugins, Iterable) else [] if plugins is None else [plugins]
         environment = _given_environment(plugin_list, strategy)
@@ -333,7 +336,8 @@ class ItwinaiTrainer(Trainer):
             strategy.use_launcher(launcher)
         if environment not in plugin_list and getattr(strategy, "cluster_environment", None) is None:
             plugin_list.append(environment)
-        if default_root_dir is None and (session := find_session()) is not None:
+        session = find_session()
+        if default_root_dir is None and session is not None:
             default_root_dir = session.folder  # trials that run at the same time would write to one place
         loggers = _loggers(logger, default_root_dir)
         for value in (callbacks, logger, strategy, plugins, profiler):
@@ -391,6 +395,8 @@ class ItwinaiTrainer(Trainer):
             enable_autolog_hparams=enable_autolog_hparams,
             model_registry=model_registry,
         )
+        if session is not None and session.worker_pool is not None and isinstance(self.strategy, LaunchedStrategy):
+            self.strategy.reuse_workers(session.worker_pool)
         follow_module(self, callbacks)
         for one in self.loggers:
             hide_secrets(one)
@@ -417,20 +423,10 @@ class ItwinaiTrainer(Trainer):
 
         lightning_dataloaders.make_loaders_within(self, loaders.shared_random_numbers)
 
-    fit = _raising_launch_failure(Trainer.fit)
-    validate = _raising_launch_failure(Trainer.validate)
-    test = _raising_launch_failure(Trainer.test)
-    predict = _raising_launch_failure(Trainer.predict)
-
-    def raise_launch_failure(self) -> None:
-        """Raise what ended the workers of the last launch, if it did not end well."""
-        error, self.launch_failure = self.launch_failure, None
-        if error is None:
-            return
-        lightning_trainer.mark_interrupted(self)
-        if isinstance(error, KeyboardInterrupt):
-            raise SystemExit(1)  # as lightning ends a local run on Ctrl-C
-        raise error
+    fit = _entry_point_of_lightning(Trainer.fit)
+    validate = _entry_point_of_lightning(Trainer.validate)
+    test = _entry_point_of_lightning(Trainer.test)
+    predict = _entry_point_of_lightning(Trainer.predict)
 
     def _say_where_checkpoint_is(self, entry_point: Callable[..., Any]) -> None:
         """Name the best checkpoint of a fit that has ended, or the last one."""

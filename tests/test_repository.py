@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import grimp
+
 from tests.conftest import REPOSITORY
 
 
@@ -22,3 +24,17 @@ def test_no_source_file_is_ignored(tmp_path: Path) -> None:
         check=True,
     )
     assert [path for path in listed.stdout.splitlines() if path.endswith((".py", ".md", ".html"))] == []
+
+
+def test_no_module_imports_one_that_imports_it() -> None:
+    """Also not by an import within a function, and over any number of modules."""
+    graph = grimp.build_graph("itwinai", cache_dir=None)
+    modules = {
+        name: {one for one in graph.find_modules_directly_imported_by(name) if one in graph.modules}
+        for name in graph.modules
+    }
+    while free := {name for name, imported in modules.items() if not imported & modules.keys()}:
+        modules = {name: imported for name, imported in modules.items() if name not in free}
+    while unused := modules.keys() - {one for imported in modules.values() for one in imported}:
+        modules = {name: imported for name, imported in modules.items() if name not in unused}
+    assert {name: sorted(imported & modules.keys()) for name, imported in modules.items()} == {}

@@ -15,10 +15,11 @@ from itwinai.callbacks.pbt_hyperparameters import Hyperparameters, hyperparamete
 from itwinai.compat import lightning_loops
 from itwinai.errors import ConfigurationError, MissingMetricError
 from itwinai.loops.deferred_save import when_hooks_are_done
+from itwinai.trials.current_session import find_session
 from itwinai.trials.ray_session import FunctionSession
 from itwinai.trials.records import Mode, Objective
 from itwinai.trials.report_interval import parse_moment
-from itwinai.trials.session import Decision, TrialSession, find_session
+from itwinai.trials.session import Decision, TrialSession
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -104,7 +104,7 @@ def simulate(argv: list[str]) -> int:
     models = [strategy_model(name, model) for name in options.strategy_names(record)]
     workloads = {one.name: options.workload(record, measured, one.name) for one in models}
     workload, chosen = workloads[models[0].name]
-    workers, left_out = options.numbers_of_workers(workload, topology, scaling)
+    workers, left_out = options.worker_counts(workload, topology, scaling)
     predictions = [
         prediction
         for one in models

@@ -7,11 +7,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from itwinai.config.source import expand_short_flags, flags_of
 from itwinai.strategies.registry import uses_ray
 from itwinai.unify import unify_lightning
+
+if TYPE_CHECKING:
+    from itwinai.launchers.ray_init import StartingRay
 
 UNIFY = "--unify-lightning"
 
@@ -95,13 +98,13 @@ def main(argv: list[str]) -> int:
     if UNIFY in arguments:
         arguments.remove(UNIFY)
         unify_lightning()
-    with starting_workers(arguments):
-        _run(arguments)
+    with starting_workers(arguments) as starting:
+        _run(arguments, starting)
     return 0
 
 
-def starting_workers(arguments: Sequence[str]) -> AbstractContextManager[None]:
-    """Return the context in which Ray's workers start while this process imports, if they are to be Ray's."""
+def starting_workers(arguments: Sequence[str]) -> AbstractContextManager[StartingRay | None]:
+    """Return the context in which Ray starts while this process imports, if the workers are Ray's."""
     workers = ray_workers(arguments)
     if workers is not None:
         from itwinai.launchers.ray_init import ray_starting
@@ -138,12 +141,13 @@ def ray_workers(arguments: Sequence[str]) -> int | None:
     return None
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: list[str], starting_ray: StartingRay | None) -> None:
     from itwinai.cli.save_config import SaveConfig
     from itwinai.config.lightning_cli import command_line
 
     command_line(
         arguments,
+        starting_ray,
         save_config_callback=SaveConfig,
         # Without a logger it goes to the current folder, where the user's own config.yaml may be.
         save_config_kwargs={"config_filename": "resolved-config.yaml", "overwrite": True},

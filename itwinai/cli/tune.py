@@ -124,7 +124,7 @@ def _settings(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 def _retrain(result: SearchResult) -> int:
     """Train with the best config, as a user would, and return the exit code."""
-    from itwinai.tune.tuner import BEST_CONFIG
+    from itwinai.tune.search_result import BEST_CONFIG
 
     config = result.folder / BEST_CONFIG
     command = [sys.executable, "-m", "itwinai.cli.main", "fit", "-c", str(config)]

@@ -33,7 +33,9 @@ from itwinai.config.source import (
     given_by,
 )
 from itwinai.errors import ConfigurationError, ItwinaiError
+from itwinai.launchers.ray_init import StartingRay
 from itwinai.loggers.registry import check_logger_names
+from itwinai.strategies.ray import RayStrategy
 from itwinai.strategies.registry import check_strategy_name
 from itwinai.tracebacks import shows_all_frames
 from itwinai.trainer import ItwinaiTrainer, check_devices
@@ -68,11 +70,20 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
 
     A mistake in the config or the flags is a `ConfigurationError` that says where it is and what is accepted there.
 
+    Args:
+        *args: those of LightningCLI.
+        starting_ray: Ray that is being started, for a trainer whose workers are Ray's.
+        **kwargs: those of LightningCLI.
+
     Attributes:
         given: what config files and flags say, each value with its place.
     """
 
     given: Given
+
+    def __init__(self, *args: Any, starting_ray: StartingRay | None = None, **kwargs: Any) -> None:
+        self.starting_ray = starting_ray
+        super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the section be there; a run leaves it aside."""
@@ -191,6 +202,8 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
             if told is None:
                 raise
             raise ConfigurationError(told) from None
+        if self.starting_ray is not None and isinstance(self.trainer.strategy, RayStrategy):
+            self.trainer.strategy.connect_by(self.starting_ray)
 
 
 @rank_zero_only
@@ -308,17 +321,20 @@ def told_by_parser(error: Exception) -> str:
     return deepest.strip(" -").replace("<class '", "").replace("'>", "")
 
 
-def command_line(arguments: Sequence[str] | Mapping[str, Any], **options: Any) -> LightningCLI:
+def command_line(
+    arguments: Sequence[str] | Mapping[str, Any], starting_ray: StartingRay | None = None, **options: Any
+) -> LightningCLI:
     """Return lightning's command line, having done what the arguments say.
 
     Args:
         arguments: the command line; or a config, whose values are plain.
+        starting_ray: Ray that is being started, for a trainer whose workers are Ray's.
         **options: further arguments of LightningCLI; ``run=False`` builds trainer, model and data, and runs nothing.
 
     Raises:
         ConfigurationError: the arguments or the config are wrong.
     """
-    return _make(ConfiguredCLI, arguments, **options)
+    return _make(ConfiguredCLI, arguments, starting_ray=starting_ray, **options)
 
 
 def parsed(arguments: Sequence[str] | Mapping[str, Any], **options: Any) -> ParsedCLI:

@@ -44,6 +44,10 @@ class ServingWorkers(Protocol):
 class PayloadLauncher(lightning_launching.Launcher):
     """Runs an entry point of a trainer in a group of new workers."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        # While it launches it has a method of the caller's, which is none of a worker's business.
+        return {name: value for name, value in vars(self).items() if name != "launch"}
+
     @property
     def is_interactive_compatible(self) -> bool:
         """Nothing of the caller's process is forked or executed again, so notebooks work."""
@@ -70,8 +74,20 @@ class PayloadLauncher(lightning_launching.Launcher):
             **kwargs: its keyword arguments.
 
         Returns:
-            What the entry point returns; None after a failure, which `ItwinaiTrainer` then raises.
+            What the entry point returns.
+
+        Raises:
+            BaseException: what a worker has raised, or what has become of it.
         """
+        try:
+            return self.launch_group(function, *args, trainer=trainer, **kwargs)
+        except WorkerGroupError as failed:
+            raise failed.error from failed.error.__cause__
+
+    def launch_group(
+        self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any
+    ) -> Any:
+        """Do what `launch` does; what ends the workers is raised as `WorkerGroupError`, other errors as they are."""
         if trainer is None:
             raise TypeError(f"{type(self).__name__}.launch() needs the trainer whose method it runs.")
         lightning_logging.open_runs(trainer)
@@ -89,12 +105,7 @@ class PayloadLauncher(lightning_launching.Launcher):
                 if failed.trace is not None:  # the weights are those of the moment of the failure, as after a local run
                     payloads.write_back(failed.trace, trainer, payload.given)
                     lightning_trainer.attach(trainer, trainer.lightning_module, payload.datamodule)
-                # The workers have run the hooks on exceptions already. Raised from here, Lightning would run them
-                # again on the caller's untrained copies, and a callback might save those over a good checkpoint.
-                if hasattr(trainer, "launch_failure"):
-                    trainer.launch_failure = failed.error
-                    return None
-                raise failed.error from failed.error.__cause__
+                raise
             return payloads.apply(payload, results)
 
     def _results(self, payload: payloads.Payload, number: int, rerun: Rerun | None) -> Sequence[payloads.Result]:
@@ -133,6 +144,45 @@ class PayloadLauncher(lightning_launching.Launcher):
                 )
                 trainer.prepare_restart()
         raise AssertionError("not reached")
+
+
+@contextmanager
+def raising_worker_failures(trainer: Trainer) -> Iterator[None]:
+    """Raise what ends the workers of a launch at the end of this context, around an entry point of the trainer.
+
+    The workers have run the hooks on exceptions already. Where the launcher raises it, lightning catches it and runs
+    them again, on the caller's untrained copies, and a callback might save those over a good checkpoint.
+
+    Args:
+        trainer: whose strategy may launch workers.
+
+    Raises:
+        BaseException: what a worker has raised, or what has become of it; SystemExit for Ctrl-C, as lightning ends a
+            local run.
+    """
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, PayloadLauncher):
+        yield
+        return
+    failures: list[BaseException] = []
+
+    def launch(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return launcher.launch_group(*args, **kwargs)
+        except WorkerGroupError as failed:
+            failures.append(failed.error)
+            return None
+
+    vars(launcher)["launch"] = launch
+    try:
+        yield
+    finally:
+        del vars(launcher)["launch"]
+    if failures:
+        lightning_trainer.mark_interrupted(trainer)
+        if isinstance(failures[0], KeyboardInterrupt):
+            raise SystemExit(1)
+        raise failures[0]
 
 
 @contextmanager

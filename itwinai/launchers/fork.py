@@ -265,14 +265,3 @@ def _use_own_streams() -> None:
             stream.fileno()
         except (AttributeError, OSError, ValueError):
             setattr(sys, name, open(number, "w", buffering=1, closefd=False, errors="replace"))  # noqa: SIM115
-
-
-FILES = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
-"""The classes of open files that have a buffer."""
-
-
-def flush(files: Iterable[Any]) -> None:
-    """Write what waits in the buffers of files: a copy of it would be written twice, or be lost."""
-    for file in files:
-        with suppress(OSError, ValueError, AttributeError):  # closed, or a stream of the script's own
-            file.flush()

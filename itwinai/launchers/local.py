@@ -28,7 +28,7 @@ from itwinai.io.atomic import write_whole
 from itwinai.launchers import worker
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals, stopped_by
 from itwinai.launchers.environment import NOTEBOOK, RankInfo, WorkerKind, environment_variables
-from itwinai.launchers.fork import FILES, ForkedProcess, flush, fork, why_not_fork
+from itwinai.launchers.fork import ForkedProcess, fork, why_not_fork
 from itwinai.launchers.fork_server import ForkedWorker, ForkServerClient, can_fork, title_worker
 from itwinai.launchers.payload import Payload, Result, Worker
 from itwinai.launchers.payload import run as run_payload
@@ -162,7 +162,7 @@ class LocalLauncher(PayloadLauncher):
                     process.send_signal(signum)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "processes": {}, "template": None}
+        return {**super().__getstate__(), "processes": {}, "template": None}
 
     def _pass_on(self, signum: int) -> None:
         """Pass a signal on to the workers, so that they can end in an orderly way."""
@@ -184,11 +184,11 @@ class LocalLauncher(PayloadLauncher):
         """Fork the workers off this process."""
         variables = self._environment()
         self._import(_strategy(payload).worker_imports())
-        found = compat_python.objects_of(type, *FILES)
+        found = compat_python.objects_of(type, *worker.FILES)
         classes = [value for value in found if issubclass(type(value), type)]
         files = [value for value in found if not issubclass(type(value), type)]
         compat_cloudpickle.register_dynamic_classes(classes)
-        flush(files)
+        worker.flush(files)
         for rank, place in places.items():
 
             def work(pipe: int, rank: int = rank, place: RankInfo = place) -> None:

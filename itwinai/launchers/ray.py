@@ -22,9 +22,9 @@ from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signa
 from itwinai.launchers.cpu_affinity import available_cores
 from itwinai.launchers.environment import RankInfo
 from itwinai.launchers.payload import Payload, Result
-from itwinai.launchers.ray_init import connect, starting_ray
+from itwinai.launchers.ray_init import StartingRay, connect
 from itwinai.launchers.ray_worker import Mailbox, RayWorker
-from itwinai.launchers.ray_worker_pool import offered_workers
+from itwinai.launchers.ray_worker_pool import RayWorkerPool
 from itwinai.launchers.worker_failure import Failure, WorkerGroupError
 from itwinai.warn import warn_user
 
@@ -116,7 +116,14 @@ class RayLauncher(PayloadLauncher):
         resources: what each worker needs.
         num_workers: number of workers.
         variables: environment variables for the workers.
+
+    Attributes:
+        starting: Ray that the command line has begun to start.
+        pool: where workers come from and are left for the next run, as the trials of a search have it.
     """
+
+    starting: StartingRay | None = None
+    pool: RayWorkerPool | None = None
 
     def __init__(
         self, placement: RayPlacement, resources: dict[str, float], num_workers: int, variables: Mapping[str, str]
@@ -154,7 +161,7 @@ class RayLauncher(PayloadLauncher):
         )
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "processes": [], "_to_pass_on": []}
+        return {**super().__getstate__(), "processes": [], "_to_pass_on": [], "starting": None, "pool": None}
 
     def _on_signal(self, signum: int) -> None:
         if not self.processes:
@@ -169,9 +176,8 @@ class RayLauncher(PayloadLauncher):
         self._to_pass_on = []
         packed = payload.pack()
         with on_signals(preemption_signals(payload.trainer), self._on_signal), self._placed() as (group, bundles):
-            warm = offered_workers()
             variables = self._environment()
-            actors = warm.take(group, bundles, variables) if warm else None
+            actors = self.pool.take(group, bundles, variables) if self.pool else None
             if actors is None:
                 actors = self._actors(group, [bundle for bundle, _ in bundles], variables)
             running: dict[Any, int] = {}
@@ -182,8 +188,8 @@ class RayLauncher(PayloadLauncher):
                 for rank, (actor, place) in enumerate(zip(actors, places, strict=True)):
                     running[actor.run.remote(reference, place, mailbox)] = rank
                 results = self._wait(running, mailbox)
-                if warm:
-                    warm.keep(group, bundles, variables, actors)
+                if self.pool:
+                    self.pool.keep(group, bundles, variables, actors)
                     actors = []
                 return results
             except KeyboardInterrupt as interrupt:
@@ -201,11 +207,11 @@ class RayLauncher(PayloadLauncher):
         import ray
 
         num_cpus = int(self.resources["CPU"] * self.num_workers)
-        if (starting := starting_ray()) is not None:
-            starting.wait()
-            if num_cpus > starting.num_cpus and self.placement.address is None:
+        if self.starting is not None:
+            self.starting.wait()
+            if num_cpus > self.starting.num_cpus and self.placement.address is None:
                 ray.shutdown()
-        if ray.is_initialized() and starting is None:
+        if ray.is_initialized() and self.starting is None:
             return
         if not ray.is_initialized():
             self._check_crowd()

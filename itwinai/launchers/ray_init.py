@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 
 def connect(address: str | None, num_cpus: int, log_to_driver: bool = True) -> None:
@@ -84,25 +83,18 @@ class StartingRay:
         self._over.wait()  # the kernel ends Ray's processes together with the thread that has started them
 
 
-_starting: ContextVar[StartingRay | None] = ContextVar("Ray that is being started", default=None)
-
-
 @contextmanager
-def ray_starting(num_cpus: int) -> Iterator[None]:
-    """Begin to start Ray, for the launchers that run meanwhile; end it afterwards.
+def ray_starting(num_cpus: int) -> Iterator[StartingRay]:
+    """Begin to start Ray, and end it afterwards.
 
     Args:
         num_cpus: see `connect`.
+
+    Yields:
+        What a `RayStrategy` waits for; see its method ``connect_by``.
     """
     starting = StartingRay(num_cpus)
-    token = _starting.set(starting)
     try:
-        yield
+        yield starting
     finally:
-        _starting.reset(token)
         starting.end()
-
-
-def starting_ray() -> StartingRay | None:
-    """Return the start that `ray_starting` has begun, or None."""
-    return _starting.get()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +10,7 @@ Key = tuple[Any, ...]
 
 
 @dataclass
-class WarmWorkers:
+class RayWorkerPool:
     """The actors of the last run, if it has ended well.
 
     Attributes:
@@ -53,25 +51,3 @@ def _end(actors: Sequence[Any]) -> None:
 
     for actor in actors:
         ray.kill(actor)
-
-
-_offered: ContextVar[WarmWorkers | None] = ContextVar("Ray workers that are kept", default=None)
-
-
-@contextmanager
-def keeping_workers(warm: WarmWorkers) -> Iterator[None]:
-    """Let launchers that run meanwhile take their workers from here, and leave them here.
-
-    Args:
-        warm: holds the workers in between.
-    """
-    token = _offered.set(warm)
-    try:
-        yield
-    finally:
-        _offered.reset(token)
-
-
-def offered_workers() -> WarmWorkers | None:
-    """Return what `keeping_workers` offers, or None."""
-    return _offered.get()

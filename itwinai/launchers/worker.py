@@ -6,12 +6,14 @@ with its caller: its standard input is a pipe that the caller never writes to, a
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -171,7 +173,6 @@ def exit_at_once(code: int = 0, files: Iterable[Any] = ()) -> NoReturn:
         files: those that were open before a fork; the others are found.
     """
     from itwinai.compat import python as compat_python
-    from itwinai.launchers.fork import FILES, flush
 
     compat_python.run_threads_exit_functions()
     for thread in threading.enumerate():
@@ -180,3 +181,14 @@ def exit_at_once(code: int = 0, files: Iterable[Any] = ()) -> NoReturn:
     compat_python.run_exit_functions()
     flush((*files, sys.stdout, sys.stderr, *compat_python.objects_of(*FILES)))
     os._exit(code)
+
+
+FILES = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+"""The classes of open files that have a buffer."""
+
+
+def flush(files: Iterable[Any]) -> None:
+    """Write what waits in the buffers of files: a copy of it would be written twice, or be lost."""
+    for file in files:
+        with suppress(OSError, ValueError, AttributeError):  # closed, or a stream of the script's own
+            file.flush()

@@ -2,56 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
-from itwinai.errors import ItwinaiError
+from itwinai.monitoring.amdsmi import open_amd
 from itwinai.monitoring.energy import CounterMeter, EnergySource, Meter, PowerMeter
 from itwinai.monitoring.gauges import Gauge, Instruments
+from itwinai.monitoring.gpu import Gpus, UnavailableError
 from itwinai.monitoring.node_topology import Node
+from itwinai.monitoring.nvml import open_nvidia
 from itwinai.monitoring.visible_devices import Environment
-
-
-class UnavailableError(ItwinaiError):
-    """A library that reads GPUs is not there or does not work; or a GPU does not have what was requested."""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU. Each function raises what its library raises where the GPU does not have what it reads.
-
-    Attributes:
-        label: its name and id.
-        utilization: percentage of the time in which it computes.
-        memory: bytes in use, by whomever.
-        memory_total: bytes it has; None if it does not tell.
-        power: in watts.
-        temperature: in degrees Celsius.
-        energy: a counter, in joules; None if it has none.
-    """
-
-    label: str
-    utilization: Callable[[], float]
-    memory: Callable[[], float]
-    memory_total: float | None
-    power: Callable[[], float]
-    temperature: Callable[[], float]
-    energy: Callable[[], float] | None
-
-
-@dataclass(frozen=True)
-class Gpus:
-    """The GPUs that are visible to the workers of this node.
-
-    Attributes:
-        gpus: those that can be read.
-        close: called when nothing is read any more.
-        missing: reason by what the environment names and cannot be found.
-    """
-
-    gpus: Sequence[Gpu]
-    close: Callable[[], None]
-    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 def gpus_of(node: Node) -> Instruments:
@@ -67,10 +26,6 @@ def gpu_instruments(environments: Sequence[Environment], used: Sequence[str] = (
         environments: of these processes; see `itwinai.monitoring.visible_devices.gpu_environment`.
         used: ids of the GPUs that they are known to use, as far as they know.
     """
-    # Only now: each of them imports what its maker's library needs.
-    from itwinai.monitoring.amdsmi import open_amd
-    from itwinai.monitoring.nvml import open_nvidia
-
     reasons = []
     for maker, open_gpus in (("NVIDIA", open_nvidia), ("AMD", open_amd)):
         try:

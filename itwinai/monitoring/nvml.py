@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from itwinai.monitoring.gpus import Gpu, Gpus, UnavailableError
+from itwinai.monitoring.gpu import Gpu, Gpus, UnavailableError
 from itwinai.monitoring.visible_devices import CUDA, ORDER, Environment, visible_to_cuda
 
 

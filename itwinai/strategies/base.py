@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
     from itwinai.launchers.base import PayloadLauncher
+    from itwinai.launchers.ray_worker_pool import RayWorkerPool
 
 # Of a larger model the optimizers' states stay with the workers: 2 GiB in fp32.
 MOST_KEPT_ELEMENTS = 2**29
@@ -159,6 +160,13 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
                 "are started by Ray, which sends them the trainer as a payload. Leave launcher out."
             )
         self.worker_source = LocalProcesses(kind)
+
+    def reuse_workers(self, pool: RayWorkerPool) -> None:
+        """Take workers from a pool, and leave them there for the next run; only those of Ray outlive one.
+
+        Args:
+            pool: of the search that this run is a trial of.
+        """
 
     def worker_variables(self) -> dict[str, str]:
         """Return environment variables that this strategy's workers need before they import anything."""

@@ -10,7 +10,9 @@ from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.strategies import Strategy
 
 from itwinai.errors import ConfigurationError, require
-from itwinai.launchers.ray import RayPlacement, RemoteGPUs
+from itwinai.launchers.ray import RayLauncher, RayPlacement, RemoteGPUs
+from itwinai.launchers.ray_init import StartingRay
+from itwinai.launchers.ray_worker_pool import RayWorkerPool
 from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.ddp import TorchDistributedStrategy
 from itwinai.strategies.registry import INSTALL, make_strategy
@@ -84,6 +86,19 @@ class RayStrategy(LaunchedStrategy):
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made here and has no name by which pickle could import it.
         return _bare, type(self).__bases__, self.__getstate__()
+
+    def reuse_workers(self, pool: RayWorkerPool) -> None:
+        if isinstance(self.launcher, RayLauncher):
+            self.launcher.pool = pool
+
+    def connect_by(self, starting: StartingRay) -> None:
+        """Let the first launch wait for Ray, which is being started already, in place of starting it.
+
+        Args:
+            starting: from `itwinai.launchers.ray_init.ray_starting`.
+        """
+        if isinstance(self.launcher, RayLauncher):
+            self.launcher.starting = starting
 
     # lightning declares these abstract; the strategy inside has them.
 

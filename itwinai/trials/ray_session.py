@@ -7,11 +7,15 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from itwinai.compat import ray as compat_ray
 from itwinai.trials.channel import ChannelServer
 from itwinai.trials.checkpoint_reference import read_reference, write_reference
 from itwinai.trials.session import Decision, RemoteSession
+
+if TYPE_CHECKING:
+    from itwinai.launchers.ray_worker_pool import RayWorkerPool
 
 
 class FunctionSession:
@@ -25,6 +29,7 @@ class FunctionSession:
     def __init__(self, folder: str, resume_path: str | None) -> None:
         self.folder = folder
         self.resume_path = resume_path
+        self.worker_pool: RayWorkerPool | None = None  # a search of the user's own keeps no workers
 
     def report(
         self, number: int, metrics: Mapping[str, float], checkpoint: str, best: str, again: bool = False

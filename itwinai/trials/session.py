@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from itwinai.trials.channel import Address, Channel, ChannelClosedError
+
+if TYPE_CHECKING:
+    from itwinai.launchers.ray_worker_pool import RayWorkerPool
 
 
 class Decision(str, Enum):
@@ -28,6 +29,9 @@ class TrialSession(Protocol):
 
     resume_path: str | None
     """The checkpoint that the run has to go on from: the trial's own, or the one that PBT has copied."""
+
+    worker_pool: RayWorkerPool | None
+    """Ray workers that the trials of an actor use one after the other, if there are any."""
 
     def report(
         self, number: int, metrics: Mapping[str, float], checkpoint: str, best: str, again: bool = False
@@ -59,10 +63,11 @@ class RemoteSession:
         self.address = address
         self.folder = folder
         self.resume_path = resume_path
+        self.worker_pool: RayWorkerPool | None = None
         self._channel: Channel | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_channel": None}
+        return {**vars(self), "_channel": None, "worker_pool": None}
 
     def report(
         self, number: int, metrics: Mapping[str, float], checkpoint: str, best: str, again: bool = False
@@ -85,33 +90,3 @@ class RemoteSession:
             return Decision.STOP
         assert answer is not None
         return Decision(answer["decision"])
-
-
-_session: ContextVar[TrialSession | None] = ContextVar("the trial that runs here", default=None)
-
-
-@contextmanager
-def in_trial(session: TrialSession) -> Iterator[None]:
-    """Let the callbacks that are made meanwhile find a session.
-
-    Args:
-        session: of the trial that runs here.
-    """
-    token = _session.set(session)
-    try:
-        yield
-    finally:
-        _session.reset(token)
-
-
-def find_session() -> TrialSession | None:
-    """Return the session of the trial that this code runs in: of `itwinai tune`, or of a function given to Ray Tune.
-
-    Returns:
-        The session; None outside of trials.
-    """
-    if (session := _session.get()) is not None:
-        return session
-    from itwinai.trials.ray_session import function_session
-
-    return function_session()

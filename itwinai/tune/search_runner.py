@@ -30,12 +30,12 @@ from itwinai.tune.resource_plan import ResourcePlan, make_plan
 from itwinai.tune.resources import cluster_nodes
 from itwinai.tune.resume_check import FILE, check_same, fingerprint_of
 from itwinai.tune.search_recorder import SearchRecorder
+from itwinai.tune.search_result import BEST_CONFIG, LEADERBOARD, RECORD, REPORT, SearchResult
 from itwinai.tune.settings import Settings
 from itwinai.tune.space import SearchSpace
 from itwinai.tune.stopper import SearchStopper
 from itwinai.tune.trial_loggers import TrialContext, TrialLoggers
 from itwinai.tune.trial_spec import SearchOrder
-from itwinai.tune.tuner import BEST_CONFIG, LEADERBOARD, RECORD, REPORT, SearchResult
 
 if TYPE_CHECKING:
     from itwinai.tune.search_target import SearchTarget

@@ -16,7 +16,7 @@ from ray.tune.result import DONE, RESULT_DUPLICATE, SHOULD_CHECKPOINT, TRAINING_
 
 from itwinai.errors import TrialError
 from itwinai.launchers.fork_server import ForkServerClient
-from itwinai.launchers.ray_worker_pool import WarmWorkers
+from itwinai.launchers.ray_worker_pool import RayWorkerPool
 from itwinai.trials.channel import Message
 from itwinai.trials.checkpoint_reference import read_reference, write_reference
 from itwinai.tune.trial_executor import ProcessRun, ThreadRun, TrialExecutor
@@ -37,7 +37,7 @@ class Trial(tune.Trainable):
         self.resume: str | None = None
         self.run: TrialExecutor | None = None
         self.template: ForkServerClient | None = None
-        self.workers = WarmWorkers()
+        self.pool = RayWorkerPool()
         self.latest: Message = {}
         # It tells of every checkpoint.
         logging.getLogger("ray.tune").setLevel(logging.WARNING)
@@ -89,7 +89,7 @@ class Trial(tune.Trainable):
     def cleanup(self) -> None:
         """End what trains, and what was kept for the next trial."""
         self._end()
-        self.workers.close()
+        self.pool.close()
         if self.template is not None:
             self.template.close()
 
@@ -97,7 +97,7 @@ class Trial(tune.Trainable):
         name = self.trial_name
         self.order.apply_to_process()  # Ray has gone to the folder of the trial
         if self.order.has_ray_workers(self.drawn):
-            return ThreadRun(self.order, self.drawn, name, self.resume, self.workers)
+            return ThreadRun(self.order, self.drawn, name, self.resume, self.pool)
         if self.template is None or not self.template.is_there():
             self.template = _template(self.order.nursery)
         return ProcessRun(self.order, self.drawn, name, self.resume, self.template)

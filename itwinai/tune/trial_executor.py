@@ -25,7 +25,7 @@ from itwinai.trials.session import Decision, RemoteSession
 
 if TYPE_CHECKING:
     from itwinai.launchers.fork_server import ForkedWorker, ForkServerClient
-    from itwinai.launchers.ray_worker_pool import WarmWorkers
+    from itwinai.launchers.ray_worker_pool import RayWorkerPool
     from itwinai.launchers.worker_failure import Failure
     from itwinai.tune.trial_spec import Assignment, SearchOrder
 
@@ -191,13 +191,13 @@ class ThreadRun(TrialExecutor):
         drawn: see `TrialExecutor`.
         name: see `TrialExecutor`.
         resume: see `TrialExecutor`.
-        workers: keeps the Ray workers from one trial to the next.
+        pool: keeps the Ray workers from one trial to the next.
     """
 
     def __init__(
-        self, order: SearchOrder, drawn: Mapping[str, Any], name: str, resume: str | None, workers: WarmWorkers
+        self, order: SearchOrder, drawn: Mapping[str, Any], name: str, resume: str | None, pool: RayWorkerPool
     ) -> None:
-        self.workers = workers
+        self.pool = pool
         self._error: BaseException | None = None
         super().__init__(order, drawn, name, resume)
 
@@ -206,12 +206,11 @@ class ThreadRun(TrialExecutor):
         self.thread.start()
 
     def _run(self, assignment: Assignment) -> None:
-        from itwinai.launchers.ray_worker_pool import keeping_workers
         from itwinai.tune.trial_worker import train
 
+        assignment.session.worker_pool = self.pool
         try:
-            with keeping_workers(self.workers):
-                train(assignment)
+            train(assignment)
         except BaseException as error:
             self._error = error
 

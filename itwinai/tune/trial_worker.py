@@ -13,7 +13,7 @@ import itwinai.tune.space
 import itwinai.tune.train_functions
 import itwinai.tune.trial_loggers  # noqa: F401
 from itwinai.checkpoints.discovery import newest_valid
-from itwinai.trials.session import in_trial
+from itwinai.trials.current_session import in_trial
 from itwinai.tune.trial_spec import Assignment
 
 if TYPE_CHECKING:

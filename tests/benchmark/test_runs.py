@@ -155,7 +155,7 @@ def test_what_fails_is_a_row_and_the_others_go_on(tmp_path: Path, run_command: R
         ),
         (
             ["--strategies", "ddp", "--workers", "2", "--axis", "trainer.precision=32-true,33"],
-            "trainer.precision=33 is no value for a run",
+            "trainer.precision=33 is not valid for a run",
         ),
         (["--strategies", "ddp", "--workers", "2", "--slurm"], "--slurm needs sbatch"),
         (["--strategies", "ddp", "--workers", "3", "--repeats", "0"], "--repeats=0: it is 1 or more"),

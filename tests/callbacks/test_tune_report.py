@@ -13,7 +13,8 @@ import torch
 from itwinai import ItwinaiTrainer
 from itwinai.callbacks import TuneReportCallback
 from itwinai.errors import ConfigurationError, MissingMetricError
-from itwinai.trials.session import Decision, in_trial
+from itwinai.trials.current_session import in_trial
+from itwinai.trials.session import Decision
 from tests.support.answering import Answering, answering
 from tests.support.tuned import BATCHES, Points, Regression
 

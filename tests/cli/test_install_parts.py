@@ -17,10 +17,11 @@ from itwinai.cli.install.build_errors import first_errors
 from itwinai.cli.install.cuda import builds_for_gpus, find_cuda_home, find_nccl
 from itwinai.cli.install.environment import build_environment, build_jobs, wrapper_script
 from itwinai.cli.install.packages import check_python_packages
-from itwinai.cli.install.plan import Plan, TorchInfo, build_options, cache_key, default_cache_dir
+from itwinai.cli.install.plan import Plan, build_options, cache_key, default_cache_dir
 from itwinai.cli.install.prerequisites import check_prerequisites
 from itwinai.cli.install.progress import BuildProgress
 from itwinai.cli.install.toolchain import check_cmake, check_compiler
+from itwinai.cli.install.torch_info import TorchInfo
 from itwinai.errors import InstallError
 from tests.support.install import VERSION, environment
 
@@ -81,7 +82,7 @@ def test_torch_is_found_without_importing_it() -> None:
         "import json, sys\n"
         "import itwinai.cli.install\n"
         "light = not any(name == 'torch' or name.startswith('itwinai.cli.install.') for name in sys.modules)\n"
-        "from itwinai.cli.install.plan import find_torch\n"
+        "from itwinai.cli.install.torch_info import find_torch\n"
         "found = find_torch()\n"
         "light = light and 'torch' not in sys.modules\n"
         "import torch\n"

@@ -12,7 +12,8 @@ import pytest
 
 from itwinai.trials.channel import Address, Channel, ChannelClosedError, ChannelServer
 from itwinai.trials.checkpoint_reference import read_reference, write_reference
-from itwinai.trials.session import Decision, RemoteSession, find_session, in_trial
+from itwinai.trials.current_session import find_session, in_trial
+from itwinai.trials.session import Decision, RemoteSession
 from tests.support.answering import answering
 
 

@@ -111,8 +111,3 @@ def _stops_or_saves(class_path: str) -> bool:
     module, _, name = class_path.rpartition(".")
     kind = getattr(import_module(module), name, None)
     return isinstance(kind, type) and issubclass(kind, (EarlyStopping, Checkpoint))
-
-
-def is_ray(strategy: str) -> bool:
-    """Tell whether the workers of a strategy are Ray's."""
-    return strategy.partition("_")[0] == "ray"

@@ -21,10 +21,10 @@ from itwinai.launchers.child_process import ChildProcess
 OUTPUT = "output.txt"
 
 FEWEST_FAILURES = 3
-"""So many cells that fail in the same way say that it is no matter of chance."""
+"""Cells that fail in the same way before the benchmark stops: this is no chance."""
 
 LOOK = 0.3
-"""Seconds for which other programs are watched before each run."""
+"""Seconds for which other programs are observed before each run."""
 
 
 class HopelessError(ItwinaiError, RuntimeError):
@@ -69,7 +69,7 @@ def run_all(
 ) -> Iterator[Measurement]:
     """Make runs, one after the other; yield each when it has ended.
 
-    A cell that has failed and never succeeded is not run again: what is not installed will not be there next time. If
+    A cell that has failed and never succeeded is not run again: a missing package stays missing. If
     cells of several strategies fail in the same way, and none succeeds, it is not the strategy.
 
     Args:
@@ -100,9 +100,9 @@ def run_all(
         yield measurement
         if not succeeded and _all_the_same(failures):
             raise HopelessError(
-                f"The first {len(failures)} cells have failed in the same way, so that the others were not run: "
-                f"{failures[-1].error}\nAll that was printed is in {folder / failures[-1].output}. Mend what is wrong, "
-                "and go on with --retry-failed."
+                f"The first {len(failures)} cells have failed in the same way, so the others were not run: "
+                f"{failures[-1].error}\nThe output is in {folder / failures[-1].output}. Fix the cause, and continue "
+                "with --retry-failed."
             )
 
 
@@ -171,6 +171,8 @@ def _error(own: Path, code: int) -> str:
     if (own / ERROR).exists():
         return (own / ERROR).read_text(encoding="utf-8", errors="replace").strip()
     lines = [line for line in (own / OUTPUT).read_text(errors="replace").splitlines() if line.strip()]
-    told = next((line for line in reversed(lines) if re.match(r"\s*(\w+\.)*\w*(Error|Exception|error)\b.*:", line)), "")
+    error = next(
+        (line for line in reversed(lines) if re.match(r"\s*(\w+\.)*\w*(Error|Exception|error)\b.*:", line)), ""
+    )
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return f"{how}: {told.strip() or (lines[-1].strip() if lines else 'it has printed nothing')}"
+    return f"{how}: {error.strip() or (lines[-1].strip() if lines else 'it printed nothing')}"

@@ -10,10 +10,13 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from itwinai.benchmark.runs.run_config import is_ray
 from itwinai.io.atomic import write_whole
+from itwinai.strategies.registry import uses_ray
+
+if TYPE_CHECKING:
+    from itwinai.launchers.ray_init import StartingRay
 
 RESULT = "result.json"
 ERROR = "error.txt"
@@ -57,31 +60,33 @@ def main(argv: list[str]) -> int:
         sys.path.insert(0, os.getcwd())
     order = Order(**json.loads(Path(argv[0]).read_text(encoding="utf-8")))
     try:
-        with _starting_workers(order.config["trainer"]):
-            _run(order, float(argv[1]))
+        with _starting_workers(order.config["trainer"]) as starting:
+            _run(order, float(argv[1]), starting)
     except BaseException as error:
         _keep_error(error, Path(order.folder))
         raise
     return 0
 
 
-def _starting_workers(trainer: dict[str, Any]) -> AbstractContextManager[None]:
-    """Return the context in which the workers' start is sped up, as for `itwinai fit`."""
+def _starting_workers(trainer: dict[str, Any]) -> AbstractContextManager[StartingRay | None]:
+    """Return the context in which Ray starts while this process imports, as for `itwinai fit`."""
     workers = trainer["devices"] * trainer["num_nodes"]
-    if is_ray(str(trainer["strategy"])):
+    if uses_ray(str(trainer["strategy"])):
         from itwinai.launchers.ray_init import ray_starting
 
         return ray_starting(workers)
     return nullcontext()
 
 
-def _run(order: Order, began: float) -> None:
+def _run(order: Order, began: float, starting_ray: StartingRay | None) -> None:
     from itwinai.benchmark.record_file import measured_to_plain
     from itwinai.benchmark.runs.timing_callback import Stopwatch
     from itwinai.config.lightning_cli import command_line
 
     stopwatch = Stopwatch(order.steps, order.warmup, order.seconds, began)
-    built = command_line(order.config, run=False, save_config_callback=None, trainer_defaults={"callbacks": stopwatch})
+    built = command_line(
+        order.config, starting_ray, run=False, save_config_callback=None, trainer_defaults={"callbacks": stopwatch}
+    )
     built.trainer.fit(built.model, datamodule=built.datamodule)
     if stopwatch.measured is not None:  # on rank 0
         write_whole(Path(order.folder) / RESULT, json.dumps(measured_to_plain(stopwatch.measured)))

@@ -22,20 +22,20 @@ from itwinai.errors import ConfigurationError, ItwinaiError
 from itwinai.reporting.formatting import count_text
 
 EVERY = 5.0
-"""Seconds between two looks at the jobs: schedulers dislike to be asked more often."""
+"""Seconds between two looks at the jobs: polling more often burdens the scheduler."""
 
 WORKS = "works.json"
 RECORDS = "records.jsonl"
 JOB = "job.json"
 
-# What sbatch is told by itself.
+# Options that are set for each job.
 _OWN = ("nodes", "N", "ntasks", "n", "ntasks-per-node", "output", "o", "error", "e", "chdir", "D", "parsable", "wait")
 
 _OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "")
 
 
 class SlurmError(ItwinaiError, RuntimeError):
-    """SLURM has refused a job, or does not answer."""
+    """SLURM refused a job, or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class SlurmJobs:
         asked = subprocess.run(["sbatch", "--parsable", *flags, str(script)], capture_output=True, text=True)
         if asked.returncode:
             raise SlurmError(
-                f"SLURM does not take the job for {count_text(workers, 'worker')} ({count_text(nodes, 'node')}, "
+                f"SLURM refused the job for {count_text(workers, 'worker')} ({count_text(nodes, 'node')}, "
                 f"{on_each} on each): {asked.stderr.strip()}. Options for it are given as "
                 "--slurm partition=...,account=...,time=..."
             )
@@ -178,8 +178,8 @@ class Job:
             return asked.stdout.split()[0]
         if asked.returncode and "Invalid job id" not in asked.stderr:
             return "UNKNOWN"  # SLURM does not answer: it may again
-        told = subprocess.run(["scontrol", "show", "job", self.number], capture_output=True, text=True).stdout
-        return next((word.partition("=")[2] for word in told.split() if word.startswith("JobState=")), "")
+        shown = subprocess.run(["scontrol", "show", "job", self.number], capture_output=True, text=True).stdout
+        return next((word.partition("=")[2] for word in shown.split() if word.startswith("JobState=")), "")
 
     def is_over(self) -> bool:
         """Tell whether it has ended."""

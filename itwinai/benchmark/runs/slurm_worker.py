@@ -14,9 +14,10 @@ from typing import Any
 from itwinai.benchmark.record_file import append_measurement, read_measurements
 from itwinai.benchmark.records import Cell
 from itwinai.benchmark.runs.progress import BenchmarkProgress
-from itwinai.benchmark.runs.run_config import is_ray, spread_over_nodes
+from itwinai.benchmark.runs.run_config import spread_over_nodes
 from itwinai.benchmark.runs.run_executor import Launch, Work, run_all
 from itwinai.benchmark.runs.run_worker import Order
+from itwinai.strategies.registry import uses_ray
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
     @contextmanager
     def launched(cell: Cell) -> Iterator[Launch]:
         nodes, on_each = spread_over_nodes(cell.workers, job.workers_per_node)
-        if not is_ray(cell.strategy):
+        if not uses_ray(cell.strategy):
             yield Launch(prefix=tuple(_srun(nodes, on_each)))
         elif nodes == 1:
             yield Launch()

@@ -14,9 +14,10 @@ from itwinai.benchmark.simulate.measured_links import FittedLink
 from itwinai.benchmark.simulate.prediction import Prediction
 from itwinai.benchmark.simulate.topology import Link, Topology
 from itwinai.benchmark.simulate.workload import Workload
-from itwinai.benchmark.telling.aligned import aligned
-from itwinai.benchmark.telling.amounts import UNKNOWN, bytes_text, seconds_text, traffic_text
 from itwinai.io.atomic import write_whole
+from itwinai.reporting.formatting import UNKNOWN, bytes_text, time_text, traffic_text
+from itwinai.reporting.sections import Table
+from itwinai.reporting.tables import table_text
 
 ENOUGH = 0.7
 """Efficiency below which the conclusion names the bottleneck."""
@@ -74,13 +75,13 @@ def bottleneck(prediction: Prediction) -> tuple[str, float]:
 
 def workload_text(workload: Workload) -> str:
     """Return the work of one worker in one line."""
-    parts = [f"computes {seconds_text(workload.compute)}"]
+    parts = [f"computes {time_text(workload.compute)}"]
     if workload.batch is not None:
         parts[0] += f" for {workload.batch:,} samples"
     if workload.optimizer:
-        parts.append(f"optimizer {seconds_text(workload.optimizer)}")
+        parts.append(f"optimizer {time_text(workload.optimizer)}")
     if workload.other:
-        parts.append(f"other {seconds_text(workload.other)}")
+        parts.append(f"other {time_text(workload.other)}")
     parts.append(f"gradients {traffic_text(workload.gradient_bytes)}")
     if workload.parameters is not None:
         parts.append(f"{workload.parameters:,} parameters")
@@ -104,7 +105,7 @@ def topology_text(topology: Topology) -> str:
 
 def link_text(link: Link) -> str:
     """Return a link as ``5.00 µs, 25.0 GB/s``."""
-    return f"{seconds_text(link.latency)}, {traffic_text(link.bandwidth)}/s"
+    return f"{time_text(link.latency)}, {traffic_text(link.bandwidth)}/s"
 
 
 def assumptions(workload: Workload, predictions: Sequence[Prediction]) -> list[str]:
@@ -150,8 +151,7 @@ def prediction_table(predictions: Sequence[Prediction]) -> str:
             ]
         )
     return "\n\n".join(
-        "\n".join([f"{name}, times in {unit}", *aligned(heading, [(row, "") for row in rows], numbered=True)])
-        for name, rows in strategies.items()
+        f"{name}, times in {unit}\n{table_text(Table(heading, rows))}" for name, rows in strategies.items()
     )
 
 
@@ -163,15 +163,15 @@ def measured_table(cells: Sequence[PredictedCell]) -> str:
             str(one.cell.workers),
             one.cell.scaling,
             ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in one.cell.axes) or UNKNOWN,
-            seconds_text(one.measured),
-            UNKNOWN if one.predicted is None else seconds_text(one.predicted),
+            time_text(one.measured),
+            UNKNOWN if one.predicted is None else time_text(one.predicted),
             UNKNOWN if one.error is None else f"{one.error:+.0%}",
         ]
         for one in cells
     ]
     notes = [f"- {one.cell.strategy} with {one.cell.workers}: {one.reason}" for one in cells if one.predicted is None]
     heading = ("strategy", "workers", "scaling", "settings", "measured", "predicted", "error")
-    return "\n".join([*aligned(heading, [(row, "") for row in rows]), *notes])
+    return "\n".join([table_text(Table(heading, rows)), *notes])
 
 
 def link_table(fitted: FittedLink) -> str:
@@ -179,10 +179,10 @@ def link_table(fitted: FittedLink) -> str:
     rows = []
     for timing, error in zip(fitted.timings, fitted.errors, strict=True):
         sent = 2 * (fitted.workers - 1) / fitted.workers * timing.size
-        predicted, rate = seconds_text(fitted.predicted(timing)), f"{traffic_text(sent / timing.seconds)}/s"
-        rows.append([f"{timing.size:,}", seconds_text(timing.seconds), predicted, f"{error:+.0%}", rate])
+        predicted, rate = time_text(fitted.predicted(timing)), f"{traffic_text(sent / timing.seconds)}/s"
+        rows.append([f"{timing.size:,}", time_text(timing.seconds), predicted, f"{error:+.0%}", rate])
     heading = ("bytes", "measured", "fitted", "error", "bandwidth")
-    return "\n".join(aligned(heading, [(row, "") for row in rows], numbered=True))
+    return table_text(Table(heading, rows))
 
 
 def write_predictions(predictions: Sequence[Prediction], path: str | os.PathLike[str]) -> None:

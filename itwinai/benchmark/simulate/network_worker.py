@@ -26,11 +26,7 @@ ROUNDS = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure the links of the workers that `measure_links` started.
-
-    Args:
-        argv: backend, numbers of workers separated by commas, path of the file for the links.
-    """
+    """Measure the links; ``argv`` is backend, numbers of workers separated by commas, and path of the file."""
     from itwinai.launchers.worker import die_with_caller
 
     die_with_caller(os.dup(0))

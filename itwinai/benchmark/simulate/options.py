@@ -11,29 +11,44 @@ from pathlib import Path
 from typing import Any
 
 from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Scaling
-from itwinai.benchmark.simulate import units
 from itwinai.benchmark.simulate.calibration import Axes, measured_runs, workloads_of
 from itwinai.benchmark.simulate.collectives import ALGORITHMS, Algorithm
 from itwinai.benchmark.simulate.measured_links import MeasuredLinks
 from itwinai.benchmark.simulate.prediction import PRECISIONS, Precision
-from itwinai.benchmark.simulate.strategy_models import STRATEGIES, StrategyModel
+from itwinai.benchmark.simulate.strategy_models import MIB, STRATEGIES, StrategyModel
 from itwinai.benchmark.simulate.topology import Link, Topology
+from itwinai.benchmark.simulate.units import bytes_per_second, number, numbers_of_workers, seconds, size_in_bytes
 from itwinai.benchmark.simulate.workload import Cores, Layer, Workload
 from itwinai.errors import ConfigurationError
 
 WORKERS = "1,2,4,...,4096"
 """Predicted by default, as far as batch and links allow."""
 
-WORK = "one worker: from a benchmark, or by flags"
-LINKS = "the links: from a file, by flags, or both"
-MODEL = "what to predict"
+_GROUPS = {
+    "folder": "one worker: from a benchmark, or by flags",
+    "links": "the links: from a file, by flags, or both",
+    "strategies": "what to predict",
+}
+"""Titles of the groups of flags, by their first field."""
 
 
-def _flag(group: str, metavar: str, parse: Callable[[str], Any], text: str, *, default: Any = None, **more: Any) -> Any:
-    options = {"help": text, **({"metavar": metavar} if metavar else {}), **more}
-    if parse is not bool:
-        options["type"] = _as_type(parse)
-    return field(default=default, metadata={"group": group, "options": options})
+def _flag(kind: Callable[[str], Any] | tuple[str, ...], metavar: str, text: str, default: Any = None) -> Any:
+    """Return a field that is a flag.
+
+    Args:
+        kind: parses its value; or all values that it may have; ``bool`` for a flag without a value.
+        metavar: what stands for its value in the help.
+        text: the help.
+        default: its value if it is not given.
+    """
+    options: dict[str, Any] = {"help": text}
+    if kind is bool:
+        options["action"] = "store_true"
+    elif isinstance(kind, tuple):
+        options["choices"] = kind
+    else:
+        options |= {"type": _as_type(kind), "metavar": metavar, "action": "append" if default == () else "store"}
+    return field(default=default, metadata=options)
 
 
 def _as_type(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -55,98 +70,52 @@ def _layers(text: str) -> tuple[Layer, ...]:
         try:
             share = float(weight) if colon else 1.0
         except ValueError:
-            raise ConfigurationError(f"--layers: '{weight}' is not a weight. Write 4MB:3 for example.") from None
-        layers.append(Layer(units.size_in_bytes(size), share))
+            raise ConfigurationError(f"'{weight}' is not a weight. Write 4MB:3 for example.") from None
+        layers.append(Layer(size_in_bytes(size), share))
     return tuple(layers)
 
 
 @dataclass(frozen=True)
 class SimulationOptions:
-    """What to simulate; the help of each flag says what its field is. Units are seconds and bytes."""
+    """What to simulate, in seconds and bytes; the help of each flag says what its field is."""
 
-    folder: str | None = _flag(WORK, "FOLDER", str, "benchmark that has measured one worker", flag="--from")
-    axis: tuple[str, ...] = _flag(
-        WORK, "PATH=VALUE", str, "select a value of an axis that the benchmark varies", default=(), action="append"
-    )
-    compute: float | None = _flag(
-        WORK, "TIME", units.seconds, "forward and backward of a batch: 120ms; without a unit, seconds"
-    )
-    gradients: float | None = _flag(
-        WORK, "SIZE", units.size_in_bytes, "size of all gradients: 100MB; by default 4 bytes per parameter"
-    )
-    parameters: int | None = _flag(WORK, "N", units.number, "number of parameters, to predict memory: 25M")
-    batch: int | None = _flag(WORK, "N", units.number, "samples of a batch")
+    folder: str | None = _flag(str, "FOLDER", "benchmark that has measured one worker")
+    axis: tuple[str, ...] = _flag(str, "PATH=VALUE", "a value of an axis that the benchmark varies", ())
+    compute: float | None = _flag(seconds, "TIME", "forward and backward of a batch: 120ms; a number is seconds")
+    gradients: float | None = _flag(size_in_bytes, "SIZE", "of all gradients: 100MB (4 bytes per parameter)")
+    parameters: int | None = _flag(number, "N", "number of parameters, to predict memory: 25M")
+    batch: int | None = _flag(number, "N", "samples of a batch")
     optimizer: float | None = _flag(
-        WORK, "TIME", units.seconds, "the optimizer's step; with --from, its part of the computing time (as measured)"
+        seconds, "TIME", "the optimizer's step; with --from, part of computing (as measured)"
     )
-    other: float | None = _flag(
-        WORK,
-        "TIME",
-        units.seconds,
-        "time that does not depend on the samples; with --from, its part of the computing time",
+    other: float | None = _flag(seconds, "TIME", "time that no samples change; with --from, part of computing")
+    variation: float | None = _flag(float, "X", "standard deviation of computing times, divided by their mean: 0.05")
+    backward_share: float = _flag(float, "X", "share of backward in the computing time (0.667)", 2 / 3)
+    layers: tuple[Layer, ...] | None = _flag(
+        _layers, "SIZES", "gradients in the order of forward: 4MB,4MB,100MB; with weights of their time: 4MB:3,100MB:1"
     )
-    variation: float | None = _flag(
-        WORK, "X", float, "standard deviation of the computing time of steps divided by its mean: 0.05"
-    )
-    backward_share: float = _flag(WORK, "X", float, "share of backward in the computing time (0.667)", default=2 / 3)
-    layers: tuple[Layer, ...] = _flag(
-        WORK,
-        "SIZES",
-        _layers,
-        "gradients of the layers in the order of forward: 4MB,4MB,100MB; with weights of their computing time: "
-        "4MB:3,4MB:3,100MB:1",
-        default=(),
-    )
-    cores: float | None = _flag(WORK, "X", float, "cores of a node, for workers that compute on the CPU")
-    threads: int | None = _flag(
-        WORK, "N", int, "threads of one worker (as in the benchmark, or as many as there are cores)"
-    )
+    cores: float | None = _flag(float, "X", "cores of a node, for workers that compute on the CPU")
+    threads: int | None = _flag(int, "N", "threads of one worker (as in the benchmark, or as many as cores)")
 
-    links: Path | None = _flag(LINKS, "FILE", Path, "file that `itwinai benchmark links` wrote")
-    latency: float | None = _flag(
-        LINKS, "TIME", units.seconds, "of a message within a node, or between any two workers: 5us"
-    )
-    bandwidth: float | None = _flag(LINKS, "RATE", units.bytes_per_second, "the same: 25GB/s, 200Gbit/s")
-    workers_per_node: int | None = _flag(
-        LINKS, "N", int, "without it, --latency and --bandwidth are those between any two workers"
-    )
-    node_latency: float | None = _flag(LINKS, "TIME", units.seconds, "of a message between nodes")
-    node_bandwidth: float | None = _flag(
-        LINKS, "RATE", units.bytes_per_second, "of each worker, while all workers of a node send to other nodes"
-    )
+    links: Path | None = _flag(Path, "FILE", "file that `itwinai benchmark links` wrote")
+    latency: float | None = _flag(seconds, "TIME", "of a message within a node, or between any two workers: 5us")
+    bandwidth: float | None = _flag(bytes_per_second, "RATE", "the same: 25GB/s, 200Gbit/s")
+    workers_per_node: int | None = _flag(int, "N", "without it, --latency and --bandwidth join any two workers")
+    node_latency: float | None = _flag(seconds, "TIME", "of a message between nodes")
+    node_bandwidth: float | None = _flag(bytes_per_second, "RATE", "of each worker, while all of a node send")
 
-    strategies: str | None = _flag(
-        MODEL, "NAMES", str, "separated by commas: ddp,zero1,zero2,zero3,... (those of the benchmark, or ddp)"
-    )
-    workers: str | None = _flag(MODEL, "NUMBERS", str, f"numbers of workers ({WORKERS}, as batch and links allow)")
-    scaling: Scaling | None = _flag(
-        MODEL, "", str, "strong (default) divides the batch, weak repeats it", choices=("strong", "weak")
-    )
-    algorithm: Algorithm | None = _flag(
-        MODEL, "", str, "of all-reduces (best; with links measured over gloo, ring)", choices=ALGORITHMS
-    )
-    no_overlap: bool = _flag(
-        MODEL, "", bool, "exchange gradients after backward, not during it", default=False, action="store_true"
-    )
-    no_prefetch: bool = _flag(
-        MODEL, "", bool, "with stage 3, gather parameters when they are needed", default=False, action="store_true"
-    )
-    bucket: float = _flag(
-        MODEL,
-        "SIZE",
-        units.size_in_bytes,
-        "gradients that are exchanged together (25MiB)",
-        default=StrategyModel.bucket_bytes,
-    )
-    first_bucket: float = _flag(
-        MODEL, "SIZE", units.size_in_bytes, "the first of them (1MiB)", default=StrategyModel.first_bucket_bytes
-    )
-    accumulate: int = _flag(MODEL, "N", int, "batches between two steps of the optimizer (1)", default=1)
-    precision: Precision = _flag(
-        MODEL, "", str, "for memory; mixed has parameters in 16 bits", default="fp32", choices=PRECISIONS
-    )
-    csv: Path | None = _flag(MODEL, "FILE", Path, "write the table to this file")
-    picture: Path | None = _flag(MODEL, "FILE", Path, "draw a picture, .svg or .png")
+    strategies: str | None = _flag(str, "NAMES", "ddp,zero1,zero2,zero3,... (those of the benchmark, or ddp)")
+    workers: str | None = _flag(str, "NUMBERS", f"numbers of workers ({WORKERS}, as batch and links allow)")
+    scaling: Scaling | None = _flag(("strong", "weak"), "", "strong (default) divides the batch, weak repeats it")
+    algorithm: Algorithm | None = _flag(ALGORITHMS, "", "of all-reduces (best; with links measured over gloo, ring)")
+    no_overlap: bool = _flag(bool, "", "exchange gradients after backward, not during it", False)
+    no_prefetch: bool = _flag(bool, "", "with stage 3, gather parameters when they are needed", False)
+    bucket: float = _flag(size_in_bytes, "SIZE", "gradients that are exchanged together (25MiB)", 25 * MIB)
+    first_bucket: float = _flag(size_in_bytes, "SIZE", "the first of them (1MiB)", 1 * MIB)
+    accumulate: int = _flag(int, "N", "batches between two steps of the optimizer (1)", 1)
+    precision: Precision = _flag(PRECISIONS, "", "for memory; mixed has parameters in 16 bits", "fp32")
+    csv: Path | None = _flag(Path, "FILE", "write the table to this file")
+    picture: Path | None = _flag(Path, "FILE", "draw a picture, .svg or .png")
 
     def __post_init__(self) -> None:
         given = [name for name in ("compute", "gradients", "parameters", "batch") if getattr(self, name)]
@@ -179,12 +148,12 @@ class SimulationOptions:
     @classmethod
     def add_to(cls, parser: argparse.ArgumentParser) -> None:
         """Add a flag for each field to a parser."""
-        groups = {title: parser.add_argument_group(title) for title in (WORK, LINKS, MODEL)}
+        group: Any = None
         for one in dataclasses.fields(cls):
-            options = dict(one.metadata["options"])
-            name = options.pop("flag", f"--{one.name.replace('_', '-')}")
-            default: Any = [] if options.get("action") == "append" else one.default
-            groups[one.metadata["group"]].add_argument(name, dest=one.name, default=default, **options)
+            group = parser.add_argument_group(_GROUPS[one.name]) if one.name in _GROUPS else group
+            name = "--from" if one.name == "folder" else f"--{one.name.replace('_', '-')}"
+            default: Any = [] if one.metadata.get("action") == "append" else one.default
+            group.add_argument(name, dest=one.name, default=default, **one.metadata)
 
     def workload(
         self, record: BenchmarkRecord | None, measured: MeasuredLinks | None, strategy: str = SINGLE
@@ -201,7 +170,8 @@ class SimulationOptions:
         """
         if record is None:
             assert self.compute is not None
-            in_layers = sum(layer.gradient_bytes for layer in self.layers)
+            layers = self.layers or ()
+            in_layers = sum(layer.gradient_bytes for layer in layers)
             workload = Workload(
                 compute=self.compute,
                 gradient_bytes=self.gradients or in_layers or 4 * (self.parameters or 0),
@@ -211,7 +181,7 @@ class SimulationOptions:
                 other=self.other or 0.0,
                 variation=self.variation or 0.0,
                 backward_share=self.backward_share,
-                layers=self.layers,
+                layers=layers,
                 cores=self._cores(record, measured),
             )
             return workload, ""
@@ -221,7 +191,7 @@ class SimulationOptions:
         if not fitting:
             known = "; ".join(map(_axes_text, workloads))
             raise ConfigurationError(f"One worker was not measured with {', '.join(self.axis)}, but with: {known}.")
-        workload = dataclasses.replace(workloads[fitting[0]], layers=self.layers)
+        workload = dataclasses.replace(workloads[fitting[0]], layers=self.layers or ())
         several = f"The benchmark varies more; this is for {_axes_text(fitting[0])} (--axis selects another)."
         return workload, several if len(fitting) > 1 else ""
 
@@ -294,9 +264,9 @@ class SimulationOptions:
         measured: list[Scaling] = [cell.scaling for cell in cells if cell.workers > 1]
         return self.scaling or (measured[0] if measured else "strong")
 
-    def numbers_of_workers(self, workload: Workload, topology: Topology, scaling: Scaling) -> tuple[list[int], str]:
+    def worker_counts(self, workload: Workload, topology: Topology, scaling: Scaling) -> tuple[list[int], str]:
         """Return the numbers of workers, and a line about those that are left out by default."""
-        numbers = units.numbers_of_workers(WORKERS if self.workers is None else self.workers)
+        numbers = numbers_of_workers(WORKERS if self.workers is None else self.workers)
         by_batch, by_links = workload.most_workers(scaling), topology.most_workers
         most = min(by_batch, by_links)
         if self.workers is not None or most >= numbers[-1]:

@@ -6,7 +6,7 @@ A worker has two lanes: one computes, the other communicates. Each does one thin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from itwinai.benchmark.simulate.strategy_models import StrategyModel
 from itwinai.benchmark.simulate.workload import Workload
@@ -15,24 +15,21 @@ Seconds = Callable[[float], float]
 """Time of a collective operation by its bytes."""
 
 
-@dataclass(frozen=True)
-class GradientBucket:
+class GradientBucket(NamedTuple):
     """Gradients that are exchanged together: ``size`` bytes, ready after the share ``ready`` of backward."""
 
     size: float
     ready: float
 
 
-@dataclass(frozen=True)
-class ModelPart:
+class ModelPart(NamedTuple):
     """A part of the model that ZeRO stage 3 gathers at once: ``size`` bytes, and a ``share`` of the computing time."""
 
     size: float
     share: float
 
 
-@dataclass(frozen=True)
-class Overlap:
+class Overlap(NamedTuple):
     """Seconds of communication: ``exposed`` while nothing is computed, ``hidden`` beside computation."""
 
     exposed: float = 0.0

@@ -1,4 +1,7 @@
-"""Parse sizes, times, rates and numbers with units: ``25MiB``, ``5us``, ``25GB/s``, ``1.3B``."""
+"""Parse sizes, times, rates and numbers with units: ``25MiB``, ``5us``, ``25GB/s``, ``1.3B``.
+
+Each function raises ConfigurationError for other text.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,7 @@ _AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-zµμ/]
 
 
 def size_in_bytes(text: str) -> float:
-    """Return a size: ``100MB`` (10^6 bytes each), ``25MiB`` (2^20), or bytes without a unit.
-
-    Raises:
-        ConfigurationError: it is not a size; the functions below raise it too.
-    """
+    """Return a size: ``100MB`` (10^6 bytes each), ``25MiB`` (2^20), or bytes without a unit."""
     return _amount(text, "a size", {"": 1.0, **_SIZES}, "100MB, 25MiB")
 
 
@@ -50,11 +49,7 @@ def number(text: str) -> int:
 
 
 def numbers_of_workers(text: str) -> list[int]:
-    """Return ascending numbers: ``1,2,4``, or ``1,2,4,...,4096``, which continues as it begins.
-
-    Raises:
-        ConfigurationError: a part is not a number, or the series misses its last number.
-    """
+    """Return ascending numbers: ``1,2,4``, or ``1,2,4,...,4096``, which continues as it begins."""
     words = [word.strip() for word in text.split(",")]
     found: list[int] = []
     for index, word in enumerate(words):

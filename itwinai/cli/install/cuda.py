@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from itwinai.cli.install.check import Check, build_path, find_program, run_briefly
-from itwinai.cli.install.plan import TorchInfo
+from itwinai.cli.install.torch_info import TorchInfo
 
 
 def builds_for_gpus(env: Mapping[str, str], torch: TorchInfo) -> bool:

@@ -7,13 +7,13 @@ import json
 import os
 import platform
 import re
-import runpy
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
+from itwinai.cli.install.cuda import builds_for_gpus
+from itwinai.cli.install.torch_info import TorchInfo, find_torch
 from itwinai.errors import InstallError
 
 FEATURES = {"GLOO": True, "PYTORCH": True, "MPI": False, "TENSORFLOW": False, "MXNET": False}
@@ -22,24 +22,6 @@ _BUILD_OPTION = re.compile(
     r"HOROVOD_(WITH(OUT)?_\w+|GPU(_\w+)?|CPU_OPERATIONS|ALLOW_MIXED_GPU_IMPL|BUILD_\w+|DEBUG|LOCAL_VERSION"
     r"|(CUDA|ROCM|NCCL)_HOME|NCCL_(INCLUDE|LIB|LINK)|NVTX_INCLUDE)"
 )
-
-
-@dataclass(frozen=True)
-class TorchInfo:
-    """The torch to build against."""
-
-    version: str
-    cuda: str | None = None
-    hip: str | None = None
-
-    @property
-    def flavour(self) -> str:
-        """Return ``cpu``, ``cu130`` or ``rocm63``."""
-        if self.cuda:
-            return "cu" + self.cuda.replace(".", "")
-        if self.hip:
-            return "rocm" + "".join(self.hip.split(".")[:2])
-        return "cpu"
 
 
 @dataclass(frozen=True)
@@ -91,31 +73,10 @@ def make_plan(version: str, cache_dir: Path | None = None, env: Mapping[str, str
     Raises:
         InstallError: torch is missing or the user's options contradict the purpose.
     """
-    from itwinai.cli.install.cuda import builds_for_gpus  # which knows what is in this file
-
     torch = find_torch()
     options = build_options(env, torch, gpus=builds_for_gpus(env, torch))
     root = (cache_dir or default_cache_dir(env)).expanduser().absolute()
     return Plan(version, torch, options, root / cache_key(version, torch, options))
-
-
-def find_torch() -> TorchInfo:
-    """Find the installed torch without importing it, which would take seconds.
-
-    Returns:
-        Its version, local part included, and the CUDA or ROCm it was built for.
-
-    Raises:
-        InstallError: torch is not installed.
-    """
-    spec = find_spec("torch")
-    if spec is None or spec.origin is None:
-        raise InstallError(
-            f"PyTorch is not installed in {sys.prefix}, and Horovod is built against it.\n"
-            "  Install torch first (pip install torch), then run this command again."
-        )
-    names = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
-    return TorchInfo(str(names["__version__"]), names.get("cuda"), names.get("hip"))
 
 
 def build_options(env: Mapping[str, str], torch: TorchInfo, gpus: bool = True) -> dict[str, str]:

@@ -12,9 +12,6 @@ from itwinai.trials.records import SearchRecord, TrialRecord
 CELL = 40
 """Most characters of a value."""
 
-UNBROKEN = 14
-"""Characters of a cell that the page shows in one line."""
-
 
 def leaderboard_table(record: SearchRecord | Standing, top: int = 10) -> Table:
     """Return the best trials of a search.
@@ -42,18 +39,6 @@ def leaderboard_table(record: SearchRecord | Standing, top: int = 10) -> Table:
     rows = [_row(standing, trial, place) for place, trial in enumerate(shown, start=1)]
     count = len(standing.record.trials)
     return Table(columns, rows, f"The best {len(shown)} of {count:,} trials" if count > 1 else "The only trial")
-
-
-def unbroken(table: Table) -> Table:
-    """Return a table with headings as wide as its cells, up to `UNBROKEN` characters.
-
-    The page breaks a cell anywhere, so that paths fit, but never a heading: in a table of many columns numbers would
-    end as one digit per line. Figure spaces are as wide as digits, and a line does not end at them.
-    """
-    cells = [[row[place] for row in table.rows] for place in range(len(table.columns))]
-    widths = [min(max(map(len, column), default=0), UNBROKEN) for column in cells]
-    columns = [name.ljust(width, "\u2007") for name, width in zip(table.columns, widths, strict=True)]
-    return Table(columns, table.rows, table.title)
 
 
 def _row(standing: Standing, trial: TrialRecord, place: int) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""What a few repeats say: means, ratios and differences, with how sure they are."""
+"""Means, ratios and differences of a few repeats, with confidence intervals and p values."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Estimate:
     """A mean with its 95 % confidence interval.
 
     Attributes:
-        mean: what is most likely.
-        low: lower end of the interval; None where nothing is known of the spread.
+        mean: the mean.
+        low: lower end of the interval; None if the spread is unknown.
         high: upper end of the interval; None with ``low``.
-        n: number of values that it is made of; of the smaller side of a ratio.
+        n: number of values; of the smaller side of a ratio.
     """
 
     mean: float
@@ -31,30 +31,23 @@ class Estimate:
     n: int
 
     def times(self, factor: float) -> Estimate:
-        """Return the same in another unit.
-
-        Args:
-            factor: that everything is multiplied with; positive.
-        """
+        """Return it multiplied by a positive factor."""
         low, high = (None if end is None else end * factor for end in (self.low, self.high))
         return Estimate(self.mean * factor, low, high, self.n)
 
     def not_negative(self) -> Estimate:
-        """Return the same of a quantity that cannot be negative: its interval begins at 0 if it would begin below."""
+        """Return it for a quantity that cannot be negative: its interval begins at 0 or above."""
         return self if self.low is None or not self.low < 0 else Estimate(self.mean, 0.0, self.high, self.n)
 
 
 def mean_of(values: Sequence[float]) -> Estimate:
-    """Return the mean with Student's interval (Student, "The Probable Error of a Mean", Biometrika 1908).
-
-    Args:
-        values: one of each repeat.
+    """Return the mean of repeats with Student's interval (Student, "The Probable Error of a Mean", Biometrika 1908).
 
     Raises:
-        ConfigurationError: there are none.
+        ConfigurationError: there are no values.
     """
     if not values:
-        raise ConfigurationError("There is no mean of no values. Ask only for what was measured at least once.")
+        raise ConfigurationError("There is no mean of no values.")
     middle = float(mean(values))
     if len(values) < 2:
         return Estimate(middle, None, None, len(values))
@@ -72,14 +65,14 @@ def ratio_of(above: Sequence[float], below: Sequence[float]) -> Estimate:
     problem when several different population variances are involved", Biometrika 1947).
 
     Args:
-        above: values of the numerator, positive; one of each repeat.
+        above: values of the numerator, one of each repeat.
         below: values of the denominator.
 
     Returns:
-        The ratio; without an interval if one of both has a single value.
+        The ratio; without an interval if either side has a single value.
 
     Raises:
-        ConfigurationError: one of both has no values, or values that are not positive.
+        ConfigurationError: a side has no values, or values that are not positive.
     """
     first, second = _logarithms(above), _logarithms(below)
     shift, n = mean(first) - mean(second), min(len(first), len(second))
@@ -91,17 +84,10 @@ def ratio_of(above: Sequence[float], below: Sequence[float]) -> Estimate:
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Return how likely a difference as large as this one is if both are the same in truth: Welch's test on logarithms.
-
-    Args:
-        a: values of one side, positive; one of each repeat.
-        b: values of the other side.
-
-    Returns:
-        The two-sided p value; None if one of both has fewer than two values.
+    """Return the two-sided p value of Welch's test on logarithms; None if either side has fewer than two values.
 
     Raises:
-        ConfigurationError: one of both has no values, or values that are not positive.
+        ConfigurationError: a side has no values, or values that are not positive.
     """
     first, second = _logarithms(a), _logarithms(b)
     if min(len(first), len(second)) < 2:
@@ -121,16 +107,10 @@ def differences(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> lis
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p values that stay honest though several differences are looked at.
+    """Return p values adjusted for the number of tests, in the same order.
 
-    The smallest of m is multiplied with m, the next one with m - 1, and so on, and none becomes smaller than one before
-    it (Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 1979).
-
-    Args:
-        p_values: of all differences that are looked at.
-
-    Returns:
-        The adjusted ones, in the same order.
+    The smallest of m is multiplied by m, the next one by m - 1, and so on, and none becomes smaller than one before it
+    (Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 1979).
     """
     adjusted, largest = [0.0] * len(p_values), 0.0
     for place, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
@@ -140,11 +120,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def t_quantile(freedom: float) -> float:
-    """Return how many standard errors an interval reaches to either side.
-
-    Args:
-        freedom: degrees of freedom that the standard error has.
-    """
+    """Return how many standard errors an interval reaches to either side, by the degrees of freedom."""
     return float(_distributions().stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
@@ -158,8 +134,7 @@ def _distributions() -> ModuleType:
 def _logarithms(values: Sequence[float]) -> list[float]:
     if not values or not all(0 < value < math.inf for value in values):
         raise ConfigurationError(
-            f"Only positive values can be compared by their ratio, at least one of them, and not {list(values)}. "
-            "Leave out the runs in which nothing was measured."
+            f"A ratio needs positive values, at least one; got {list(values)}. Leave out runs that measured nothing."
         )
     return [math.log(value) for value in values]
 

@@ -1,4 +1,4 @@
-"""The laws that the lines follow: pictures and tables of what they say of more workers than were measured."""
+"""Scaling laws as plots and tables: measured, and extrapolated to more workers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from itwinai.benchmark.report.style import MOST_GROUPS, REFERENCE, Drawn, Look, file_name, set_workers
-from itwinai.benchmark.statistics.estimates import Estimate
+from itwinai.benchmark.report.plots import MOST_GROUPS, REFERENCE, Drawn, Look, file_name, set_workers
+from itwinai.benchmark.statistics.confidence_intervals import Estimate
 from itwinai.benchmark.statistics.groups import Group, Speed
-from itwinai.benchmark.statistics.law_candidates import PARAMETERS
 from itwinai.benchmark.statistics.scaling_law import FittedLaw
+from itwinai.benchmark.statistics.scaling_models import PARAMETERS
 from itwinai.benchmark.statistics.summary import Summary
-from itwinai.benchmark.telling.amounts import estimate_text, percent_text, time_text
-from itwinai.reporting.plotting import WIDE, axis_limits, legend_above, new_figure
-from itwinai.reporting.search.style import lettering
-from itwinai.reporting.search.ticks import round_numbers
+from itwinai.reporting.formatting import estimate_text, percent_text, time_text
+from itwinai.reporting.plotting import WIDE, axis_limits, label_text, legend_above, new_figure, round_numbers
 from itwinai.reporting.sections import Table
 
 if TYPE_CHECKING:
@@ -32,56 +30,40 @@ POINTS = 24
 """Of a curve: on an axis of doublings it looks smooth."""
 
 BEYOND = 4.0
-"""How many times more or less than all means a band is drawn: the ends of a wider one are in the table."""
+"""Factor beyond all means up to which a band is drawn: the ends of a wider one are in the table."""
 
 Named = Callable[[FittedLaw], str]
-"""What the line of a law is called."""
 
 
-def law_pictures(
+def law_plots(
     groups: Sequence[Group], laws: Sequence[FittedLaw], extrapolate: Sequence[int], looks: Mapping[str, Look]
 ) -> list[Drawn]:
-    """Return a picture for each group, up to `MOST_GROUPS`, in it one panel for each line that follows a law.
+    """Return a plot for each group, up to `MOST_GROUPS`, with a panel for each line that has a law.
 
     Args:
-        groups: the groups of the benchmark.
-        laws: the laws that were found.
+        groups: of the benchmark.
+        laws: of its lines.
         extrapolate: numbers of workers to extrapolate to.
-        looks: how the strategies are drawn, by name.
+        looks: of the strategies, by name.
     """
-    drawn = []
-    for group in groups[:MOST_GROUPS]:
-        own = [law for law in laws if law.series in group.series]
-        if own:
-            drawn.append(_picture(group, own, extrapolate, looks))
-    return drawn
+    found = [(group, [law for law in laws if law.series in group.series]) for group in groups[:MOST_GROUPS]]
+    return [_plot(group, own, extrapolate, looks) for group, own in found if own]
 
 
 def law_table(laws: Sequence[FittedLaw], named: Named) -> Table:
-    """Return the laws with their parameters.
-
-    Args:
-        laws: the laws that were found.
-        named: what their lines are called.
-    """
+    """Return the laws with their parameters; ``named`` returns the name of a line."""
     rows = []
     for law in laws:
         for place, (name, value) in enumerate(law.parameters.items()):
             first = [named(law), f"{law.name}: {law.formula}"] if place == 0 else ["", ""]
-            told = percent_text(value) if name.endswith("share") else time_text(value)
-            rows.append([*first, name, told, PARAMETERS[name]])
-    columns = ("line", "t: seconds of a step", "parameter", "value", "what it is")
+            shown = percent_text(value) if name.endswith("share") else time_text(value)
+            rows.append([*first, name, shown, PARAMETERS[name]])
+    columns = ("line", "t: seconds of a step", "parameter", "value", "meaning")
     return Table(columns, rows, "Laws and their parameters")
 
 
 def prediction_table(laws: Sequence[FittedLaw], summary: Summary, named: Named) -> Table:
-    """Return what the laws say of the numbers of workers that are extrapolated to.
-
-    Args:
-        laws: the laws that were found.
-        summary: the benchmark.
-        named: what their lines are called.
-    """
+    """Return the predictions of the laws for more workers; ``named`` returns the name of a line."""
     speed = _speed(laws)
     rows = []
     for law in laws:
@@ -89,23 +71,16 @@ def prediction_table(laws: Sequence[FittedLaw], summary: Summary, named: Named) 
         compared = summary.of(baseline) if baseline is not None else None
         for workers in sorted(set(summary.record.extrapolate)):
             speedup = law.speedup(workers, compared) if compared is not None else None
-            rows.append(
-                [
-                    named(law),
-                    f"{workers:,}",
-                    _kind(law, workers),
-                    estimate_text(_rate(law, workers, speed)),
-                    time_text(law.step_time(workers)),
-                    estimate_text(speedup),
-                    percent_text(speedup.times(1 / workers) if speedup is not None else None),
-                ]
-            )
+            efficiency = speedup.times(1 / workers) if speedup is not None else None
+            rate, step = estimate_text(_rate(law, workers, speed)), time_text(law.step_time(workers))
+            scaling = [estimate_text(speedup), percent_text(efficiency)]
+            rows.append([named(law), f"{workers:,}", _distance(law, workers), rate, step, *scaling])
     columns = ("line", "workers", "beyond", speed.unit, "step", "speed-up", "efficiency")
     return Table(columns, rows, "Predictions of the laws; beyond: times the largest measured number of workers")
 
 
-def _kind(law: FittedLaw, workers: int) -> str:
-    """Return how far from the measured ones a number of workers is."""
+def _distance(law: FittedLaw, workers: int) -> str:
+    """Return how far a number of workers is from the measured ones."""
     most = max(law.workers)
     if workers in law.workers:
         return "measured"
@@ -117,7 +92,7 @@ def _speed(laws: Sequence[FittedLaw]) -> Speed:
 
 
 def _rate(law: FittedLaw, workers: int, speed: Speed) -> Estimate | None:
-    """Return the speed that a law says, in the unit of the cells."""
+    """Return the speed by a law, in the unit of the cells."""
     if speed.by_samples:
         return law.throughput(workers)
     time = law.step_time(workers)
@@ -127,7 +102,7 @@ def _rate(law: FittedLaw, workers: int, speed: Speed) -> Estimate | None:
     return Estimate(batches / time.mean, batches / time.high, batches / time.low, time.n)
 
 
-def _picture(group: Group, laws: Sequence[FittedLaw], extrapolate: Sequence[int], looks: Mapping[str, Look]) -> Drawn:
+def _plot(group: Group, laws: Sequence[FittedLaw], extrapolate: Sequence[int], looks: Mapping[str, Look]) -> Drawn:
     lines = math.ceil(len(laws) / COLUMNS)
     columns = math.ceil(len(laws) / lines)
     figure = new_figure(WIDE, 1.0 + 2.5 * lines)
@@ -150,7 +125,7 @@ def _picture(group: Group, laws: Sequence[FittedLaw], extrapolate: Sequence[int]
     figure.supxlabel("workers", fontsize="medium")
     figure.supylabel(speed.unit, fontsize="medium")
     _explain(figure, every[0])
-    title = f"Measured, and what the laws say of more workers{f', {group.name}' if group.name else ''}"
+    title = f"Measured, and extrapolated by the laws{f', {group.name}' if group.name else ''}"
     return Drawn(file_name("law", group.name), title, figure)
 
 
@@ -166,7 +141,7 @@ def _set_speeds(axes: Axes, means: Sequence[float], ends: Sequence[float]) -> No
 
 
 def _panel(axes: Axes, law: FittedLaw, counts: Sequence[int], speed: Speed, look: Look) -> list[Estimate]:
-    """Draw a law with what was measured; return what it says at all places of the curve."""
+    """Draw a law and what was measured; return its estimates at all places of the curve."""
     most = max(law.workers)
     every = sorted({*_places(min(law.workers), max(counts)), most})
     found = [(count, one) for count in every if (one := _rate(law, count, speed)) is not None]
@@ -184,7 +159,7 @@ def _panel(axes: Axes, law: FittedLaw, counts: Sequence[int], speed: Speed, look
     if max(counts) > most:
         axes.axvspan(most, max(counts) * 2**0.35, color="#eef1f4", zorder=0, linewidth=0)
         axes.text(0.98, 0.03, "extrapolated", transform=axes.transAxes, ha="right", fontsize="small", color=REFERENCE)
-    axes.set_title(lettering(law.series.strategy, 24), fontsize="medium")
+    axes.set_title(label_text(law.series.strategy, 24), fontsize="medium")
     axes.spines[["top", "right"]].set_visible(False)
     return [one for _, one in found]
 

@@ -1,20 +1,20 @@
-"""Compare two benchmarks: what has become faster, and whether that is more than chance."""
+"""Compare two benchmarks cell by cell: what became faster, and whether the difference is significant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from itwinai.benchmark.records import BenchmarkRecord, Cell, Measured
 from itwinai.benchmark.statistics.cell_summary import CellSummary
-from itwinai.benchmark.statistics.contest import SIGNIFICANT
-from itwinai.benchmark.statistics.estimates import Estimate, differences, ratio_of
+from itwinai.benchmark.statistics.confidence_intervals import Estimate, differences, ratio_of
 from itwinai.benchmark.statistics.groups import Speed
+from itwinai.benchmark.statistics.ranking import SIGNIFICANT
 from itwinai.benchmark.statistics.summary import LOSS_TOLERANCE, summarize
 
 Verdict = Literal["faster", "slower", "=", "?"]
-"""``=``: no difference could be shown. ``?``: nothing can be, with a single run of one of both."""
+"""``=``: no significant difference. ``?``: unknown, with a single run of one of both."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,12 @@ class ComparedCell:
 
     Attributes:
         cell: the cell.
-        a: what the first benchmark has measured of it.
-        b: what the second one has.
-        throughput: speed of B by that of A.
-        p: how likely so large a difference is by chance, corrected for the number of cells (Holm); None if one of both
-            has a single run.
-        launch: time until the first step of B by that of A; None if one of both is not known.
-        memory: memory of B by that of A.
+        a: its summary in the first benchmark.
+        b: its summary in the second.
+        throughput: speed of B divided by that of A.
+        p: p value of the difference, corrected for the number of cells (Holm); None with a single run of one of both.
+        launch: time until the first step of B divided by that of A; None if unknown.
+        memory: the same of memory.
     """
 
     cell: Cell
@@ -42,7 +41,7 @@ class ComparedCell:
 
     @property
     def verdict(self) -> Verdict:
-        """What has become of the speed, at a level of 5 %."""
+        """What became of the speed, at a level of 5 %."""
         if self.p is None:
             return "?"
         if self.p >= SIGNIFICANT:
@@ -51,7 +50,7 @@ class ComparedCell:
 
     @property
     def same_loss(self) -> bool | None:
-        """Whether both end with the same loss; None if one of both is not known."""
+        """Whether both end with the same loss; None if unknown."""
         if self.a.loss is None or self.b.loss is None:
             return None
         a, b = self.a.loss.mean, self.b.loss.mean
@@ -61,18 +60,18 @@ class ComparedCell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two benchmarks beside each other.
+    """Two benchmarks side by side.
 
     Attributes:
         a: the first one.
         b: the second one, which is compared with the first.
-        speed: what speeds are told in.
-        cells: what both have measured, in the order of A.
+        speed: unit of speeds.
+        cells: that both have measured, in the order of A.
         without: cells that both have run, but not both with a result.
         only_a: cells that only A has run.
         only_b: cells that only B has run.
-        settings: values in A and in B of what was asked for, where they differ; empty where one has none.
-        facts: the same of machine and code.
+        settings: settings that differ, with their values in A and in B; empty if one has none.
+        facts: the same for facts about machine and code.
     """
 
     a: BenchmarkRecord
@@ -86,20 +85,20 @@ class Comparison:
     facts: Mapping[str, tuple[str, str]]
 
     def count(self, verdict: Verdict) -> int:
-        """Return how many cells have become so."""
+        """Return how many cells have a verdict."""
         return sum(one.verdict == verdict for one in self.cells)
 
 
 def compare(a: BenchmarkRecord, b: BenchmarkRecord) -> Comparison:
     """Compare two benchmarks cell by cell.
 
-    Cells are the same if strategy, number of workers, scaling and axes are; with one worker there is no scaling. The
-    speeds are samples per second if both tell them, and else batches per second, which are the same only if the batches
-    are equally large.
+    Cells are the same if strategy, number of workers, scaling and axes are; with one worker there is no scaling. Speeds
+    are samples per second if both have them, else batches per second, which are the same only if the batches are
+    equally large.
 
     Args:
-        a: what is compared with.
-        b: what is compared.
+        a: the reference.
+        b: what is compared with it.
     """
     first, second = _by_cell(a), _by_cell(b)
     both = [cell for cell in first if cell in second]
@@ -115,7 +114,7 @@ def compare(a: BenchmarkRecord, b: BenchmarkRecord) -> Comparison:
             throughput=ratio_of(speed.runs(other), speed.runs(one)),
             p=p,
             launch=_ratio(other, one, lambda measured: measured.launch),
-            memory=_ratio(other, one, _memory),
+            memory=_ratio(other, one, lambda measured: measured.most_memory),
         )
         for (one, other), p in zip(pairs, p_values, strict=True)
     )
@@ -133,11 +132,8 @@ def compare(a: BenchmarkRecord, b: BenchmarkRecord) -> Comparison:
 
 
 def _by_cell(record: BenchmarkRecord) -> dict[Cell, CellSummary]:
-    found = {}
-    for one in summarize(record).cells:
-        cell = one.cell
-        found[Cell(cell.strategy, 1, "strong", cell.axes) if cell.workers == 1 else cell] = one
-    return found
+    cells = {one.cell: one for one in summarize(record).cells}
+    return {Cell(cell.strategy, 1, "strong", cell.axes) if cell.workers == 1 else cell: cells[cell] for cell in cells}
 
 
 def _ratio(above: CellSummary, below: CellSummary, quantity: Callable[[Measured], float | None]) -> Estimate | None:
@@ -145,10 +141,6 @@ def _ratio(above: CellSummary, below: CellSummary, quantity: Callable[[Measured]
     return ratio_of(*values) if all(values) else None
 
 
-def _memory(measured: Measured) -> float | None:
-    return max((peak for peak in measured.peak_memory if peak is not None), default=None)
-
-
 def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    names: Sequence[str] = list(dict.fromkeys([*a, *b]))
-    return {name: (a.get(name, ""), b.get(name, "")) for name in names if a.get(name, "") != b.get(name, "")}
+    pairs = {name: (a.get(name, ""), b.get(name, "")) for name in [*a, *b]}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

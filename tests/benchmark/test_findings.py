@@ -1,4 +1,4 @@
-"""A benchmark in words: what the figures support, and nothing else."""
+"""The findings of a benchmark: what the figures support, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,28 +9,15 @@ from dataclasses import replace
 import pytest
 
 from itwinai.benchmark.records import BenchmarkRecord, Breakdown, Cell, Measured, Measurement
-from itwinai.benchmark.statistics.estimates import Estimate
-from itwinai.benchmark.statistics.scaling_law import fit
-from itwinai.benchmark.statistics.summary import summarize
-from itwinai.benchmark.telling.amounts import (
-    Unit,
-    estimate_text,
-    memory_text,
-    number_text,
-    p_text,
-    share_text,
-    time_text,
-    traffic_text,
-)
-from itwinai.benchmark.telling.words import Words, in_words
+from itwinai.benchmark.report.findings import Findings
 from tests.benchmark.examples import (
     changed,
     failing,
+    found_in,
     interrupted,
     rich,
     slowed_baseline,
     split,
-    told,
     two_precisions,
 )
 from tests.benchmark.synthetic import Line, amdahl, made_up, synthetic_record
@@ -56,39 +43,7 @@ def two(factor: float, noise: float = 0.01, repeats: int = 4) -> BenchmarkRecord
 
 
 def finding(record: BenchmarkRecord, about: str, group: str = "") -> str:
-    return next(one for one in told(record).findings if one.name == group).told[about]
-
-
-# ------------------------------------------------------------------------------------------------------ figures
-
-
-@pytest.mark.parametrize(
-    ("estimate", "text"),
-    [
-        (Estimate(12345.6, 12225.6, 12465.6, 3), "12,346 ± 120"),
-        (Estimate(4.821, 4.751, 4.891, 3), "4.82 ± 0.07"),
-        (Estimate(4.821, 4.819, 4.823, 3), "4.821 ± 0.002"),
-        (Estimate(3.4, 2.2, 4.6, 3), "3.4 ± 1.2"),
-        (Estimate(3.8, 3.1, 4.7, 3), "3.80 (3.10 to 4.70)"),
-        (Estimate(0.0213, None, None, 1), "0.0213"),
-        (Estimate(2.0, 2.0, 2.0, 3), "2.00"),
-        (Estimate(math.nan, math.nan, math.nan, 3), "nan"),
-        (None, "-"),
-    ],
-)
-def test_estimates_have_as_many_digits_as_are_known(estimate: Estimate | None, text: str) -> None:
-    assert estimate_text(estimate) == text
-
-
-def test_units_are_handy() -> None:
-    assert estimate_text(Estimate(0.0123, 0.0119, 0.0127, 3), Unit("ms", 1e-3)) == "12.3 ± 0.4 ms"
-    assert time_text(Estimate(0.9999, None, None, 1)) == "1.00 s"
-    assert time_text(Estimate(2.5e-5, None, None, 1)) == "25.0 µs" and time_text(Estimate(0.0, None, None, 1)) == "0 s"
-    assert memory_text(Estimate(1.5 * 2**30, None, None, 1)) == "1.50 GiB" and memory_text(None) == "-"
-    assert [traffic_text(size) for size in (1.5e9, 999.96e6, 64.0, 0.0)] == ["1.50 GB", "1.00 GB", "64.0 B", "0 B"]
-    assert [number_text(value) for value in (1234.4, 12.34, 0.5, 3e-7)] == ["1,234", "12.3", "0.500", "3.00e-07"]
-    assert [share_text(value) for value in (0.314, 0.0314, 0.0)] == ["31 %", "3.1 %", "0 %"]
-    assert [p_text(value) for value in (0.0004, 0.0312)] == ["p < 0.001", "p = 0.031"]
+    return next(one for one in found_in(record).findings if one.name == group).sentences[about]
 
 
 # ------------------------------------------------------------------------------------------------------ who is fastest
@@ -105,14 +60,14 @@ def test_fastest_with_a_difference_that_is_more_than_chance() -> None:
 
 def test_fastest_without_a_difference_says_so() -> None:
     text = finding(two(1.001, noise=0.05), "fastest")
-    assert "could be shown with 4 repeats (p = 0." in text and ("no difference to ray" in text or "to ddp" in text)
+    assert "with 4 repeats (p = 0." in text and ("no significant difference to ray" in text or "to ddp" in text)
     assert "times as fast" not in text
 
 
 def test_fastest_of_single_runs_is_not_sure() -> None:
     record = two(1.3, repeats=1)
-    assert finding(record, "fastest").endswith("With a single run nobody knows whether that is more than chance")
-    assert "each cell has one run only. Take --repeats 3 or more" in told(record).missing[0]
+    assert finding(record, "fastest").endswith("With a single run this may be chance")
+    assert "each cell has one run only. Take --repeats 3 or more" in found_in(record).missing[0]
     assert "±" not in finding(record, "fastest")
 
 
@@ -137,7 +92,7 @@ def test_every_rival_is_counted_in_the_p_values() -> None:
 
     assert "1.03 ± 0.02 times as fast as b, the next (p = 0.022)" in finding(record("a", "b"), "fastest")
     assert finding(record("a", "b", "c", "d"), "fastest").endswith(
-        "But no difference to b, c and d could be shown with 3 repeats (p = 0.067 or more)"
+        "But there is no significant difference to b, c and d with 3 repeats (p = 0.067 or more)"
     )
 
 
@@ -147,13 +102,13 @@ def test_fewer_workers_that_are_faster() -> None:
     )
     text = finding(record, "fewer workers")
     assert text == (
-        "single with 1 worker is 3.98 ± 0.06 times as fast as ddp with 4 workers (p < 0.001): more workers do not pay "
+        "single with 1 worker is 3.98 ± 0.06 times as fast as ddp with 4 workers (p < 0.001): more workers do not help "
         "here"
     )
-    assert "fewer workers" not in told(two(1.3)).findings[0].told
+    assert "fewer workers" not in found_in(two(1.3)).findings[0].sentences
     for seed in range(4):  # in two of them fewer workers are faster by chance
         same = synthetic_record(Line("ddp", lambda _: 0.1, workers=(2, 4)), noise=0.05, seed=seed)
-        assert "fewer workers" not in told(same).findings[0].told
+        assert "fewer workers" not in found_in(same).findings[0].sentences
 
 
 def test_scaling_and_knee() -> None:
@@ -172,11 +127,11 @@ def test_scaling_and_knee() -> None:
 
 
 def test_settings_are_compared() -> None:
-    words = told(two_precisions())
-    (text,) = (one.told["fastest"] for one in words.findings if one.name == "settings")
+    found = found_in(two_precisions())
+    (text,) = (one.sentences["fastest"] for one in found.findings if one.name == "settings")
     assert text.startswith("precision=bf16-mixed is fastest: ddp with 2 workers is 1.59 ± 0.0")
     assert "with precision=32-true (p < 0.001)" in text
-    assert [one.name for one in words.findings[1:]] == ["precision=32-true", "precision=bf16-mixed"]
+    assert [one.name for one in found.findings[1:]] == ["precision=32-true", "precision=bf16-mixed"]
 
 
 # ------------------------------------------------------------------------------------------------------ losses
@@ -190,27 +145,26 @@ def test_wrong_losses_come_first_and_do_not_win() -> None:
         Line("horovod", amdahl(0.02), workers=(1, 2), loss=0.7),
         noise=0.005,
     )
-    words = told(record)
-    assert words.warnings[0].startswith("horovod with 1 worker ended with a loss of 0.7, and 3 others on the same")
+    found = found_in(record)
+    assert found.warnings[0].startswith("horovod with 1 worker ended with a loss of 0.7, and 3 others on the same")
     assert finding(record, "fastest").startswith("ddp with 2 workers")
-    summary = summarize(record)
-    assert in_words(summary, [fit(line) for line in summary.series])[0] == f"Warning: {words.warnings[0]}"
+    assert found.paragraphs[0] == f"Warning: {found.warnings[0]}"
 
 
 def test_loss_that_differs_from_the_baseline_only_stays_in_the_contest() -> None:
     record = synthetic_record(
         SINGLE, Line("ddp", amdahl(), workers=(2,), loss=0.6), Line("ray", amdahl(), workers=(2,), loss=0.6)
     )
-    words = told(record)
-    assert "Dropout and batch normalization can be the reason" in words.warnings[0]
+    found = found_in(record)
+    assert "Dropout and batch normalization can be the reason" in found.warnings[0]
     assert "with 2 workers" in finding(record, "fastest")
 
 
 def test_infinite_losses_are_warned_of() -> None:
     record = changed(two(1.3), lambda cell, measured: replace(measured, loss=math.nan))
-    (warning,) = told(record).warnings
-    assert warning.startswith("The loss is not a number, or infinite, of single with 1 worker; ddp with 1, 2 and 4")
-    assert told(two(1.3)).warnings == ()
+    (warning,) = found_in(record).warnings
+    assert warning.startswith("The loss of single with 1 worker; ddp with 1, 2 and 4")
+    assert found_in(two(1.3)).warnings == ()
 
 
 # ------------------------------------------------------------------------------------------------------ advice
@@ -220,12 +174,12 @@ def advised(breakdown: Breakdown | None, workers: int = 4, **measured: object) -
     """Return the advice for one strategy with such steps."""
     record = synthetic_record(SINGLE, Line("ddp", lambda _: 0.1, workers=(workers,)), noise=0.002)
     return list(
-        told(
+        found_in(
             changed(
                 record,
                 lambda cell, one: replace(one, breakdown=breakdown, **measured) if cell.workers == workers else one,  # type: ignore[arg-type]
             )
-        ).advice
+        ).recommendations
     )
 
 
@@ -247,7 +201,7 @@ def test_waiting_for_the_exchange() -> None:
         (text,) = advised(split(compute=60, communication=40), gradient_bytes=size, parameters=parameters)
         assert "accumulate_grad_batches" in text and "bf16" not in text
     (text,) = advised(replace(split(compute=60, communication=30), hidden=0.01))
-    assert "of whose exchange 25 % is hidden behind backward" in text
+    assert "25 % of the exchange is hidden behind backward" in text
 
 
 def test_waiting_for_a_slow_worker_is_not_the_exchange() -> None:
@@ -259,8 +213,8 @@ def test_waiting_for_a_slow_worker_is_not_the_exchange() -> None:
 
 def test_batches_too_small_to_be_divided() -> None:
     (text,) = advised(split(compute=40, communication=24, data=16, other=20))
-    assert "the efficiency is 25" in text and "a worker computes 40.0 ms of a step (40 %), with a batch of 16.0" in text
-    assert text.endswith("See with --scaling weak what it is if the batch of a worker stays.")
+    assert "the efficiency is 25" in text and "a worker computes 40.0 ms of a step (40 %) with a batch of 16.0" in text
+    assert text.endswith("Measure with --scaling weak, where each worker keeps its batch.")
     record = changed(
         synthetic_record(
             SINGLE,
@@ -270,30 +224,34 @@ def test_batches_too_small_to_be_divided() -> None:
         ),
         lambda cell, one: replace(one, breakdown=split(compute=40, communication=24, data=16, other=20)),
     )
-    assert told(record).advice[0].endswith("With weak scaling, where the batch of a worker stays, it is 90.9 ± 0.1 %.")
+    assert (
+        found_in(record)
+        .recommendations[0]
+        .endswith("With weak scaling, where each worker keeps its batch, it is 90.9 ± 0.1 %.")
+    )
 
 
 def test_other_work_and_noise() -> None:
     (text,) = advised(split(compute=70, other=30))
     assert "30 % of a step (30.0 ms) goes to hooks, callbacks and the loop itself" in text
-    (text,) = told(synthetic_record(Line("single", amdahl(), workers=(1,)), noise=0.2)).advice
-    assert "the mean of 3 runs is known to ± " in text and "Take more repeats" in text
+    (text,) = found_in(synthetic_record(Line("single", amdahl(), workers=(1,)), noise=0.2)).recommendations
+    assert "the mean of 3 runs is known only to ± " in text and "Take more repeats" in text
 
 
 # ------------------------------------------------------------------------------------------------------ what is missing
 
 
 def test_failures() -> None:
-    words = told(rich())
-    assert words.failed[0] == "6 of 21 cells have no result."
-    assert "horovod (all 5 cells) failed: ModuleNotFoundError: No module named <script>" in words.failed[1]
-    assert words.failed[1].endswith("line 3. What the first of them printed is in runs/horovod/output.txt.")
-    assert words.failed[2] == (
-        "ray with 4 workers (weak scaling) timed out: no first step after 600 s. What it printed is in "
+    found = found_in(rich())
+    assert found.failed[0] == "6 of 21 cells have no result."
+    assert "horovod (all 5 cells) failed: ModuleNotFoundError: No module named <script>" in found.failed[1]
+    assert found.failed[1].endswith("line 3. The output of the first of them is in runs/horovod/output.txt.")
+    assert found.failed[2] == (
+        "ray with 4 workers (weak scaling) timed out: no first step after 600 s. The output of it is in "
         "runs/ray/output.txt."
     )
     some = failing(two(1.3), lambda one: one.cell == Cell("ray", 2) and one.repeat == 1, error="")
-    assert told(some).failed == ("ray with 2 workers: 1 of 4 runs failed: no error is known.",)
+    assert found_in(some).failed == ("ray with 2 workers: 1 of 4 runs failed: no error is known.",)
 
 
 def test_missing_measurements_have_reasons() -> None:
@@ -307,12 +265,12 @@ def test_missing_measurements_have_reasons() -> None:
             loss=None if cell.strategy == "ray" else one.loss,
         ),
     )
-    missing = told(record).missing
-    assert missing[0].startswith("samples per second: the runs do not tell their number of samples")
+    missing = found_in(record).missing
+    assert missing[0].startswith("samples per second: the number of samples is unknown")
     assert missing[1] == "energy: this machine does not tell"
     assert missing[2:4] == (
-        "where a step goes: the loop of these runs does not tell",
-        "memory: the system does not tell",
+        "where a step goes: the loop of these runs does not measure it",
+        "memory: the system does not report it",
     )
     assert missing[4].endswith("(3 of 7 cells)")
     assert "batches/s" in finding(record, "fastest")
@@ -320,17 +278,17 @@ def test_missing_measurements_have_reasons() -> None:
 
 def test_without_a_baseline_nothing_is_said_of_scaling() -> None:
     record = failing(two(1.3), lambda one: one.cell.strategy == "single")
-    assert "scaling" not in told(record).findings[0].told
-    assert told(record).notes[0].startswith("No speed-up is known: the baseline, single with 1 worker, has failed")
-    assert told(replace(record, measurements=())).notes == ("Nothing was run.",)
+    assert "scaling" not in found_in(record).findings[0].sentences
+    assert found_in(record).notes[0].startswith("No speed-up is known: the baseline, single with 1 worker, has failed")
+    assert found_in(replace(record, measurements=())).notes == ("Nothing was run.",)
 
 
 def test_a_failed_cell_has_no_result_and_its_error_is_told_once() -> None:
     record = synthetic_record(SINGLE, failed=[("single", 1)], repeats=1)
-    words = told(record)
-    assert words.failed[0] == "1 of 1 cell has no result."
+    found = found_in(record)
+    assert found.failed[0] == "1 of 1 cell has no result."
     long = failing(two(1.3), lambda one: one.cell == Cell("single", 1), error="RuntimeError: " + 100 * "why " + "end")
-    text = " ".join(in_words(summarize(long), []))
+    text = " ".join(found_in(long).paragraphs)
     assert text.count("RuntimeError") == 1 and "why end." in text and "single with 1 worker, has failed." in text
 
 
@@ -339,18 +297,15 @@ def test_a_failed_cell_has_no_result_and_its_error_is_told_once() -> None:
 
 def test_absurd_efficiencies_are_no_finding() -> None:
     record = slowed_baseline()
-    words = told(record)
-    assert words.warnings[0].startswith(
-        "An efficiency of 1,000 % (ddp with 1 and 2 workers) is not to be believed: more "
-    )
-    assert "The baseline, single with 1 worker, was probably slowed by other programs: 64.0 ± 0." in words.warnings[0]
-    assert "samples/s, p95 of its steps is 1.20 times p50, the slowest of 3 runs is 0." in words.warnings[0]
-    assert "remove its lines from records.jsonl" in words.warnings[0]
-    assert "--retry-failed does not measure it again" in words.warnings[0]
-    assert words.findings == words.advice == ()  # nothing follows from them
-    summary = summarize(record)
-    assert in_words(summary, [])[0] == f"Warning: {words.warnings[0]}"
-    assert words.answers == (NO_RECOMMENDATION,)
+    found = found_in(record)
+    assert found.warnings[0].startswith("An efficiency of 1,000 % (ddp with 1 and 2 workers) is not plausible: more ")
+    assert "Other programs probably slowed the baseline, single with 1 worker: 64.0 ± 0." in found.warnings[0]
+    assert "samples/s, p95 of its steps is 1.20 times p50, the slowest of 3 runs is 0." in found.warnings[0]
+    assert "remove its lines from records.jsonl" in found.warnings[0]
+    assert "--retry-failed does not measure it again" in found.warnings[0]
+    assert found.findings == found.recommendations == ()  # nothing follows from them
+    assert found.paragraphs[0] == f"Warning: {found.warnings[0]}"
+    assert found.answers == (NO_RECOMMENDATION,)
 
 
 def test_nothing_is_recommended_of_doubtful_groups_only() -> None:
@@ -359,38 +314,38 @@ def test_nothing_is_recommended_of_doubtful_groups_only() -> None:
     def stalled(cell: Cell, one: Measured) -> Measured:
         return replace(one, step_p50=one.step_p50 / 2.5) if cell == Cell("ddp", 2, "weak") else one
 
-    words = told(changed(synthetic_record(*strong, weak), stalled))
-    refused, taken = words.answers
+    found = found_in(changed(synthetic_record(*strong, weak), stalled))
+    refused, taken = found.answers
     assert refused == NO_RECOMMENDATION.replace("recommendation:", "recommendation for weak scaling:")
     assert taken.startswith("Strong scaling: take ddp with 2 workers")
-    assert [one.name for one in words.findings] == ["strong scaling"]
-    assert "weak" not in " ".join(words.advice)
+    assert [one.name for one in found.findings] == ["strong scaling"]
+    assert "weak" not in " ".join(found.recommendations)
 
 
 def test_cells_with_different_threads_are_not_compared() -> None:
     record = changed(two(1.3), lambda cell, one: replace(one, threads=1 if cell.strategy == "ray" else 2))
-    words = told(record)
-    (warning,) = words.warnings
+    found = found_in(record)
+    (warning,) = found.warnings
     assert "different numbers of threads" in warning and "2 threads in single with 1 worker; ddp with" in warning
     assert "1 thread in ray with 1, 2 and 4 workers" in warning and "--threads" in warning
-    assert words.answers == (NO_RECOMMENDATION,)
+    assert found.answers == (NO_RECOMMENDATION,)
     same = changed(two(1.3), lambda cell, one: replace(one, threads=2))
-    assert told(same).warnings == () and told(same).answers[0].startswith("Take ")
+    assert found_in(same).warnings == () and found_in(same).answers[0].startswith("Take ")
     varied = [Line("ddp", amdahl(), workers=(1, 2), axes=(("trainer.cpu_threads", threads),)) for threads in ("1", "2")]
     record = changed(
         synthetic_record(*varied, baseline="ddp"),
         lambda cell, one: replace(one, threads=int(dict(cell.axes)["trainer.cpu_threads"])),
     )
-    assert told(record).warnings == ()  # they are what is compared
+    assert found_in(record).warnings == ()  # they are what is compared
 
 
 def test_runs_of_one_cell_that_are_not_alike_are_doubtful() -> None:
-    def slowed(factor: float) -> Words:
+    def slowed(factor: float) -> Findings:
         record = synthetic_record(SINGLE, Line("ddp", amdahl(), workers=(1, 2)))
         first = record.measurements[0]
         assert first.measured is not None
         slow = replace(first, measured=replace(first.measured, seconds=factor * first.measured.seconds, step_p50=0.2))
-        return told(replace(record, measurements=[slow, *record.measurements[1:]]))
+        return found_in(replace(record, measurements=[slow, *record.measurements[1:]]))
 
     assert any("Runs of single with 1 worker differ by a factor of 2." in text for text in slowed(2.1).warnings)
     assert slowed(2.1).answers == (NO_RECOMMENDATION,)
@@ -409,9 +364,9 @@ def test_runs_of_one_cell_that_are_not_alike_are_doubtful() -> None:
 )
 def test_a_little_more_than_ideal_is_possible(step: float, noise: float, repeats: int, doubtful: bool) -> None:
     record = synthetic_record(SINGLE, Line("ddp", lambda _: step, workers=(2,)), noise=noise, repeats=repeats)
-    assert any("is not to be believed" in text for text in told(record).warnings) == doubtful
+    assert any("is not plausible" in text for text in found_in(record).warnings) == doubtful
     if doubtful:
-        assert told(record).answers == (NO_RECOMMENDATION,)
+        assert found_in(record).answers == (NO_RECOMMENDATION,)
     else:
         assert "at least 80 % up to 2 workers" in finding(record, "scaling")
 
@@ -426,19 +381,17 @@ def test_more_workers_that_are_not_faster_are_told() -> None:
         "2 workers are not faster than 1 with ddp (610 against 640 samples/s); 8 workers are not faster than 4 with "
         "ddp (1,280 against 1,600 samples/s)"
     )
-    assert "more workers" not in told(two(1.3)).findings[0].told
+    assert "more workers" not in found_in(two(1.3)).findings[0].sentences
 
 
 def test_steps_that_stall_are_warned_of() -> None:
     def stalled(cell: Cell, one: Measured) -> Measured:
         return replace(one, step_p50=one.step_p50 / 2.5, step_p95=0.3) if cell == Cell("ddp", 2) else one
 
-    (text,) = told(changed(two(1.3, noise=0), stalled)).warnings
-    assert text.startswith(
-        "Steps stall with ddp with 2 workers: some take far longer than others, so that samples/s is"
-    )
-    assert "with 52.5 ms for a step as a mean, but a p50 of 21.0 ms and a p95 of 300 ms" in text
-    assert told(changed(two(1.3), lambda cell, one: replace(one, step_p50=one.step_p50 / 1.9))).warnings == ()
+    (text,) = found_in(changed(two(1.3, noise=0), stalled)).warnings
+    assert text.startswith("Steps stall with ddp with 2 workers: some take far longer than others, so samples/s is")
+    assert "a step takes 52.5 ms on average, with a p50 of 21.0 ms and a p95 of 300 ms" in text
+    assert found_in(changed(two(1.3), lambda cell, one: replace(one, step_p50=one.step_p50 / 1.9))).warnings == ()
 
 
 def test_other_programs_are_warned_of() -> None:
@@ -447,11 +400,11 @@ def test_other_programs_are_warned_of() -> None:
         runs = [replace(one, others=cores[place % len(cores)]) for place, one in enumerate(record.measurements)]
         return replace(record, measurements=runs)
 
-    assert told(beside(0.1, 1.9)).answers == (NO_RECOMMENDATION,)
-    (text,) = told(beside(0.1, 1.9)).warnings
+    assert found_in(beside(0.1, 1.9)).answers == (NO_RECOMMENDATION,)
+    (text,) = found_in(beside(0.1, 1.9)).warnings
     assert text.startswith("Other programs used 1.0 cores on average right before the runs, 1.9 at most: they slow")
-    assert told(beside(0.0, 0.5)).warnings == () and told(beside(None)).warnings == ()
-    assert "1.9 cores on average" in told(beside(None, 1.9)).warnings[0]  # what was not noted is no zero
+    assert found_in(beside(0.0, 0.5)).warnings == () and found_in(beside(None)).warnings == ()
+    assert "1.9 cores on average" in found_in(beside(None, 1.9)).warnings[0]  # what was not noted is no zero
 
 
 # ------------------------------------------------------------------------------------------------------ what to take
@@ -459,18 +412,18 @@ def test_other_programs_are_warned_of() -> None:
 
 def test_what_to_take_is_told_before_findings() -> None:
     record = two(1.3)
-    (text,) = told(record).answers
+    (text,) = found_in(record).answers
     assert re.fullmatch(
         r"Take ddp with 4 workers, 2,2\d\d ± \d+ samples/s; a speed-up of 3\.\d+ .*over single with 1 worker, an "
         r"efficiency of 8\d.* %\.",
         text,
     )
-    assert in_words(summarize(record), [])[0] == text
-    (unsure,) = told(two(1.001, noise=0.05)).answers
-    assert re.search(r"; no difference to (ray|ddp) could be shown", unsure)
-    (fewer,) = told(synthetic_record(SINGLE, Line("ddp", lambda workers: 0.1 * workers, workers=(2, 4)))).answers
+    assert found_in(record).paragraphs[0] == text
+    (unsure,) = found_in(two(1.001, noise=0.05)).answers
+    assert re.search(r"; no significant difference to (ray|ddp)", unsure)
+    (fewer,) = found_in(synthetic_record(SINGLE, Line("ddp", lambda workers: 0.1 * workers, workers=(2, 4)))).answers
     assert fewer.startswith("Take single with 1 worker, 640 samples/s; 4 workers are not faster")
-    assert told(rich()).answers[1].startswith("Weak scaling: take ")
+    assert found_in(rich()).answers[1].startswith("Weak scaling: take ")
 
 
 # ------------------------------------------------------------------------------------------------------ interruptions
@@ -478,23 +431,29 @@ def test_what_to_take_is_told_before_findings() -> None:
 
 def test_interrupted_benchmark_is_told_first_and_needs_no_more_repeats() -> None:
     record = interrupted(10)
-    words = told(record)
-    assert words.unfinished == ("10 of 14 runs are done; the same command with --resume makes the others.",)
-    assert in_words(summarize(record), [])[0] == words.unfinished[0]
-    text = " ".join([*words.advice, *words.missing])
+    found = found_in(record)
+    assert found.unfinished == ("10 of 14 runs are done; the same command with --resume makes the others.",)
+    text = " ".join([*found.recommendations, *found.missing])
     assert "--repeats" not in text and "Take more repeats" not in text
-    assert "Take more repeats" in " ".join(told(interrupted(14)).advice) and told(interrupted(14)).unfinished == ()
-    assert "Take more repeats" not in " ".join(told(interrupted(14, repeats=3)).advice)
-    assert told(replace(record, asked=0)).unfinished == ()
+    assert (
+        "Take more repeats" in " ".join(found_in(interrupted(14)).recommendations)
+        and found_in(interrupted(14)).unfinished == ()
+    )
+    assert "Take more repeats" not in " ".join(found_in(interrupted(14, repeats=3)).recommendations)
+    assert found_in(replace(record, asked=0)).unfinished == ()
     twice = replace(record, measurements=[*record.measurements, *record.measurements[:4]])
-    assert told(twice).unfinished == words.unfinished  # runs that were made again are counted once
-    assert told(interrupted(1)).unfinished[0].startswith("1 of 14 runs is done;")
+    assert found_in(twice).unfinished == found.unfinished  # runs that were made again are counted once
+    assert found_in(interrupted(1)).unfinished[0].startswith("1 of 14 runs is done;")
 
 
 def test_runs_that_failed_cells_are_not_given_are_not_missing() -> None:
     record = interrupted(14)
     failed = [one for one in record.measurements if one.cell != Cell("ray", 4) or one.repeat == 0]
     record = failing(replace(record, measurements=failed), lambda one: one.cell == Cell("ray", 4))
-    assert told(record).unfinished == ()
+    assert found_in(record).unfinished == ()
     cut = replace(record, measurements=record.measurements[:10])
-    assert told(cut).unfinished[0].startswith("10 of 14 runs are done, and 1 left out, as their cells have failed; ")
+    assert (
+        found_in(cut)
+        .unfinished[0]
+        .startswith("10 of 14 runs are done, and 1 skipped because their cells have failed; ")
+    )
