@@ -1,7 +1,7 @@
-"""The file in which the course of a search is kept, so that it outlives the process that searches.
+"""The file that keeps the state of a search, so that it outlives the process that searches.
 
-It has a line for each thing that happens, a JSON object that says what is known from then on. To read it from the
-beginning leads to where the search stands; the search itself does nothing else while it runs.
+Each event adds a line, a JSON object with what is known from then on. Reading all lines in order gives the present
+state; the search keeps its own state in the same way while it runs.
 """
 
 from __future__ import annotations
