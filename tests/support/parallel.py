@@ -227,13 +227,14 @@ class _Sender:
 
 def _run(session: pytest.Session, items: list[pytest.Item], writing: BinaryIO) -> NoReturn:
     """Run some tests in a copy, and end it."""
-    from itwinai import compat  # not by conftest: lightning looks for pytest's handlers of logs when it is imported
+    # Not by conftest: when lightning is imported, it looks for pytest's handlers of logs.
+    from itwinai.compat import python as compat_python
 
     code = 1
     try:
         os.setsid()
         marked.mark(str(os.getpid()))
-        compat.forget_exit_functions()
+        compat_python.forget_exit_functions()
         plugins = session.config.pluginmanager
         capture: Any = plugins.getplugin("capturemanager")
         capture.stop_global_capturing()  # into files that all copies would share
