@@ -46,7 +46,7 @@ class RunSummary(Callback):
         page: the page that was written.
     """
 
-    tells_of_all = True
+    reports_all = True
 
     def __init__(self, *, terminal: bool = True, path: str | Path | bool = True) -> None:
         self.terminal = terminal

@@ -159,7 +159,7 @@ class MLFlowLogger(_Unlisted):
 
     @property
     def save_dir(self) -> str | None:
-        """Folder below which the run's local files go, by experiment and run; None if the trainer shall choose it."""
+        """Folder below which the run's local files go, by experiment and run; None if the trainer chooses it."""
         return str(self.folder / "mlruns") if self.is_embedded else super().save_dir
 
     @rank_zero_only

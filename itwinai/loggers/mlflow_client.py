@@ -49,7 +49,7 @@ class Point:
         value: also nan or infinite.
         timestamp: when it was logged, in milliseconds since 1970.
         step: of the run.
-        model_id: of the model that MLflow shall attribute it to, if there is one.
+        model_id: of the model that MLflow attributes it to, if there is one.
     """
 
     key: str

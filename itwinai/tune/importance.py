@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from itwinai.reporting.search.axis import Axis, parameter_axis
 from itwinai.reporting.search.importance import Importances
 from itwinai.reporting.search.ranking import paths_of, sign_of
 from itwinai.trials.records import Objective, SearchRecord, TrialRecord
+from itwinai.tune.searchers import quiet_optuna
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -139,7 +139,8 @@ def _divergences(
 
     top = max(TOP, min(0.5, FEWEST_TOP / len(trials)))
     paths = list(axes)
-    with _quiet():
+    with quiet_optuna(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about experimental functions
         study = _study(trials, axes, costs)
         evaluator = PedAnovaImportanceEvaluator(target_quantile=top)
         # One by one: optuna 4 would leave out the trials that have not all of them.
@@ -193,18 +194,3 @@ def _distribution(axis: Axis) -> BaseDistribution:
 def _drawn(axis: Axis, value: Any) -> Any:
     """Return a value as optuna knows it: choices by their text, for it takes 1 and true for the same."""
     return key_of(value) if axis.kind == "choice" else value
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep optuna from telling of a study that nobody has asked for, and from warnings that the docstring answers."""
-    import optuna
-
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)

@@ -358,7 +358,7 @@ def _counts(record: SearchRecord) -> dict[str, int]:
 
 
 def _best_parameters(record: SearchRecord) -> dict[str, str]:
-    """Return the best trial's name and parameters as tags, which a search that is resumed can set anew."""
+    """Return the best trial's name and parameters as tags, which a resumed search can set again."""
     front = record.pareto_front()
     names = ", ".join(trial.name for trial in front)
     if len(front) != 1:

@@ -1,4 +1,4 @@
-"""What there is to say of a search while it runs: how far it is, and what has just happened."""
+"""The state of a running search: how far it is, and what has just happened."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def progress_of(
 
 
 class View:
-    """A search as it is told of.
+    """A search as it is shown.
 
     Args:
         record: the search.
@@ -201,7 +201,7 @@ class Events:
         return events
 
     def _new_leader(self, view: View) -> int | None:
-        """Return the number of the best trial, if that is to be told of."""
+        """Return the number of the best trial, if it is new enough to be shown."""
         lead = _lead(view)
         if lead is None or lead == self._best:
             return None

@@ -39,7 +39,7 @@ class Search:
         settings: of the search.
         space: that is searched.
         algorithm: chooses the points.
-        num_samples: number of trials that it is asked for.
+        num_samples: number of trials that it suggests.
         scheduler: stops trials early; None for none.
     """
 
@@ -184,7 +184,7 @@ _REPEATING = ("ray.tune.execution.tune_controller", "ray.tune.tune", "ray.tune.a
 
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
-    """Let Ray Tune write and print only what a search is asked for."""
+    """Let Ray Tune write and print only what the search needs."""
     before = {name: os.environ.get(name) for name in _VARIABLES}
     os.environ.update({name: value for name, value in _VARIABLES.items() if before[name] is None})
     loggers = [logging.getLogger(name) for name in _REPEATING]

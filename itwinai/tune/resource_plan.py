@@ -49,7 +49,7 @@ class ResourcePlan:
         return None if self.num_trials is None else math.ceil(self.num_trials / self.at_once)
 
     def seconds(self) -> float | None:
-        """Return how long the search takes; None if nobody can tell."""
+        """Return how long the search takes; None if that is unknown."""
         ends = [] if self.time_budget_s is None else [self.time_budget_s]
         if self.rounds is not None and self.seconds_per_trial is not None:
             ends.append(self.rounds * self.seconds_per_trial)

@@ -160,7 +160,7 @@ def _check(name: str, amount: float) -> None:
 
 
 def _misspelled(name: str) -> str | None:
-    """Return the resource of Ray's own that somebody has meant who wrote its name in other letters, or for several."""
+    """Return Ray's own resource whose name was probably meant: other capitals, or a plural."""
     return nearest(name, _KNOWN, cutoff=0.85)
 
 

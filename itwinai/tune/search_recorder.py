@@ -1,6 +1,6 @@
-"""The course of a search, as Ray Tune tells it.
+"""Record a search from Ray Tune's callbacks.
 
-This module imports Ray: it is for the process that searches. What it writes is read without Ray, by `course_file`.
+This module imports Ray: it is for the process that searches. `search_journal` reads what it writes without Ray.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 OWN = "itwinai"
-"""Under this key results hold what itwinai's trials have to say beside their metrics."""
+"""Under this key results hold what itwinai's trials report beside their metrics."""
 
 # Ray's word for where a trial stands; how one has ended that is TERMINATED, it does not say.
 _STATUS: Mapping[str, Status] = {"PENDING": "waiting", "RUNNING": "running", "PAUSED": "paused", "ERROR": "failed"}
 _NO_METRICS = {*AUTO_RESULT_KEYS, *DEBUG_METRICS}
-_TELL_EVERY = 0.2
+_UPDATE_EVERY = 0.2
 # How much of the time that a search has taken a driver that is killed may forget, in seconds.
 _WRITE_TIME_EVERY = 60.0
 
@@ -59,8 +59,8 @@ class SearchRecorder(Callback):
         settings: searcher, scheduler, resources... as label and value, for people.
         ranges: what the parameters are drawn from, by path.
         number_of: returns the number of a trial, 0 for the first; by default they are counted as they start.
-        tell: called with the record while the search goes on, a few times per second, and at its end. Pickled copies,
-            which `ray.tune.Tuner` makes, have none.
+        on_update: called with the record while the search goes on, a few times per second, and at its end. Pickled
+            copies, which `ray.tune.Tuner` makes, have none.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class SearchRecorder(Callback):
         settings: Mapping[str, str] | None = None,
         ranges: Mapping[str, Range] | None = None,
         number_of: Callable[[Trial], int] | None = None,
-        tell: Callable[[SearchRecord], object] | None = None,
+        on_update: Callable[[SearchRecord], object] | None = None,
     ) -> None:
         self.folder = folder
         self.active = active
         self.number_of = number_of
-        self.tell = tell
+        self.on_update = on_update
         self._search = SearchRecord(
             name, objectives, space_paths, (), folder=folder, settings=settings or {}, ranges=ranges or {}
         )
@@ -87,7 +87,7 @@ class SearchRecorder(Callback):
         self._clock = _Clock()
         self._since: dict[str, float] = {}
         self._ends: dict[str, _End] = {}
-        self._told = 0.0
+        self._updated = 0.0
 
     def record(self) -> SearchRecord:
         """Return the search as it stands."""
@@ -161,28 +161,28 @@ class SearchRecorder(Callback):
         self._follow(trials)
         if self._clock.seconds() - self._there.course.seconds > _WRITE_TIME_EVERY:
             self._there.write_time(self._clock.seconds())
-        if self.tell is not None and time.monotonic() - self._told > _TELL_EVERY:
-            self.tell(self.record())
-            self._told = time.monotonic()
+        if self.on_update is not None and time.monotonic() - self._updated > _UPDATE_EVERY:
+            self.on_update(self.record())
+            self._updated = time.monotonic()
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Stop the clocks; trials that run still wait from now on for somebody to go on with the search."""
+        """Stop the clocks; trials that still run wait from now on until the search is resumed."""
         self._clock.stop()
         # Of a search that was interrupted Ray has ended the trials meanwhile, as if they were not to go on.
         for trial_id in list(self._since):
             self._write(trial_id, replace(self._known(trial_id), status="waiting"))
         self._there.write_time(self._clock.seconds())
-        if self.tell is not None:
-            self.tell(self.record())
+        if self.on_update is not None:
+            self.on_update(self.record())
 
     def __getstate__(self) -> dict[str, Any]:
         fresh: dict[str, Any] = {
-            "tell": None,
+            "on_update": None,
             "_file": None,
             "_clock": _Clock(),
             "_since": {},
             "_ends": {},
-            "_told": 0.0,
+            "_updated": 0.0,
         }
         return {**vars(self), **fresh}
 
@@ -212,7 +212,7 @@ class SearchRecorder(Callback):
         return time.monotonic() - self._since[trial] if trial in self._since else 0.0
 
     def _note(self, trial: Trial, status: Status, **changed: Any) -> TrialRecord:
-        """Write what is known of a trial, which may be the first that is heard of it."""
+        """Write what is known of a trial, which may be new."""
         if not self._is_known(trial):
             number = len(self._there.course.trials) if self.number_of is None else self.number_of(trial)
             known = TrialRecord(number, trial.custom_trial_name or str(trial), self.active(trial.config))

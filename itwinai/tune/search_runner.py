@@ -90,7 +90,7 @@ class Running:
         parent = open_parent_run(self.subject.logger, self.settings.name, self.folder, self._told())
         view = SearchView(plan.num_trials, plan.at_once, self.settings.seconds)
         stopper = SearchStopper(self.settings, lambda: _is_hopeless(course.record()))
-        course.tell = None if self.quiet else view.show
+        course.on_update = None if self.quiet else view.show
         with nullcontext() if self.quiet else view:
             self.search.run(self._order(parent), course, stopper, self.resume)
         return self._conclude(course.record(), parent)

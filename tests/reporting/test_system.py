@@ -74,7 +74,7 @@ def test_more_processes_than_cores() -> None:
 def test_energy_that_covers_a_part_of_the_run_says_so() -> None:
     uses = (EnergyUse("gpu0", 3600.0, 40.0, "counter"), EnergyUse("CPU package 0", 7200.0, 99.5, "counter"))
     (section,) = system_sections(of(node(energy=uses)))
-    assert section.facts["energy"] == "3 Wh (GPUs: 1 Wh, CPU packages, for everybody's work: 2 Wh)"
+    assert section.facts["energy"] == "3 Wh (GPUs: 1 Wh, CPU packages of all processes: 2 Wh)"
     assert section.facts["energy per sample"] == "10.8 J, validation included"
     assert section.missing == ["energy of gpu0: only 40 s of 100 s are covered"]
 

@@ -73,7 +73,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Pa
     """Run a search whose trials end in all ways but by a scheduler."""
     folder = tmp_path_factory.mktemp("ended")
     told: list[SearchRecord] = []
-    course = course_of(folder, tell=told.append, settings={"searcher": "grid"}, ranges={"model.x": Range(0, 1)})
+    course = course_of(folder, on_update=told.append, settings={"searcher": "grid"}, ranges={"model.x": Range(0, 1)})
     kinds = ["ends", "says so", "no number", "fails", "dies"]
     return folder, search(folder, kinds, course=course), told
 
@@ -171,7 +171,7 @@ def test_trials_of_a_search_that_was_interrupted_wait(tmp_path: Path, local_ray:
             os.kill(os.getpid(), signal.SIGINT)
 
     folder = tmp_path / "interrupted"
-    course = course_of(folder, tell=interrupt)
+    course = course_of(folder, on_update=interrupt)
     record = search(folder, ["endless"], tune.grid_search([0.0, 5.0]), course=course)
     assert [trial.status for trial in record.trials] == ["waiting", "waiting"]
     assert read_search(folder) == record == course.record()  # the clocks stand still

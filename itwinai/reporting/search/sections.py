@@ -1,4 +1,4 @@
-"""All that is said about a search, in the order in which people ask."""
+"""All sections of the report of a search, in the order in which people ask."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OBJECTIVES = 4
 def search_sections(
     record: SearchRecord, importances: Sequence[Importances] = (), best_config: str = ""
 ) -> list[Section]:
-    """Return what a search has to say.
+    """Return the sections of a search.
 
     The first section has facts and advice, which fit a terminal too (`itwinai.reporting.terminal.in_terminal`).
 

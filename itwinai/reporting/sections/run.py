@@ -114,7 +114,7 @@ def run_section(course: RunTimes, facts: RunFacts, places: Sequence[str]) -> Sec
 
 
 def _speed(course: RunTimes) -> dict[str, str]:
-    """Return the samples and how many of them went by per second, or the same of batches if nobody knows them."""
+    """Return the samples and how many of them went by per second, or the same of batches where they are unknown."""
     what, number = ("samples", course.samples) if course.samples else ("batches", course.batches)
     if not number:
         return {}

@@ -1,4 +1,4 @@
-"""The split of training steps, for people."""
+"""The report of a profile: where the time of a training step goes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Profile:
 
 
 def sections_of(profile: Profile) -> list[Section]:
-    """Return what a profile has to say."""
+    """Return the sections of a profile."""
     sections = [_steps(profile)]
     if len(profile.splits) > 1:
         sections.append(_workers(profile.splits))
@@ -127,7 +127,7 @@ def _steps(profile: Profile) -> Section:
     missing = [why] if (why := too_few(splits)) else []
     if len(splits) > 1:
         if first.communication is None:
-            missing.append("the exchange of gradients: this strategy does not tell; see the traces")
+            missing.append("the exchange of gradients: this strategy does not measure it; see the traces")
         elif first.overlap is not None:
             facts["exchange"] = (
                 f"{time_text(first.communication)} per step, {percent_text(first.overlap)} of it behind computation"

@@ -1,4 +1,4 @@
-"""What a fit has used, for people: the section of `itwinai.callbacks.SystemMonitor`."""
+"""The report of `itwinai.callbacks.SystemMonitor`: what a fit used."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ def _energy_facts(summary: MonitorSummary) -> Iterator[tuple[str, str]]:
     kinds: dict[str, float] = {}
     for node in summary.nodes:
         for use in node.energy:
-            kind = (
-                "GPUs" if use.source.startswith("gpu") else f"{use.source.rstrip('0123456789 ')}s, for everybody's work"
-            )
+            kind = "GPUs" if use.source.startswith("gpu") else f"{use.source.rstrip('0123456789 ')}s of all processes"
             kinds[kind] = kinds.get(kind, 0.0) + use.joules
     yield "energy", f"{_wh(summary.joules)} ({', '.join(f'{kind}: {_wh(joules)}' for kind, joules in kinds.items())})"
     if summary.joules_per_sample is not None:
