@@ -113,7 +113,7 @@ class CheckpointError(ItwinaiError, RuntimeError):
 
 
 class MissingCheckpointError(CheckpointError, FileNotFoundError):
-    """There is no checkpoint where one shall be."""
+    """There is no checkpoint at the path that was given."""
 
 
 class DamagedCheckpointError(CheckpointError):

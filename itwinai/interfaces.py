@@ -120,7 +120,7 @@ class SummaryReporter(Protocol):
     It is put behind all others in the trainer's list. `RunSummary` is one.
     """
 
-    tells_of_all: bool
+    reports_all: bool
 
 
 # --------------------------------------------------------------------------------------------------- strategies

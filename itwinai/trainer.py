@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -18,17 +18,14 @@ from typing import Any, Literal, TypeVar, cast
 import lightning
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
-from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
-from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import BatchSampler, DataLoader
 
 from itwinai.callbacks.defaults import check_finders, follow_module, with_defaults
 from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO, PortableConnector, folders_of
@@ -44,21 +41,8 @@ from itwinai.compat import (
     lightning_trainer,
 )
 from itwinai.compat import noise as compat_noise
-from itwinai.data.rank_streams import RankSeed
-from itwinai.data.samplers import (
-    DistributedBatchSampler,
-    DistributedIndexSampler,
-    OwnPartBatchSampler,
-    ResumableSampler,
-    divides_itself,
-    is_plain,
-    name_of,
-)
-from itwinai.data.stateful_loader import StreamLoader
-from itwinai.data.undivided_loader import IterateShared
-from itwinai.data.weights import StepWeights
+from itwinai.data.distributed_loaders import DistributedLoaders
 from itwinai.errors import ConfigurationError, UnknownArgumentError, did_you_mean
-from itwinai.interfaces import Stateful
 from itwinai.launchers.base import raising_worker_failures
 from itwinai.launchers.cpu_affinity import available_cores, crowded_text
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
@@ -331,7 +315,6 @@ class ItwinaiTrainer(Trainer):
         self.cpu_threads = cpu_threads
         check_devices(accelerator, devices, strategy)
         self._fit_began = 0.0
-        self._announced = ""
         self.preemption_signals = [_signal(name) for name in preemption_signals]
         self.report_failure: Callable[[BaseException], None] | None = None
         plugin_list = list(plugins) if isinstance(plugins, Iterable) else [] if plugins is None else [plugins]
@@ -418,7 +401,8 @@ class ItwinaiTrainer(Trainer):
         follow_module(self, callbacks)
         for one in self.loggers:
             hide_secrets(one)
-        lightning_dataloaders.replace_dataloader_preparation(self, self.prepare_dataloader, self.prepare_other_loader)
+        loaders = DistributedLoaders(self, self.gather_objects, self.split_batches, self.weigh_uneven_batches)
+        lightning_dataloaders.replace_dataloader_preparation(self, loaders.prepare, loaders.prepare_other)
         lightning_checkpoints.replace_checkpoint_connector(self, PortableConnector)
         if resume is None and is_requeued_job():
             resume = AUTO
@@ -438,7 +422,7 @@ class ItwinaiTrainer(Trainer):
                 f"and not yet with those of {lightning.__version__}: lightning's own run, which are slower."
             )
 
-        lightning_dataloaders.make_loaders_within(self, self.shared_random_numbers)
+        lightning_dataloaders.make_loaders_within(self, loaders.shared_random_numbers)
 
     fit = _entry_point_of_lightning(Trainer.fit)
     validate = _entry_point_of_lightning(Trainer.validate)
@@ -469,18 +453,9 @@ class ItwinaiTrainer(Trainer):
         """Keep what only the workers of the last fit had, for `save_checkpoint` on the caller."""
         self._portable().parts_of_workers = parts
 
-    def _resumable_stream(self, dataloader: DataLoader) -> DataLoader:
-        """Return a loader of an iterable dataset that goes on in mid-epoch, if its dataset can."""
-        if type(dataloader) is not DataLoader or dataloader.num_workers or not isinstance(dataloader.dataset, Stateful):
-            return dataloader
-        loader = lightning_dataloaders.with_class(dataloader, StreamLoader)
-        loader.consumed = lambda: (
-            self.fit_loop.epoch_loop.batch_progress.current.ready,
-            lightning_loops.is_epoch_over(self.fit_loop.epoch_loop),
-        )
-        loader.gather = gather_of(self.strategy)
-        loader.rank = self.global_rank
-        return loader
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return the objects of all workers, by rank; all workers have to call it."""
+        return gather_of(self.strategy)(value)
 
     def prepare_restart(self) -> None:
         """Let the next workers go on from the newest checkpoint that was written since the first were started."""
@@ -495,200 +470,13 @@ class ItwinaiTrainer(Trainer):
         """End this worker because of an error that its main thread, which waits for another worker, cannot raise.
 
         Args:
-            error: what the user shall see.
+            error: what the user sees.
         """
         if self.report_failure is not None:
             self.report_failure(error)
         traceback.print_exception(error)
         sys.stderr.flush()
         os._exit(1)
-
-    def prepare_dataloader(self, dataloader: DataLoader, stage: RunningStage, map_style: bool) -> DataLoader:
-        """Let a DataLoader give this worker its part of every global batch.
-
-        Args:
-            dataloader: the user's loader.
-            stage: the stage that the loader is for.
-            map_style: whether the dataset has indices to deal out. An iterable dataset has not: every worker
-                iterates it whole, or its own part, as the dataset decides.
-
-        Raises:
-            ConfigurationError: the batch size cannot be divided among the workers.
-        """
-        if self.split_batches:
-            _check_divisible(dataloader, self.world_size)
-        if stage == RunningStage.TRAINING:
-            self._announce_global_batch(dataloader)
-        if not map_style:
-            if self.split_batches and dataloader.batch_size is not None:
-                dataloader = lightning_dataloaders.with_batch_size(dataloader, dataloader.batch_size // self.world_size)
-            if stage == RunningStage.TRAINING:
-                self._check_equal_lengths(dataloader)
-                dataloader = self._resumable_stream(dataloader)
-            return self._shared_stream(dataloader, stage)
-        if self.world_size == 1 and stage != RunningStage.PREDICTING:
-            return _resumable(dataloader) if stage == RunningStage.TRAINING else dataloader
-        if stage == RunningStage.TRAINING and self.weigh_uneven_batches and isinstance(self.strategy, LaunchedStrategy):
-            self.strategy.weigh_batches(StepWeights(self))
-        return self._own_noise(lightning_dataloaders.with_sampler(dataloader, self._dealt(dataloader, stage), stage))
-
-    def _announce_global_batch(self, dataloader: DataLoader) -> None:
-        """Say how large the batch of all workers is: as in lightning, it grows with their number."""
-        size, workers, windows = dataloader.batch_size, self.world_size, self.accumulate_grad_batches
-        if size is None or workers == 1:
-            return
-        own = size // workers if self.split_batches else size
-        factors = f"{workers} workers x {own}" + (f" x {windows} accumulated batches" if windows > 1 else "")
-        hint = "" if self.split_batches else f"; with split_batches=True it would be {size * windows}"
-        samples = sized_len(dataloader.dataset)
-        few = f"; the data has {samples} samples, so an epoch is one step" if 0 < (samples or 0) < workers * own else ""
-        line = f"itwinai: global batch {workers * own * windows} = {factors}{hint}{few}"
-        if line != self._announced:
-            rank_zero_info(line)
-        self._announced = line  # loaders may be made again in each epoch
-
-    def shared_random_numbers(self) -> AbstractContextManager[None]:
-        """Return a context in which all ranks draw the same random numbers; all workers have to enter it."""
-        return self.strategy.random_numbers.shared() if isinstance(self.strategy, LaunchedStrategy) else nullcontext()
-
-    def _own_noise(self, dataloader: DataLoader) -> DataLoader:
-        """Return a loader whose processes draw other random numbers on each rank."""
-        if not self.global_rank or not dataloader.num_workers or lightning_dataloaders.seeds_loader_workers(dataloader):
-            return dataloader
-        return lightning_dataloaders.with_worker_init(dataloader, RankSeed(self.global_rank, dataloader.worker_init_fn))
-
-    def _shared_stream(self, dataloader: DataLoader, stage: RunningStage) -> DataLoader:
-        """Return a loader of an iterable dataset that draws the same random numbers on all ranks.
-
-        Datasets that divide themselves rely on it: they draw one order on all ranks, of which each takes its part. In
-        prediction the workers take turns, unless the dataset divides itself.
-        """
-        if self.world_size == 1 or not isinstance(self.strategy, LaunchedStrategy):
-            return dataloader
-        if stage == RunningStage.PREDICTING and getattr(self.strategy, "zero_stage_3", False):
-            raise MisconfiguredTrainerError(
-                "DeepSpeed in stage 3 gathers parameters in each forward, for which all workers have to run equally "
-                "many batches, and of an iterable dataset some may get one more. Predict with the strategy "
-                "'deepspeed_stage_2' or 'ddp', which take the same weights, or from a dataset with indices."
-            )
-        iterate = IterateShared(self.strategy, dataloader.num_workers > 0, in_turns=stage == RunningStage.PREDICTING)
-        return lightning_dataloaders.with_iterator(dataloader, iterate)
-
-    def _check_equal_lengths(self, loader: Any) -> None:
-        """Raise an error if the workers would train on unequal numbers of batches."""
-        limit = self.limit_train_batches
-        length = sized_len(loader)
-        if isinstance(limit, int) and length is not None:
-            length = min(length, limit)
-        lengths = gather_of(self.strategy)(length)
-        if None not in lengths and len(set(lengths)) > 1:
-            raise MisconfiguredTrainerError(
-                f"{type(loader).__name__} has {', '.join(map(str, lengths))} batches on ranks 0 to {len(lengths) - 1}. "
-                "The workers train in step, and those with more batches would wait for the others for ever. Give each "
-                f"rank equally many, or set limit_train_batches={min(lengths)}."
-            )
-
-    def _dealt(self, dataloader: DataLoader, stage: RunningStage) -> DistributedIndexSampler | DistributedBatchSampler:
-        """Return a sampler that gives this worker its part of what a loader's sampler draws."""
-        gather = gather_of(self.strategy)
-        options: dict[str, Any] = {
-            "num_replicas": self.world_size,
-            "rank": self.global_rank,
-            "lockstep": stage != RunningStage.PREDICTING,
-            "lend": stage != RunningStage.TRAINING,
-            "broadcast": self.strategy.broadcast,
-            "gather": gather if isinstance(self.strategy, LaunchedStrategy) else None,
-        }
-        # Without a batch size a sampler may still draw batches: then the dataset takes a list of indices.
-        batches: Any = dataloader.batch_sampler
-        if batches is None and isinstance(dataloader.sampler, BatchSampler):
-            batches = dataloader.sampler
-        drawn_from = dataloader.sampler if batches is None else batches
-        if options["gather"] and is_plain(drawn_from):
-            _check_same_data(dataloader, gather(sized_len(dataloader.dataset)))
-        elif options["gather"] and divides_itself(drawn_from, dataloader.dataset, self.strategy.broadcast, gather):
-            return self._own_part(drawn_from, options, single=batches is None)
-        if batches is None:
-            return DistributedIndexSampler(drawn_from, **options)
-        if stage == RunningStage.PREDICTING and type(batches) is BatchSampler:  # lightning drops none either
-            batches = BatchSampler(batches.sampler, batches.batch_size, drop_last=False)
-        return DistributedBatchSampler(batches, split=self.split_batches, **options)
-
-    def _own_part(
-        self, sampler: Any, options: dict[str, Any], single: bool
-    ) -> DistributedIndexSampler | DistributedBatchSampler:
-        """Return a sampler that gives this worker what the user's sampler, which divides itself, draws here.
-
-        Args:
-            sampler: the user's.
-            options: of the samplers.
-            single: whether what it draws are no batches.
-        """
-        if self.split_batches:
-            if type(sampler) is not BatchSampler:
-                raise MisconfiguredTrainerError(
-                    f"split_batches=True divides every batch among {self.world_size} workers, and the batch sampler "
-                    f"{type(sampler).__name__} has divided the samples already: it draws other batches on each rank. "
-                    "Leave split_batches out, or let the batch sampler draw the same batches on all ranks."
-                )
-            size = sampler.batch_size // self.world_size
-            sampler = BatchSampler(sampler.sampler, size, sampler.drop_last)
-        lengths = options["gather"](sized_len(sampler))
-        options["length"] = None if None in lengths else max(lengths)
-        rank_zero_info(
-            f"itwinai: {type(sampler).__name__ if single else name_of(sampler)} draws other samples on each rank: it "
-            "divides them itself, and is taken as it is"
-        )
-        return DistributedIndexSampler(sampler, **options) if single else OwnPartBatchSampler(sampler, **options)
-
-    def prepare_other_loader(self, loader: Any, stage: RunningStage) -> Any:
-        """Return the loader to use for one that the user divides: no DataLoader, or with a sampler that does it.
-
-        Args:
-            loader: the user's loader.
-            stage: the stage that the loader is for.
-
-        Raises:
-            ConfigurationError: its batches shall be divided, and nobody but the user can do it.
-        """
-        if stage == RunningStage.TRAINING:
-            self._check_equal_lengths(loader)
-        if isinstance(loader, DataLoader):
-            loader = self._own_noise(loader)
-        if not self.split_batches or self.world_size == 1 or sized_len(loader) == 0:
-            return loader
-        if not isinstance(loader, DataLoader):
-            raise MisconfiguredTrainerError(
-                f"split_batches=True divides the batches of DataLoaders among {self.world_size} workers, and "
-                f"{type(loader).__name__} is no DataLoader: every worker would train on its whole batches. Return a "
-                "DataLoader; or leave split_batches out, and let the loader give each worker its own batches "
-                "(trainer.global_rank and trainer.world_size tell which)."
-            )
-        _check_divisible(loader, self.world_size)
-        if type(loader.batch_sampler) is not BatchSampler or loader.batch_size is None:
-            raise MisconfiguredTrainerError(
-                f"split_batches=True divides every batch among {self.world_size} workers, and the loader's "
-                f"DistributedSampler has divided the samples already, for {type(loader.batch_sampler).__name__}. "
-                "Leave split_batches out, or the DistributedSampler."
-            )
-        return lightning_dataloaders.with_batch_size(loader, loader.batch_size // self.world_size)
-
-
-def _resumable(dataloader: DataLoader) -> DataLoader:
-    """Return a loader of a single worker with a sampler that can go on in mid-epoch."""
-    if not lightning_dataloaders.iterates_plainly(dataloader):  # it may draw from whatever it has kept
-        return dataloader
-    if type(dataloader.batch_sampler) is BatchSampler:
-        return lightning_dataloaders.with_index_sampler(
-            dataloader, ResumableSampler(dataloader.sampler, dataloader.batch_size)
-        )
-    if dataloader.batch_sampler is None:
-        return lightning_dataloaders.with_sampler(
-            dataloader, ResumableSampler(dataloader.sampler, 1), RunningStage.TRAINING
-        )
-    return lightning_dataloaders.with_sampler(
-        dataloader, ResumableSampler(dataloader.batch_sampler, None), RunningStage.TRAINING
-    )
 
 
 def _loggers(given: Any, folder: Any) -> Any:
@@ -779,31 +567,4 @@ def _check_gpus(accelerator: object, devices: object) -> None:
             f"accelerator={accelerator!r} with devices={devices!r} needs {wanted} GPUs, and torch {torch.__version__} "
             f"finds {found} on this machine. Ask for fewer, take accelerator='cpu', or check CUDA_VISIBLE_DEVICES and "
             "that torch is built for CUDA."
-        )
-
-
-def _check_same_data(dataloader: DataLoader, lengths: Sequence[int | None]) -> None:
-    if len(set(lengths)) > 1:
-        raise MisconfiguredTrainerError(
-            f"A {type(dataloader.dataset).__name__} has {', '.join(map(str, lengths))} samples on ranks 0 to "
-            f"{len(lengths) - 1}, and batches are dealt out of data that is the same on all ranks. Give all ranks the "
-            "whole dataset: each gets its part. Where each rank has data of its own, set use_distributed_sampler=False "
-            "and limit_train_batches to the number of batches that all have."
-        )
-
-
-def _check_divisible(dataloader: DataLoader, workers: int) -> None:
-    size = dataloader.batch_size or getattr(dataloader.batch_sampler or dataloader.sampler, "batch_size", None)
-    if size is None and dataloader.batch_sampler is not None:
-        return  # batches of a sampler of the user's own: each is split as evenly as it can be
-    if size is None or size % workers:
-        if size is None:
-            reason = "the loader has batch_size=None"
-            remedy = "Give the loader a batch size, or leave split_batches out."
-        else:
-            reason = f"batch_size={size} is not a multiple of it"
-            remedy = f"Take batch_size={max(1, round(size / workers)) * workers}, or as many workers as divide {size}."
-        raise MisconfiguredTrainerError(
-            f"split_batches=True divides every batch among {workers} workers, and {reason}: workers with unequal "
-            f"batches would weigh samples unequally. {remedy}"
         )

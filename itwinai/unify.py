@@ -18,7 +18,7 @@ from types import ModuleType
 from itwinai.errors import ConfigurationError
 
 VARIABLE = "ITWINAI_UNIFY_LIGHTNING"
-"""Set to 1 it does the same for a process in which nobody calls `unify_lightning`; worker processes have it so."""
+"""Set to 1 it does the same for a process that does not call `unify_lightning`; worker processes have it so."""
 
 _PACKAGES = {"pytorch_lightning": "lightning.pytorch", "lightning_fabric": "lightning.fabric"}
 
@@ -46,6 +46,7 @@ class LightningFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Find the module of `lightning` that a name of the separate packages stands for."""
         package, dot, rest = fullname.partition(".")
         if package not in _PACKAGES:
             return None
@@ -58,7 +59,7 @@ class LightningFinder(MetaPathFinder):
 def unify_lightning() -> None:
     """Let `pytorch_lightning` be `lightning.pytorch`, and `lightning_fabric` be `lightning.fabric`, from now on.
 
-    To be called before anything imports the former, in the script whose workers shall have it as well.
+    Call it before anything imports the former; the workers of the script then do the same.
 
     Raises:
         ConfigurationError: one of them is imported already.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -12,27 +14,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
     from tests.support.mlflow_server import Server
 
-REPOSITORY = Path(__file__).parent.parent
+from tests.support import marked
+from tests.support.parallel import pytest_addoption, pytest_runtestloop  # noqa: F401 - hooks of pytest
+from tests.support.warm import REPOSITORY, WARM, WarmProcess
 
 # These need an environment of their own: tox run -e clients. What is named on the command line is collected.
 collect_ignore = ["clients"]
 
-# Inherited by every process that the tests start, to know them again.
-_MARK = "ITWINAI_TEST_RUN"
-os.environ[_MARK] = str(os.getpid())
+marked.mark(str(os.getpid()))
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C work in what the tests start: a shell has its jobs in the background ignore it."""
+    """Set what holds for all tests."""
+    # Ctrl-C works in what they start: a shell has its jobs in the background ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # How long an example takes says how busy the machine is.
+    hypothesis.settings.register_profile("tests", deadline=None)
+    hypothesis.settings.load_profile("tests")
 
 
-# W&B, MLflow and TensorBoard keep threads in the process for good.
+# W&B, MLflow and TensorBoard keep threads in the process for good; so does torch, of a DDP that averages models.
 KEEP_THREADS = (
     "tests/callbacks/test_run_logging.py",
     "tests/callbacks/test_watched_runs.py",
@@ -54,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.nodeid.startswith(KEEP_THREADS)
             or "local_ray" in getattr(item, "fixturenames", ())
             or any(str(parameter).startswith("ray") for parameter in parameters)
-            or any(word in item.name for word in ("logger", "wandb"))
+            or any(word in item.name for word in ("logger", "wandb", "averages_models"))
         )
 
     items.sort(key=leaves_threads)
@@ -76,12 +83,18 @@ RunCommand = Callable[..., Finished]
 def run_command() -> RunCommand:
     """Return a function that runs a command with the repository importable, and captures what it prints."""
 
-    def run(command: list[str], *, cwd: Path | None = None, timeout: float = 240, **variables: str) -> Finished:
+    def run(
+        command: list[str], *, cwd: Path | None = None, timeout: float = 600, fresh: bool = False, **variables: str
+    ) -> Finished:
+        """Run it; in a new process of Python rather than in a copy of one that has imported torch, if it is `fresh`."""
         started = time.monotonic()
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
+        if not fresh and environment["PYTHONPATH"].startswith(str(REPOSITORY)) and WARM.can_run(command, environment):
+            return _run_warm(command, cwd or REPOSITORY, environment, timeout)
         process = subprocess.run(
             command,
             cwd=cwd or REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **variables},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -91,6 +104,27 @@ def run_command() -> RunCommand:
         return Finished(process.returncode, process.stdout, time.monotonic() - started)
 
     return run
+
+
+def _run_warm(command: list[str], cwd: Path, environment: dict[str, str], timeout: float) -> Finished:
+    """Run a script as `subprocess.run` does, until nobody can write to its output any more."""
+    started = time.monotonic()
+    WARM.start()
+    reading, writing = os.pipe()
+    process = WARM.run(command, cwd, environment, writing)
+    os.close(writing)
+    output = b""
+    with open(reading, "rb", buffering=0) as file, selectors.DefaultSelector() as selector:
+        selector.register(file, selectors.EVENT_READ)
+        while True:
+            if not selector.select(max(0, started + timeout - time.monotonic())):
+                os.killpg(process.pid, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(command, timeout, output)
+            if not (chunk := file.read(1 << 16)):
+                break
+            output += chunk
+    code = process.wait(timeout)
+    return Finished(code, output.decode().replace("\r\n", "\n"), time.monotonic() - started)
 
 
 @pytest.fixture(scope="session")
@@ -140,6 +174,20 @@ def own_signal_handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_log_filters() -> Iterator[None]:
+    """Give back the loggers of which the command line, called in this process, silences what is known as noise."""
+    before = {logger: list(logger.filters) for logger in _loggers()}
+    yield
+    for logger in _loggers():
+        logger.filters[:] = before.get(logger, [])
+
+
+def _loggers() -> list[logging.Logger]:
+    known = logging.root.manager.loggerDict.values()
+    return [logging.root, *(logger for logger in known if isinstance(logger, logging.Logger))]
+
+
 @pytest.fixture
 def no_leftovers() -> Iterator[None]:
     """Check that the test leaves no worker process behind."""
@@ -166,20 +214,24 @@ def worker_processes() -> list[str]:
             ours = process.name().startswith("itwinai") or "itwinai.launchers" in command
             waiting = process.ppid() == os.getpid()
             # Of this run only: somebody else may be training on this machine.
-            if ours and not waiting and process.environ().get(_MARK) == os.environ[_MARK]:
+            if ours and not waiting and marked.is_marked(process):
                 found.append(f"{process.pid}: {process.name()}: {command}")
-        except psutil.Error:  # it has ended meanwhile
+        except (psutil.Error, OSError):  # it has ended meanwhile
             continue
     return found
 
 
-def start_script(script: list[str], output: Path) -> subprocess.Popen[bytes]:
+def start_script(script: list[str], output: Path) -> subprocess.Popen[bytes] | WarmProcess:
     """Start a Python script in a session of its own, with what it prints going to a file."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with output.open("wb") as file:
+        if WARM.can_run(python(*script), environment):
+            WARM.start()
+            return WARM.run(python(*script), REPOSITORY, environment, file.fileno())
         return subprocess.Popen(
             python(*script),
             cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            env=environment,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,

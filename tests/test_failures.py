@@ -247,10 +247,10 @@ def test_deepspeed_refuses_two_optimizers() -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_exception_in_one_rank(strategy: str, run_command: RunCommand, no_leftovers: None) -> None:
-    ended = run_command(python(FAILING, strategy, "exception"))
+def test_exception_in_one_rank(strategy: str, run_command: RunCommand, tmp_path: Path, no_leftovers: None) -> None:
+    ended = run_command(python(FAILING, strategy, "exception"), FAILED_AT=str(tmp_path / "at"))
+    assert time.monotonic() - float((tmp_path / "at").read_text()) < 30
     assert ended.code != 0
-    assert ended.seconds < LIMIT
     assert "not reached" not in ended.output
     # One traceback: the line of the script, the line of the user's module, the rank. The other rank says nothing.
     assert ended.output.count("Traceback (most recent call last)") == 1
@@ -271,10 +271,10 @@ def test_exception_of_rank_0(run_command: RunCommand, no_leftovers: None) -> Non
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_rank_killed(strategy: str, run_command: RunCommand, no_leftovers: None) -> None:
-    ended = run_command(python(FAILING, strategy, "sigkill"))
+def test_rank_killed(strategy: str, run_command: RunCommand, tmp_path: Path, no_leftovers: None) -> None:
+    ended = run_command(python(FAILING, strategy, "sigkill"), FAILED_AT=str(tmp_path / "at"))
+    assert time.monotonic() - float((tmp_path / "at").read_text()) < 30
     assert ended.code != 0
-    assert ended.seconds < LIMIT
     assert "WorkerError: rank 1 was killed by SIGKILL" in ended.output
     assert "c10d" not in ended.output  # what torch says of sockets that are gone
     assert "memory" in ended.output

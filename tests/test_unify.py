@@ -65,7 +65,7 @@ def test_module_of_the_other_package_trains(
     (tmp_path / "script.py").write_text(SCRIPT.format(unify=unify, strategy=strategy))
     if variable:
         monkeypatch.setenv("ITWINAI_UNIFY_LIGHTNING", variable)
-    ended = run_command(python(str(tmp_path / "script.py")))
+    ended = run_command(python(str(tmp_path / "script.py")), fresh=True)
     assert ended.code == 0, ended.output
     assert "steps 4" in ended.output
 

@@ -1,4 +1,4 @@
-"""What is known of a benchmark: its cells, and what was measured of them."""
+"""The record of a benchmark: its cells, and what was measured of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Scaling = Literal["strong", "weak"]
 Status = Literal["measured", "failed", "timed out"]
 
 SINGLE = "single"
-"""Name of the strategy of the baseline: one process, as the trainer runs it when nothing is said."""
+"""Strategy of the baseline: one process, as the trainer runs it by default."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,8 @@ class Cell:
     Attributes:
         strategy: as the trainer takes it; or `SINGLE`.
         workers: their number, over all nodes.
-        scaling: how the batch goes with the number of workers. With one worker both are the same, and only the first
-            that is asked for is measured.
-        axes: path in the config and value, as YAML has it, of all else that is varied: ``("trainer.precision",
+        scaling: strong or weak. With one worker both are the same, and only the first of the settings is measured.
+        axes: path in the config and value, as YAML, of all else that varies: ``("trainer.precision",
             "bf16-mixed")``.
     """
 
@@ -43,9 +42,9 @@ class Breakdown:
         compute: batch to the device, forward, backward, optimizer.
         communication: waiting for other workers; what is hidden behind backward is not counted.
         other: hooks, loggers, the loop itself.
-        hidden: communication that takes place while backward computes; None where that is not known.
-        optimizer: the part of ``compute`` that is the optimizer's step, with clipping and schedulers; None where it is
-            not known.
+        hidden: communication while backward computes; None if unknown.
+        optimizer: the part of ``compute`` that is the optimizer's step, with clipping and schedulers; None if
+            unknown.
     """
 
     data: float
@@ -55,6 +54,16 @@ class Breakdown:
     hidden: float | None = None
     optimizer: float | None = None
 
+    @property
+    def parts(self) -> dict[str, float]:
+        """The seconds of each part, in the order in which they are shown; together they are the step."""
+        return {name: getattr(self, name) for name in ("compute", "communication", "data", "other")}
+
+    @property
+    def step(self) -> float:
+        """Seconds of all parts together."""
+        return sum(self.parts.values())
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -63,21 +72,21 @@ class Measured:
     Attributes:
         steps: number of steps: batches of each worker.
         seconds: that they took on the slowest worker, with what lies between them.
-        samples: that all workers together trained with; None where the loader does not tell.
+        samples: of all workers together; None if unknown.
         step_p50: median duration of a step, in seconds, as a mean over the workers.
         step_p95: 95 of 100 steps are shorter.
-        breakdown: where the time of a step goes; None with a loop that does not tell.
+        breakdown: where the time of a step goes; None if the loop does not measure it.
         busy: by rank, seconds per step in which the worker does not wait for others.
-        peak_memory: by rank, in bytes: of tensors on a GPU, or of the process; None where the system does not tell.
+        peak_memory: by rank, in bytes: of tensors on a GPU, or of the process; None if the system does not report it.
         launch: seconds from the start of the command to the first step.
         loss: of the last step, as a mean over the workers; None where the step returns none.
-        joules: that all nodes used meanwhile; None where nothing can be measured.
+        joules: that all nodes used meanwhile; None if it cannot be measured.
         no_joules: why ``joules`` is None.
         parameters: number of trainable parameters.
         gradient_bytes: size of the gradients of one worker.
         device: what the workers compute on, as people name it.
         nodes: number of nodes.
-        threads: that each worker computes with; 0 where that was not noted.
+        threads: that each worker computes with; 0 if unknown.
     """
 
     steps: int
@@ -98,6 +107,11 @@ class Measured:
     nodes: int = 1
     threads: int = 0
 
+    @property
+    def most_memory(self) -> int | None:
+        """Peak memory of the worker that needs most; None if unknown."""
+        return max((peak for peak in self.peak_memory if peak is not None), default=None)
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -109,10 +123,10 @@ class Measurement:
         status: how it ended.
         began: when, in seconds since 1970.
         seconds: that the whole run took.
-        measured: None unless the run has ended well.
+        measured: None unless the run was successful.
         error: what went wrong, in a line or a few.
-        output: file with all that the run has printed, below the folder of the benchmark.
-        others: number of cores that other programs used right before the run; None where that was not noted.
+        output: file with the output of the run, below the folder of the benchmark.
+        others: cores that other programs used right before the run; None if unknown.
     """
 
     cell: Cell
@@ -132,13 +146,13 @@ class BenchmarkRecord:
 
     Attributes:
         name: of the benchmark.
-        settings: what was asked for, as people shall read it.
-        facts: about the machine and the code, as people shall read it.
+        settings: the settings, as people read it.
+        facts: about the machine and the code, as people read it.
         measurements: in the order in which they were made.
-        baseline: strategy of the cells that all others are compared with: those with the fewest workers.
+        baseline: strategy that all others are compared with, at its fewest workers.
         extrapolate: numbers of workers to extrapolate to.
-        repeats: of each cell that were asked for; 0 where that was not noted.
-        asked: number of runs that were asked for; 0 where that was not noted. An interrupted benchmark has fewer.
+        repeats: planned runs of each cell; 0 if unknown.
+        asked: number of planned runs; 0 if unknown. An interrupted benchmark has fewer.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A benchmark from what is asked for to what it leaves in its folder."""
+"""Run a benchmark: from its settings to the files in its folder."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Measurement
 from itwinai.benchmark.runs.machine_info import code_of, machine_facts
 from itwinai.benchmark.runs.progress import BenchmarkProgress, plan_text
 from itwinai.benchmark.runs.run_config import RunConfigs, most_on_a_node
-from itwinai.benchmark.runs.run_executor import Work, folder_of_run, run_all
-from itwinai.benchmark.runs.run_worker import Order
+from itwinai.benchmark.runs.run_executor import PlannedRun, folder_of_run, run_all
+from itwinai.benchmark.runs.run_worker import RunRequest
 from itwinai.benchmark.runs.schedule import interleaved
 from itwinai.benchmark.runs.slurm import Job, SlurmJobs
 from itwinai.benchmark.settings import Settings, cells_of
 from itwinai.errors import ConfigurationError, MissingPackageError
-from itwinai.io.atomic import write_whole
 from itwinai.launchers.cpu_affinity import available_cores
-from itwinai.reporting.formatting import count_text, path_text
-from itwinai.run_info.redaction import without_secrets
+from itwinai.reporting.formatting import count_text, listed, path_text
+from itwinai.run_info.fingerprint import Fingerprint
 
-ASKED = "asked.json"
+FINGERPRINT = "fingerprint.json"
 TABLE = "table.csv"
 
 
@@ -36,9 +35,9 @@ class Benchmark:
     """A benchmark of the run that a config describes.
 
     Attributes:
-        settings: what is asked for.
+        settings: strategies, numbers of workers, and so on.
         config: the user's, with all defaults, as plain values.
-        folder: for everything.
+        folder: for all files.
         name: of the benchmark.
         slurm: options for sbatch; None runs on this machine, and Ray's workers on the cluster of ``RAY_ADDRESS``.
         workers_per_node: most workers of a node; None for all on one.
@@ -57,32 +56,31 @@ class Benchmark:
         """Run what is missing, and write records, table and report; return all that is known.
 
         Args:
-            resume: go on with the benchmark in the folder, which may be asked for more strategies, workers or repeats
-                than before.
+            resume: continue the benchmark in the folder; strategies, workers and repeats may be added.
             retry_failed: run cells again that have failed.
 
         Raises:
-            ConfigurationError: what is asked for makes no sense, there is a benchmark in the folder already, or the
-                one to resume was asked for something else.
+            ConfigurationError: a setting is wrong, there is a benchmark in the folder already, or the one to resume
+                has other settings.
         """
         threads = self.threads(resume)
-        works = self._works(threads)
+        planned_runs = self._planned_runs(threads)
         before = self._measured_before(resume, threads)
         done = {(one.cell, one.repeat) for one in before if one.status == "measured" or not retry_failed}
-        missing = [work for work in works if (work.cell, work.repeat) not in done]
+        missing = [planned for planned in planned_runs if (planned.cell, planned.repeat) not in done]
         hopeless = () if retry_failed else before
-        record = self._record(before, len(works), threads)
+        record = self._record(before, len(planned_runs), threads)
         most = most_on_a_node(self.settings.workers, self.workers_per_node)
         on_slurm = self.slurm is not None
-        self._say(plan_text(self.settings, len(works), len(missing), self.folder, threads, most, on_slurm))
+        self._say(plan_text(self.settings, len(planned_runs), len(missing), self.folder, threads, most, on_slurm))
         progress = BenchmarkProgress(len(missing), self.folder)
         try:
             for measurement in self._measure(missing, hopeless, progress):
                 progress.ended(measurement)
                 record = replace(record, measurements=(*record.measurements, measurement))
         except KeyboardInterrupt:
-            what = "; this is what there is until now" if record.measurements else ""
-            self._say(f"\nInterrupted. The same command with --resume goes on{what}.")
+            what = "; these are the results so far" if record.measurements else ""
+            self._say(f"\nInterrupted. The same command with --resume continues{what}.")
             raise
         finally:
             if record.measurements:
@@ -90,38 +88,42 @@ class Benchmark:
         return record
 
     def _measure(
-        self, works: Sequence[Work], before: Sequence[Measurement], progress: BenchmarkProgress
+        self, planned_runs: Sequence[PlannedRun], before: Sequence[Measurement], progress: BenchmarkProgress
     ) -> Iterator[Measurement]:
         path = self.folder / RECORDS
         if self.slurm is None:
-            yield from _kept(run_all(works, self.folder, self.settings.limit, before, begins=progress.begins), path)
+            yield from _kept(
+                run_all(planned_runs, self.folder, self.settings.limit, before, begins=progress.begins), path
+            )
             return
         slurm = self._slurm_jobs()
-        jobs = [job for job in slurm.left_behind() if job.has_works()]
-        waiting = {(work.cell, work.repeat) for job in jobs for work in job.works}
-        jobs += slurm.submit([work for work in works if (work.cell, work.repeat) not in waiting])
+        jobs = [job for job in slurm.left_behind() if job.has_runs()]
+        waiting = {(planned.cell, planned.repeat) for job in jobs for planned in job.planned_runs}
+        jobs += slurm.submit([planned for planned in planned_runs if (planned.cell, planned.repeat) not in waiting])
         self._say(_submitted(jobs))
         try:
             yield from _kept(slurm.collect(jobs), path)
-            self._tell_of_missing(works, jobs)
+            self._report_missing(planned_runs, jobs)
         except KeyboardInterrupt:
             numbers = " ".join(job.number for job in jobs if not job.is_over())
             self._say(
-                f"The jobs {numbers} go on. The same command with --resume collects what they measure; "
+                f"The jobs {numbers} continue. The same command with --resume collects what they measure; "
                 f"`scancel {numbers}` ends them."
             )
             raise
 
-    def _tell_of_missing(self, works: Sequence[Work], jobs: Sequence[Job]) -> None:
+    def _report_missing(self, planned_runs: Sequence[PlannedRun], jobs: Sequence[Job]) -> None:
         """Say which jobs have ended before all of their runs were made."""
         measured = read_measurements(self.folder / RECORDS)
         done = {(one.cell, one.repeat) for one in measured}
         failed = {one.cell for one in measured if one.status != "measured"}
         for job in jobs:
             left = [
-                work
-                for work in works
-                if work.cell.workers == job.workers and (work.cell, work.repeat) not in done and work.cell not in failed
+                planned
+                for planned in planned_runs
+                if planned.cell.workers == job.workers
+                and (planned.cell, planned.repeat) not in done
+                and planned.cell not in failed
             ]
             if left:
                 self._say(
@@ -136,22 +138,22 @@ class Benchmark:
         return slurm
 
     def threads(self, resume: bool) -> int:
-        """Return how many threads each worker computes with: as many in all cells, or their speeds say nothing.
+        """Return the threads of each worker: as many in all cells, so that their speeds can be compared.
 
         Args:
-            resume: whether a benchmark in the folder goes on, which keeps its number.
+            resume: whether a benchmark in the folder continues, which keeps its number.
         """
         given = self.settings.threads or self.config["trainer"].get("cpu_threads") or os.environ.get("OMP_NUM_THREADS")
-        if given is None and resume and (self.folder / ASKED).exists():
-            given = json.loads((self.folder / ASKED).read_text()).get("threads")
+        if given is None and resume and (self.folder / FINGERPRINT).exists():
+            given = json.loads((self.folder / FINGERPRINT).read_text()).get("threads")
         if given is not None:
             return int(given)
         if self.slurm is not None:  # of whose nodes nothing is known here; a task has one core unless it asks for more
             return int(self.slurm.get("cpus-per-task", self.slurm.get("c", 1)))
         return max(available_cores() // most_on_a_node(self.settings.workers, self.workers_per_node), 1)
 
-    def _works(self, threads: int) -> list[Work]:
-        """Return all runs, having seen that their configs are right."""
+    def _planned_runs(self, threads: int) -> list[PlannedRun]:
+        """Return all runs, after checking their configs."""
         if self.slurm is not None:
             self._slurm_jobs()
         _check_names(self.settings.strategies)
@@ -161,51 +163,46 @@ class Benchmark:
             config = configs.of(cell, str(self.folder))
             if self.check is not None:
                 told = ", ".join(f"{path}={value}" for path, value in cell.axes) or cell.strategy
-                self.check(config, f"{told} is no value for a run")
-        works = []
+                self.check(config, f"{told} is not valid for a run")
+        planned_runs = []
         for cell, repeat in interleaved(cells, self.settings.repeats, self.settings.seed):
             folder = str(self.folder / folder_of_run(cell, repeat))
             settings = self.settings
-            order = Order(configs.of(cell, folder), folder, settings.steps, settings.warmup, settings.seconds)
-            works.append(Work(cell, repeat, order))
-        return works
+            request = RunRequest(configs.of(cell, folder), folder, settings.steps, settings.warmup, settings.seconds)
+            planned_runs.append(PlannedRun(cell, repeat, request))
+        return planned_runs
 
     def _measured_before(self, resume: bool, threads: int) -> tuple[Measurement, ...]:
-        """Return what was measured before, having seen that it may be gone on with."""
+        """Return what was measured before, after checking that it may be continued."""
         if not (self.folder / HEAD).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
         elif not resume:
             raise ConfigurationError(
-                f"There is a benchmark in {self.folder} already. Go on with it with --resume, or give another --folder."
+                f"There is a benchmark in {self.folder} already. Continue it with --resume, or give another --folder."
             )
         elif any(one.status == "measured" for one in read_measurements(self.folder / RECORDS)):
             self._check_same(threads)
-        write_whole(self.folder / ASKED, json.dumps(self._asked(threads), indent=1) + "\n")
+        self._fingerprint(threads).write(self.folder / FINGERPRINT)
         path = self.folder / RECORDS
         for job in SlurmJobs(self.folder).left_behind():  # what they have measured while no command waited
             over = self.slurm is not None and job.is_over()
             deque(_kept(read_measurements(job.folder / RECORDS), path), maxlen=0)
             if over:
-                job.forget_works()
+                job.forget_runs()
         return read_measurements(path)
 
-    def _asked(self, threads: int) -> dict[str, Any]:
+    def _fingerprint(self, threads: int) -> Fingerprint:
         """Return what has to be the same for figures to be comparable."""
         settings = self.settings
         same = {"steps": settings.steps, "warmup": settings.warmup, "seconds": settings.seconds, "seed": settings.seed}
-        asked = {**same, "threads": threads, "code": code_of(self.config), "config": without_secrets(dict(self.config))}
-        plain: dict[str, Any] = json.loads(json.dumps(asked))
-        return plain
+        return Fingerprint.of({**same, "threads": threads, "code": code_of(self.config), "config": self.config})
 
     def _check_same(self, threads: int) -> None:
-        path = self.folder / ASKED
-        before = json.loads(path.read_text()) if path.exists() else {}
-        now = self._asked(threads)
-        if differing := sorted(_differing(before, now)):
-            shown = ", ".join(differing[:6]) + (" ..." if len(differing) > 6 else "")
+        changes = self._fingerprint(threads).changes(self.folder / FINGERPRINT)
+        if differing := sorted(name.removeprefix("config.") for name in changes):
             raise ConfigurationError(
-                f"The benchmark in {self.folder} was measured with other settings: {shown}. Figures of both cannot be "
-                "compared. Ask for the same with --resume, or give another --folder."
+                f"The benchmark in {self.folder} was measured with other settings: {listed(differing, 6)}. The figures "
+                "cannot be compared. Use the same settings with --resume, or another --folder."
             )
 
     def _record(self, measurements: tuple[Measurement, ...], asked: int, threads: int) -> BenchmarkRecord:
@@ -213,7 +210,7 @@ class Benchmark:
         earlier = read_record(self.folder) if (self.folder / HEAD).exists() else BenchmarkRecord(self.name)
         record = BenchmarkRecord(
             name=self.name,
-            settings=_told(settings, self.config, threads),
+            settings=_settings_text(settings, self.config, threads),
             facts=earlier.facts or machine_facts(),
             measurements=measurements,
             baseline=settings.baseline,
@@ -230,16 +227,15 @@ class Benchmark:
 
 
 def conclude(record: BenchmarkRecord, folder: Path) -> None:
-    """Write table and report of a benchmark, and print what it comes to."""
-    from itwinai.benchmark.report import write_report
+    """Write table and report of a benchmark, and print them."""
+    from itwinai.benchmark.report.page import write_report
+    from itwinai.benchmark.report.tables import benchmark_text, write_table
     from itwinai.benchmark.statistics.summary import summarize
-    from itwinai.benchmark.telling.table import write_table
-    from itwinai.benchmark.telling.terminal_table import table_text
 
     summary = summarize(record)
     write_table(summary, folder / TABLE)
     report = write_report(record, folder)
-    print(table_text(summary))
+    print(benchmark_text(summary))
     places = {"report": report, "pictures": folder / "pictures", "table": folder / TABLE, "records": folder / RECORDS}
     lines = [f"{name:<12}{path_text(path)}" for name, path in places.items() if path.exists()]
     print("\n".join(lines), flush=True)
@@ -255,8 +251,8 @@ def _check_names(strategies: Sequence[str]) -> None:
                 make_strategy(name)
 
 
-def _told(settings: Settings, config: Mapping[str, Any], threads: int) -> dict[str, str]:
-    """Return what was asked for, for people."""
+def _settings_text(settings: Settings, config: Mapping[str, Any], threads: int) -> dict[str, str]:
+    """Return the settings for people."""
     told: dict[str, Any] = {
         "model": config["model"].get("class_path", "") if isinstance(config.get("model"), Mapping) else "",
         "strategies": ", ".join(settings.strategies),
@@ -274,7 +270,7 @@ def _told(settings: Settings, config: Mapping[str, Any], threads: int) -> dict[s
 
 def _submitted(jobs: Sequence[Job]) -> str:
     told = ", ".join(f"{job.number} ({count_text(job.workers, 'worker')})" for job in jobs)
-    return f"waiting for the job{'s' * (len(jobs) > 1)} {told}" if jobs else "there is nothing to wait for"
+    return f"waiting for the job{'s' * (len(jobs) > 1)} {told}" if jobs else "no jobs to wait for"
 
 
 def _kept(measurements: Iterable[Measurement], path: Path) -> Iterator[Measurement]:
@@ -284,11 +280,3 @@ def _kept(measurements: Iterable[Measurement], path: Path) -> Iterator[Measureme
         if (one.cell, one.repeat, one.began) not in known:
             append_measurement(one, path)
             yield one
-
-
-def _differing(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for name in {*before, *now}:
-            yield from _differing(before.get(name), now.get(name), f"{path}.{name}".lstrip("."))
-    elif before != now:
-        yield path.removeprefix("config.")

@@ -1,4 +1,4 @@
-"""What a benchmark is asked for."""
+"""The settings of a benchmark, and the cells that follow from them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from itwinai.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Settings:
-    """What a benchmark is asked for.
+    """The settings of a benchmark.
 
     Attributes:
         strategies: as the trainer takes them.
         workers: numbers of workers, over all nodes.
-        repeats: how often each cell is run. With less than 3 there is no telling chance from difference.
+        repeats: runs of each cell. Fewer than 3 cannot separate differences from chance.
         scalings: how the batch goes with the number of workers: ``strong``, ``weak``, or both.
-        axes: values by path in the config, of all else that is to be varied.
+        axes: values by path in the config, of all else that varies.
         steps: number of steps that are measured: batches of each worker.
-        seconds: measure more steps if these take less time, which makes chance smaller.
-        warmup: number of steps before them, which are not: caches fill, algorithms are chosen, code is compiled.
+        seconds: measure more steps if these take less time, which reduces the effect of chance.
+        warmup: steps before them: caches fill, algorithms are chosen, code is compiled.
         limit: seconds after which a run is ended, and counts as one that hangs.
         baseline: strategy that all others are compared with, at its smallest number of workers. ``single`` is one
-            process, which is run beside the strategies that are asked for.
+            process, which runs beside the strategies.
         extrapolate: numbers of workers to extrapolate to; by default up to eight times the largest measured.
         seed: of the order in which the cells are run, and of the runs if the config has none.
         threads: that each worker computes with, in all cells; by default the cores of a node divided by the largest

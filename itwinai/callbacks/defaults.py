@@ -78,7 +78,7 @@ class ModuleCallbacks(lightning_trainer.CallbackConnector):
     Args:
         trainer: the trainer.
         stock: lightning's connector.
-        defaults: those of the trainer's callbacks that nobody has given.
+        defaults: those of the trainer's callbacks that you have not given.
     """
 
     def __init__(self, trainer: Trainer, stock: Any, defaults: Sequence[Callback]) -> None:

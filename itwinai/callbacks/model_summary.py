@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.utilities.model_summary.model_summary import get_human_readable_count
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
 
 
 class ShortModelSummary(ModelSummary):
@@ -17,6 +18,7 @@ class ShortModelSummary(ModelSummary):
     """
 
     @staticmethod
+    @override
     def summarize(
         summary_data: list[tuple[str, list[str]]],
         total_parameters: int,

@@ -18,13 +18,13 @@ from itwinai.launchers.cpu_affinity import cores_of_each, own_cores, quota
 from itwinai.loggers.adapters.files import hand_over
 from itwinai.monitoring.sample_count import batch_size_of
 from itwinai.profiling.pyspy import StackSampler
-from itwinai.profiling.recommendations import Setting
 from itwinai.profiling.step_timer import WARM_UP, StepClock, StepSplit, split_of
 from itwinai.profiling.torch_profiler import OperatorProfile, Windows, peak_memory
-from itwinai.reporting.output import is_fast_dev_run, tell
+from itwinai.reporting.output import is_fast_dev_run, print_report
 from itwinai.reporting.run_dir import run_folder
 from itwinai.reporting.sections import Section
-from itwinai.reporting.steps import Profile, files_of, sections_of, write_files
+from itwinai.reporting.sections.step_recommendations import Setting
+from itwinai.reporting.sections.steps import Profile, files_of, sections_of, write_files
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class ProfilingCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell what was found, unless a summary does, and hand the files over to the loggers."""
         if stage == "fit" and self.profile is not None:
-            tell(trainer, "where the time of a step goes", self)
+            print_report(trainer, "where the time of a step goes", self)
             hand_over(trainer.loggers, files_of(self.profile), self.profile.folder.parent)
 
     def report(self) -> list[Section]:

@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+from typing_extensions import override
 
 from itwinai.data.batch_size import samples_in
 from itwinai.launchers.environment import NOTEBOOK
@@ -73,6 +74,7 @@ class TimedProgressBar(TQDMProgressBar):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_above": ExitStack()}
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._above.close()
@@ -84,14 +86,17 @@ class TimedProgressBar(TQDMProgressBar):
         elif self.is_enabled:
             self._above.enter_context(above_bars())
 
+    @override
     def teardown(self, *args: Any, **kwargs: Any) -> None:
         super().teardown(*args, **kwargs)
         self._forget_bars()
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
         self._forget_bars()
 
+    @override
     def on_train_start(self, trainer: Trainer, *args: Any) -> None:
         super().on_train_start(trainer, *args)
         self._fit_began = time.monotonic()
@@ -99,12 +104,14 @@ class TimedProgressBar(TQDMProgressBar):
         self._sizes_known = True
         self.on_train_epoch_start(trainer)  # lightning does not call it for an epoch that is resumed in its midst
 
+    @override
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)
         self._first_batch = None
         self._epoch_began = time.monotonic()
         self._restart()
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -142,6 +149,7 @@ class TimedProgressBar(TQDMProgressBar):
         bar.bar_format = self.BAR_FORMAT.replace("<{remaining}", "")
         return bar
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._writes_lines:
             when_hooks_are_done(trainer, partial(self._end_epoch, trainer, trainer.current_epoch))  # they may log
@@ -149,49 +157,59 @@ class TimedProgressBar(TQDMProgressBar):
         self.train_progress_bar.n = trainer.fit_loop.batch_idx + 1
         super().on_train_epoch_end(trainer, pl_module)
 
+    @override
     def on_train_end(self, *args: Any) -> None:
         super().on_train_end(*args)
         if self._waiting:
             self._write(self._waiting)
 
+    @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not (trainer.sanity_checking or self._writes_lines):
             self.train_progress_bar.n = trainer.fit_loop.batch_idx + 1  # it does not move meanwhile, and would lag
         super().on_validation_start(trainer, pl_module)
         self._restart()
 
+    @override
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if self._is_due(trainer, *args, **kwargs):
             super().on_validation_batch_end(trainer, *args, **kwargs)
             self._restart()
 
+    @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_test_start(trainer, pl_module)
         self._restart()
 
+    @override
     def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if self._is_due(trainer, *args, **kwargs):
             super().on_test_batch_end(trainer, *args, **kwargs)
             self._restart()
 
+    @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_predict_start(trainer, pl_module)
         self._restart()
 
+    @override
     def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if self._is_due(trainer, *args, **kwargs):
             super().on_predict_batch_end(trainer, *args, **kwargs)
             self._restart()
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _fill(self.val_progress_bar)
         super().on_validation_end(trainer, pl_module)
         self._restart()
 
+    @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _fill(self.test_progress_bar)
         super().on_test_end(trainer, pl_module)
 
+    @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _fill(self.predict_progress_bar)
         super().on_predict_end(trainer, pl_module)

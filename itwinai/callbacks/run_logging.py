@@ -15,7 +15,7 @@ from itwinai.compat import lightning_logging, lightning_trainer
 from itwinai.compat import torch as compat_torch
 from itwinai.data.batch_size import samples_in
 from itwinai.errors import ConfigurationError
-from itwinai.loggers.adapters import Sink, sink_of
+from itwinai.loggers.adapters import LoggerAdapter, adapters_of
 from itwinai.loggers.log_step import is_log_step, log_step
 from itwinai.loggers.metric_callback import ReportingCallback
 from itwinai.profiling.step_timer import Phase, StepClock, percentile
@@ -57,7 +57,7 @@ class LoggingCallback(ReportingCallback):
         self.model = model
         self.facts: RunFacts | None = None
         self.step_clock: StepClock | None = None
-        self._sinks: list[Sink] = []
+        self._adapters: list[LoggerAdapter] = []
         self._logged = (0, 0, 0, 0, 0)  # what the clock said at the last log step
         self._norm: Tensor | None = None
         self._clips = True
@@ -65,7 +65,7 @@ class LoggingCallback(ReportingCallback):
         self._example: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_sinks": [], "step_clock": None, "_norm": None, "_parameters": [], "_example": None}
+        return {**vars(self), "_adapters": [], "step_clock": None, "_norm": None, "_parameters": [], "_example": None}
 
     # ---------------------------------------------------------------------------------------------- start, end
 
@@ -80,7 +80,7 @@ class LoggingCallback(ReportingCallback):
                 "ItwinaiTrainer(logger='csv')), or leave the callback out."
             )
         if trainer.is_global_zero:
-            self._sinks = [sink_of(logger) for logger in trainer.loggers]
+            self._adapters = adapters_of(trainer)
             self._say_what_is_left_out(trainer)
         self._logged = (0, 0, 0, 0, 0)
 
@@ -92,11 +92,11 @@ class LoggingCallback(ReportingCallback):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "resolved-config.yaml")
             path.write_text(config_of(trainer))
-            for sink in self._sinks:
-                sink.facts(trainer, self.facts)
-                sink.file(path)
+            for adapter in self._adapters:
+                adapter.facts(trainer, self.facts)
+                adapter.file(path)
                 if self.per_rank:
-                    sink.open_ranks(trainer.world_size)
+                    adapter.open_ranks(trainer.world_size)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the module, and end the runs of single workers."""
@@ -109,16 +109,16 @@ class LoggingCallback(ReportingCallback):
         self._finish("failed")
 
     def _finish(self, status: str) -> None:
-        for sink in self._sinks:
-            sink.finish(status)
-        self._sinks = []
+        for adapter in self._adapters:
+            adapter.finish(status)
+        self._adapters = []
         self._parameters = []
         self._example = None
 
     def _say_what_is_left_out(self, trainer: Trainer) -> None:
         asked = {"rank_metrics": self.per_rank, "figure": self.figures, "model": self.model}
         for what in [name for name, on in asked.items() if on]:
-            if not any(what in sink.takes for sink in self._sinks):
+            if not any(what in adapter.takes for adapter in self._adapters):
                 kinds = ", ".join(type(logger).__name__ for logger in trainer.loggers)
                 warn_user(f"LoggingCallback: no logger of this run ({kinds}) takes {_WORDS[what]}.")
 
@@ -132,7 +132,7 @@ class LoggingCallback(ReportingCallback):
         )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the module's parameters anew: other callbacks may have added some."""
+        """Look at the module's parameters again: other callbacks may have added some."""
         self._parameters = []
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
@@ -141,7 +141,7 @@ class LoggingCallback(ReportingCallback):
             self._norm = self._gradient_norm(trainer)
 
     def idles_in(self, hook: str) -> bool:
-        """Tell whether a hook need not be called: gradients that nobody clips are there after the step as well."""
+        """Tell whether a hook need not be called: without clipping, gradients are the same after the step."""
         unclipped = hook == "on_before_optimizer_step" and not (self.gradient_norm and self._clips)
         return unclipped or super().idles_in(hook)
 
@@ -204,9 +204,9 @@ class LoggingCallback(ReportingCallback):
 
     def _log_ranks(self, trainer: Trainer, speed: dict[str, float]) -> None:
         gathered = gather_of(trainer.strategy)({**lightning_logging.step_values(trainer), **speed})
-        for sink in self._sinks:
+        for adapter in self._adapters:
             for rank, metrics in enumerate(gathered):
-                sink.rank_metrics(rank, metrics, log_step(trainer))
+                adapter.rank_metrics(rank, metrics, log_step(trainer))
 
     # ------------------------------------------------------------------------------------------------- figures
 
@@ -224,8 +224,8 @@ class LoggingCallback(ReportingCallback):
             return
         # On all workers: to compute a metric takes them all. What is computed here is not computed again later.
         for name, figure in figures_of(pl_module, stage):
-            for sink in self._sinks:
-                sink.figure(name, figure, log_step(trainer))
+            for adapter in self._adapters:
+                adapter.figure(name, figure, log_step(trainer))
 
     # --------------------------------------------------------------------------------------------------- model
 
@@ -234,8 +234,8 @@ class LoggingCallback(ReportingCallback):
             whole = copy.deepcopy(module).cpu()
             if whole.hparams:
                 lightning_trainer.replace_hyperparameters(whole, without_secrets(dict(whole.hparams)))
-            for sink in self._sinks:
-                sink.model(whole, self._example)
+            for adapter in self._adapters:
+                adapter.model(whole, self._example)
         except Exception as error:  # copying and pickling run the user's own code, and the training has ended well
             warn_user(
                 f"LoggingCallback: the trained module is not kept with the run, since it cannot be copied, pickled or "

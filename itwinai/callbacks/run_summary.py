@@ -11,18 +11,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from itwinai.compat import lightning_dataloaders, lightning_loops, lightning_trainer
 from itwinai.interfaces import StepWatcher
 from itwinai.io.atomic import write_whole
-from itwinai.loggers.adapters import sink_of
+from itwinai.loggers.adapters import adapters_of
 from itwinai.loggers.adapters.files import PATIENCE, hand_over
 from itwinai.loggers.in_memory import Recorder
 from itwinai.monitoring.sample_count import trained_samples, why_unknown
 from itwinai.profiling.step_timer import StepClock
 from itwinai.reporting.formatting import count_text, origin
 from itwinai.reporting.html import page
-from itwinai.reporting.metric_curves import metrics_section
 from itwinai.reporting.output import is_fast_dev_run, sections_of_all
-from itwinai.reporting.run import RunTimes, TimeSplit, environment_section, run_section
 from itwinai.reporting.run_dir import run_folder
 from itwinai.reporting.sections import Section
+from itwinai.reporting.sections.metrics import metrics_section
+from itwinai.reporting.sections.run import RunTimes, TimeSplit, environment_section, run_section
 from itwinai.reporting.terminal import in_terminal
 from itwinai.run_info.config import config_of
 from itwinai.run_info.run import RunFacts, facts_of
@@ -47,7 +47,7 @@ class RunSummary(Callback):
         page: the page that was written.
     """
 
-    tells_of_all = True
+    reports_all = True
 
     def __init__(self, *, terminal: bool = True, path: str | Path | bool = True) -> None:
         self.terminal = terminal
@@ -138,7 +138,7 @@ class RunSummary(Callback):
 
     def _sections(self, trainer: Trainer, recorder: Recorder | None) -> list[Section]:
         assert self._facts is not None and self._course is not None
-        places = [sink_of(logger).place() for logger in trainer.loggers]
+        places = [adapter.place() for adapter in adapters_of(trainer)]
         return [
             run_section(self._course, self._facts, [place for place in places if place]),
             metrics_section(None if recorder is None else recorder.curves),

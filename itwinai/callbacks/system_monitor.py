@@ -194,7 +194,7 @@ class SystemMonitor(ReportingCallback):
 
     def report(self) -> list[Section]:
         """Return what was measured, for people."""
-        from itwinai.reporting.system import system_sections
+        from itwinai.reporting.sections.system import system_sections
 
         return [] if self.summary is None else system_sections(self.summary)
 

@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
 
 from itwinai.checkpoints import portable_file, sharded
 from itwinai.checkpoints import state as checkpoint_state
@@ -142,7 +143,7 @@ class PortableCheckpointIO(CheckpointIO):
             _remove(str(path))
 
     def teardown(self) -> None:
-        """Wait until everything is written; what failed and nobody has asked for is warned of."""
+        """Wait until everything is written; warn of failures that have not been raised."""
         self._writer.close()
         self._coming = []
         for path, error in self.take_failed():
@@ -202,13 +203,16 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         # Workers have their own, and these may be large.
         return {**vars(self), "parts_of_workers": None}
 
+    @override
     def choose(self, given: str | None) -> str | None:
         self.first = given or self.resume
         return AUTO if self.since else self.first
 
-    def locate(self, path: str) -> str | None:
-        if str(path) != AUTO:
-            filesystem, place = fsspec.core.url_to_fs(str(path))
+    @override
+    def locate(self, path: str | os.PathLike[str]) -> str | None:
+        path = os.fspath(path)  # `ckpt_path` takes a Path as well
+        if path != AUTO:
+            filesystem, place = fsspec.core.url_to_fs(path)
             if not filesystem.exists(place):
                 meant = did_you_mean(path, _checkpoints_beside(path) if "://" not in path else ())
                 raise MissingCheckpointError(
@@ -224,6 +228,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
             rank_zero_info("itwinai: there is no valid checkpoint yet; training starts from scratch")
         return located
 
+    @override
     def restore_loops(self) -> None:
         trainer = self.trainer
         try:
@@ -252,6 +257,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
             return newest_valid(folders) if self.first == AUTO else self.first
         return newest
 
+    @override
     def complete(self, checkpoint: dict[str, Any], weights_only: bool) -> None:
         if weights_only or not self._knows_all_workers():
             return
@@ -281,6 +287,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         """Whether the strategy is not one of lightning's own that shards the state over several workers."""
         return isinstance(self.trainer.strategy, Gathering) or self.trainer.world_size == 1
 
+    @override
     def adapt(self, checkpoint: dict[str, Any]) -> None:
         section = checkpoint_state.ItwinaiState.of(checkpoint)
         if section is None or not self._knows_all_workers():
@@ -296,6 +303,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
             )
         ]
 
+    @override
     def take(self, checkpoint: dict[str, Any]) -> None:
         # Strategies that shard in their own way have the optimizer elsewhere.
         if "optimizer_states" not in checkpoint and self.trainer.strategy.lightning_restore_optimizer:
@@ -318,6 +326,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
             )
         )
 
+    @override
     def explain_mismatch(self, weights: Mapping[str, Any], error: RuntimeError) -> None:
         module = self.trainer.lightning_module
         own = module.state_dict()

@@ -204,7 +204,7 @@ def match_optimizer_state(
     Args:
         state: as ``state_dict()`` of torch's optimizers gives it.
         saved: names of the parameters that it belongs to, by group.
-        wanted: the same of the optimizer that shall get it.
+        wanted: the same of the optimizer that gets it.
 
     Raises:
         CheckpointError: a parameter that is wanted has not been saved.

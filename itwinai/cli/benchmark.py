@@ -225,8 +225,9 @@ def _compare(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     _need_packages()
 
-    from itwinai.benchmark.comparison.compare_report import compare, comparison_text, write_comparison
+    from itwinai.benchmark.comparison import compare
     from itwinai.benchmark.record_file import read_record
+    from itwinai.benchmark.report.compare_report import comparison_text, write_comparison
 
     comparison = compare(read_record(given.a), read_record(given.b))
     print(comparison_text(comparison))

@@ -1,35 +1,46 @@
-"""`itwinai benchmark links` and `itwinai benchmark simulate`: what the links carry, and how far a model would scale."""
+"""`itwinai benchmark links` and `itwinai benchmark simulate`: speed of the links, and scaling predicted from it."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from itwinai.cli.arguments import ArgumentParser
 
 if TYPE_CHECKING:
     from itwinai.benchmark.simulate import Prediction, Workload
-    from itwinai.benchmark.simulate.from_record import Comparison
-    from itwinai.benchmark.simulate.links_file import MeasuredLinks
+    from itwinai.benchmark.simulate.calibration import PredictedCell
+    from itwinai.benchmark.simulate.measured_links import MeasuredLinks
 
 _WIDTH = 100
 
 USELESS = 0.5
 """Median error of a model from which nothing follows."""
 
+_EPILOG = """
+examples:
+  itwinai benchmark links --workers 2,4 -o links.json
+  itwinai benchmark simulate --from benchmarks/resnet --links links.json --workers 1,2,...,64 \\
+      --node-latency 5us --node-bandwidth 25GB/s
+  itwinai benchmark simulate --compute 120ms --gradients 100MB --parameters 25M --batch 4096 --workers-per-node 4 \\
+      --latency 5us --bandwidth 200GB/s --node-latency 10us --node-bandwidth 25GB/s --strategies ddp,zero1,zero3
+"""
+
 
 def links(argv: list[str]) -> int:
-    """Measure the links between workers, and show them.
+    """Measure the links between workers, and print them.
 
     Args:
         argv: the arguments after ``links``.
 
     Raises:
-        ConfigurationError: what is asked for cannot be measured here.
-        WorkerError: a worker has failed.
+        ConfigurationError: the links cannot be measured here.
+        WorkerError: a worker failed.
     """
     parser = ArgumentParser(
         prog="itwinai benchmark links",
@@ -42,14 +53,14 @@ def links(argv: list[str]) -> int:
     parser.add_argument("-o", "--output", type=Path, help="file for the links, which `simulate --links` reads")
     given = parser.parse_args(argv)
 
-    from itwinai.benchmark.simulate.links_file import write_links
-    from itwinai.benchmark.simulate.measure_links import measure_links
+    from itwinai.benchmark.simulate.measured_links import write_links
+    from itwinai.benchmark.simulate.network_benchmark import measure_links
     from itwinai.benchmark.simulate.units import numbers_of_workers
 
     measured = measure_links(None if given.workers is None else numbers_of_workers(given.workers), given.backend)
-    if measured is None:  # rank 0 tells
+    if measured is None:  # rank 0 prints
         return 0
-    _show_links(measured)
+    _print_links(measured)
     if given.output is not None:
         write_links(measured, given.output)
         print(f"\nwritten: {given.output}")
@@ -57,133 +68,126 @@ def links(argv: list[str]) -> int:
 
 
 def simulate(argv: list[str]) -> int:
-    """Predict the steps of more workers, and show them.
+    """Predict steps with more workers, and print them.
 
     Args:
         argv: the arguments after ``simulate``.
 
     Raises:
-        ConfigurationError: something is missing, or makes no sense.
+        ConfigurationError: an option is missing or wrong.
     """
-    from itwinai.benchmark.simulate import flags
+    from itwinai.benchmark.simulate.options import SimulationOptions
 
-    given = flags.simulate_parser().parse_args(argv)
-    flags.check(given)
+    parser = ArgumentParser(
+        prog="itwinai benchmark simulate",
+        usage="itwinai benchmark simulate (--from FOLDER | --compute TIME --gradients SIZE ...)\n"
+        "                                  (--links FILE | --latency TIME --bandwidth RATE ...) ...",
+        description="Predict the time of a step on up to thousands of workers, from the time of one worker and the "
+        "speed of the links. It is a model, and says what it assumes.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    SimulationOptions.add_to(parser)
+    options = SimulationOptions(**vars(parser.parse_args(argv)))
 
     from itwinai.benchmark.record_file import read_record
-    from itwinai.benchmark.simulate import asked
     from itwinai.benchmark.simulate import simulate as predict
-    from itwinai.benchmark.simulate.from_record import compare
-    from itwinai.benchmark.simulate.links_file import read_links
-    from itwinai.benchmark.simulate.picture import check_picture, write_picture
-    from itwinai.benchmark.simulate.strategies import exchange_of
-    from itwinai.benchmark.simulate.table import prediction_table, write_predictions
-    from itwinai.benchmark.simulate.words import topology_told, workload_told
+    from itwinai.benchmark.simulate.calibration import predict_cells
+    from itwinai.benchmark.simulate.explain import prediction_table, topology_text, workload_text, write_predictions
+    from itwinai.benchmark.simulate.measured_links import read_links
+    from itwinai.benchmark.simulate.plot import plot_predictions
+    from itwinai.benchmark.simulate.strategy_models import strategy_model
 
-    if given.picture is not None:
-        check_picture(given.picture)
-    measured = None if given.links is None else read_links(given.links)
-    record = None if given.folder is None else read_record(given.folder)
-    topology = asked.topology_asked(given, measured)
-    options = asked.options_asked(given, measured)
-    exchanges = [exchange_of(name, options) for name in asked.strategies_asked(given, record)]
-    scaling = asked.scaling_asked(given, record)
-    of_strategies = {one.name: asked.workload_asked(given, record, measured, one.name) for one in exchanges}
-    workload, chosen = of_strategies[exchanges[0].name]
-    workers, left_out = asked.workers_asked(given, workload, topology, scaling)
+    measured = None if options.links is None else read_links(options.links)
+    record = None if options.folder is None else read_record(options.folder)
+    topology, model, scaling = options.topology(measured), options.model(measured), options.scaling_of(record)
+    models = [strategy_model(name, model) for name in options.strategy_names(record)]
+    workloads = {one.name: options.workload(record, measured, one.name) for one in models}
+    workload, chosen = workloads[models[0].name]
+    workers, left_out = options.worker_counts(workload, topology, scaling)
     predictions = [
         prediction
-        for one in exchanges
-        for prediction in predict(of_strategies[one.name][0], topology, one, workers, scaling, given.precision)
+        for one in models
+        for prediction in predict(workloads[one.name][0], topology, one, workers, scaling, options.precision)
     ]
 
-    _say(f"Simulated, not measured: {scaling} scaling.")
-    for names, told in _alike({name: workload_told(one) for name, (one, _) in of_strategies.items()}).items():
-        _say(f"one worker: {f'{names}: ' if names else ''}{told}", indent=12)
-    _say(f"links:      {topology_told(topology)}", indent=12)
+    _print(f"Simulated, not measured: {scaling} scaling.")
+    for names, text in _by_text({name: workload_text(one) for name, (one, _) in workloads.items()}).items():
+        _print(f"one worker: {f'{names}: ' if names else ''}{text}", indent=12)
+    _print(f"links:      {topology_text(topology)}", indent=12)
     print(f"\n{prediction_table(predictions)}")
     for line in filter(None, (chosen, left_out)):
-        _say(line)
-    comparisons = []
+        _print(line)
+    cells: list[PredictedCell] = []
     if record is not None:
-        workloads = functools.cache(functools.partial(asked.record_workloads, given, record, measured))
-        comparisons = compare(record, workloads, topology, options)
-        _show_comparison(comparisons)
-    _say_conclusions(workload, predictions, _median_error(comparisons))
-    if given.csv is not None:
-        write_predictions(predictions, given.csv)
-        print(f"written: {given.csv}")
-    if given.picture is not None:
-        write_picture(predictions, given.picture)
-        print(f"written: {given.picture}")
+        recorded = functools.cache(functools.partial(options.recorded_workloads, record, measured))
+        cells = predict_cells(record, recorded, topology, model)
+        _print_errors(cells)
+    _print_conclusions(workload, predictions, [abs(one.error) for one in cells if one.error is not None])
+    if options.csv is not None:
+        write_predictions(predictions, options.csv)
+        print(f"written: {options.csv}")
+    if options.picture is not None:
+        plot_predictions(predictions, options.picture)
+        print(f"written: {options.picture}")
     return 0
 
 
-def _alike(told: Mapping[str, str]) -> dict[str, str]:
-    """Return texts by the names that they are for; by an empty one if it is the same for all."""
+def _by_text(texts: Mapping[str, str]) -> dict[str, str]:
+    """Return texts by the names they belong to; by an empty name if all have the same."""
     names: dict[str, list[str]] = {}
-    for name, text in told.items():
+    for name, text in texts.items():
         names.setdefault(text, []).append(name)
     return {", ".join(of) if len(names) > 1 else "": text for text, of in names.items()}
 
 
-def _show_links(measured: MeasuredLinks) -> None:
-    from itwinai.benchmark.simulate.table import link_table
-    from itwinai.benchmark.simulate.words import link_told
+def _print_links(measured: MeasuredLinks) -> None:
+    from itwinai.benchmark.simulate.explain import link_table, link_text
 
     named = [(f"{fitted.workers} workers of a node", fitted) for fitted in measured.within]
     if measured.between is not None:
         named.append((f"{measured.between.workers} nodes of {measured.workers_per_node} workers", measured.between))
     for name, fitted in named:
-        print(f"{name}, {measured.backend} on {measured.device}: {link_told(fitted.link)}")
+        print(f"{name}, {measured.backend} on {measured.device}: {link_text(fitted.link)}")
         print(f"{link_table(fitted)}\n")
-        _say(f"The fit is off by {fitted.median_error:.0%} as a median, and by {fitted.largest_error:.0%} at most.")
+        _print(f"Error of the fit: median {fitted.median_error:.0%}, largest {fitted.largest_error:.0%}.")
         print()
-    _say(
+    _print(
         "Latency is that of one message, bandwidth what one worker sends while all do: a ring of N workers takes "
         "2 (N - 1) latency + 2 (N - 1) / N * bytes / bandwidth."
     )
 
 
-def _say_conclusions(workload: Workload, predictions: Sequence[Prediction], error: float | None) -> None:
-    from itwinai.benchmark.simulate.words import assumptions, conclusion
+def _print_conclusions(workload: Workload, predictions: Sequence[Prediction], errors: Sequence[float]) -> None:
+    from itwinai.benchmark.simulate.explain import assumptions, conclusion
 
     print()
-    if error is not None and error > USELESS:
-        _say(
-            f"-> The model does not describe what was measured ({error:.0%} off as a median), so that nothing follows "
-            "from it. Were other programs running meanwhile, or were the links measured elsewhere? Parts of a step "
-            "that more workers do not make shorter are named with --other and --optimizer.",
+    if errors and median(errors) > USELESS:
+        _print(
+            f"-> The model does not fit the measurements (median error {median(errors):.0%}), so nothing follows from "
+            "it. Were other programs running, or were the links measured elsewhere? Give the parts of a step that more "
+            "workers do not shorten with --other and --optimizer.",
             indent=3,
         )
         return
-    for name in dict.fromkeys(prediction.exchange.name for prediction in predictions):
-        _say(f"-> {conclusion([one for one in predictions if one.exchange.name == name])}", indent=3)
+    for name in dict.fromkeys(prediction.model.name for prediction in predictions):
+        _print(f"-> {conclusion([one for one in predictions if one.model.name == name])}", indent=3)
     print("\nThis is a model, which assumes:")
     for assumption in assumptions(workload, predictions):
-        _say(f"- {assumption}", indent=2)
+        _print(f"- {assumption}", indent=2)
 
 
-def _median_error(comparisons: Sequence[Comparison]) -> float | None:
-    """Return how far the model is off, as a median over the cells that were measured; None if none was."""
-    from statistics import median
-
-    errors = [abs(one.error) for one in comparisons if one.error is not None]
-    return median(errors) if errors else None
-
-
-def _show_comparison(comparisons: Sequence[Comparison]) -> None:
-    from itwinai.benchmark.simulate.table import comparison_table
+def _print_errors(cells: Sequence[PredictedCell]) -> None:
+    from itwinai.benchmark.simulate.explain import measured_table
 
     print()
-    if not comparisons:
-        _say("The benchmark has measured no more than one worker, so it cannot be said how far the model is off.")
+    if not cells:
+        _print("The benchmark measured one worker only, so the error of the model is unknown.")
         return
-    print(f"The same model beside what was measured:\n\n{comparison_table(comparisons)}")
-    if (error := _median_error(comparisons)) is not None:
-        largest = max(abs(one.error) for one in comparisons if one.error is not None)
-        _say(f"The model is off by {error:.0%} as a median, and by {largest:.0%} at most.")
+    print(f"Predicted and measured:\n\n{measured_table(cells)}")
+    if errors := [abs(one.error) for one in cells if one.error is not None]:
+        _print(f"Error of the model: median {median(errors):.0%}, largest {max(errors):.0%}.")
 
 
-def _say(text: str, indent: int = 0) -> None:
+def _print(text: str, indent: int = 0) -> None:
     print(textwrap.fill(text, _WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False))

@@ -152,6 +152,7 @@ class RankSeed:
         self.then = then
 
     def __call__(self, worker_id: int) -> None:
+        """Give the random numbers of this rank to a worker of its loader."""
         states = lightning_trainer.collect_rng_states(include_cuda=False)
         seed = seed_of_rank(states, self.rank)
         seed_generators(seed)

@@ -61,7 +61,7 @@ class StreamLoader(DataLoader):
         return {"batches": batches, "ranks": self.gather(own)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iteration go on where this worker stood; a worker that did not exist then begins anew."""
+        """Let the next iteration go on where this worker stood; a worker that is new starts from the beginning."""
         own = state["ranks"][self.rank] if self.rank < len(state["ranks"]) else None
         if own is None:
             return

@@ -45,6 +45,7 @@ class IterateShared:
         self.in_turns = in_turns
 
     def __call__(self, make: Callable[[], Any]) -> Any:
+        """Return an iterator over the batches of this rank."""
         shared = SharedIterator(make, self.group.random_numbers)
         batches: Any = shared.iterator if self.has_processes else shared
         if not self.in_turns:

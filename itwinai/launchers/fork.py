@@ -172,8 +172,10 @@ def fork(
 
     def run() -> None:
         # What the copies share with this process is left alone by their garbage collection: whoever only looks at an
-        # object gets a copy of its page.
-        gc.freeze()
+        # object gets a copy of its page. What the user has frozen stays so, which may not be told from ours later.
+        freezes = gc.get_freeze_count() == 0
+        if freezes:
+            gc.freeze()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which were looked at
@@ -182,7 +184,7 @@ def fork(
             forked.append(error)
             return
         finally:
-            if os.getpid() == own:
+            if freezes and os.getpid() == own:
                 gc.unfreeze()
         if pid == 0:
             inherited = [writing, *(child.stdin.fileno() for child in earlier)]

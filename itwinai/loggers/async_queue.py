@@ -22,7 +22,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 """Seconds between two attempts to reach a destination that is away; each pause is twice the one before."""
 
 EXIT_TIMEOUT = 10.0
-"""Seconds that the end of the process waits for records that nobody has flushed."""
+"""Seconds that the end of the process waits for records that were not flushed."""
 
 
 class Delivery(Generic[Record]):
@@ -94,7 +94,7 @@ class Delivery(Generic[Record]):
     def flush(self, timeout: float, patience: float = math.inf) -> bool:
         """Wait until everything is sent, and set aside what is not sent in time.
 
-        The batch that is on its way then is among the latter: nobody knows whether it will arrive.
+        The batch that is on its way then counts among the latter: whether it arrives is unknown.
 
         Args:
             timeout: in seconds.

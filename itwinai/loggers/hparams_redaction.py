@@ -21,6 +21,7 @@ class GuardedHyperparameters:
         self.logger = logger
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Log hyperparameters without their secrets."""
         type(self.logger).log_hyperparams(self.logger, without_secrets(params), *args, **kwargs)
 
 

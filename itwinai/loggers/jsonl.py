@@ -122,6 +122,8 @@ class JSONLLogger(FolderLogger):
 
         Args:
             params: a mapping or a namespace.
+            *args: not used, as with Lightning's loggers.
+            **kwargs: not used.
         """
         path = Path(self.log_dir, HYPERPARAMETERS)
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

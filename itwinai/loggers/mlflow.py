@@ -19,19 +19,23 @@ from itwinai.launchers.environment import find_outer_environment
 from itwinai.loggers.async_queue import FIRST_PAUSE, LONGEST_PAUSE, Delivery
 from itwinai.loggers.mlflow_client import (
     BATCH,
+    VARIABLE,
     AwayError,
     End,
     LoggerError,
     Point,
     Record,
     check_answers,
+    clean_output,
     is_server,
+    milliseconds,
+    quiet_database,
     resend,
     send,
     unsent_points,
+    variable_kept,
     write_unsent,
 )
-from itwinai.loggers.mlflow_quiet import VARIABLE, clean_output, quiet_database, variable_kept
 from itwinai.run_info.redaction import without_secrets
 from itwinai.warn import warn_user
 
@@ -155,7 +159,7 @@ class MLFlowLogger(_Unlisted):
 
     @property
     def save_dir(self) -> str | None:
-        """Folder below which the run's local files go, by experiment and run; None if the trainer shall choose it."""
+        """Folder below which the run's local files go, by experiment and run; None if the trainer chooses it."""
         return str(self.folder / "mlruns") if self.is_embedded else super().save_dir
 
     @rank_zero_only
@@ -173,7 +177,7 @@ class MLFlowLogger(_Unlisted):
 
         if self._opened_in != os.getpid():
             _ = self.experiment
-        now, model_id = _milliseconds(), get_active_model_id()
+        now, model_id = milliseconds(), get_active_model_id()
         for key, value in metrics.items():
             if isinstance(value, str):
                 log.warning("Discarding metric with string value %s=%s.", key, value)
@@ -220,7 +224,7 @@ class MLFlowLogger(_Unlisted):
         failed = _STATUS.get(status) == "FAILED"
         timeout = min(self.flush_timeout, FAILED_TIMEOUT) if failed else self.flush_timeout
         try:
-            self._delivery.put(End(_STATUS.get(status, status), _milliseconds()))
+            self._delivery.put(End(_STATUS.get(status, status), milliseconds()))
             arrived = self.flush(0 if self._gave_up else timeout)
         except LoggerError:
             if not failed:
@@ -284,10 +288,6 @@ class MLFlowLogger(_Unlisted):
 
 def _is_transient(error: Exception) -> bool:
     return isinstance(error, AwayError)
-
-
-def _milliseconds() -> int:
-    return int(time.time() * 1000)
 
 
 def _rank() -> int:

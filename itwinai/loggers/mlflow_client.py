@@ -1,17 +1,20 @@
-"""What is said to an MLflow server, or to a database in its place: metrics, the end of a run, and later the rest.
+"""Talk to an MLflow server, or to a database in its place: send metrics and the end of a run, now or later.
 
-Servers are asked by MLflow's own function for requests, so that its credentials, certificates and proxies count, but
-without its retries: these last for minutes, and would leave everybody in the dark meanwhile.
+Requests go through MLflow's own function, so that its credentials, certificates and proxies count, but without its
+retries: these last for minutes, in which you would see nothing.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import math
 import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +25,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from itwinai.errors import LoggerError
 from itwinai.run_info.redaction import HIDDEN, without_secrets
+
+VARIABLE = "MLFLOW_TRACKING_URI"
+"""The environment variable with the address of the server."""
 
 BATCH = 1000
 """Most metrics that MLflow takes at once."""
@@ -43,7 +49,7 @@ class Point:
         value: also nan or infinite.
         timestamp: when it was logged, in milliseconds since 1970.
         step: of the run.
-        model_id: of the model that MLflow shall attribute it to, if there is one.
+        model_id: of the model that MLflow attributes it to, if there is one.
     """
 
     key: str
@@ -67,6 +73,11 @@ class End:
 
 
 Record = Point | End
+
+
+def milliseconds() -> int:
+    """Return the time of now as MLflow has it."""
+    return int(time.time() * 1000)
 
 
 def is_server(tracking_uri: str) -> bool:
@@ -230,7 +241,7 @@ def resend(path: str | os.PathLike[str], tracking_uri: str | None = None) -> int
     for run, records in _by_run(lines):
         address = tracking_uri or run["tracking_uri"]
         if HIDDEN in address:
-            address = os.environ.get("MLFLOW_TRACKING_URI", "")
+            address = os.environ.get(VARIABLE, "")
         if not address:
             raise LoggerError(
                 f"{path} is for {run['tracking_uri']}, whose secret was not written to the file. Give the whole "
@@ -257,3 +268,56 @@ def _by_run(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], l
 
 def _record(fields: dict[str, Any]) -> Record:
     return End(**fields) if "status" in fields else Point(**{**fields, "value": float(fields["value"])})
+
+
+def where_to_look(tracking_uri: str, experiment_id: str, run_id: str) -> str:
+    """Return the page of a run, or for a database the command that shows it; without secrets."""
+    shown: str = without_secrets(tracking_uri)
+    if shown.startswith("http"):
+        return f"{shown}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"mlflow ui --backend-store-uri {shown}"
+
+
+@contextmanager
+def clean_output(address: str) -> Iterator[None]:
+    """Hide the address's secrets in what MLflow prints: where the run can be seen."""
+    if without_secrets(address) == address:
+        yield
+        return
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    finally:
+        print(without_secrets(printed.getvalue()), end="")
+
+
+@contextmanager
+def quiet(level: int, *names: str) -> Iterator[None]:
+    """Silence some of MLflow's loggers below a level."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, old in zip(loggers, before, strict=True):
+            logger.setLevel(old)
+
+
+def quiet_database() -> AbstractContextManager[None]:
+    """Silence what MLflow logs about each step of setting up its tables."""
+    return quiet(logging.WARNING, "mlflow.store.db.utils")
+
+
+@contextmanager
+def variable_kept() -> Iterator[None]:
+    """Keep the variable that MLflow sets: the next logger without an address must not go where this one goes."""
+    before = os.environ.get(VARIABLE)
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
+        if before is not None:
+            os.environ[VARIABLE] = before

@@ -104,6 +104,8 @@ class ProvenanceLogger(FolderLogger):
 
         Args:
             params: a mapping or a namespace.
+            *args: not used, as with Lightning's loggers.
+            **kwargs: not used.
         """
         self._attempt().hyperparameters |= plain_hyperparameters(params)
         self._write()

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from typing_extensions import override
 
 from itwinai.compat import lightning_logging, lightning_loops, lightning_trainer
 from itwinai.data.weights import check_drawn, sampler_of
@@ -58,6 +59,7 @@ class LeanEvaluationLoop(lightning_loops.EvaluationLoop):
         self.results = LeanResults(False, stock.trainer)
         lightning_logging.replace_results(self, self.results)
 
+    @override
     def run(self) -> Any:
         trainer = self.trainer
         self.is_running = True  # also after an exception
@@ -71,25 +73,30 @@ class LeanEvaluationLoop(lightning_loops.EvaluationLoop):
         self.is_running = False
         return outputs
 
+    @override
     def setup_data(self) -> None:
         super().setup_data()
         if self.history is not None and self.loaders:
             self.write_history(self.history)
             self.history = None
 
+    @override
     def begin_end(self) -> None:
         self.has_run = True
         if self.at_end is not None:
             self.at_end()
 
+    @override
     def on_run_start(self) -> None:
         super().on_run_start()
         self.plan = EvaluationPlan(self)
         lightning_loops.leave_fetches_out_of_profile(self)
 
+    @override
     def end_loader(self) -> None:
         self.results.sync_epoch()
 
+    @override
     def evaluate_batch(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
         plan, trainer = self.plan, self.trainer
         if plan is None or dataloader_iter is not None:

@@ -42,6 +42,7 @@ class QuickLog:
         self.ended = False
 
     def __call__(self, name: str, value: Any, *args: Any, batch_size: int | None = None, **options: Any) -> None:
+        """Log a value, as `LightningModule.log` does."""
         results = self.results
         hook = self.scope[lightning_logging.HOOK_NAME]
         call = (hook, name, results.dataloader_idx, batch_size is None, *options.items())

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from typing_extensions import override
 
 from itwinai.checkpoints.checkpoint_io import Resumed, take_resumed
 from itwinai.checkpoints.state import Point, StopPoint
@@ -46,7 +47,7 @@ class LeanFitLoop(lightning_loops.FitLoop):
         place: what is done; None in the midst of something.
         held: where a run stood before it did what only a run does that stops there, or what is done again.
         resumed: our part of the checkpoint that this fit goes on from, until its first epoch begins.
-        resumed_loader: the training loaders that were made to go on, which may be made anew before they are iterated.
+        resumed_loader: the training loaders that were made to go on, which may be replaced before they are iterated.
         saves: what waits until the hooks are done.
         begun_with: random states when the training loaders were iterated for this epoch.
     """
@@ -97,6 +98,7 @@ class LeanFitLoop(lightning_loops.FitLoop):
 
     # --------------------------------------------------------------------------------------------- lightning's loop
 
+    @override
     def run(self) -> None:
         self.place = self.held = self.resumed = None
         callbacks = lightning_trainer.callbacks(self.trainer)
@@ -113,6 +115,7 @@ class LeanFitLoop(lightning_loops.FitLoop):
         finally:
             self.saves.forget()
 
+    @override
     def loaders_made(self, loader: Any) -> None:
         if self.resumed is None and (resumed := take_resumed(self.trainer)) is not None:
             self.resumed = resumed
@@ -124,6 +127,7 @@ class LeanFitLoop(lightning_loops.FitLoop):
         else:
             self.begun_with = pack_random_states()
 
+    @override
     def reset(self) -> None:
         section = None if self.resumed is None else self.resumed.section
         if section is not None and section.place is not None:
@@ -145,12 +149,14 @@ class LeanFitLoop(lightning_loops.FitLoop):
                 self.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
             self.epoch_progress.increment_completed()
 
+    @override
     def on_advance_start(self) -> None:
         self.place = self.held = None
         if self.resumed is not None and self.resumed.section.place in _ALL_DONE:
             go_on_drawing(self.trainer, self.resumed.section)
         super().on_advance_start()
 
+    @override
     def on_advance_end(self) -> None:
         over = lightning_loops.is_epoch_over(self.epoch_loop)
         if (

@@ -41,6 +41,7 @@ class HookCalls:
     of_module: Call | None = None
 
     def __call__(self, *args: Any) -> Any:
+        """Call the hook, with its name set on the module."""
         """Call all implementations; return what the module's returns."""
         scope = vars(self.module)
         outer, scope[lightning_logging.HOOK_NAME] = scope[lightning_logging.HOOK_NAME], self.name
@@ -88,7 +89,7 @@ def is_idle(callback: Callback, name: str) -> bool:
 
 
 def draw_hook(name: str, trainer: Trainer, spans: ProfilerSpans) -> HookCalls | None:
-    """Collect the implementations of a hook; return None if nobody has written one.
+    """Collect the implementations of a hook; return None if there is none.
 
     A profile shows lightning's empty hooks as well, so with a profiler they count as written.
     """
@@ -172,6 +173,7 @@ class BatchTransfer:
         )
 
     def __call__(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """Return the batch on the device."""
         if self.plain and (there := _if_there(batch, self.device)) is not None:
             return there
         return lightning_loops.transfer_batch(self.trainer, batch, dataloader_idx)

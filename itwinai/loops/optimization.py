@@ -10,6 +10,7 @@ from lightning.pytorch.loops.optimization.closure import AbstractClosure
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
+from typing_extensions import override
 
 from itwinai.compat import lightning_logging, lightning_loops
 from itwinai.loops.hook_plan import (
@@ -153,6 +154,7 @@ class LeanOptimization(AbstractClosure[Result]):
                 self._result = self.closure()
         return self._result.loss
 
+    @override
     def closure(self, *args: Any, **kwargs: Any) -> Result:
         output = self.training_step(*self.arguments)
         if self.after_training_step is not None:

@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
+from typing_extensions import override
 
 from itwinai.compat import lightning_logging
 from itwinai.compat import torch as compat_torch
@@ -54,9 +55,11 @@ class LeanResults(lightning_logging.ResultCollection):
         """Whether there are other workers to exchange values with."""
         return self.trainer.world_size > 1 and isinstance(self.trainer.strategy, ParallelStrategy)
 
+    @override
     def log(self, fx: str, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         super().log(fx, name, compat_torch.plain_tensor(value) if isinstance(value, Tensor) else value, *args, **kwargs)
 
+    @override
     def update_metrics(self, key: str, value: Any, batch_size: int) -> None:
         metric = self[key]
         if self.restored and (state := self.restored.pop(key, None)) is not None:
@@ -100,7 +103,7 @@ class LeanResults(lightning_logging.ResultCollection):
         """Reduce the step's values over the workers, at a point of the step that all of them reach.
 
         Args:
-            everyone: take part in the exchange although there is nothing to send: where nobody watches, all workers do
+            everyone: take part in the exchange with nothing to send: without a store monitor, all workers do
                 so once per epoch, so that one that logs nothing notices that the others do.
         """
         if (self.unsynced or everyone) and self.exchanges:
@@ -157,10 +160,11 @@ class LeanResults(lightning_logging.ResultCollection):
             lightning_logging.set_epoch_value(metric, value / next(reduced) if metric.meta.is_mean_reduction else value)
 
     def exchanged(self, entries: list[Entry]) -> list[Tensor]:
-        """Return the values of all workers, while somebody takes care that nobody waits for ever."""
+        """Return the values of all workers, while another thread ends the run if a worker would wait for ever."""
         with nullcontext() if self.missing is None else self.missing.expecting_all([entry.name for entry in entries]):
             return exchange(self.trainer.strategy, entries)
 
+    @override
     def metrics(self, on_step: bool) -> lightning_logging.Metrics:
         metrics: lightning_logging.Metrics = {"callback": {}, "log": {}, "pbar": {}}
         if not self:
@@ -201,6 +205,7 @@ class LeanLoggerConnector(lightning_logging.LoggerConnector):
         """Compare what callbacks have monitored with the other workers."""
         check_callbacks(self.trainer, self._warned_of)
 
+    @override
     def update_train_epoch_metrics(self) -> None:
         super().update_train_epoch_metrics()
         if self._logs_rarely is None:

@@ -96,8 +96,8 @@ def _skipped(trainer: Trainer, loader: Any, loaders: int, batches: int) -> int |
 
 def _warn_of_samples_seen_twice(batches: int) -> None:
     warn_user(
-        f"The checkpoint was written in mid-epoch, after {batches} batches, and the training loader begins its "
-        "epoch anew: the first samples are seen twice, and the last ones not at all. It was written by another "
+        f"The checkpoint was written in mid-epoch, after {batches} batches, and the training loader starts its "
+        "epoch again: the first samples are seen twice, and the last ones not at all. It was written by another "
         "number of workers, or in the midst of a batch, and a loader cannot go on where it was. A loader of a dataset "
         "with indices, of torch's own class DataLoader, can; so can any loader with the methods state_dict and "
         "load_state_dict, or whose iterable dataset has them, with num_workers=0."

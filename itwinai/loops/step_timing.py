@@ -31,7 +31,7 @@ def clock_for(trainer: Trainer, clock: StepClock | None) -> StepClock | None:
         clock: that of the epoch before, which goes on.
 
     Returns:
-        The clock, or None if nobody watches.
+        The clock, or None if no callback times steps.
     """
     watchers = [callback for callback in lightning_trainer.callbacks(trainer) if isinstance(callback, StepWatcher)]
     if not watchers:

@@ -45,7 +45,7 @@ class Watch:
     The worker that holds the store must not end while others look at it, so that all leave together.
 
     Args:
-        store: what the workers have in common. Nobody but the duties may use the same connection.
+        store: what the workers have in common. Only the duties may use this connection.
         rank: this worker.
         world_size: number of workers.
         duties: what to look after.
@@ -86,7 +86,7 @@ class Watch:
                 self.duties = [duty for duty in self.duties if duty.look(attention)]
             self._leave()
         except RuntimeError as error:  # the worker that holds the store is gone already
-            log.debug("nobody looks after the workers any more: %s", error)
+            log.debug("the thread that looks after the workers has ended: %s", error)
 
     def _leave(self) -> None:
         for key in (f"left/{self.rank}", "leaving", ATTENTION):

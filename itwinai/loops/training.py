@@ -10,6 +10,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
 
 from itwinai.checkpoints.checkpoint_io import Resumed
 from itwinai.checkpoints.state import StopPoint, training_samplers
@@ -119,11 +120,13 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         resumed = self.fit_loop.resumed
         return None if resumed is None else resumed.section.place
 
+    @override
     def update_restart_stage(self) -> None:
         super().update_restart_stage()
         if self.place is not None:  # what is left of the batch is known, and lightning need not guess
             self.reset_restart_stage()
 
+    @override
     def on_run_start(self, data_fetcher: lightning_loops.DataFetcher) -> None:
         fit_loop = self.fit_loop
         resumed, fit_loop.resumed = fit_loop.resumed, None
@@ -245,12 +248,14 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         self.agreement.ask()
         self.watch.hurry()
 
+    @override
     def stop_if_agreed(self) -> None:
         agreement = self.agreement
         if agreement is not None and agreement.held_back and agreement.stops_here() and not self.is_within_step():
             lightning_signals.signal_connector(self.trainer).received_sigterm = True
             self.stop()
 
+    @override
     def teardown(self) -> None:
         if self.watch is not None:
             lightning_signals.signal_connector(self.trainer).on_sigterm = None
@@ -259,6 +264,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         self.clock = None
         super().teardown()
 
+    @override
     def run(self, data_fetcher: lightning_loops.DataFetcher) -> None:
         trainer = self.trainer
         with quick_log(trainer.lightning_module, self.results, lightning_logging.logger_connector(trainer)):
@@ -295,6 +301,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             if self.clock is not None:
                 self.clock.pause()
 
+    @override
     def advance(self, data_fetcher: lightning_loops.DataFetcher) -> None:
         plan, fit_loop = self.plan, self.fit_loop
         fit_loop.place = None
@@ -412,9 +419,11 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         saves = any(isinstance(callback, Preemptible) for callback in lightning_trainer.callbacks(self.trainer))
         return saves and lightning_loops.is_accumulating(self.trainer)
 
+    @override
     def check_monitored(self, key: str, value: float) -> None:
         check_scheduler(self.trainer, key, value)
 
+    @override
     def reset(self) -> None:
         place = self.place
         if place in ("batch", "validation", "iteration"):
@@ -435,6 +444,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             return super().done
         return self.is_last_of_epoch() or -1 != self.max_steps <= self.global_step
 
+    @override
     def on_advance_end(self, data_fetcher: lightning_loops.DataFetcher) -> None:
         plan, trainer = self.plan, self.trainer
         if self.batch_progress.is_last_batch or (trainer.should_stop and lightning_loops.can_stop_early(trainer)):

@@ -95,7 +95,7 @@ class EnergySource:
     """Something whose energy is added up.
 
     Attributes:
-        name: of the source, as people shall read it.
+        name: of the source, as people read it.
         quantity: of a gauge, from whose values the energy is made.
         meter: what adds it up.
     """

@@ -9,7 +9,7 @@ from itwinai.errors import ItwinaiError
 
 
 class UnavailableError(ItwinaiError):
-    """A library that reads GPUs is not there or does not work; or a GPU does not have what is asked for."""
+    """A library that reads GPUs is not there or does not work; or a GPU does not have what was requested."""
 
 
 @dataclass(frozen=True)

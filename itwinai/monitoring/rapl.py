@@ -51,7 +51,7 @@ def rapl_instruments(folder: Path = POWERCAP) -> Instruments:
 
 
 def _name(zone: Path) -> str | None:
-    """Return what a zone counts, as people shall read it; None if another zone counts it as well."""
+    """Return what a zone counts, as people read it; None if another zone counts it as well."""
     name = (zone / "name").read_text().strip()
     if not _COUNTED.fullmatch(name):
         return None

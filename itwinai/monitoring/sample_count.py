@@ -19,7 +19,7 @@ def trained_samples(loaders: Sequence[Any], workers: int, batches: float, begun:
     Args:
         loaders: that were trained with.
         workers: their number.
-        batches: of one worker in an epoch; infinite if nobody knows.
+        batches: of one worker in an epoch; infinite if unknown.
         begun: how many of the first epoch were done before, by a run that this one goes on from.
         done: how many this worker has done.
     """

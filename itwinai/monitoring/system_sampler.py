@@ -15,7 +15,7 @@ from itwinai.monitoring.time_series import Quantity, Recorder
 log = logging.getLogger(__name__)
 
 PATIENCE = 10.0
-"""Seconds to wait for the last sample at the end: a driver that hangs shall not keep the run from ending."""
+"""Seconds to wait for the last sample at the end: a driver that hangs must not keep the run from ending."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Sampler:
             meter = self._meters.get(quantity)
             if meter is not None:
                 meter.add(value, at)
-            if meter is None or meter.method == "power":  # what a counter stands at tells nobody anything
+            if meter is None or meter.method == "power":  # the value of a counter says nothing, only its differences do
                 self._recorder.add(quantity, value, at)
         self._recorder.fresh = True
         self._samples += 1

@@ -22,7 +22,7 @@ class Visible:
 
     Attributes:
         ids: their unique ids, in the order in which the first process numbers them, then those of the others.
-        missing: reason by what the environments name and nobody knows.
+        missing: reason by what the environments name and cannot be found.
         by_number: whether GPUs are named by their numbers.
     """
 

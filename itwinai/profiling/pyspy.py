@@ -109,7 +109,7 @@ class StackSampler:
         remove_parts(self.folder)
         self._part = self.folder / part_name(f"stacks-rank-{self.rank}.txt")
         self._log = self.folder / part_name(f"py-spy-rank-{self.rank}.log")
-        with self._log.open("w") as log:  # no pipe: somebody would have to read it
+        with self._log.open("w") as log:  # no pipe: a thread would have to read it
             self._recorder = subprocess.Popen(
                 [command, "record", "--pid", str(os.getpid()), "--format", "raw", "--output", str(self._part)]
                 + ["--full-filenames", *self.options],

@@ -29,7 +29,7 @@ class Phase(IntEnum):
     MANUAL = 8
 
 
-_PHASES = len(Phase)  # an enumeration counts its members anew whenever it is asked
+_PHASES = len(Phase)  # an enumeration counts its members at each call
 
 MEANING = {
     Phase.DATA: "waiting for the next batch",
@@ -63,7 +63,7 @@ class StepClock:
         epoch_began: when the first step of this epoch began, or that of the last one, by ``perf_counter_ns``; 0 before.
         later_epochs: epochs begun after the first one, as far as it is known how long they waited for a batch.
         waited_at_start: nanoseconds until the first batch in those epochs. It is part of the duration of these steps,
-            and of no phase: loaders whose workers start anew in each epoch take their time then.
+            and of no phase: loaders whose workers start again in each epoch take their time then.
     """
 
     __slots__ = (
@@ -119,7 +119,7 @@ class StepClock:
         self._starting = False  # the first step of a later epoch is split
         self._discarded = False
         self._current = [0] * _PHASES
-        self._unexposed = 0  # communication of the step in work for which nobody has waited
+        self._unexposed = 0  # communication of the step in work that no one has waited for
         self._began = 0
         self._last = 0
         self._ended = 0

@@ -273,7 +273,7 @@ def _compress(plain: Path, path: Path) -> Path:
 
 
 def _has_steps(profiler: profile) -> bool:
-    """Tell whether a profiler has what it shall have recorded: torch crashes when it writes a trace of nothing."""
+    """Tell whether a profiler has recorded anything: torch crashes when it writes a trace of nothing."""
     results = None if profiler.profiler is None else profiler.profiler.kineto_results
     return results is not None and any(event.name().startswith("ProfilerStep") for event in results.events())
 

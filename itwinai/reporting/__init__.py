@@ -1,1 +1,1 @@
-"""What a run leaves for people to read: sections, tables, pictures, one page."""
+"""What people read: formatting, tables, plots, recommendations, one HTML page, and the sections of each domain."""

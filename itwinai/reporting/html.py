@@ -19,7 +19,7 @@ def page(title: str, sections: Sequence[Section], lead: Sequence[str] = (), abou
         lead: what was found, in a few paragraphs; they stand above the advice.
         about: what was run, when, with what, in lines below the title.
     """
-    # Everything but our own pictures is text that somebody has given: names of metrics, errors, configurations.
+    # Everything but our own pictures is text from outside: names of metrics, errors, configurations.
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("itwinai.reporting") / "page.html").read_text(encoding="utf-8"))
     advice = [(section.title, number, text) for number, section in enumerate(sections, 1) for text in section.advice]

@@ -1,4 +1,4 @@
-"""Who tells what a run was like: the summary, if there is one, or each callback for itself."""
+"""Print what callbacks report of a run: the run summary prints all of it, or each callback its own part."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 
 def sections_of_all(trainer: Trainer) -> list[Section]:
-    """Return what all callbacks of a run have to say, in their order."""
+    """Return what all callbacks of a run report, in their order."""
     reporting = [callback for callback in lightning_trainer.callbacks(trainer) if isinstance(callback, Reporting)]
     return [section for callback in reporting for section in callback.report()]
 
 
 def is_fast_dev_run(trainer: Trainer) -> bool:
-    """Tell whether a run only tries out the code, with ``fast_dev_run``: it leaves nothing to read."""
+    """Tell whether a run only tries out the code, with ``fast_dev_run``: it leaves no reports."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
-def tell(trainer: Trainer, title: str, callback: Reporting) -> None:
-    """Print what a callback has to say, on rank 0, unless another one tells it, or the run only tries out the code.
+def print_report(trainer: Trainer, title: str, callback: Reporting) -> None:
+    """Print what a callback reports, on rank 0, unless the run summary prints it, or the run only tries out the code.
 
     Args:
         trainer: the trainer.
-        title: what stands above it.
+        title: printed above it.
         callback: the callback.
     """
     if is_fast_dev_run(trainer) or not trainer.is_global_zero:

@@ -1,16 +1,18 @@
-"""Turn figures of matplotlib into pictures that can stand in a page."""
+"""The one style of all plots, and figures of matplotlib as pictures for a page."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from itwinai.reporting.formatting import shortened, value_text
 from itwinai.reporting.sections import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 Line = tuple[Sequence[float], Sequence[float]]
@@ -19,8 +21,24 @@ Line = tuple[Sequence[float], Sequence[float]]
 # Colours that differ for colour-blind readers too: those of Okabe and Ito (2008), and two more.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999", "#882255")
 
+GOOD = COLOURS[0]
+BEST = COLOURS[5]
+FAILED = COLOURS[3]
+GOING_ON = COLOURS[2]
+PLAIN = "#8a97a3"
+"""What a dot, a line or a bar means, wherever it stands: the best is orange, what failed is purple, the rest grey."""
+
+COLOUR_MAP = "viridis"
+"""Even steps of lightness that colour-blind readers can tell apart; the best is dark, the worst is light."""
+
 FEWEST = 3
-"""Points that make a line: fewer are told in numbers, or drawn as points beside longer lines."""
+"""Points that make a line: fewer are shown as numbers, or as points beside longer lines."""
+
+MANY = 300
+"""Points and lines above which they are painted as one image, so that a page of many trials stays small."""
+
+FEW_DECADES = 2.5
+"""Decades up to which a logarithmic axis has marks at 2 and 5, and not only at powers of ten."""
 
 MARKED = 12
 """Most points of a line that are marked one by one."""
@@ -86,12 +104,12 @@ def axis_limits(values: Iterable[float], *, log: bool = False, from_zero: bool =
 
 
 def legend_above(figure: Figure, handles: Sequence[Any] = (), columns: int = 4) -> None:
-    """Say above the axes what is what, where it hides nothing.
+    """Put the legend above the axes, where it hides nothing.
 
     Args:
         figure: with labelled lines in its first axes.
-        handles: what is named, if it is not that.
-        columns: most names that stand side by side.
+        handles: what the legend names; by default those lines.
+        columns: most names side by side.
     """
     named = list(handles) or figure.axes[0].get_legend_handles_labels()[0]
     rows = math.ceil(len(named) / columns)
@@ -105,6 +123,82 @@ def legend_above(figure: Figure, handles: Sequence[Any] = (), columns: int = 4) 
         columnspacing=1.2,
         handlelength=1.6,
     )
+
+
+def dots(
+    axes: Axes, places: Sequence[float], values: Sequence[float], colours: str | Sequence[str], of: int | None = None
+) -> None:
+    """Draw dots, the smaller and paler the more there are.
+
+    Args:
+        axes: of the figure.
+        places: of the dots on the horizontal axis.
+        values: of the dots.
+        colours: of each, or of all.
+        of: number of all dots in the figure, if these are only some.
+    """
+    count = max(len(places) if of is None else of, 1)
+    axes.scatter(
+        places,
+        values,
+        s=max(12.0, min(38.0, 400 / count**0.6)),
+        c=colours,
+        alpha=max(0.3, min(0.85, 14 / count**0.6)),
+        linewidths=0,
+        rasterized=count > MANY,
+    )
+
+
+def label_text(text: str, most: int = 28, keep: Literal["start", "end"] = "start") -> str:
+    """Return a text for a figure: cut, and with every ``$`` escaped, since matplotlib reads formulas between two.
+
+    Args:
+        text: the text.
+        most: characters.
+        keep: which part of a longer text stays.
+    """
+    return shortened(text, most, keep).replace("$", r"\$")
+
+
+def whole_numbers(axes: Axes) -> None:
+    """Mark only whole numbers on the horizontal axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+
+
+def round_numbers(low: float, high: float, log: bool, most: int = 6) -> list[float]:
+    """Return round numbers between two, both of them included, in rising order.
+
+    Args:
+        low: where the axis begins.
+        high: where it ends; above ``low``.
+        log: whether the axis is logarithmic.
+        most: about how many of them.
+    """
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    locator: LogLocator | MaxNLocator = MaxNLocator(most, steps=[1, 2, 5, 10])
+    if log and high / low >= 4:
+        few = math.log10(high / low) <= FEW_DECADES
+        locator = LogLocator(subs=(1, 2, 5) if few else (1,), numticks=most + 1)
+    # 3 * 0.1 is 0.30000000000000004.
+    found = (float(f"{number:.12g}") for number in locator.tick_values(low, high))
+    return [number for number in found if low <= number <= high]
+
+
+def mark_round_numbers(axis: Axis, low: float, high: float) -> None:
+    """Mark a logarithmic axis with numbers as people write them: 0.002 and not a power of ten."""
+    from matplotlib.ticker import NullLocator
+
+    marked = round_numbers(low, high, log=True)
+    axis.set_ticks(marked, [value_text(value) for value in marked])
+    axis.set_minor_locator(NullLocator())
+
+
+def beyond(hidden: int, what: str) -> str:
+    """Return what the title of a picture says of values that it does not show."""
+    return f"; {hidden:,} {what if hidden > 1 else what[:-1]} beyond the edge" if hidden else ""
 
 
 def lines_figure(
@@ -128,8 +222,6 @@ def lines_figure(
         MissingPackageError: matplotlib is not installed.
     """
     figure, axes = new_axes(*size)
-    from matplotlib.ticker import MaxNLocator
-
     for index, (name, (places, values)) in enumerate(lines.items()):
         axes.plot(
             places,
@@ -145,7 +237,7 @@ def lines_figure(
     axes.ticklabel_format(useOffset=False)
     across_values = [place for places, _ in lines.values() for place in places]
     if all(isinstance(place, int) for place in across_values):
-        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+        whole_numbers(axes)
     axes.set_xlim(axis_limits(across_values))
     axes.set_ylim(axis_limits((value for _, values in lines.values() for value in values), from_zero=from_zero))
     if len(lines) > 1:

@@ -32,11 +32,12 @@ def in_terminal(title: str, sections: Sequence[Section]) -> str:
 
 
 def _wrapped(head: str, text: str) -> list[str]:
-    return textwrap.wrap(
-        text,
+    lines = textwrap.wrap(
+        text.replace(" %", "\u00a0%"),  # a line does not end between a number and its unit
         WIDTH,
         initial_indent=head,
         subsequent_indent=" " * len(head),
         break_on_hyphens=False,
         break_long_words=False,
     )
+    return [line.replace("\u00a0%", " %") for line in lines]

@@ -1,6 +1,6 @@
 """What a parameter of a search is drawn from.
 
-The names and their arguments are those of ``ray.tune``. A *search value* is what a searcher draws and is told of: a
+The names and their arguments are those of ``ray.tune``. A *search value* is what a searcher draws and gets back: a
 number, a text, True, False or None. Values that are more than that (the mappings and lists of a choice) are searched
 as JSON texts, because searchers know categories only as scalars.
 """
@@ -49,7 +49,7 @@ _TAIL = 1e-9
 
 
 class Distribution(ABC):
-    """Base of the distributions: one per parameter, that all searchers and schedulers are told of in their own way."""
+    """Base of the distributions: one per parameter, which each searcher and scheduler gets in its own form."""
 
     @property
     @abstractmethod
@@ -297,7 +297,7 @@ class Choice(Distribution):
         return next(scalar for own, scalar in zip(self.values, self.search_values, strict=True) if same(value, own))
 
     def decode(self, value: Any) -> Any:
-        """Return the value that a scalar stands for; a copy, so that nobody changes the space.
+        """Return the value that a scalar stands for; a copy, so that the space cannot be changed.
 
         Raises:
             ConfigurationError: the scalar is none of the choice.

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from itwinai.errors import ConfigurationError
-from itwinai.reporting.search.formatting import key_of, listed
+from itwinai.reporting.formatting import key_of, listed
+from itwinai.reporting.search.axis import Axis, parameter_axis
 from itwinai.reporting.search.importance import Importances
-from itwinai.reporting.search.parameter_axis import Scale, scale_of
 from itwinai.reporting.search.ranking import paths_of, sign_of
 from itwinai.trials.records import Objective, SearchRecord, TrialRecord
+from itwinai.tune.searchers import quiet_optuna
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -80,10 +80,10 @@ def importances(record: SearchRecord, objective: Objective) -> Importances:
         return _none(objective, f"only {len(trials)} trials have ended with a value, and it takes {FEWEST} at least")
     if len(set(costs.values())) == 1:
         return _none(objective, f"all trials have reached the same {objective.metric}")
-    scales, left_out = _scales(record, trials)
-    if not scales:
+    axes, left_out = _axes(record, trials)
+    if not axes:
         return _none(objective, "no parameter differs between the trials")
-    raw, chance = _divergences(trials, scales, costs)
+    raw, chance = _divergences(trials, axes, costs)
     total = sum(raw.values())
     if total <= 0:
         return _none(objective, "the best trials have the same values of all parameters as the others")
@@ -118,29 +118,30 @@ def _costs(record: SearchRecord, index: int) -> dict[int, float]:
     }
 
 
-def _scales(record: SearchRecord, trials: Sequence[TrialRecord]) -> tuple[dict[str, Scale], list[str]]:
+def _axes(record: SearchRecord, trials: Sequence[TrialRecord]) -> tuple[dict[str, Axis], list[str]]:
     """Return the axes of the parameters that can be compared, and the paths of the others."""
-    scales: dict[str, Scale] = {}
+    axes: dict[str, Axis] = {}
     left_out = []
     for path in paths_of(record):
         values = [trial.parameters[path] for trial in trials if path in trial.parameters]
         if len(values) >= FEWEST and len({key_of(value) for value in values}) > 1:
-            scales[path] = scale_of(values, record.ranges.get(path))
+            axes[path] = parameter_axis(values, record.ranges.get(path))
         else:
             left_out.append(path)
-    return scales, left_out
+    return axes, left_out
 
 
 def _divergences(
-    trials: Sequence[TrialRecord], scales: Mapping[str, Scale], costs: Mapping[int, float]
+    trials: Sequence[TrialRecord], axes: Mapping[str, Axis], costs: Mapping[int, float]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return the divergence of each parameter, and the highest of those with shuffled values."""
     from optuna.importance import PedAnovaImportanceEvaluator
 
     top = max(TOP, min(0.5, FEWEST_TOP / len(trials)))
-    paths = list(scales)
-    with _quiet():
-        study = _study(trials, scales, costs)
+    paths = list(axes)
+    with quiet_optuna(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about experimental functions
+        study = _study(trials, axes, costs)
         evaluator = PedAnovaImportanceEvaluator(target_quantile=top)
         # One by one: optuna 4 would leave out the trials that have not all of them.
         raw = {path: evaluator.evaluate(study, [path])[path] for path in paths}
@@ -162,16 +163,16 @@ def _value_of(values: Sequence[float]) -> Callable[[FrozenTrial], float]:
     return value
 
 
-def _study(trials: Sequence[TrialRecord], scales: Mapping[str, Scale], costs: Mapping[int, float]) -> Study:
+def _study(trials: Sequence[TrialRecord], axes: Mapping[str, Axis], costs: Mapping[int, float]) -> Study:
     import optuna
 
     study = optuna.create_study(direction="minimize")
-    distributions = {path: _distribution(scale) for path, scale in scales.items()}
+    distributions = {path: _distribution(axis) for path, axis in axes.items()}
     for trial in trials:
-        own = {path: value for path, value in trial.parameters.items() if path in scales}
+        own = {path: value for path, value in trial.parameters.items() if path in axes}
         study.add_trial(
             optuna.trial.create_trial(
-                params={path: _drawn(scales[path], value) for path, value in own.items()},
+                params={path: _drawn(axes[path], value) for path, value in own.items()},
                 distributions={path: distributions[path] for path in own},
                 value=costs[trial.number],
             )
@@ -179,32 +180,17 @@ def _study(trials: Sequence[TrialRecord], scales: Mapping[str, Scale], costs: Ma
     return study
 
 
-def _distribution(scale: Scale) -> BaseDistribution:
+def _distribution(axis: Axis) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if scale.kind == "choice":
-        return CategoricalDistribution(list(scale.choices or {}))
-    log = scale.kind == "log"
-    if scale.whole:
-        return IntDistribution(math.floor(scale.low), math.ceil(scale.high), log=log)
-    return FloatDistribution(scale.low, scale.high, log=log)
+    if axis.kind == "choice":
+        return CategoricalDistribution(list(axis.choices))
+    log = axis.kind == "log"
+    if axis.whole:
+        return IntDistribution(math.floor(axis.low), math.ceil(axis.high), log=log)
+    return FloatDistribution(axis.low, axis.high, log=log)
 
 
-def _drawn(scale: Scale, value: Any) -> Any:
+def _drawn(axis: Axis, value: Any) -> Any:
     """Return a value as optuna knows it: choices by their text, for it takes 1 and true for the same."""
-    return key_of(value) if scale.kind == "choice" else value
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep optuna from telling of a study that nobody has asked for, and from warnings that the docstring answers."""
-    import optuna
-
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)
+    return key_of(value) if axis.kind == "choice" else value

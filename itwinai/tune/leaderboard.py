@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from itwinai.io.atomic import write_whole
-from itwinai.reporting.search.formatting import key_of, listed, shortened
+from itwinai.reporting.formatting import count_text, key_of, listed, shortened
 from itwinai.reporting.search.leaderboard import leaderboard_table
 from itwinai.reporting.search.ranking import Standing, counts, paths_of, standing_of
 from itwinai.reporting.sections import Table
+from itwinai.reporting.tables import table_text, without_columns
+from itwinai.reporting.terminal import WIDTH
 from itwinai.trials.records import SearchRecord, TrialRecord
 
 __all__ = ["leaderboard_table", "leaderboard_text", "write_leaderboard"]
 
-WIDTH = 100
 FAILED_SHOWN = 5
 
 CELLS = (40, 24, 14)
@@ -62,7 +63,9 @@ def leaderboard_text(record: SearchRecord, top: int = 10, width: int = WIDTH) ->
     standing = standing_of(record)
     lines = []
     if standing.ranked:
-        lines += _aligned(leaderboard_table(standing, top), len(record.objectives), len(standing.names), width)
+        first = 2 + len(record.objectives)
+        parameters = range(first, first + len(standing.names))
+        lines += _fitting(leaderboard_table(standing, top), parameters, width)
     else:
         metrics = " and ".join(objective.metric for objective in record.objectives)
         lines.append(f"No trial has reported {metrics}.")
@@ -102,29 +105,18 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else key_of(value)
 
 
-def _aligned(table: Table, objectives: int, parameters: int, width: int) -> list[str]:
-    """Return a table in lines that are no longer than ``width``, if that can be."""
-    columns = [list(column) for column in zip(table.columns, *table.rows, strict=True)]
-    first = 2 + objectives
-    for cell in CELLS:
-        shown = [[shortened(text, cell) for text in column] for column in columns]
-        if _width(shown) <= width:
-            return _lines(shown)
-    left_out = 0
-    while left_out < parameters and _width(shown) > width:
-        left_out += 1
-        del shown[first + parameters - left_out]
-    return [*_lines(shown), f"{left_out} more parameter{'s' * (left_out > 1)}: see the CSV file"]
-
-
-def _width(columns: Sequence[Sequence[str]]) -> int:
-    return sum(max(map(len, column)) + 2 for column in columns) - 2
-
-
-def _lines(columns: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in columns]
-    rows = zip(*columns, strict=True)
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def _fitting(table: Table, parameters: Sequence[int], width: int) -> list[str]:
+    """Return a table in lines that are no longer than ``width``, if that can be: shorter cells, fewer parameters."""
+    for most in CELLS:
+        cut = Table(
+            [shortened(text, most) for text in table.columns],
+            [[shortened(text, most) for text in row] for row in table.rows],
+        )
+        shown, gone = without_columns(cut, width, parameters)
+        if not gone:
+            break
+    more = [f"{count_text(len(gone), 'more parameter')}: see the CSV file"] if gone else []
+    return [*table_text(shown, width).splitlines(), *more]
 
 
 def _failed(trials: Sequence[TrialRecord], width: int) -> list[str]:

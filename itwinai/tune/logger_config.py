@@ -29,7 +29,7 @@ class Entry:
         class_path: its class.
         kind: the name of `itwinai.loggers.registry` for a logger of this kind; empty if it is none of them.
         is_ours: whether its class is one of itwinai's, or derives from one.
-        is_named: whether it was asked for by name.
+        is_named: whether the config has its name only.
         init_args: what it is made with.
         rest: what else the config says of it.
     """

@@ -1,4 +1,4 @@
-"""What there is to say of a search while it runs: how far it is, and what has just happened."""
+"""The state of a running search: how far it is, and what has just happened."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from itwinai.reporting.formatting import count_text, span_text
-from itwinai.reporting.metric_curves import number
-from itwinai.reporting.search.formatting import short_names, told
+from itwinai.reporting.formatting import count_text, short_names, span_text, value_text
 from itwinai.reporting.search.ranking import paths_of
 from itwinai.trials.records import Report, SearchRecord, Status, TrialRecord
 
@@ -92,7 +90,7 @@ def progress_of(
 
 
 class View:
-    """A search as it is told of.
+    """A search as it is shown.
 
     Args:
         record: the search.
@@ -137,16 +135,16 @@ class View:
             return text
         if best is last:
             return f"{text} (its best)"
-        value = number(best.metrics[self.record.objectives[0].metric])
+        value = value_text(best.metrics[self.record.objectives[0].metric])
         return f"{text} (best {value} at report {best.number})"
 
     def parameters_text(self, trial: TrialRecord) -> str:
         """Return the parameters of a trial in one line."""
-        return " ".join(f"{self.names[path]}={told(value)}" for path, value in trial.parameters.items())
+        return " ".join(f"{self.names[path]}={value_text(value)}" for path, value in trial.parameters.items())
 
     def _objectives_text(self, report: Report) -> str:
         return " ".join(
-            f"{objective.metric}={number(report.metrics[objective.metric])}" for objective in self.record.objectives
+            f"{objective.metric}={value_text(report.metrics[objective.metric])}" for objective in self.record.objectives
         )
 
 
@@ -203,7 +201,7 @@ class Events:
         return events
 
     def _new_leader(self, view: View) -> int | None:
-        """Return the number of the best trial, if that is to be told of."""
+        """Return the number of the best trial, if it is new enough to be shown."""
         lead = _lead(view)
         if lead is None or lead == self._best:
             return None

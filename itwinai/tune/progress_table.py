@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from itwinai.reporting.formatting import span_text
-from itwinai.reporting.metric_curves import number
-from itwinai.reporting.search.formatting import shortened, told
+from itwinai.reporting.formatting import shortened, span_text, value_text
+from itwinai.reporting.sections import Table
+from itwinai.reporting.tables import rich_table, without_columns
 from itwinai.trials.records import TrialRecord
 from itwinai.tune.progress import SearchProgress, View, cleaned, last_report
 
 if TYPE_CHECKING:
-    from rich.console import JustifyMethod, RenderableType
-    from rich.table import Table
+    from rich.console import RenderableType
 
 _CELL = 16
 """Most characters of a name or a value."""
-_GAP = 2
 _BEST_ROWS = 3
 """So many of the best trials are shown in any case, however many run."""
 _STYLES = {"failed": "red", "stopped": "dim", "finished": "dim"}
@@ -45,8 +43,9 @@ def frame(view: View, progress: SearchProgress, size: tuple[int, int]) -> Render
     ]
     trials, more = _shown(view, height - len(lines) - 3)  # the headings, a note, and the line of the cursor
     if trials:
-        columns, hidden = _fitting(_columns(view, trials), width)
-        lines.append(_table(columns, _styles(view, trials)))
+        parameters = range(2, 2 + len(view.names))
+        table, hidden = without_columns(_table_of(view, trials), width, parameters)
+        lines.append(rich_table(table, _styles(view, trials)))
         notes = [f"{more} more running" if more else "", f"not shown: {', '.join(hidden)}" if hidden else ""]
         if note := "; ".join(filter(None, notes)):
             lines.append(line(note, "dim"))
@@ -63,69 +62,21 @@ def _shown(view: View, room: int) -> tuple[list[TrialRecord], int]:
     return [*shown, *others[:for_best]], len(running) - len(shown)
 
 
-class _Column:
-    """A column of the table.
-
-    Args:
-        heading: what stands above it.
-        cells: one per trial.
-        is_text: whether it is no numbers.
-        may_go: whether it is left out where there is no room.
-    """
-
-    def __init__(self, heading: str, cells: Sequence[str], is_text: bool = False, may_go: bool = False) -> None:
-        self.heading = heading
-        self.cells = cells
-        self.is_text = is_text
-        self.may_go = may_go
-        self.width = max(map(len, [heading, *cells]))
-
-
-def _columns(view: View, trials: Sequence[TrialRecord]) -> list[_Column]:
+def _table_of(view: View, trials: Sequence[TrialRecord]) -> Table:
     record = view.record
-    columns = [
-        _Column("trial", [str(trial.number) for trial in trials]),
-        _Column("status", [trial.status for trial in trials], is_text=True),
-    ]
-    for path, name in view.names.items():
-        cells = [_cell(told(trial.parameters[path])) if path in trial.parameters else "" for trial in trials]
-        columns.append(_Column(_cell(name), cells, is_text=True, may_go=True))
-    for objective in record.objectives:
-        reports = [last_report(trial, [objective.metric]) for trial in trials]
-        cells = ["" if report is None else number(report.metrics[objective.metric]) for report in reports]
-        columns.append(_Column(_cell(objective.metric), cells))
-    if len(record.objectives) == 1:
-        values = [record.values(trial) for trial in trials]
-        columns.append(_Column("best", ["" if value is None else number(value[0]) for value in values]))
-    columns.append(_Column("reports", [str(len(trial.reports)) for trial in trials]))
-    columns.append(_Column("time", [span_text(trial.seconds) for trial in trials]))
-    return columns
-
-
-def _fitting(columns: Sequence[_Column], width: int) -> tuple[list[_Column], list[str]]:
-    """Return the columns that have room, and the headings of the others: of parameters, the last first."""
-    shown = list(columns)
-    hidden: list[str] = []
-    for column in reversed(columns):
-        if sum(other.width + _GAP for other in shown) - _GAP <= width:
-            break
-        if column.may_go:
-            shown.remove(column)
-            hidden.insert(0, column.heading)
-    return shown, hidden
-
-
-def _table(columns: Sequence[_Column], styles: Sequence[str]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
-    for column in columns:
-        justify: JustifyMethod = "left" if column.is_text else "right"
-        table.add_column(Text(column.heading), justify=justify, no_wrap=True, overflow="ellipsis")
-    for cells, style in zip(zip(*(column.cells for column in columns), strict=True), styles, strict=True):
-        table.add_row(*(Text(cell) for cell in cells), style=style)
-    return table
+    single = len(record.objectives) == 1
+    metrics = [objective.metric for objective in record.objectives]
+    columns = ["trial", "status", *map(_cell, view.names.values()), *map(_cell, metrics), *["best"] * single]
+    rows = []
+    for trial in trials:
+        own = [_cell(value_text(trial.parameters[path])) if path in trial.parameters else "" for path in view.names]
+        last = [(metric, last_report(trial, [metric])) for metric in metrics]
+        values = ["" if report is None else value_text(report.metrics[metric]) for metric, report in last]
+        best = record.values(trial)
+        reached = [("" if best is None else value_text(best[0]))] * single
+        end = [str(len(trial.reports)), span_text(trial.seconds)]
+        rows.append([str(trial.number), trial.status, *own, *values, *reached, *end])
+    return Table([*columns, "reports", "time"], rows)
 
 
 def _styles(view: View, trials: Sequence[TrialRecord]) -> list[str]:

@@ -16,7 +16,7 @@ from ray import tune
 
 from itwinai.tune.resources import TrialResources
 from itwinai.tune.schedulers import check_together, make_scheduler
-from itwinai.tune.search_recorder import SearchCourse
+from itwinai.tune.search_recorder import SearchRecorder
 from itwinai.tune.searchers import make_searcher, param_space
 from itwinai.tune.settings import Settings
 from itwinai.tune.space import SearchSpace
@@ -39,7 +39,7 @@ class Search:
         settings: of the search.
         space: that is searched.
         algorithm: chooses the points.
-        num_samples: number of trials that it is asked for.
+        num_samples: number of trials that it suggests.
         scheduler: stops trials early; None for none.
     """
 
@@ -98,7 +98,7 @@ class Search:
         name = strategy if isinstance(strategy, str) and strategy != "auto" else ""
         return TrialResources(settings.workers_per_trial, settings.resources_per_worker, has_ray_workers, name)
 
-    def run(self, order: SearchOrder, course: SearchCourse, stopper: SearchStopper, resume: bool) -> None:
+    def run(self, order: SearchOrder, course: SearchRecorder, stopper: SearchStopper, resume: bool) -> None:
         """Run the trials; returns when all have ended, or the search was interrupted.
 
         Args:
@@ -184,7 +184,7 @@ _REPEATING = ("ray.tune.execution.tune_controller", "ray.tune.tune", "ray.tune.a
 
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
-    """Let Ray Tune write and print only what a search is asked for."""
+    """Let Ray Tune write and print only what the search needs."""
     before = {name: os.environ.get(name) for name in _VARIABLES}
     os.environ.update({name: value for name, value in _VARIABLES.items() if before[name] is None})
     loggers = [logging.getLogger(name) for name in _REPEATING]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,27 +61,32 @@ def read_record(path: str | os.PathLike[str]) -> SearchRecord:
     """
     text, name = Path(path).read_text(encoding="utf-8"), os.fspath(path)
     with reading(f"{name} is no record of a search", "A search leaves its record in its folder; give that file."):
-        return _record(_value(versioned(text, VERSION, name)))
+        document = _value(versioned(text, VERSION, name))
+        trials = (
+            TrialRecord(**{**trial, "reports": tuple(Report(**report) for report in trial["reports"])})
+            for trial in document["trials"]
+        )
+        return record_from(document, trials)
 
 
-def _record(document: dict[str, Any]) -> SearchRecord:
-    trials = tuple(
-        TrialRecord(**{**trial, "reports": tuple(Report(**report) for report in trial["reports"])})
-        for trial in document["trials"]
-    )
+def record_from(fields: Mapping[str, Any], trials: Iterable[TrialRecord]) -> SearchRecord:
+    """Return a record from its fields, in which objectives and ranges are mappings.
+
+    Args:
+        fields: of the search.
+        trials: its trials, in order.
+    """
     return SearchRecord(
         **{
-            **document,
-            "objectives": tuple(Objective(**objective) for objective in document["objectives"]),
-            "parameters": tuple(document["parameters"]),
-            "ranges": {path: _range(drawn_from) for path, drawn_from in document["ranges"].items()},
-            "trials": trials,
+            **fields,
+            "objectives": tuple(Objective(**objective) for objective in fields["objectives"]),
+            "parameters": tuple(fields["parameters"]),
+            "ranges": {
+                path: Range(**{**drawn, "choices": tuple(drawn["choices"])}) for path, drawn in fields["ranges"].items()
+            },
+            "trials": tuple(trials),
         }
     )
-
-
-def _range(given: Mapping[str, Any]) -> Range:
-    return Range(**{**given, "choices": tuple(given["choices"])})
 
 
 def _dumped(document: Any) -> str:

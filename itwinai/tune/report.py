@@ -26,7 +26,6 @@ def write_report(record: SearchRecord, path: str | os.PathLike[str], best_config
         MissingPackageError: matplotlib is not installed.
         OSError: it could not be written; the old page is still there.
     """
-
     found = [importances(record, objective) for objective in record.objectives]
     sections = search_sections(record, found, best_config)
     settings = record.settings

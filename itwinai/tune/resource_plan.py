@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from itwinai.errors import ResourceError, did_you_mean
-from itwinai.reporting.formatting import count_text, span_text
-from itwinai.reporting.search.formatting import joined
-from itwinai.tune.formatting import amounts_text, resource_name
-from itwinai.tune.resources import UNIT, Amounts, NodeResources, TrialResources
+from itwinai.reporting.formatting import count_text, joined, span_text
+from itwinai.tune.resources import UNIT, Amounts, NodeResources, TrialResources, amounts_text, resource_name
 
 _WIDTH = 100
 _LABELS = 12
@@ -51,7 +49,7 @@ class ResourcePlan:
         return None if self.num_trials is None else math.ceil(self.num_trials / self.at_once)
 
     def seconds(self) -> float | None:
-        """Return how long the search takes; None if nobody can tell."""
+        """Return how long the search takes; None if that is unknown."""
         ends = [] if self.time_budget_s is None else [self.time_budget_s]
         if self.rounds is not None and self.seconds_per_trial is not None:
             ends.append(self.rounds * self.seconds_per_trial)

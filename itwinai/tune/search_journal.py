@@ -1,7 +1,7 @@
-"""The file in which the course of a search is kept, so that it outlives the process that searches.
+"""The file that keeps the state of a search, so that it outlives the process that searches.
 
-It has a line for each thing that happens, a JSON object that says what is known from then on. To read it from the
-beginning leads to where the search stands; the search itself does nothing else while it runs.
+Each event adds a line, a JSON object with what is known from then on. Reading all lines in order gives the present
+state; the search keeps its own state in the same way while it runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from itwinai.io.versioned_json import finite
-from itwinai.trials.records import Objective, Range, Report, SearchRecord, TrialRecord
+from itwinai.trials.records import Report, SearchRecord, TrialRecord
+from itwinai.tune.record_file import record_from
 
 REPORTS = "reports.jsonl"
 """Name of the file, in the folder of the search."""
@@ -48,7 +49,7 @@ class SearchHistory:
             self.trials[line["trial"]] = TrialRecord(**line["is"], reports=reports)
 
 
-class CourseFile:
+class SearchJournal:
     """Keeps a file and the `SearchHistory` that it leads to together.
 
     What has been written before is read when this is made. Each line is written at once.
@@ -130,19 +131,8 @@ def record_of(course: SearchHistory, folder: str) -> SearchRecord:
         course: where it stands.
         folder: where everything is.
     """
-    search = course.search
-    return SearchRecord(
-        name=search["name"],
-        objectives=tuple(Objective(**objective) for objective in search["objectives"]),
-        parameters=tuple(search["parameters"]),
-        trials=tuple(sorted(course.trials.values(), key=lambda trial: trial.number)),
-        seconds=course.seconds,
-        folder=folder,
-        settings=search["settings"],
-        ranges={
-            path: Range(**{**drawn, "choices": tuple(drawn["choices"])}) for path, drawn in search["ranges"].items()
-        },
-    )
+    trials = sorted(course.trials.values(), key=lambda trial: trial.number)
+    return record_from({**course.search, "seconds": course.seconds, "folder": folder}, trials)
 
 
 _OF_SEARCH = ("name", "objectives", "parameters", "settings", "ranges")

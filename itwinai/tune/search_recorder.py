@@ -1,6 +1,6 @@
-"""The course of a search, as Ray Tune tells it.
+"""Record a search from Ray Tune's callbacks.
 
-This module imports Ray: it is for the process that searches. What it writes is read without Ray, by `course_file`.
+This module imports Ray: it is for the process that searches. `search_journal` reads what it writes without Ray.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from ray.tune.result import AUTO_RESULT_KEYS, DEBUG_METRICS, TRAINING_ITERATION
 
 from itwinai.run_info.serialization import plain
 from itwinai.trials.records import Objective, Range, Report, SearchRecord, Status, TrialRecord
-from itwinai.tune.search_journal import CourseFile, record_of
+from itwinai.tune.search_journal import SearchJournal, record_of
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 OWN = "itwinai"
-"""Under this key results hold what itwinai's trials have to say beside their metrics."""
+"""Under this key results hold what itwinai's trials report beside their metrics."""
 
 # Ray's word for where a trial stands; how one has ended that is TERMINATED, it does not say.
 _STATUS: Mapping[str, Status] = {"PENDING": "waiting", "RUNNING": "running", "PAUSED": "paused", "ERROR": "failed"}
 _NO_METRICS = {*AUTO_RESULT_KEYS, *DEBUG_METRICS}
-_TELL_EVERY = 0.2
+_UPDATE_EVERY = 0.2
 # How much of the time that a search has taken a driver that is killed may forget, in seconds.
 _WRITE_TIME_EVERY = 60.0
 
 
-class SearchCourse(Callback):
+class SearchRecorder(Callback):
     """Keep the record of a search up to date, and in a file from which a later process goes on.
 
     Results are those of itwinai's trials: under the key ``itwinai`` a dictionary with ``checkpoint``, the path of the
@@ -59,8 +59,8 @@ class SearchCourse(Callback):
         settings: searcher, scheduler, resources... as label and value, for people.
         ranges: what the parameters are drawn from, by path.
         number_of: returns the number of a trial, 0 for the first; by default they are counted as they start.
-        tell: called with the record while the search goes on, a few times per second, and at its end. Pickled copies,
-            which `ray.tune.Tuner` makes, have none.
+        on_update: called with the record while the search goes on, a few times per second, and at its end. Pickled
+            copies, which `ray.tune.Tuner` makes, have none.
     """
 
     def __init__(
@@ -74,20 +74,20 @@ class SearchCourse(Callback):
         settings: Mapping[str, str] | None = None,
         ranges: Mapping[str, Range] | None = None,
         number_of: Callable[[Trial], int] | None = None,
-        tell: Callable[[SearchRecord], object] | None = None,
+        on_update: Callable[[SearchRecord], object] | None = None,
     ) -> None:
         self.folder = folder
         self.active = active
         self.number_of = number_of
-        self.tell = tell
+        self.on_update = on_update
         self._search = SearchRecord(
             name, objectives, space_paths, (), folder=folder, settings=settings or {}, ranges=ranges or {}
         )
-        self._file: CourseFile | None = None
+        self._file: SearchJournal | None = None
         self._clock = _Clock()
         self._since: dict[str, float] = {}
         self._ends: dict[str, _End] = {}
-        self._told = 0.0
+        self._updated = 0.0
 
     def record(self) -> SearchRecord:
         """Return the search as it stands."""
@@ -104,7 +104,7 @@ class SearchCourse(Callback):
 
     def setup(self, *args: Any, **info: Any) -> None:
         """Read what an earlier process has written, and go on from it."""
-        self._file = CourseFile(self.folder)
+        self._file = SearchJournal(self.folder)
         self._clock = _Clock(self._file.course.seconds)
         self._file.write_search(self._search, self._clock.seconds())
 
@@ -126,8 +126,9 @@ class SearchCourse(Callback):
         }
         parameters = plain(self.active(result.get("config", trial.config)))
         known = self._known(trial.trial_id)
-        if own.get("again") and parameters != known.parameters:
-            return  # PBT has given new ones to a trial that was over, and it tells what it has copied
+        is_known = any(other.number == result[TRAINING_ITERATION] for other in known.reports)
+        if own.get("again") and (is_known or parameters != known.parameters):
+            return  # by PBT a trial that was over may get parameters, new ones or not: it tells what it has copied
         if metrics:
             seconds = round(known.seconds + self._ran(trial.trial_id), 3)
             report = Report(result[TRAINING_ITERATION], seconds, metrics)
@@ -160,33 +161,33 @@ class SearchCourse(Callback):
         self._follow(trials)
         if self._clock.seconds() - self._there.course.seconds > _WRITE_TIME_EVERY:
             self._there.write_time(self._clock.seconds())
-        if self.tell is not None and time.monotonic() - self._told > _TELL_EVERY:
-            self.tell(self.record())
-            self._told = time.monotonic()
+        if self.on_update is not None and time.monotonic() - self._updated > _UPDATE_EVERY:
+            self.on_update(self.record())
+            self._updated = time.monotonic()
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Stop the clocks; trials that run still wait from now on for somebody to go on with the search."""
+        """Stop the clocks; trials that still run wait from now on until the search is resumed."""
         self._clock.stop()
         # Of a search that was interrupted Ray has ended the trials meanwhile, as if they were not to go on.
         for trial_id in list(self._since):
             self._write(trial_id, replace(self._known(trial_id), status="waiting"))
         self._there.write_time(self._clock.seconds())
-        if self.tell is not None:
-            self.tell(self.record())
+        if self.on_update is not None:
+            self.on_update(self.record())
 
     def __getstate__(self) -> dict[str, Any]:
         fresh: dict[str, Any] = {
-            "tell": None,
+            "on_update": None,
             "_file": None,
             "_clock": _Clock(),
             "_since": {},
             "_ends": {},
-            "_told": 0.0,
+            "_updated": 0.0,
         }
         return {**vars(self), **fresh}
 
     @property
-    def _there(self) -> CourseFile:
+    def _there(self) -> SearchJournal:
         assert self._file is not None, "Ray Tune calls setup first"
         return self._file
 
@@ -211,7 +212,7 @@ class SearchCourse(Callback):
         return time.monotonic() - self._since[trial] if trial in self._since else 0.0
 
     def _note(self, trial: Trial, status: Status, **changed: Any) -> TrialRecord:
-        """Write what is known of a trial, which may be the first that is heard of it."""
+        """Write what is known of a trial, which may be new."""
         if not self._is_known(trial):
             number = len(self._there.course.trials) if self.number_of is None else self.number_of(trial)
             known = TrialRecord(number, trial.custom_trial_name or str(trial), self.active(trial.config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,20 +21,20 @@ from itwinai.trials import records
 from itwinai.trials.records import SearchRecord
 from itwinai.tune.distributions import Choice, Range
 from itwinai.tune.leaderboard import leaderboard_text, write_leaderboard
-from itwinai.tune.mlflow_parent_run import ParentRun, open_parent_run, search_id
+from itwinai.tune.mlflow_runs import ParentRun, open_parent_run, search_id
 from itwinai.tune.progress_display import SearchView
 from itwinai.tune.ray_search import Search
 from itwinai.tune.record_file import read_record, write_record
 from itwinai.tune.report import write_report
 from itwinai.tune.resource_plan import ResourcePlan, make_plan
 from itwinai.tune.resources import cluster_nodes
-from itwinai.tune.resume_check import SearchFingerprint
-from itwinai.tune.search_recorder import SearchCourse
+from itwinai.tune.resume_check import FILE, check_same, fingerprint_of
+from itwinai.tune.search_recorder import SearchRecorder
 from itwinai.tune.search_result import BEST_CONFIG, LEADERBOARD, RECORD, REPORT, SearchResult
 from itwinai.tune.settings import Settings
 from itwinai.tune.space import SearchSpace
 from itwinai.tune.stopper import SearchStopper
-from itwinai.tune.trial_loggers import TrialLoggers
+from itwinai.tune.trial_loggers import TrialContext, TrialLoggers
 from itwinai.tune.trial_spec import SearchOrder
 
 if TYPE_CHECKING:
@@ -69,14 +70,14 @@ class Running:
             TrialError: all trials have failed.
         """
         plan = self._plan()
-        said = SearchFingerprint.of(self.settings, self.subject.best_config({}))
+        fingerprint = fingerprint_of(self.settings, self.subject.best_config({}))
         if self.resume:
-            said.check(self.folder)
+            check_same(fingerprint, self.folder)
         self._say(plan.text())
         if (cores := available_cores()) < plan.resources.total.get("CPU", 0) and len(plan.nodes) == 1:
             self._say(f"{'':<12}the workers of a trial share {cores} cores of this machine: expect no speed-up")
-        said.write(self.folder)
-        course = SearchCourse(
+        fingerprint.write(self.folder / FILE)
+        course = SearchRecorder(
             self.settings.name,
             self.settings.objectives,
             self.subject.space.paths,
@@ -89,7 +90,7 @@ class Running:
         parent = open_parent_run(self.subject.logger, self.settings.name, self.folder, self._told())
         view = SearchView(plan.num_trials, plan.at_once, self.settings.seconds)
         stopper = SearchStopper(self.settings, lambda: _is_hopeless(course.record()))
-        course.tell = None if self.quiet else view.show
+        course.on_update = None if self.quiet else view.show
         with nullcontext() if self.quiet else view:
             self.search.run(self._order(parent), course, stopper, self.resume)
         return self._conclude(course.record(), parent)
@@ -114,14 +115,10 @@ class Running:
         return sum(ended) / len(ended) if ended else None
 
     def _order(self, parent: ParentRun | None) -> SearchOrder:
-        loggers = TrialLoggers(
-            self.subject.logger,
-            self.settings.name,
-            search_id(self.folder) if parent else "",
-            str(self.folder),
-            parent.run_id if parent else None,
-            parent.tracking_uri if parent else "",
-        )
+        context = TrialContext(self.settings.name, search_id(self.folder) if parent else "", self.folder)
+        if parent is not None:
+            context = replace(context, parent_run_id=parent.run_id, tracking_uri=parent.tracking_uri)
+        loggers = TrialLoggers(self.subject.logger, context)
         return SearchOrder(
             cloudpickle.dumps(self.subject.trials(loggers)),
             str(self.folder),

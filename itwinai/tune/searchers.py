@@ -72,7 +72,7 @@ def make_searcher(
     start_with: Sequence[Mapping[str, Any]] = (),
     max_concurrent: int = 0,
 ) -> tuple[SearchAlgorithm, int]:
-    """Return a search algorithm of Ray and the number of trials that it is to be asked for.
+    """Return a search algorithm of Ray and the number of trials that it suggests.
 
     Both are for ``TuneConfig``, together with what `param_space` returns for the ``Tuner``. ``random``, the default,
     tries each point of the grid, if there is one, ``num_samples`` times, with newly drawn values of the rest (or with
@@ -300,7 +300,7 @@ def _optuna(
     metrics = [objective.metric for objective in objectives]
     modes: list[str] = [objective.mode for objective in objectives]
     draw = Draw(space)
-    with _quiet_optuna():
+    with quiet_optuna():
         _try_sampler(_sampler(options, seed), draw, modes)
         return OptunaSearch(
             space=draw,
@@ -392,8 +392,8 @@ def _missing(name: str, error: ImportError) -> MissingPackageError:
 
 
 @contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Keep Optuna from telling that it has made a study in memory."""
+def quiet_optuna() -> Iterator[None]:
+    """Silence Optuna's message that it has made a study in memory."""
     import optuna
 
     before = optuna.logging.get_verbosity()

@@ -182,7 +182,7 @@ class SearchSpace:
 
         Raises:
             ConfigurationError: whether a grid parameter is active depends on one that is drawn at random, so that
-                nobody knows the points.
+                its points are unknown.
         """
         points: list[dict[str, Any]] = [{}]
         for parameter in self.dependent_last:
@@ -248,7 +248,7 @@ class SearchSpace:
             if not self.find(path, "A condition").distribution.is_grid:
                 raise ConfigurationError(
                     f"The parameter '{parameter.path}' is a grid, and is active only for some values of '{path}', "
-                    f"which is drawn: nobody knows the points to try. Make '{path}' a grid too, or "
+                    f"which is drawn, so the points to try are unknown. Make '{path}' a grid too, or "
                     f"'{parameter.path}' a choice."
                 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,11 @@ class TrialContext:
 
     Attributes:
         search: name of the search.
-        search_id: tells searches of the same name apart, see `itwinai.tune.mlflow_parent_run.search_id`.
+        search_id: tells searches of the same name apart, see `itwinai.tune.mlflow_runs.search_id`.
         search_folder: the folder of the search.
         trial: name of the trial, which never changes.
         folder: of the trial.
         parameters: what the trial runs with, by path in the config.
-        run_name: what its runs are called, if not as the trial: after a change of its parameters.
         parent_run_id: run of the whole search, in MLflow.
         tracking_uri: address of MLflow that has the parent run.
         next_step: the step that this start of the trial will log first, if it goes on from a checkpoint.
@@ -36,10 +35,9 @@ class TrialContext:
     search: str
     search_id: str
     search_folder: Path
-    trial: str
-    folder: Path
+    trial: str = ""
+    folder: Path = Path()
     parameters: Mapping[str, Any] = field(default_factory=dict, repr=False)  # with secrets, maybe
-    run_name: str = ""
     parent_run_id: str | None = None
     tracking_uri: str = field(default="", repr=False)  # with a login, maybe
     next_step: int | None = None
@@ -80,32 +78,15 @@ class TrialLoggers:
 
     Attributes:
         given: what the config has at ``trainer.logger``.
-        search: name of the search.
-        search_id: see `itwinai.tune.mlflow_parent_run.search_id`.
-        search_folder: of the search.
-        parent_run_id: run of the search in MLflow; None if it has none.
-        tracking_uri: address of MLflow.
+        search: what the trials have in common; the rest is filled in for each.
     """
 
     given: Any
-    search: str
-    search_id: str
-    search_folder: str
-    parent_run_id: str | None = None
-    tracking_uri: str = ""
+    search: TrialContext
 
     def __call__(self, parameters: Mapping[str, Any], name: str, folder: str) -> Any:
         """Return what a trial has at ``trainer.logger``."""
-        run = TrialContext(
-            search=self.search,
-            search_id=self.search_id,
-            search_folder=Path(self.search_folder),
-            trial=name,
-            folder=Path(folder),
-            parameters=parameters,
-            parent_run_id=self.parent_run_id,
-            tracking_uri=self.tracking_uri,
-        )
+        run = replace(self.search, trial=name, folder=Path(folder), parameters=parameters)
         return logger_entries(self.given, run)
 
 
@@ -178,8 +159,7 @@ def _wandb(entry: Entry, run: TrialContext) -> dict[str, Any]:
 
 
 def _joined(given: str | None, run: TrialContext) -> str:
-    name = run.run_name or run.trial
-    return f"{given} {name}" if given else name
+    return f"{given} {run.trial}" if given else run.trial
 
 
 def _refuse(entry: Entry, *names: str) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from itwinai.reporting.search.formatting import short_names
+from itwinai.reporting.formatting import short_names
 from itwinai.run_info.redaction import HIDDEN, without_secrets
 from itwinai.run_info.serialization import plain
 

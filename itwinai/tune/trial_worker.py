@@ -28,7 +28,7 @@ def run(packed: bytes, rank_info: RankInfo | None, on_failure: Callable[[BaseExc
         packed: the pickled assignment.
         rank_info: none: this is no worker of a group, but it may launch some.
         on_failure: called with an exception at once.
-        traced: nobody needs to know what the run changes.
+        traced: without effect: what the run changes is not needed afterwards.
     """
     train(pickle.loads(packed))
 

@@ -13,9 +13,11 @@ from itwinai.config.source import check_config_files
 from itwinai.errors import ConfigurationError, require
 from itwinai.launchers.environment import environment_variables
 from itwinai.launchers.ray_slurm import agree_on_token, allocated_nodes, ray_over
-from itwinai.tune.early import check_names
+from itwinai.tune.schedulers import SCHEDULERS
 from itwinai.tune.search_result import SearchResult
+from itwinai.tune.searchers import SEARCHERS, named_options
 from itwinai.tune.settings import Settings
+from itwinai.tune.space import SearchSpace
 
 if TYPE_CHECKING:
     from itwinai.tune.search_target import SearchTarget
@@ -71,7 +73,7 @@ class Tuner:
         section, self._config = _split(subject)
         settings |= {name: value for name, value in given.items() if value is not None}
         self.settings = Settings.from_mapping(_merged(section, settings))
-        check_names(self.settings)
+        _check_names(self.settings)
         self.address = address
         self.arguments = arguments or []
         self.quiet = quiet
@@ -213,8 +215,19 @@ def _connected(address: str | None, settings: Settings) -> Iterator[Callable[[],
     cpus = 1 if "CPU" in settings.resources_per_worker else settings.workers_per_trial
     starting = StartingRay(cpus, address=address, log_to_driver=False)
     try:
-        # Errors of trials are told by the search; Ray would print those again that it has not asked for when it ends.
+        # The search reports errors of trials; Ray would print those again that it has not fetched when it ends.
         with environment_variables({"RAY_IGNORE_UNHANDLED_ERRORS": "1"}):
             yield starting.wait
     finally:
         starting.end()
+
+
+def _check_names(settings: Settings) -> None:
+    """Raise an error for a distribution, searcher or scheduler that does not exist, before anything heavy is imported.
+
+    Raises:
+        ConfigurationError: that is so.
+    """
+    SearchSpace.from_mapping(settings.space)
+    named_options(settings.search, "random", SEARCHERS, "searcher")
+    named_options(settings.scheduler, "fifo", SCHEDULERS, "scheduler")

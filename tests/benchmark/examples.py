@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from itwinai.benchmark.records import BenchmarkRecord, Breakdown, Cell, Measured, Measurement, Status
+from itwinai.benchmark.report.findings import Findings, findings_of
 from itwinai.benchmark.statistics.scaling_law import fit
 from itwinai.benchmark.statistics.summary import summarize
-from itwinai.benchmark.telling.words import Words, words_of
 from tests.benchmark.synthetic import Line, amdahl, communication, synthetic_record, weak_communication
 
 PRECISION = "trainer.precision"
@@ -85,10 +85,10 @@ def two_precisions(noise: float = 0.01) -> BenchmarkRecord:
     return synthetic_record(*lines, noise=noise)
 
 
-def told(record: BenchmarkRecord) -> Words:
-    """Return what a benchmark has found."""
+def found_in(record: BenchmarkRecord) -> Findings:
+    """Return the findings of a benchmark."""
     summary = summarize(record)
-    return words_of(summary, [fit(line) for line in summary.series])
+    return findings_of(summary, [fit(line) for line in summary.series])
 
 
 def interrupted(made: int, repeats: int = 2) -> BenchmarkRecord:

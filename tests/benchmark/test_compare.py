@@ -8,17 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from itwinai.benchmark.comparison.compare import ComparedCell
-from itwinai.benchmark.comparison.compare_report import (
-    Comparison,
-    compare,
+from itwinai.benchmark.comparison import ComparedCell, Comparison, compare
+from itwinai.benchmark.records import BenchmarkRecord, Cell, Measured
+from itwinai.benchmark.report.compare_report import (
     comparison_sections,
     comparison_text,
+    ratio_plots,
     write_comparison,
 )
-from itwinai.benchmark.records import BenchmarkRecord, Cell, Measured
-from itwinai.benchmark.report.ratios import ratio_pictures
-from itwinai.benchmark.statistics.estimates import difference, holm
+from itwinai.benchmark.statistics.confidence_intervals import difference, holm
 from tests.benchmark.examples import changed, failing, rich, two_precisions
 from tests.benchmark.pages import Page
 from tests.benchmark.synthetic import Line, amdahl, synthetic_record
@@ -72,7 +70,7 @@ def test_p_values_are_corrected_for_all_cells() -> None:
 def test_of_single_runs_nothing_is_known() -> None:
     comparison = compare(record(repeats=1), changed(record(repeats=1), faster(3.0)))
     assert {one.verdict for one in comparison.cells} == {"?"}
-    assert "Nothing can be said of 7 cells with a single run in A or in B" in comparison_text(comparison)
+    assert "Unknown for 7 cells with a single run in A or in B" in comparison_text(comparison)
 
 
 def test_launch_and_memory_and_loss_are_compared() -> None:
@@ -124,7 +122,7 @@ def test_cells_that_only_one_has_are_listed() -> None:
     assert "Without a result in A or in B: ddp with 2 workers." in text
     assert "Only in B: ray with 1, 2 and 4 workers." in text
     nothing = comparison_text(compare(a, synthetic_record(LINES[2])))
-    assert "There is no cell that both have measured" in nothing
+    assert "No cell was measured in both" in nothing
 
 
 def test_with_one_worker_there_is_no_scaling() -> None:
@@ -139,7 +137,7 @@ def test_batches_are_compared_where_samples_are_not_known() -> None:
     comparison = compare(record(), unknown)
     assert not comparison.speed.by_samples and of(comparison, "ddp", 4).throughput.mean == pytest.approx(1.0)
     text = " ".join(comparison_text(comparison).split())
-    assert "the batches per second are compared, as if they were equally large" in text and "speed in batches/s" in text
+    assert "batches per second are compared, as if batches were equally large" in text and "speed in batches/s" in text
 
 
 def test_settings_and_facts_that_differ_are_told() -> None:
@@ -167,7 +165,7 @@ def test_page_holds_the_comparison(tmp_path: Path) -> None:
     path = write_comparison(compare(two_precisions(), b), tmp_path / "deep" / "comparison.html")
     page = Page(path.read_text(encoding="utf-8"))
     assert path == tmp_path / "deep" / "comparison.html" and page.pictures == 1
-    assert page.headings == ["In words", "Throughput of B by that of A", "What else differs"]
+    assert page.headings == ["Findings", "Throughput of B divided by that of A", "What else differs"]
     assert {"B is faster", "ddp with 2 workers (precision=32-true)", "Benchmark <b>new</b> (B) compared with"} <= {
         text.removesuffix(" synthetic (A)") for text in page.texts
     }
@@ -189,15 +187,15 @@ def test_columns_are_explained(tmp_path: Path) -> None:
     path = write_comparison(comparison, tmp_path / "comparison.html")
     page = Page(path.read_text(encoding="utf-8")).text
     for text, colon in ((terminal, ":"), (page, "")):
-        assert f"B/A{colon} speed of B by that of A, with its 95 % interval; above 1, B is faster" in text
-        assert f"p{colon} how likely so large a difference is if there is none in truth" in text
-        assert f"B is{colon} =: no difference could be shown (p is 0.05 or more)" in text
+        assert f"B/A{colon} speed of B divided by that of A, with its 95 % interval; above 1, B is faster" in text
+        assert f"p{colon} how likely so large a difference is by chance alone" in text
+        assert f"B is{colon} =: no significant difference (p is 0.05 or more)" in text
 
 
 def test_error_bars_of_ratios_have_visible_ends() -> None:
     wild = record(noise=1.5, repeats=2)
     comparison = compare(record(repeats=2), wild)
-    (picture,) = ratio_pictures(comparison.cells, [str(place) for place in range(7)])
+    (picture,) = ratio_plots(comparison.cells, [str(place) for place in range(7)])
     axes = picture.figure.axes[0]
     low, high = axes.get_xlim()
     ends = [(one.throughput.low or 0, one.throughput.high or 0) for one in comparison.cells]

@@ -13,12 +13,20 @@ import pytest
 from PIL import Image
 
 from itwinai.benchmark.records import BenchmarkRecord, Cell
-from itwinai.benchmark.report import write_report
-from itwinai.benchmark.report.bars import breakdown_pictures
-from itwinai.benchmark.report.lines import line_pictures
-from itwinai.benchmark.report.quantities import LOSS, SPEEDUP, throughput
-from itwinai.benchmark.report.sections import benchmark_page
-from itwinai.benchmark.report.style import Drawn, file_name, limited_end, limited_ratios, looks_of, spaced
+from itwinai.benchmark.report.breakdown_plot import breakdown_plots
+from itwinai.benchmark.report.page import benchmark_page, write_report
+from itwinai.benchmark.report.plots import (
+    LOSS,
+    SPEEDUP,
+    Drawn,
+    file_name,
+    limited_end,
+    limited_ratios,
+    line_plots,
+    looks_of,
+    spaced,
+    throughput,
+)
 from itwinai.benchmark.statistics.groups import Speed, groups_of
 from itwinai.benchmark.statistics.summary import summarize
 from tests.benchmark.examples import changed, failing, interrupted, rich, slowed_baseline, two_precisions
@@ -27,7 +35,7 @@ from tests.benchmark.synthetic import Line, amdahl, communication, synthetic_rec
 from tests.reporting.test_plotting import texts
 
 SECTIONS = (
-    "In words",
+    "Findings",
     "Throughput",
     "Speed-up",
     "Efficiency",
@@ -89,7 +97,7 @@ def test_page_shows_the_figures_of_all_cells(report: Report) -> None:
     summary = summarize(report.record)
     rows = {tuple(row[:3]): row for row in report.page.rows if len(row) == 11}
     assert len(rows) == len(summary.cells) + 1
-    heading = [text.strip("\u2007") for text in rows.pop(next(iter(rows)))]
+    heading = rows.pop(next(iter(rows)))
     for one in summary.cells:
         row = rows[(one.cell.strategy, str(one.cell.workers), one.cell.scaling if one.cell.workers > 1 else "-")]
         figures = dict(zip(heading, row, strict=True))
@@ -104,14 +112,14 @@ def test_page_shows_the_figures_of_all_cells(report: Report) -> None:
         assert half == pytest.approx(one.throughput.high - one.throughput.mean, abs=0.51)
         assert figures["eff."] == f"{100 * one.efficiency.mean:.0f} %"
         assert one.step_p50 is not None and one.step_p95 is not None
-        p50, p95 = (float(text) for text in figures["step\u00a0p50\u00a0/\u00a0p95"].removesuffix(" ms").split(" / "))
+        p50, p95 = (float(text) for text in figures["step p50 / p95"].removesuffix(" ms").split(" / "))
         assert [p50, p95] == pytest.approx([1e3 * one.step_p50.mean, 1e3 * one.step_p95.mean], rel=0.01)
         assert figures["memory"].endswith(" GiB") and figures["loss"] == "0.5" and figures["runs"] == "3"
 
 
 def test_advice_and_failures_stand_above(report: Report) -> None:
     text = report.page.text
-    assert text.index("6 of 21 cells have no result.") < text.index("In words measured")
+    assert text.index("6 of 21 cells have no result.") < text.index("Findings measured")
     rows = [row for row in report.page.rows if "runs/horovod/output.txt" in row]
     assert len(rows) == 15 and all(row[-2] == " ".join(row[-2].split()) and "<script>" in row[-2] for row in rows)
     assert any("no first step after 600 s" in row for row in report.page.rows)
@@ -127,7 +135,7 @@ def test_what_people_have_written_is_text(report: Report) -> None:
 def test_missing_energy_has_a_reason(report: Report) -> None:
     assert "Not measured: energy: this machine does not tell (11 of 15 cells)." in report.page.texts
     sections = benchmark_page(two_precisions())[0]
-    assert "energy: this machine does not tell" in next(one for one in sections if one.title == "In words").missing
+    assert "energy: this machine does not tell" in next(one for one in sections if one.title == "Findings").missing
     assert "Energy per sample" not in [one.title for one in sections]  # nothing is in it
 
 
@@ -204,7 +212,7 @@ def test_throughput_is_over_the_measured_numbers_of_workers(report: Report) -> N
 def test_error_bars_are_the_intervals() -> None:
     lines = Line("single", amdahl(), workers=(1,)), Line("ddp", amdahl(), workers=(1, 2))
     summary = summarize(synthetic_record(*lines, noise=0.1))
-    (picture,) = line_pictures(SPEEDUP, groups_of(summary), looks_of(["single", "ddp"]))
+    (picture,) = line_plots(SPEEDUP, groups_of(summary), looks_of(["single", "ddp"]))
     (_, bars) = picture.figure.axes[0].containers
     for cell, segment in zip(summary.cells[1:], bars.lines[2][0].get_segments(), strict=True):
         assert cell.speedup is not None
@@ -213,7 +221,7 @@ def test_error_bars_are_the_intervals() -> None:
 
 def test_few_repeats_leave_room_for_the_means() -> None:
     summary = summarize(synthetic_record(Line("ddp", amdahl(), workers=(1, 2)), noise=0.5, repeats=3, seed=1))
-    (picture,) = line_pictures(throughput(Speed(True)), groups_of(summary), looks_of(["ddp"]))
+    (picture,) = line_plots(throughput(Speed(True)), groups_of(summary), looks_of(["ddp"]))
     estimates = [cell.throughput for cell in summary.cells if cell.throughput is not None]
     largest = max(one.mean for one in estimates)
     axes = picture.figure.axes[0]
@@ -225,7 +233,7 @@ def test_few_repeats_leave_room_for_the_means() -> None:
 
 def test_two_runs_have_no_error_bar() -> None:
     summary = summarize(synthetic_record(Line("ddp", amdahl(), workers=(1, 2)), noise=0.1, repeats=2))
-    (picture,) = line_pictures(throughput(Speed(True)), groups_of(summary), looks_of(["ddp"]))
+    (picture,) = line_plots(throughput(Speed(True)), groups_of(summary), looks_of(["ddp"]))
     (axes,) = picture.figure.axes
     (bars,) = axes.containers
     assert all(low == high for (_, low), (_, high) in bars.lines[2][0].get_segments())
@@ -240,7 +248,7 @@ def test_axes_include_whole_intervals_unless_they_leave_no_room() -> None:
     assert limited_ratios([0.1, 9.0], [1.0, 2.0]) == pytest.approx((1 / 1.3, 2.6))
     record = synthetic_record(Line("ddp", amdahl(), workers=(1, 2)), noise=0.1, repeats=3, seed=3)
     summary = summarize(record)
-    (picture,) = line_pictures(throughput(Speed(True)), groups_of(summary), looks_of(["ddp"]))
+    (picture,) = line_plots(throughput(Speed(True)), groups_of(summary), looks_of(["ddp"]))
     axes = picture.figure.axes[0]
     assert all(
         cell.throughput is not None and axes.get_ylim()[1] > (cell.throughput.high or 0) for cell in summary.cells
@@ -252,7 +260,7 @@ def test_axes_include_whole_intervals_unless_they_leave_no_room() -> None:
 
 def test_ideal_speedup_is_the_number_of_workers() -> None:
     summary = summarize(synthetic_record(Line("single", amdahl(), workers=(1,)), Line("ddp", amdahl())))
-    (picture,) = line_pictures(SPEEDUP, groups_of(summary), looks_of(["single", "ddp"]))
+    (picture,) = line_plots(SPEEDUP, groups_of(summary), looks_of(["single", "ddp"]))
     axes = picture.figure.axes[0]
     (ideal,) = [line for line in axes.lines if line.get_linestyle() == "--" and len(line.get_xdata())]
     assert list(ideal.get_xdata()) == list(ideal.get_ydata()) == [1, 2, 4, 8]
@@ -263,20 +271,20 @@ def test_rounding_of_losses_does_not_look_like_a_difference() -> None:
     record = synthetic_record(
         Line("ddp", amdahl(), workers=(1, 2)), Line("ray", amdahl(), workers=(1, 2), loss=0.5000001)
     )
-    (picture,) = line_pictures(LOSS, groups_of(summarize(record)), looks_of(["ddp", "ray"]))
+    (picture,) = line_plots(LOSS, groups_of(summarize(record)), looks_of(["ddp", "ray"]))
     low, high = picture.figure.axes[0].get_ylim()
     assert low < 0.495 < 0.505 < high
 
 
 def test_bars_are_the_parts_of_a_step() -> None:
     summary = summarize(synthetic_record(Line("ddp", lambda workers: 0.1, workers=(1, 2))))
-    (picture,) = breakdown_pictures(groups_of(summary))
+    (picture,) = breakdown_plots(groups_of(summary))
     for axes, whole in zip(picture.figure.axes, (100.0, 100.0), strict=True):  # milliseconds, and percent
         heights = [[bar.get_height() for bar in container] for container in axes.containers]
         assert heights == [pytest.approx(part) for part in ([70, 60], [0, 10], [10, 10], [20, 20])]
         tops = [bar.get_y() + bar.get_height() for bar in axes.containers[-1]]
         assert tops == pytest.approx([whole, whole])
-    assert {"waiting for other workers", "step (ms)", "share (%)", "ddp"} <= set(texts(picture.svg))
+    assert {"waiting for other workers", "step (ms)", "share (%)", "ddp"} <= set(texts(picture.picture.svg))
 
 
 def test_what_is_extrapolated_is_marked(report: Report) -> None:
@@ -331,14 +339,14 @@ def test_one_run_has_figures_and_no_empty_pictures(tmp_path: Path) -> None:
 def test_everything_failed(tmp_path: Path) -> None:
     record = failing(rich(), lambda one: True, error="RuntimeError: broken")
     page = Page(write_report(record, tmp_path).read_text(encoding="utf-8"))
-    assert page.headings == ["What could be better", "In words", "All cells", "Failed", "Settings and environment"]
+    assert page.headings == ["What could be better", "Findings", "All cells", "Failed", "Settings and environment"]
     assert page.pictures == 0 and not (tmp_path / "pictures").exists()
     assert "21 of 21 cells have no result." in page.text and "RuntimeError: broken" in page.text
 
 
 def test_nothing_was_run(tmp_path: Path) -> None:
     page = Page(write_report(BenchmarkRecord("nothing"), tmp_path).read_text(encoding="utf-8"))
-    assert page.headings == ["In words"] and "Nothing was run." in page.text
+    assert page.headings == ["Findings"] and "Nothing was run." in page.text
 
 
 def test_steps_without_samples_parts_losses_or_memory() -> None:
@@ -352,8 +360,8 @@ def test_steps_without_samples_parts_losses_or_memory() -> None:
     reasons = " ".join(sections[0].missing)
     assert all(f"{quantity}:" in reasons for quantity in ("where a step goes", "memory", "energy", "loss"))
     assert {"throughput", "speedup", "law"} <= {one.name for one in pictures}
-    assert "throughput (batches/s)" in texts(drawn(record, "throughput").svg)
-    assert "batches/s" in texts(drawn(record, "law").svg)
+    assert "throughput (batches/s)" in texts(drawn(record, "throughput").picture.svg)
+    assert "batches/s" in texts(drawn(record, "law").picture.svg)
 
 
 def test_wrong_losses_are_the_first_thing_on_the_page(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, run_command: RunComman
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130, output.read_text()
     wait_for_no_workers()
-    finished = run_command(python(*asked, "--resume"), timeout=280)
+    finished = run_command(python(*asked, "--resume"))
     assert finished.code == 0, finished.output
     return folder, output.read_text(), finished.output
 
@@ -72,7 +72,7 @@ def test_what_is_missing_is_run_once_more(interrupted: tuple[Path, str, str]) ->
     assert {one.measured.threads for one in record.measurements if one.measured is not None} == {threads}
     assert f"{threads} thread{'s' * (threads > 1)} per worker in all cells" in second
     assert "5 runs: 1 of each cell" in first and "5 runs, 1 of them done before" in second
-    assert not list(folder.glob("runs/*/order.json"))  # it may hold secrets
+    assert not list(folder.glob("runs/*/request.json"))  # it may hold secrets
 
 
 def test_all_frameworks_come_to_the_same_loss(interrupted: tuple[Path, str, str]) -> None:
@@ -124,16 +124,16 @@ def test_what_fails_is_a_row_and_the_others_go_on(tmp_path: Path, run_command: R
     asked = arguments(
         folder,
         *("--strategies", "ddp,horovod", "--baseline", "ddp", "--workers", "2", "--repeats", "2"),
-        *("--axis", "model.mode=ends,raises,hangs", "--limit", "30"),
+        *("--axis", "model.mode=ends,raises,hangs", "--limit", "60"),
     )
-    finished = run_command(python(*asked), timeout=280, PYTHONPATH=_without("horovod", tmp_path))
+    finished = run_command(python(*asked), PYTHONPATH=_without("horovod", tmp_path))
     assert finished.code == 0, finished.output
     record = read_record(folder)
     assert [one.status for one in of(record, "ddp", mode="ends")] == ["measured"] * 2
     (raised,) = of(record, "ddp", mode="raises")  # and not again
     assert (raised.status, raised.error) == ("failed", "ValueError: as the test wants it")
     (hung,) = of(record, "ddp", mode="hangs")
-    assert hung.status == "timed out" and "30 s" in hung.error and hung.seconds < 60
+    assert hung.status == "timed out" and "60 s" in hung.error and hung.seconds < 120
     output = (folder / hung.output).read_text()
     assert "training_step" in output and "benchmarked.py" in output  # where it was
     for one in of(record, "horovod"):
@@ -155,7 +155,7 @@ def test_what_fails_is_a_row_and_the_others_go_on(tmp_path: Path, run_command: R
         ),
         (
             ["--strategies", "ddp", "--workers", "2", "--axis", "trainer.precision=32-true,33"],
-            "trainer.precision=33 is no value for a run",
+            "trainer.precision=33 is not valid for a run",
         ),
         (["--strategies", "ddp", "--workers", "2", "--slurm"], "--slurm needs sbatch"),
         (["--strategies", "ddp", "--workers", "3", "--repeats", "0"], "--repeats=0: it is 1 or more"),

@@ -12,10 +12,16 @@ import pytest
 from scipy.optimize import nnls
 
 from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Measured, Measurement, Scaling
-from itwinai.benchmark.statistics.estimates import Estimate, ratio_of
-from itwinai.benchmark.statistics.law_candidates import candidates, gustafson, terms
-from itwinai.benchmark.statistics.least_squares import CellTimes, fitted
-from itwinai.benchmark.statistics.scaling_law import PARAMETERS, FittedLaw, NoFit, fit
+from itwinai.benchmark.statistics.confidence_intervals import Estimate, ratio_of
+from itwinai.benchmark.statistics.scaling_law import FittedLaw, NoFit, fit
+from itwinai.benchmark.statistics.scaling_models import (
+    PARAMETERS,
+    CellTimes,
+    fit_models,
+    gustafson,
+    models_for,
+    terms,
+)
 from itwinai.benchmark.statistics.summary import Series, summarize
 from itwinai.errors import ConfigurationError
 from tests.benchmark.synthetic import Law, Line, amdahl, communication, synthetic_record, weak_communication
@@ -146,9 +152,7 @@ def test_cells_that_no_law_fits_make_it_uncertain_though_the_repeats_agree() -> 
 def test_two_numbers_of_workers_give_no_law() -> None:
     found = fit(series_of(amdahl(), workers=(1, 2)))
     assert isinstance(found, NoFit)
-    assert found.reason == (
-        "It takes 3 different numbers of workers to tell one law from another, and ddp was measured with 1, 2 only."
-    )
+    assert found.reason == ("A law needs 3 different numbers of workers, and ddp was measured with 1, 2 only.")
 
 
 def test_cells_that_have_failed_do_not_count() -> None:
@@ -308,15 +312,15 @@ def test_words_say_what_was_chosen_and_why() -> None:
     found = law_of(amdahl(0.1, 0.05))
     assert "5 % of the step of one worker" in found.words.replace("5.00", "5")
     # 12 runs: AICc charges 9 for two parameters and the variance, 13.7 for one more.
-    assert "'Amdahl's law' was chosen among 4 laws by AICc for 12 runs with 4 numbers of workers" in found.words
-    assert "by 4.7 before 'ring all-reduce'." in found.words
+    assert "'Amdahl's law' was chosen among 4 models for 12 runs with 4 numbers of workers" in found.words
+    assert "its AICc is 4.7 lower than that of 'ring all-reduce'." in found.words
     once = law_of(amdahl(0.1, 0.05), repeats=1)
     assert "AICc" not in once.words and "halve the variance" in once.words
 
 
 def test_words_say_which_law_is_about_as_good() -> None:
     found = law_of(communication(0.1, 2e-4, 4e-3), noise=0.02, seed=1)
-    lead = float(found.words.split(" by ")[2].split(" before ")[0])
+    lead = float(found.words.split("AICc is ")[1].split(" lower")[0])
     assert ("is about as good" in found.words) == (lead <= 2)
     assert any(
         "is about as good" in law_of(communication(0.1, 2e-4, 4e-3), noise=0.02, seed=seed).words for seed in range(9)
@@ -350,8 +354,8 @@ def test_serial_share_of_gustafson() -> None:
 def test_candidates_have_fewer_parameters_than_there_are_numbers_of_workers() -> None:
     scalings: tuple[Scaling, ...] = ("strong", "weak")
     for scaling in scalings:
-        assert max(len(law.terms) for law in candidates(scaling, 3)) == 2
-        assert [len(law.terms) for law in candidates(scaling, 4)] == [1, 2, 2, 3]
+        assert max(len(law.terms) for law in models_for(scaling, 3)) == 2
+        assert [len(law.terms) for law in models_for(scaling, 4)] == [1, 2, 2, 3]
 
 
 def test_least_squares_are_those_of_lawson_and_hanson() -> None:
@@ -364,8 +368,8 @@ def test_least_squares_are_those_of_lawson_and_hanson() -> None:
     scalings: tuple[Scaling, ...] = ("strong", "weak")
     weights, zeros = np.sqrt(repeats) / measured, 0
     for scaling in scalings:
-        laws = candidates(scaling, len(workers))
-        factors, squares = fitted(laws, times, means)
+        laws = models_for(scaling, len(workers))
+        factors, squares = fit_models(laws, times, means)
         for index, law in enumerate(laws):
             for experiment, mean in enumerate(means):
                 expected, residual = nnls(terms(workers)[:, law.terms] * weights[:, None], mean * weights)

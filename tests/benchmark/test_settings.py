@@ -136,7 +136,7 @@ def test_threads_are_the_same_in_all_cells(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / runner.ASKED).write_text('{"threads": 7}')
+    (tmp_path / runner.FINGERPRINT).write_text('{"threads": "7"}')
     monkeypatch.setattr(runner, "available_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for name, value in variables.items():

@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy import stats
 
-from itwinai.benchmark.statistics.estimates import Estimate, difference, holm, mean_of, ratio_of
+from itwinai.benchmark.statistics.confidence_intervals import Estimate, difference, holm, mean_of, ratio_of
 from itwinai.errors import ConfigurationError
 
 T_2 = 4.302652729911275

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Breakdown, Cell, Measurement
-from itwinai.benchmark.statistics.estimates import Estimate
+from itwinai.benchmark.statistics.confidence_intervals import Estimate
 from itwinai.benchmark.statistics.groups import Speed
 from itwinai.benchmark.statistics.summary import CellSummary, Summary, cell_text, summarize, suspicious_losses
 from tests.benchmark.synthetic import (

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from itwinai.benchmark.records import BenchmarkRecord, Cell
+from itwinai.benchmark.report.tables import FIGURES, write_table
 from itwinai.benchmark.statistics.summary import summarize
-from itwinai.benchmark.telling.table import FIGURES, write_table
 from tests.benchmark.examples import HOSTILE, PRECISION, changed, failing, rich, two_precisions
 from tests.benchmark.synthetic import Line, amdahl, synthetic_record
 

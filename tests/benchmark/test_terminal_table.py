@@ -7,9 +7,8 @@ import re
 from dataclasses import replace
 
 from itwinai.benchmark.records import Cell
+from itwinai.benchmark.report.tables import benchmark_text
 from itwinai.benchmark.statistics.summary import summarize
-from itwinai.benchmark.telling.aligned import aligned
-from itwinai.benchmark.telling.terminal_table import table_text
 from tests.benchmark.examples import PRECISION, changed, interrupted, rich, two_precisions
 from tests.benchmark.synthetic import Line, amdahl, communication, synthetic_record
 
@@ -17,7 +16,7 @@ SINGLE = Line("single", amdahl(), workers=(1,))
 
 
 def test_terminal_table_has_all_cells_and_fits() -> None:
-    lines = table_text(summarize(rich())).splitlines()
+    lines = benchmark_text(summarize(rich())).splitlines()
     assert all(len(line) <= 100 for line in lines)
     strong = lines[lines.index("strong scaling") : lines.index("weak scaling")]
     (row,) = [line.split() for line in strong if line.startswith("ddp ") and line.split()[1] == "4"]
@@ -35,58 +34,41 @@ def test_terminal_table_shows_missing_as_missing() -> None:
     record = changed(
         rich(), lambda cell, one: replace(one, breakdown=None, loss=None, peak_memory=(None,) * cell.workers)
     )
-    rows = [line for line in table_text(summarize(record)).splitlines() if line.startswith("ddp ")]
+    rows = [line for line in benchmark_text(summarize(record)).splitlines() if line.startswith("ddp ")]
     assert rows and all(row.split()[-4:] == ["-", "-", "-", "-"] for row in rows)
 
 
 def test_terminal_table_names_varied_axes_by_their_end() -> None:
-    text = table_text(summarize(two_precisions()))
+    text = benchmark_text(summarize(two_precisions()))
     assert "\nprecision=32-true\n" in text and "\nprecision=bf16-mixed\n" in text and PRECISION not in text
 
 
 def test_long_names_are_cut() -> None:
     name = "my_package.strategies.sharded.FullyShardedStrategyOfMine"
     record = synthetic_record(SINGLE, Line(name, communication(), workers=(1, 2)))
-    table = table_text(summarize(record)).split("\n\n")[0].splitlines()
+    table = benchmark_text(summarize(record)).split("\n\n")[0].splitlines()
     assert max(map(len, table)) <= 100
     cut = [line.split()[0] for line in table if "…" in line]
     assert cut and all(re.fullmatch(r"my_package\..*….*OfMine", one) for one in cut)
 
 
-def test_stages_of_a_narrow_table_can_be_told_apart() -> None:
-    rows = [([f"deepspeed_stage_{stage}", "2" * 84], "") for stage in (1, 2)]
-    lines = aligned(["strategy", "figure"], rows)
-    assert max(map(len, lines)) <= 100
-    assert [line.split()[0] for line in lines[1:]] == ["deepsp…stage_1", "deepsp…stage_2"]
-
-
 def test_cells_are_in_order_and_the_baseline_is_first() -> None:
     record = rich()
     shuffled = replace(record, measurements=random.Random(3).sample(list(record.measurements), 63))
-    assert table_text(summarize(shuffled)).split("\n- ")[0] == table_text(summarize(record)).split("\n- ")[0]
-    lines = table_text(summarize(shuffled)).splitlines()
+    assert benchmark_text(summarize(shuffled)).split("\n- ")[0] == benchmark_text(summarize(record)).split("\n- ")[0]
+    lines = benchmark_text(summarize(shuffled)).splitlines()
     assert lines[3].startswith("single ") and [line.split()[1] for line in lines[4:7]] == ["1", "2", "4"]
 
 
 def test_interrupted_benchmark_says_so_above_all() -> None:
     record = interrupted(10)
-    lines = table_text(summarize(record)).splitlines()
+    lines = benchmark_text(summarize(record)).splitlines()
     assert lines[1] == "10 of 14 runs are done; the same command with --resume makes the others."
-    assert table_text(summarize(record)).count("--resume makes") == 1
+    assert benchmark_text(summarize(record)).count("--resume makes") == 1
 
 
 def test_baseline_of_several_workers_has_a_note_below_its_table() -> None:
     record = synthetic_record(Line("ddp", amdahl(), workers=(2, 4)), baseline="ddp")
-    table = table_text(summarize(record)).split("\n\n")[0].splitlines()
+    table = benchmark_text(summarize(record)).split("\n\n")[0].splitlines()
     assert table[-1] == "Speed-ups are relative to ddp with 2 workers, whose speed-up is set to 2."
-    assert "set to" not in table_text(summarize(rich()))
-
-
-def test_numbers_stand_at_the_right() -> None:
-    rows = [(["8", "1.5 ms"], ""), (["1,024", "0.2 ms"], "")]
-    assert aligned(["workers", "step"], rows, numbered=True) == [
-        "workers    step",
-        "      8  1.5 ms",
-        "  1,024  0.2 ms",
-    ]
-    assert aligned(["workers", "step"], rows)[1] == "8        1.5 ms"
+    assert "set to" not in benchmark_text(summarize(rich()))

@@ -124,7 +124,7 @@ def test_run_in_this_process(tmp_path: Path, fake_gpus: FakeNvml) -> None:
     assert section.facts["energy"].endswith("Wh)")
     assert "mJ" in section.facts["energy per sample"]
     assert "Germany" in section.facts["CO2"] and "codecarbon" in section.facts["CO2"]
-    assert "% of one core" in section.facts["cost of sampling"]
+    assert " % of one core" in section.facts["cost of sampling"]
     assert [picture.title.split()[0] for picture in section.pictures] == ["Utilization", "Memory"]
     assert all(picture.svg.startswith("<svg") for picture in section.pictures)
     assert any("not exposed here" in line or "package" in line for line in section.missing) or len(node.energy) > 2

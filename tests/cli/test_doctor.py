@@ -214,7 +214,7 @@ def test_crashed_child_is_told_from_one_without_a_result(tmp_path: Path) -> None
     outcomes = {}
     for name, last in {"crash": "os.kill(os.getpid(), signal.SIGSEGV)", "exit": "os._exit(3)", "end": "pass"}.items():
         with Child([sys.executable, "-c", code.format(last)], tmp_path) as child:
-            outcomes[name] = child.wait(60, lambda: None)
+            outcomes[name] = child.outcome(60, lambda: None)
     problems = {name: outcome.problem for name, outcome in outcomes.items()}
     assert problems == {
         "crash": "killed by SIGSEGV",

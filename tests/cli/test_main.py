@@ -65,7 +65,7 @@ def test_short_help_names_flags_that_are_there_with_their_defaults(
         assert known[f"trainer.{name}"].default == yaml.safe_load(default), name
     for flag in re.findall(r"--trainer\.\w+", short):
         assert flag.removeprefix("--") in known, flag
-    whole = run_command(python("-m", "itwinai.cli.main", "fit", "--help-all"))
+    whole = run_command(python("-m", "itwinai.cli.main", "fit", "--help-all"), fresh=True)
     assert whole.code == 0 and "--trainer.model_registry" in whole.output
 
 
@@ -109,6 +109,7 @@ def test_ray_that_was_started_early(max_epochs: str, run_command: RunCommand, tm
     ended = run_command(
         python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", *flags, f"--trainer.max_epochs={max_epochs}"),
         cwd=DIGITS,
+        fresh=True,
     )
     assert (ended.code == 0) == (max_epochs == "1"), ended.output
     wanted = "2 workers launched by Ray" if max_epochs == "1" else "trainer.max_epochs"
@@ -127,7 +128,7 @@ def test_fit_then_test_from_a_config(run_command: RunCommand, tmp_path: Path) ->
     assert fitted.code == 0, fitted.output
     assert "2 workers launched by itwinai" in fitted.output
     (checkpoint,) = tmp_path.rglob("*.ckpt")
-    tested = run_command(python(*itwinai, "test", *common, root, f"--ckpt_path={checkpoint}"), cwd=DIGITS)
+    tested = run_command(python(*itwinai, "test", *common, root, f"--ckpt_path={checkpoint}"), cwd=DIGITS, fresh=True)
     assert tested.code == 0, tested.output
     assert "test_acc" in tested.output
 

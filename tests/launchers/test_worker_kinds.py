@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import sys
@@ -189,6 +190,16 @@ def test_the_scripts_own_dataset_in_spawned_processes(options: list[str], run_co
     ended = run_command(python("tests/support/spawned_loader.py", *options))
     assert ended.code == 0, ended.output
     assert "sum 140.0" in ended.output
+
+
+def test_what_the_user_has_frozen_stays_so() -> None:
+    before = gc.get_freeze_count()
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    make_trainer("ddp", 2, max_epochs=1).fit(Regression(), loader(8))
+    assert gc.get_freeze_count() >= frozen > 0
+    if not before:
+        gc.unfreeze()
 
 
 class Pooling(Regression):

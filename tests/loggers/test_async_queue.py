@@ -256,10 +256,10 @@ def test_copy_begins_empty() -> None:
 
 SCRIPT = """
 import os, sys, threading
-from itwinai.loggers import delivery
+from itwinai.loggers import async_queue
 
 def queue(send):
-    return delivery.Delivery(send, bool, lambda *records: print("set aside", *records, flush=True), "the store")
+    return async_queue.Delivery(send, bool, lambda *records: print("set aside", *records, flush=True), "the store")
 
 def send(records):
     print(os.getpid() == parent, records, flush=True)
@@ -272,7 +272,7 @@ if os.fork() == 0:
     used.flush(10)
     os._exit(0)
 os.wait()
-delivery.EXIT_TIMEOUT = 0.5
+async_queue.EXIT_TIMEOUT = 0.5
 stuck.put("stuck")
 """
 

@@ -58,9 +58,9 @@ def test_two_gpus_with_counters(libraries: Any) -> None:
     assert not any("energy" in name for name in quantities)  # where a counter stands is no quantity
     first, second = result.energy
     assert (first.source, first.method, second.method) == ("gpu0", "counter", "counter")
-    begun = 123_456_789 + 2 * 5_000  # the first reading was to see whether there is a counter
-    assert first.joules == pytest.approx((nvml.gpus[0].millijoules - begun) / 1000)
-    assert second.joules == pytest.approx(first.joules / 5)
+    for use, gpu, step in zip((first, second), nvml.gpus, (5_000, 1_000), strict=True):
+        begun = 123_456_789 + 2 * step  # the first reading was to see whether there is a counter
+        assert use.joules == pytest.approx((gpu.millijoules - begun) / 1000)  # a counter may be read less often
     assert nvml.open == 0
 
 

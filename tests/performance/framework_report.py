@@ -10,8 +10,8 @@ from pathlib import Path
 
 from itwinai.benchmark.record_file import to_plain
 from itwinai.benchmark.records import Cell, Measured, Measurement
-from itwinai.benchmark.statistics.estimates import Estimate, mean_of
-from itwinai.benchmark.telling.amounts import UNKNOWN, estimate_text, memory_text, time_text
+from itwinai.benchmark.statistics.confidence_intervals import Estimate, mean_of
+from itwinai.reporting.formatting import UNKNOWN, bytes_text, estimate_text, time_text
 from tests.performance.framework_cases import MODEL_TITLES, RAW, TITLES
 from tests.performance.framework_runs import cell_of, model_of
 
@@ -149,7 +149,7 @@ def _row(samples: Sequence[Sample], cell: Cell) -> list[str]:
         time_text(mean(lambda one: one.step_p50)),
         time_text(mean(lambda one: one.step_p95)),
         time_text(mean(lambda one: one.launch)),
-        memory_text(mean(_memory)),
+        bytes_text(mean(_memory)),
         f"{losses[-1]:.6f}" if losses else UNKNOWN,
         f"{max(apart):.0e}" if apart else UNKNOWN,
     ]

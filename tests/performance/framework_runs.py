@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 
 from itwinai.benchmark.records import Cell, Measured, Measurement, Status
-from itwinai.benchmark.runs.subprocess_runner import Ended, run
+from itwinai.launchers.child_process import ChildProcess
 from tests.performance.framework_cases import UNDER_TORCHRUN, Effort
 from tests.performance.workers import TIMEOUT, environment
 
@@ -42,6 +42,16 @@ class Outcome:
     measurement: Measurement
     durations: tuple[float, ...] = ()
     weights: Weights | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: exit code, when it began (in seconds since 1970), how long it took, whether it timed out."""
+
+    code: int
+    began: float
+    seconds: float
+    timed_out: bool
 
 
 def cell_of(contender: str, model: str, workers: int) -> Cell:
@@ -73,10 +83,15 @@ def run_cell(cell: Cell, repeat: int, effort: Effort, batch_size: int, logs: Pat
         command += [f"--warmup={warmup}", f"--steps={steps}", f"--folder={folder}"]
         if cell.strategy in UNDER_TORCHRUN:
             command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cell.workers}", *command]
-        try:
-            ended = run([sys.executable, *command], output, TIMEOUT, {**environment(), **_RAY, _MARK: mark})
-        finally:
+        began = time.time()
+        env = {**os.environ, **environment(), **_RAY, _MARK: mark}
+        with ChildProcess([sys.executable, *command, repr(began)], output, env=env) as child:
+            timed_out = not child.wait(TIMEOUT)
+            if timed_out:
+                child.end(show_stacks=True)
+            seconds = time.time() - began
             left = _wait_until_gone(mark)
+        ended = Ended(child.code or 0, began, seconds, timed_out)
         if error := _error(ended, left, folder, cell.workers):
             status: Status = "timed out" if ended.timed_out else "failed"
             return Outcome(Measurement(cell, repeat, status, ended.began, ended.seconds, None, error, str(output)))

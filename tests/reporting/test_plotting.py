@@ -10,9 +10,9 @@ import pytest
 from matplotlib.axes import Axes
 
 from itwinai.loggers.in_memory import Curve
-from itwinai.reporting.metric_curves import metrics_section
 from itwinai.reporting.plotting import MARGIN, axis_limits, lines_figure, picture_of, svg_of
 from itwinai.reporting.sections import Section
+from itwinai.reporting.sections.metrics import metrics_section
 
 
 def texts(svg: str) -> list[str]:

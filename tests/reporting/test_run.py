@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from itwinai.reporting.run import RunTimes, TimeSplit, run_section
+from itwinai.reporting.sections.run import RunTimes, TimeSplit, run_section
 from itwinai.run_info.launch_info import Launch
 from itwinai.run_info.run import RunFacts
 
@@ -26,16 +26,16 @@ def test_speed_is_that_of_the_training_batches_that_were_timed() -> None:
 
 
 def test_time_is_told_by_what_it_went_into() -> None:
-    assert told(COURSE)["time"] == "training 40%, recording operators 2%, validation 50%, checkpoints and other 8%"
+    assert told(COURSE)["time"] == "training 40 %, recording operators 2 %, validation 50 %, checkpoints and other 8 %"
     assert sum(TIME.shares(100.0).values()) == pytest.approx(1)
     without_recording = replace(COURSE, time=replace(TIME, recorded=0.0))
-    assert told(without_recording)["time"] == "training 40%, validation 50%, checkpoints and other 10%"
+    assert told(without_recording)["time"] == "training 40 %, validation 50 %, checkpoints and other 10 %"
 
 
 def test_where_no_clock_ran_validation_is_left_out_all_the_same() -> None:
     course = replace(COURSE, time=TimeSplit(None, 0.0, 50.0, 0))
     assert told(course)["samples"] == "16,000, 320 per second with validation left out"
-    assert told(course)["time"] == "validation 50%, training and all else 50%"
+    assert told(course)["time"] == "validation 50 %, training and all else 50 %"
 
 
 def test_samples_that_are_not_known_are_told_with_the_reason() -> None:

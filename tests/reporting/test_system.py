@@ -9,8 +9,8 @@ from itwinai.monitoring.energy import EnergyUse
 from itwinai.monitoring.monitor_summary import MonitorSummary, NodeSummary
 from itwinai.monitoring.system_sampler import Sampled, SamplingCost
 from itwinai.monitoring.time_series import Quantity
-from itwinai.reporting.system import system_sections
-from itwinai.reporting.system_recommendations import advice
+from itwinai.reporting.sections.system import system_sections
+from itwinai.reporting.sections.system_recommendations import advice
 
 COST = SamplingCost(samples=100, cpu_seconds=0.1, opening_seconds=0.0, seconds=100.0)
 
@@ -74,8 +74,8 @@ def test_more_processes_than_cores() -> None:
 def test_energy_that_covers_a_part_of_the_run_says_so() -> None:
     uses = (EnergyUse("gpu0", 3600.0, 40.0, "counter"), EnergyUse("CPU package 0", 7200.0, 99.5, "counter"))
     (section,) = system_sections(of(node(energy=uses)))
-    assert section.facts["energy"] == "3 Wh (GPUs: 1 Wh, CPU packages, for everybody's work: 2 Wh)"
-    assert section.facts["energy per sample"] == "1.08e+04 mJ, validation included"
+    assert section.facts["energy"] == "3 Wh (GPUs: 1 Wh, CPU packages of all processes: 2 Wh)"
+    assert section.facts["energy per sample"] == "10.8 J, validation included"
     assert section.missing == ["energy of gpu0: only 40 s of 100 s are covered"]
 
 

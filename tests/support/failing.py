@@ -1,7 +1,7 @@
 """A script whose run fails in a way that its arguments choose: ``failing.py STRATEGY HOW [RANK]``.
 
 ``failing.py STRATEGY wait FOLDER`` does not fail, but waits at step 3 for being interrupted or killed; every rank
-leaves a file in the folder when it is there.
+leaves a file in the folder when it is there. ``FAILED_AT`` names a file for the time at which it fails.
 """
 
 import os
@@ -23,6 +23,8 @@ class Failing(Regression):
         if batch_idx < 3:
             return
         if self.global_rank == rank:
+            if "FAILED_AT" in os.environ:
+                Path(os.environ["FAILED_AT"]).write_text(str(time.monotonic()))
             if how == "exception":
                 raise ArithmeticError("the loss of step 3 exploded")
             if how == "sigkill":

@@ -15,7 +15,7 @@ from ray.tune.result import RESULT_DUPLICATE
 from ray.tune.stopper import Stopper
 
 from itwinai.trials.records import Objective
-from itwinai.tune.search_recorder import SearchCourse
+from itwinai.tune.search_recorder import SearchRecorder
 
 # No files of Ray's loggers and no output of its own. Set by who runs these trials, not by who imports this file.
 QUIET = {
@@ -102,15 +102,15 @@ def active(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"model.x": config["x"], "kind": config["kind"]}
 
 
-def course_of(folder: Path, **options: Any) -> SearchCourse:
-    return SearchCourse("steps", [LOSS], ["model.x", "kind"], str(folder), active, **options)
+def course_of(folder: Path, **options: Any) -> SearchRecorder:
+    return SearchRecorder("steps", [LOSS], ["model.x", "kind"], str(folder), active, **options)
 
 
 def space(folder: Path, kinds: list[str], x: Any = 0.0) -> dict[str, Any]:
     return {"kind": tune.grid_search(kinds), "x": x, "folder": str(folder)}
 
 
-def run_config(folder: Path, course: SearchCourse, save_every: int = 2, **options: Any) -> tune.RunConfig:
+def run_config(folder: Path, course: SearchRecorder, save_every: int = 2, **options: Any) -> tune.RunConfig:
     return tune.RunConfig(
         name=folder.name,
         storage_path=str(folder.parent),

@@ -76,9 +76,11 @@ def test_text_is_aligned_and_says_what_is_not_shown() -> None:
     lines = leaderboard_text(record, top=4, width=110).splitlines()
     assert lines[0].split()[:4] == ["rank", "trial", "val_loss", "lr"]
     assert [line.split()[1] for line in lines[1:5]] == [str(trial.number) for trial in record.ranked()[:4]]
-    for column in ("trial", "val_loss", "status", "time"):
-        at = lines[0].index(column)
-        assert all(line[at - 2 : at] == "  " and line[at] != " " for line in lines[1:5])
+    at = lines[0].index("status")
+    assert all(line[at - 2 : at] == "  " and line[at] != " " for line in lines[1:5])
+    for column in ("trial", "val_loss", "reports"):  # figures end below each other
+        end = lines[0].index(column) + len(column)
+        assert all(line[end - 1] != " " and line[end : end + 2] == "  " for line in lines[:5])
     finished = sum(trial.status == "finished" for trial in record.trials)
     assert lines[5].startswith("... and 56 more: ") and f"{finished - 4} finished" in lines[5]
     failed = [trial for trial in record.trials if trial.status == "failed"]

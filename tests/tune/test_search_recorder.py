@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining, TrialScheduler
 
 from itwinai.trials.records import Range, Report, SearchRecord, TrialRecord
-from itwinai.tune.search_journal import REPORTS, CourseFile, read_search
-from itwinai.tune.search_recorder import SearchCourse
+from itwinai.tune.search_journal import REPORTS, SearchJournal, read_search
+from itwinai.tune.search_recorder import OWN, SearchRecorder
 from tests.conftest import start_script, wait_for_files
 from tests.support.searched import LOSS, QUIET, Steps, StopsAll, course_of, run_config, space
 
@@ -38,7 +39,7 @@ def search(
     *,
     scheduler: TrialScheduler | None = None,
     at_once: int = 2,
-    course: SearchCourse | None = None,
+    course: SearchRecorder | None = None,
     **options: Any,
 ) -> SearchRecord:
     """Run a search with a trial of each kind, and return its record."""
@@ -72,7 +73,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Pa
     """Run a search whose trials end in all ways but by a scheduler."""
     folder = tmp_path_factory.mktemp("ended")
     told: list[SearchRecord] = []
-    course = course_of(folder, tell=told.append, settings={"searcher": "grid"}, ranges={"model.x": Range(0, 1)})
+    course = course_of(folder, on_update=told.append, settings={"searcher": "grid"}, ranges={"model.x": Range(0, 1)})
     kinds = ["ends", "says so", "no number", "fails", "dies"]
     return folder, search(folder, kinds, course=course), told
 
@@ -170,7 +171,7 @@ def test_trials_of_a_search_that_was_interrupted_wait(tmp_path: Path, local_ray:
             os.kill(os.getpid(), signal.SIGINT)
 
     folder = tmp_path / "interrupted"
-    course = course_of(folder, tell=interrupt)
+    course = course_of(folder, on_update=interrupt)
     record = search(folder, ["endless"], tune.grid_search([0.0, 5.0]), course=course)
     assert [trial.status for trial in record.trials] == ["waiting", "waiting"]
     assert read_search(folder) == record == course.record()  # the clocks stand still
@@ -249,8 +250,24 @@ def test_a_search_goes_on_after_its_process_was_killed(tmp_path: Path, local_ray
     assert after.seconds > 500
 
 
+@pytest.mark.parametrize("x", [0.5, 0.7])
+def test_a_trial_that_was_over_does_not_tell_what_pbt_has_copied_to_it(x: float, tmp_path: Path) -> None:
+    course = course_of(tmp_path)
+    course.setup()
+    trial: Any = SimpleNamespace(
+        trial_id="a", config={"x": 0.5, "kind": ""}, custom_trial_name="a", path="", num_failures=0, status="RUNNING"
+    )
+    course.on_trial_start(0, [], trial)
+    own = {"loss": 0.3, "training_iteration": 1, "config": trial.config, OWN: {"again": True}}
+    course.on_trial_result(1, [], trial, own)  # before the search was killed, which does not know it
+    course.on_trial_result(2, [], trial, {**own, "loss": 0.1, "config": {"x": x, "kind": ""}})
+    (known,) = course.record().trials
+    assert [report.metrics["loss"] for report in known.reports] == [0.3]
+    assert known.parameters == {"model.x": 0.5, "kind": ""}
+
+
 def test_a_course_file_by_itself(tmp_path: Path) -> None:
-    file = CourseFile(tmp_path)
+    file = SearchJournal(tmp_path)
     file.write_search(SearchRecord("by hand", [LOSS], ["x"], ()), 0.0)
     file.write_trial("a", TrialRecord(0, "first", {"x": (1, Path("y"))}, "running"), 1.0)
     for number in (1, 2, 3):
@@ -263,4 +280,4 @@ def test_a_course_file_by_itself(tmp_path: Path) -> None:
     assert trial.parameters == {"x": [1, "y"]}
     assert (trial.seconds, trial.checkpoint) == (7, "checkpoint-3")
     assert trial.reports == (Report(1, 1, {"loss": 1}, 2.0), Report(2, 7, {"loss": math.inf}, 8.0))
-    assert CourseFile(tmp_path).course == file.course
+    assert SearchJournal(tmp_path).course == file.course

@@ -21,7 +21,7 @@ from itwinai import ItwinaiTrainer
 from itwinai.errors import ConfigurationError
 from itwinai.loggers.jsonl import read_records
 from itwinai.loggers.registry import EXPERIMENT, LOGGERS
-from itwinai.tune.mlflow_parent_run import ParentRun, open_parent_run, search_id
+from itwinai.tune.mlflow_runs import ParentRun, open_parent_run, search_id
 from itwinai.tune.trial_loggers import TrialContext, logger_entries
 from itwinai.tune.trial_names import trial_name
 from tests.support import wandb_files

@@ -37,7 +37,7 @@ class WorkerTimes:
     missing: tuple[str, ...]
 
 
-def bring_together(workers: list[WorkerTimes], samples: int | None, began: float, facts: dict[str, Any]) -> Measured:
+def aggregate(workers: list[WorkerTimes], samples: int | None, began: float, facts: dict[str, Any]) -> Measured:
     """Return what all workers have measured together."""
     seconds = max(worker.seconds for worker in workers)
     durations = [sorted(worker.durations) for worker in workers]

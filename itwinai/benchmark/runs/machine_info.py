@@ -55,7 +55,7 @@ def _class_paths(node: Any) -> Iterator[str]:
 
 
 def _processor() -> str:
-    """Return the name of the processor: that of Linux is more telling than what Python knows."""
+    """Return the name of the processor: Linux has a better one than Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

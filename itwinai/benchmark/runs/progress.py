@@ -1,4 +1,4 @@
-"""What a benchmark says before and while it runs."""
+"""What a benchmark prints before and while it runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def plan_text(
 
 
 class BenchmarkProgress:
-    """Says of each run when it begins, how it has ended, and how long the others may take.
+    """Prints when each run begins, how it ended, and how long the others may take.
 
     Args:
         runs: number of runs that are to be made.
@@ -76,8 +76,8 @@ class BenchmarkProgress:
         self._begun = False
         self._done += 1
         left = (time.monotonic() - self._began) / self._done * (self._runs - self._done)
-        told = f"; about {span_text(left)} left" if self._done < self._runs else ""
-        print(f"{self._how(measurement)}{told}", flush=True)
+        left_text = f"; about {span_text(left)} left" if self._done < self._runs else ""
+        print(f"{self._how(measurement)}{left_text}", flush=True)
 
     def _number(self) -> str:
         return f"[{self._done + 1:>{len(str(self._runs))}}/{self._runs}]"
@@ -93,8 +93,8 @@ class BenchmarkProgress:
 
 
 def _scaling(settings: Settings) -> str:
-    told = {
+    texts = {
         "strong": "strong (the workers divide the batch of the config)",
         "weak": "weak (each worker has a batch of the config's size)",
     }
-    return " and ".join(told[scaling] for scaling in settings.scalings)
+    return " and ".join(texts[scaling] for scaling in settings.scalings)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -12,17 +14,17 @@ from pathlib import Path
 
 from itwinai.benchmark.record_file import measured_from_plain
 from itwinai.benchmark.records import Cell, Measured, Measurement
-from itwinai.benchmark.runs import subprocess_runner
-from itwinai.benchmark.runs.run_worker import ERROR, RESULT, Order, write_order
+from itwinai.benchmark.runs.run_worker import ERROR, RESULT, RunRequest, write_request
 from itwinai.errors import ItwinaiError
+from itwinai.launchers.child_process import ChildProcess
 
 OUTPUT = "output.txt"
 
 FEWEST_FAILURES = 3
-"""So many cells that fail in the same way say that it is no matter of chance."""
+"""Cells that fail in the same way before the benchmark stops: this is no chance."""
 
 LOOK = 0.3
-"""Seconds for which other programs are watched before each run."""
+"""Seconds for which other programs are observed before each run."""
 
 
 class HopelessError(ItwinaiError, RuntimeError):
@@ -43,22 +45,22 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Work:
+class PlannedRun:
     """A run that is to be made.
 
     Attributes:
         cell: what is run.
         repeat: 0 for the first.
-        order: for the process of the run.
+        request: for the process of the run.
     """
 
     cell: Cell
     repeat: int
-    order: Order
+    request: RunRequest
 
 
 def run_all(
-    works: Sequence[Work],
+    planned_runs: Sequence[PlannedRun],
     folder: Path,
     limit: float,
     before: Sequence[Measurement] = (),
@@ -67,11 +69,11 @@ def run_all(
 ) -> Iterator[Measurement]:
     """Make runs, one after the other; yield each when it has ended.
 
-    A cell that has failed and never succeeded is not run again: what is not installed will not be there next time. If
+    A cell that has failed and never succeeded is not run again: a missing package stays missing. If
     cells of several strategies fail in the same way, and none succeeds, it is not the strategy.
 
     Args:
-        works: the runs, in their order.
+        planned_runs: the runs, in their sequence.
         folder: of the benchmark.
         limit: seconds after which a run is ended.
         before: what has been measured before.
@@ -84,23 +86,23 @@ def run_all(
     failures: list[Measurement] = []
     succeeded = {measurement.cell for measurement in before if measurement.status == "measured"}
     failed = {measurement.cell for measurement in before} - succeeded
-    for work in works:
-        if work.cell in failed:
+    for planned in planned_runs:
+        if planned.cell in failed:
             continue
-        begins(work.cell, work.repeat)
-        with launched(work.cell) as launch:
-            measurement = _run(work, folder, limit, launch)
+        begins(planned.cell, planned.repeat)
+        with launched(planned.cell) as launch:
+            measurement = _run(planned, folder, limit, launch)
         if measurement.status == "measured":
-            succeeded.add(work.cell)
-        elif work.cell not in succeeded:
-            failed.add(work.cell)
+            succeeded.add(planned.cell)
+        elif planned.cell not in succeeded:
+            failed.add(planned.cell)
             failures.append(measurement)
         yield measurement
         if not succeeded and _all_the_same(failures):
             raise HopelessError(
-                f"The first {len(failures)} cells have failed in the same way, so that the others were not run: "
-                f"{failures[-1].error}\nAll that was printed is in {folder / failures[-1].output}. Mend what is wrong, "
-                "and go on with --retry-failed."
+                f"The first {len(failures)} cells have failed in the same way, so the others were not run: "
+                f"{failures[-1].error}\nThe output is in {folder / failures[-1].output}. Fix the cause, and continue "
+                "with --retry-failed."
             )
 
 
@@ -124,34 +126,40 @@ def _others() -> float:
     return float(psutil.cpu_percent(interval=LOOK)) / 100 * (psutil.cpu_count() or 1)
 
 
-def _run(work: Work, folder: Path, limit: float, launch: Launch) -> Measurement:
-    own = Path(work.order.folder)
+def _run(planned: PlannedRun, folder: Path, limit: float, launch: Launch) -> Measurement:
+    own = Path(planned.request.folder)
     for left in (own / RESULT, own / ERROR):
         left.unlink(missing_ok=True)
-    order = own / "order.json"
-    write_order(work.order, order)
-    command = [*launch.prefix, sys.executable, "-m", "itwinai.benchmark.runs.run_worker", str(order)]
+    request = own / "request.json"
+    write_request(planned.request, request)
     others = _others()
+    began = time.time()
+    worker = [sys.executable, "-m", "itwinai.benchmark.runs.run_worker", str(request), repr(began)]
     try:
-        ended = subprocess_runner.run(command, own / OUTPUT, limit, launch.variables)
+        env = {**os.environ, **launch.variables}
+        with ChildProcess([*launch.prefix, *worker], own / OUTPUT, env=env) as child:
+            in_time = child.wait(limit)
+            if not in_time:
+                child.end(show_stacks=True)
     finally:
-        order.unlink(missing_ok=True)
+        request.unlink(missing_ok=True)
     measurement = Measurement(
-        cell=work.cell,
-        repeat=work.repeat,
+        cell=planned.cell,
+        repeat=planned.repeat,
         status="failed",
-        began=ended.began,
-        seconds=ended.seconds,
+        began=began,
+        seconds=time.time() - began,
         output=str((own / OUTPUT).relative_to(folder)),
         others=others,
     )
-    if ended.timed_out:
-        error = f"it was ended after {limit:g} s (--limit); the end of its output says where it was"
+    if not in_time:
+        error = f"ended after {limit:g} s (--limit); the end of its output shows where it was"
         return replace(measurement, status="timed out", error=error)
     measured = _measured(own / RESULT)
-    if ended.code == 0 and measured is not None:
+    code = child.code or 0
+    if code == 0 and measured is not None:
         return replace(measurement, status="measured", measured=measured)
-    return replace(measurement, error=_error(own, ended.code))
+    return replace(measurement, error=_error(own, code))
 
 
 def _measured(path: Path) -> Measured | None:
@@ -163,6 +171,8 @@ def _error(own: Path, code: int) -> str:
     if (own / ERROR).exists():
         return (own / ERROR).read_text(encoding="utf-8", errors="replace").strip()
     lines = [line for line in (own / OUTPUT).read_text(errors="replace").splitlines() if line.strip()]
-    told = next((line for line in reversed(lines) if re.match(r"\s*(\w+\.)*\w*(Error|Exception|error)\b.*:", line)), "")
+    error = next(
+        (line for line in reversed(lines) if re.match(r"\s*(\w+\.)*\w*(Error|Exception|error)\b.*:", line)), ""
+    )
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return f"{how}: {told.strip() or (lines[-1].strip() if lines else 'it has printed nothing')}"
+    return f"{how}: {error.strip() or (lines[-1].strip() if lines else 'it printed nothing')}"

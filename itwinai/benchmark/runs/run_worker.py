@@ -1,4 +1,4 @@
-"""One run of a cell, in a process of its own: ``python -m itwinai.benchmark.runs.run_worker ORDER``."""
+"""One run of a cell, in a process of its own: ``python -m itwinai.benchmark.runs.run_worker REQUEST``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ERROR = "error.txt"
 
 
 @dataclass(frozen=True)
-class Order:
+class RunRequest:
     """What a run is to do.
 
     Attributes:
@@ -41,29 +41,29 @@ class Order:
     seconds: float
 
 
-def write_order(order: Order, path: Path) -> None:
+def write_request(request: RunRequest, path: Path) -> None:
     """Write what a run is to do, for `main` to read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)  # a config may hold secrets
-    path.write_text(json.dumps(asdict(order)), encoding="utf-8")
+    path.write_text(json.dumps(asdict(request)), encoding="utf-8")
 
 
 def main(argv: list[str]) -> int:
-    """Do what an order says, and leave the result, or the error, in its folder.
+    """Make the run of a request, and leave the result, or the error, in its folder.
 
     Args:
-        argv: path of the order, and when the command was started, in seconds since 1970.
+        argv: path of the request, and when the command was started, in seconds since 1970.
     """
     # Whoever ends a run that hangs asks first where it is.
     faulthandler.register(signal.SIGQUIT, all_threads=True)
     if os.getcwd() not in sys.path:  # the config names classes in files of the current folder, as for a script
         sys.path.insert(0, os.getcwd())
-    order = Order(**json.loads(Path(argv[0]).read_text(encoding="utf-8")))
+    request = RunRequest(**json.loads(Path(argv[0]).read_text(encoding="utf-8")))
     try:
-        with _starting_workers(order.config["trainer"]) as starting:
-            _run(order, float(argv[1]), starting)
+        with _starting_workers(request.config["trainer"]) as starting:
+            _run(request, float(argv[1]), starting)
     except BaseException as error:
-        _keep_error(error, Path(order.folder))
+        _keep_error(error, Path(request.folder))
         raise
     return 0
 
@@ -78,18 +78,18 @@ def _starting_workers(trainer: dict[str, Any]) -> AbstractContextManager[Startin
     return nullcontext()
 
 
-def _run(order: Order, began: float, starting_ray: StartingRay | None) -> None:
+def _run(request: RunRequest, began: float, starting_ray: StartingRay | None) -> None:
     from itwinai.benchmark.record_file import measured_to_plain
-    from itwinai.benchmark.runs.timing_callback import Stopwatch
+    from itwinai.benchmark.runs.timing_callback import TimingCallback
     from itwinai.config.lightning_cli import command_line
 
-    stopwatch = Stopwatch(order.steps, order.warmup, order.seconds, began)
+    timing = TimingCallback(request.steps, request.warmup, request.seconds, began)
     built = command_line(
-        order.config, starting_ray, run=False, save_config_callback=None, trainer_defaults={"callbacks": stopwatch}
+        request.config, starting_ray, run=False, save_config_callback=None, trainer_defaults={"callbacks": timing}
     )
     built.trainer.fit(built.model, datamodule=built.datamodule)
-    if stopwatch.measured is not None:  # on rank 0
-        write_whole(Path(order.folder) / RESULT, json.dumps(measured_to_plain(stopwatch.measured)))
+    if timing.measured is not None:  # on rank 0
+        write_whole(Path(request.folder) / RESULT, json.dumps(measured_to_plain(timing.measured)))
 
 
 def _keep_error(error: BaseException, folder: Path) -> None:

@@ -16,31 +16,31 @@ from pathlib import Path
 from itwinai.benchmark.record_file import read_measurements
 from itwinai.benchmark.records import Measurement
 from itwinai.benchmark.runs.run_config import spread_over_nodes
-from itwinai.benchmark.runs.run_executor import Work
-from itwinai.benchmark.runs.slurm_worker import JobWorks
+from itwinai.benchmark.runs.run_executor import PlannedRun
+from itwinai.benchmark.runs.slurm_worker import JobRuns
 from itwinai.errors import ConfigurationError, ItwinaiError
 from itwinai.reporting.formatting import count_text
 
 EVERY = 5.0
-"""Seconds between two looks at the jobs: schedulers dislike to be asked more often."""
+"""Seconds between two looks at the jobs: polling more often burdens the scheduler."""
 
-WORKS = "works.json"
+RUNS = "runs.json"
 RECORDS = "records.jsonl"
 JOB = "job.json"
 
-# What sbatch is told by itself.
+# Options that are set for each job.
 _OWN = ("nodes", "N", "ntasks", "n", "ntasks-per-node", "output", "o", "error", "e", "chdir", "D", "parsable", "wait")
 
 _OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "")
 
 
 class SlurmError(ItwinaiError, RuntimeError):
-    """SLURM has refused a job, or does not answer."""
+    """SLURM refused a job, or does not answer."""
 
 
 @dataclass(frozen=True)
 class SlurmJobs:
-    """Runs works as jobs: one for each number of workers, whose runs share its nodes and follow each other.
+    """Makes runs as jobs: one for each number of workers, whose runs share its nodes and follow each other.
 
     Attributes:
         folder: of the benchmark.
@@ -76,16 +76,18 @@ class SlurmJobs:
         """Return the jobs that an earlier command has submitted."""
         return [Job.read(path.parent) for path in sorted(self.folder.glob(f"jobs/*/{JOB}"))]
 
-    def submit(self, works: Sequence[Work]) -> list[Job]:
-        """Submit the jobs for some works.
+    def submit(self, planned_runs: Sequence[PlannedRun]) -> list[Job]:
+        """Submit the jobs for some runs.
 
         Raises:
             SlurmError: SLURM refuses one; those that were submitted before are cancelled.
         """
         jobs: list[Job] = []
         try:
-            for workers in sorted({work.cell.workers for work in works}):
-                jobs.append(self._submit(workers, [work for work in works if work.cell.workers == workers]))
+            for workers in sorted({planned.cell.workers for planned in planned_runs}):
+                jobs.append(
+                    self._submit(workers, [planned for planned in planned_runs if planned.cell.workers == workers])
+                )
         except BaseException:
             for job in jobs:
                 job.cancel()
@@ -102,17 +104,17 @@ class SlurmJobs:
                 yield from measurements[taken[job] :]
                 taken[job] = len(measurements)
             for job in over:
-                job.forget_works()
+                job.forget_runs()
             if len(over) == len(jobs):
                 return
             time.sleep(self.every)
 
-    def _submit(self, workers: int, works: Sequence[Work]) -> Job:
+    def _submit(self, workers: int, planned_runs: Sequence[PlannedRun]) -> Job:
         jobs = self.folder / "jobs"
         number = len(list(jobs.glob("*"))) + 1
         own = jobs / f"{number:02d}-{workers}-workers"
         own.mkdir(parents=True)
-        JobWorks(str(self.folder), str(own / RECORDS), self.limit, self.workers_per_node, works).write(own / WORKS)
+        JobRuns(str(self.folder), str(own / RECORDS), self.limit, self.workers_per_node, planned_runs).write(own / RUNS)
         nodes, on_each = spread_over_nodes(workers, self.workers_per_node)
         options = {
             "job-name": f"itwinai-benchmark-{workers}",
@@ -123,13 +125,13 @@ class SlurmJobs:
             "output": str(own / "output.txt"),
         }
         script = own / "job.sh"
-        command = [sys.executable, "-m", "itwinai.benchmark.runs.slurm_worker", str(own / WORKS)]
+        command = [sys.executable, "-m", "itwinai.benchmark.runs.slurm_worker", str(own / RUNS)]
         script.write_text(f"#!/bin/bash\nexec {shlex.join(command)}\n")
         flags = [_flag(name, value) for name, value in options.items()]
         asked = subprocess.run(["sbatch", "--parsable", *flags, str(script)], capture_output=True, text=True)
         if asked.returncode:
             raise SlurmError(
-                f"SLURM does not take the job for {count_text(workers, 'worker')} ({count_text(nodes, 'node')}, "
+                f"SLURM refused the job for {count_text(workers, 'worker')} ({count_text(nodes, 'node')}, "
                 f"{on_each} on each): {asked.stderr.strip()}. Options for it are given as "
                 "--slurm partition=...,account=...,time=..."
             )
@@ -159,17 +161,17 @@ class Job:
         return cls(plain["number"], plain["workers"], folder)
 
     @property
-    def works(self) -> Sequence[Work]:
+    def planned_runs(self) -> Sequence[PlannedRun]:
         """What it is to do."""
-        return JobWorks.read(self.folder / WORKS).works
+        return JobRuns.read(self.folder / RUNS).planned_runs
 
-    def has_works(self) -> bool:
+    def has_runs(self) -> bool:
         """Tell whether it may still run: all that it has measured has not been collected."""
-        return (self.folder / WORKS).exists()
+        return (self.folder / RUNS).exists()
 
-    def forget_works(self) -> None:
+    def forget_runs(self) -> None:
         """Remove what it was to do, as it is over: a config may hold secrets."""
-        (self.folder / WORKS).unlink(missing_ok=True)
+        (self.folder / RUNS).unlink(missing_ok=True)
 
     def state(self) -> str:
         """Return its state as SLURM names it, or nothing if SLURM has forgotten it."""
@@ -178,8 +180,8 @@ class Job:
             return asked.stdout.split()[0]
         if asked.returncode and "Invalid job id" not in asked.stderr:
             return "UNKNOWN"  # SLURM does not answer: it may again
-        told = subprocess.run(["scontrol", "show", "job", self.number], capture_output=True, text=True).stdout
-        return next((word.partition("=")[2] for word in told.split() if word.startswith("JobState=")), "")
+        shown = subprocess.run(["scontrol", "show", "job", self.number], capture_output=True, text=True).stdout
+        return next((word.partition("=")[2] for word in shown.split() if word.startswith("JobState=")), "")
 
     def is_over(self) -> bool:
         """Tell whether it has ended."""

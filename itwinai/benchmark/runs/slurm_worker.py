@@ -1,4 +1,4 @@
-"""What a SLURM job of a benchmark does, its runs in turn: ``python -m itwinai.benchmark.runs.slurm_worker WORKS``."""
+"""What a SLURM job of a benchmark does, its runs in turn: ``python -m itwinai.benchmark.runs.slurm_worker RUNS``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from itwinai.benchmark.record_file import append_measurement, read_measurements
 from itwinai.benchmark.records import Cell
 from itwinai.benchmark.runs.progress import BenchmarkProgress
 from itwinai.benchmark.runs.run_config import spread_over_nodes
-from itwinai.benchmark.runs.run_executor import Launch, Work, run_all
-from itwinai.benchmark.runs.run_worker import Order
+from itwinai.benchmark.runs.run_executor import Launch, PlannedRun, run_all
+from itwinai.benchmark.runs.run_worker import RunRequest
 from itwinai.strategies.registry import uses_ray
 
 
 @dataclass(frozen=True)
-class JobWorks:
+class JobRuns:
     """What a job is to do.
 
     Attributes:
@@ -29,14 +29,14 @@ class JobWorks:
         records: file for what is measured.
         limit: seconds after which a run is ended.
         workers_per_node: most workers of a node; None for all on one.
-        works: the runs.
+        planned_runs: the runs.
     """
 
     folder: str
     records: str
     limit: float
     workers_per_node: int | None
-    works: Sequence[Work]
+    planned_runs: Sequence[PlannedRun]
 
     def write(self, path: Path) -> None:
         """Write it for the job to read."""
@@ -44,27 +44,29 @@ class JobWorks:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
-    def read(cls, path: Path) -> JobWorks:
+    def read(cls, path: Path) -> JobRuns:
         """Return what `write` has written."""
         plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        works = [
-            Work(
-                cell=Cell(**{**work["cell"], "axes": tuple((path, value) for path, value in work["cell"]["axes"])}),
-                repeat=work["repeat"],
-                order=Order(**work["order"]),
+        planned_runs = [
+            PlannedRun(
+                cell=Cell(
+                    **{**planned["cell"], "axes": tuple((path, value) for path, value in planned["cell"]["axes"])}
+                ),
+                repeat=planned["repeat"],
+                request=RunRequest(**planned["request"]),
             )
-            for work in plain["works"]
+            for planned in plain["planned_runs"]
         ]
-        return cls(**{**plain, "works": works})
+        return cls(**{**plain, "planned_runs": planned_runs})
 
 
 def main(argv: list[str]) -> int:
     """Make the runs of a job.
 
     Args:
-        argv: path of a file that `JobWorks.write` has written.
+        argv: path of a file that `JobRuns.write` has written.
     """
-    job = JobWorks.read(Path(argv[0]))
+    job = JobRuns.read(Path(argv[0]))
     records = Path(job.records)
 
     @contextmanager
@@ -80,8 +82,8 @@ def main(argv: list[str]) -> int:
             with ray_over(allocated_nodes()) as address:
                 yield Launch(variables={"RAY_ADDRESS": address})
 
-    progress = BenchmarkProgress(len(job.works), Path(job.folder))
-    for measurement in run_all(job.works, Path(job.folder), job.limit, read_measurements(records), launched):
+    progress = BenchmarkProgress(len(job.planned_runs), Path(job.folder))
+    for measurement in run_all(job.planned_runs, Path(job.folder), job.limit, read_measurements(records), launched):
         append_measurement(measurement, records)
         progress.ended(measurement)
     return 0

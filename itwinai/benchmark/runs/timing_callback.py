@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from itwinai.benchmark.records import Measured
-from itwinai.benchmark.runs.aggregation import WorkerTimes, bring_together
+from itwinai.benchmark.runs.aggregation import WorkerTimes, aggregate
 from itwinai.benchmark.runs.energy import Energy
 from itwinai.callbacks.system_monitor import gpu_of
 from itwinai.collectives import gather
@@ -35,7 +35,7 @@ class TooFewStepsError(RuntimeError):
     """A run has ended before all steps were measured."""
 
 
-class Stopwatch(Callback):
+class TimingCallback(Callback):
     """Measure some steps of a fit, and end it after them.
 
     Args:
@@ -141,7 +141,7 @@ class Stopwatch(Callback):
             )
         workers = gather(trainer, self._times(trainer))
         if trainer.is_global_zero:
-            self.measured = bring_together(workers, self._counted(trainer), self.began, self._facts(trainer))
+            self.measured = aggregate(workers, self._counted(trainer), self.began, self._facts(trainer))
         self._energy = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

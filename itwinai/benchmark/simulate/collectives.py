@@ -1,4 +1,4 @@
-"""How long collective operations take, by the number of workers, the bytes and the links."""
+"""Time of collective operations: ring, tree and hierarchical all-reduce, reduce-scatter, all-gather."""
 
 from __future__ import annotations
 
@@ -7,23 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from itwinai.benchmark.simulate.links import Link, Topology
+from itwinai.benchmark.simulate.topology import Link, Topology
 from itwinai.errors import ConfigurationError
 
 Algorithm = Literal["ring", "tree", "hierarchical", "best"]
-"""``best`` is whichever of the others takes the least time for the bytes at hand, as NCCL chooses."""
+"""``best`` is the fastest of the others for the bytes at hand, as NCCL chooses."""
 
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of an operation.
-
-    Attributes:
-        latency: that do not depend on the bytes.
-        transfer: that are proportional to the bytes.
-    """
+    """Seconds of an operation: ``latency`` does not depend on the bytes, ``transfer`` is proportional to them."""
 
     latency: float = 0.0
     transfer: float = 0.0
@@ -41,46 +36,25 @@ class Cost:
 
 
 def all_reduce(size: float, workers: int, topology: Topology, algorithm: Algorithm = "best") -> Cost:
-    """Return the time until every worker has the sum.
-
-    Args:
-        size: bytes that each worker contributes.
-        workers: how many take part.
-        topology: what joins them.
-        algorithm: how they go about it.
-    """
+    """Return the time until every worker has the sum of ``size`` bytes from each worker."""
     return _cheapest({"ring": _ring, "tree": _tree, "hierarchical": _hierarchical}, size, workers, topology, algorithm)
 
 
 def reduce_scatter(size: float, workers: int, topology: Topology, algorithm: Algorithm = "best") -> Cost:
-    """Return the time until every worker has its part of the sum: half of an all-reduce by ring or by hierarchy.
+    """Return the time until every worker has its part of the sum: half of a ring or hierarchical all-reduce.
 
-    A tree ends with the whole sum at its root, so there is none for this; with ``tree`` it goes round the ring.
-
-    Args:
-        size: bytes that each worker contributes.
-        workers: how many take part.
-        topology: what joins them.
-        algorithm: how they go about it.
+    A tree ends with the whole sum at its root, so ``tree`` uses the ring. An all-gather sends the same messages in
+    reverse.
     """
     ways = {"ring": _ring, "tree": _ring, "hierarchical": _hierarchical_rings}
     return _cheapest(ways, size, workers, topology, algorithm) * 0.5
 
 
-def all_gather(size: float, workers: int, topology: Topology, algorithm: Algorithm = "best") -> Cost:
-    """Return the time until every worker has the parts of all: the same messages as a reduce-scatter, backwards.
-
-    Args:
-        size: bytes of all parts together.
-        workers: how many take part.
-        topology: what joins them.
-        algorithm: how they go about it.
-    """
-    return reduce_scatter(size, workers, topology, algorithm)
+all_gather = reduce_scatter
 
 
 def ring(size: float, workers: int, link: Link) -> Cost:
-    """Return the time of an all-reduce round a ring: ``2 (N - 1) latency + 2 (N - 1) / N * size / bandwidth``.
+    """Return the time of a ring all-reduce: ``2 (N - 1) latency + 2 (N - 1) / N * size / bandwidth``.
 
     Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", Journal of Parallel and
     Distributed Computing 2009. Adding up is part of the bandwidth.
@@ -93,8 +67,8 @@ def double_tree(size: float, workers: int, link: Link) -> Cost:
     """Return the time of an all-reduce by two binary trees: ``2 ceil(log2 N) latency + 2 size / bandwidth``.
 
     Sanders, Speck and Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan", Parallel Computing
-    2009: each tree takes one half of the bytes, and the inner workers of one are the leaves of the other. The bytes
-    flow in a pipeline, whose filling is left out. NCCL has it since version 2.4.
+    2009: each tree takes half of the bytes, and the inner workers of one are the leaves of the other. The time to fill
+    the pipeline is left out. NCCL has it since version 2.4.
     """
     if workers == 1:
         return Cost()
@@ -102,18 +76,16 @@ def double_tree(size: float, workers: int, link: Link) -> Cost:
 
 
 def _ring(size: float, workers: int, topology: Topology) -> Cost:
-    """Return the time of one ring over all workers, in which each step waits for the slowest link."""
+    """One ring over all workers: each step waits for the slowest link."""
     within = ring(size, workers, topology.link_within(topology.local(workers)))
     if topology.nodes(workers) == 1:
         return within
     between = ring(size, workers, topology.link_between())
-    if topology.workers_per_node == 1:
-        return between
-    return max(within, between, key=lambda cost: cost.total)
+    return between if topology.workers_per_node == 1 else max(within, between, key=lambda cost: cost.total)
 
 
 def _tree(size: float, workers: int, topology: Topology) -> Cost:
-    """Return the time of two trees, of which every node's workers are a branch."""
+    """Two trees over all workers, with the workers of each node as a branch."""
     local, nodes = topology.local(workers), topology.nodes(workers)
     within = double_tree(size, local, topology.link_within(local))
     if nodes == 1:
@@ -122,31 +94,23 @@ def _tree(size: float, workers: int, topology: Topology) -> Cost:
     return Cost(within.latency + between.latency, max(within.transfer, between.transfer))
 
 
-def _hierarchical(size: float, workers: int, topology: Topology) -> Cost:
-    """Return the time of a reduce-scatter in each node, all-reduces between the nodes, and an all-gather in each node.
+def _hierarchical(size: float, workers: int, topology: Topology, trees: bool = True) -> Cost:
+    """Reduce-scatter within each node, all-reduce between the nodes, all-gather within each node.
 
-    Each of the k workers of a node exchanges 1/k of the bytes with those of other nodes, all k at once, round a ring or
-    by trees: the latter are faster for many nodes.
+    Each of the k workers of a node exchanges 1/k of the bytes with those of other nodes, all k at once, by a ring or by
+    trees: trees are faster with many nodes.
     """
-    within, between = _levels(size, workers, topology)
-    if topology.nodes(workers) == 1:
-        return within
     local, nodes = topology.local(workers), topology.nodes(workers)
-    trees = double_tree(size / local, nodes, topology.link_between())
-    return within + min(between, trees, key=lambda cost: cost.total)
+    within = ring(size, local, topology.link_within(local))
+    if nodes == 1:
+        return within
+    ways = (ring, double_tree) if trees else (ring,)
+    link = topology.link_between()
+    return within + min((way(size / local, nodes, link) for way in ways), key=lambda cost: cost.total)
 
 
 def _hierarchical_rings(size: float, workers: int, topology: Topology) -> Cost:
-    """Return the same with rings only, of which a reduce-scatter is one half."""
-    within, between = _levels(size, workers, topology)
-    return within + between
-
-
-def _levels(size: float, workers: int, topology: Topology) -> tuple[Cost, Cost]:
-    """Return the time of rings within the nodes, and of rings between them for each worker's part."""
-    local, nodes = topology.local(workers), topology.nodes(workers)
-    within = ring(size, local, topology.link_within(local))
-    return within, Cost() if nodes == 1 else ring(size / local, nodes, topology.link_between())
+    return _hierarchical(size, workers, topology, trees=False)
 
 
 def _cheapest(
@@ -157,11 +121,11 @@ def _cheapest(
     algorithm: Algorithm,
 ) -> Cost:
     if workers < 1:
-        raise ConfigurationError(f"At least one worker takes part in an operation, and not {workers}.")
+        raise ConfigurationError(f"A collective operation needs at least one worker; got {workers}.")
     if workers == 1:
         return Cost()
     if algorithm == "best":
         return min((way(size, workers, topology) for way in ways.values()), key=lambda cost: cost.total)
     if algorithm not in ways:
-        raise ConfigurationError(f"There is no algorithm '{algorithm}': take one of {', '.join(ALGORITHMS)}.")
+        raise ConfigurationError(f"There is no algorithm '{algorithm}'. Choose one of {', '.join(ALGORITHMS)}.")
     return ways[algorithm](size, workers, topology)

@@ -1,43 +1,56 @@
-"""How long a step takes with more workers, from what one worker takes, and where that time goes."""
+"""The time of a step with more workers, and where it goes: computing, communication, stragglers, memory."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, get_args
 
 from itwinai.benchmark.records import Scaling
 from itwinai.benchmark.simulate.collectives import Algorithm, Cost, all_gather, all_reduce, reduce_scatter
-from itwinai.benchmark.simulate.links import Topology
-from itwinai.benchmark.simulate.memory import ModelStates, Precision, memory_per_worker
-from itwinai.benchmark.simulate.step import Overlap, Seconds, buckets_of, exchange_gradients, parts_of, run_sharded
-from itwinai.benchmark.simulate.stragglers import waiting_time
-from itwinai.benchmark.simulate.workload import Exchange, Workload
+from itwinai.benchmark.simulate.overlap import Overlap, Seconds, buckets_of, exchange_gradients, parts_of, run_sharded
+from itwinai.benchmark.simulate.strategy_models import StrategyModel
+from itwinai.benchmark.simulate.topology import Topology
+from itwinai.benchmark.simulate.workload import Workload
+from itwinai.errors import ConfigurationError
 
 Collective = Callable[[float, int, Topology, Algorithm], Cost]
+
+Precision = Literal["fp32", "mixed"]
+"""``fp32``: all in 32 bits, also with autocast. ``mixed``: parameters and gradients in 16 bits, and the optimizer keeps
+the parameters in 32 bits."""
+
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+# Bytes per parameter of parameters, gradients and the state of Adam, which has two moments.
+_BYTES = {"fp32": (4, 4, 8), "mixed": (2, 2, 12)}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A step as it is expected with some number of workers. All times are seconds for one batch of each worker.
+    """A predicted step. All times are seconds for one batch of each worker.
 
     Attributes:
-        exchange: how gradients meet.
-        workers: their number, over all nodes.
-        scaling: how the batch goes with the number of workers.
+        model: how gradients are exchanged.
+        workers: over all nodes.
+        scaling: strong or weak.
         compute: forward and backward.
-        other: what depends neither on samples nor on workers.
-        optimizer: its step, as a mean over the batches between two of them.
-        exposed: communication during which nothing is computed, and by which computing becomes slower.
+        other: time that depends neither on samples nor on workers.
+        optimizer: its step, as a mean over the accumulated batches.
+        exposed: communication during which nothing is computed, and by which computing slows down.
         hidden: communication that costs nothing, because workers compute meanwhile.
         waiting: for the slowest worker.
-        speedup: how much more samples per second than one worker trains with.
-        losses: by which the step is longer than with ideal scaling, by cause; together they are the whole difference.
-            A negative one is a gain: an optimizer whose work is divided.
-        samples: of all workers; None if not known.
-        memory: on each worker, without activations; None if the number of parameters is not known.
+        speedup: samples per second relative to one worker.
+        losses: seconds by which the step is longer than with ideal scaling, by cause; they add up to the whole
+            difference. Negative is a gain: an optimizer whose work is divided.
+        samples: of all workers; None if unknown.
+        memory: bytes of parameters, gradients and optimizer state on each worker; None if the number of parameters is
+            unknown.
     """
 
-    exchange: Exchange
+    model: StrategyModel
     workers: int
     scaling: Scaling
     compute: float
@@ -49,7 +62,7 @@ class Prediction:
     speedup: float
     losses: Mapping[str, float]
     samples: int | None = None
-    memory: ModelStates | None = None
+    memory: float | None = None
 
     @property
     def step(self) -> float:
@@ -58,53 +71,53 @@ class Prediction:
 
     @property
     def efficiency(self) -> float:
-        """Speed-up by worker; 1 is ideal."""
+        """Speed-up per worker; 1 is ideal."""
         return self.speedup / self.workers
 
     @property
     def throughput(self) -> float | None:
-        """Samples per second of all workers; None if the batch is not known."""
+        """Samples per second of all workers; None if the batch is unknown."""
         return None if self.samples is None else self.samples / self.step
 
 
 def simulate(
     workload: Workload,
     topology: Topology,
-    exchange: Exchange,
+    model: StrategyModel,
     workers: Sequence[int],
     scaling: Scaling = "strong",
     precision: Precision = "fp32",
 ) -> list[Prediction]:
-    """Predict steps.
+    """Predict the step for each number of workers.
 
     Args:
-        workload: what one worker does alone.
-        topology: what joins the workers.
-        exchange: how their gradients meet.
-        workers: numbers of workers to predict for.
-        scaling: ``strong`` divides the batch among the workers, ``weak`` gives each of them as many samples as one had.
+        workload: of one worker.
+        topology: links between the workers.
+        model: how they exchange gradients.
+        workers: numbers of workers.
+        scaling: ``strong`` divides the batch among the workers, ``weak`` gives each of them the whole batch.
         precision: of the model, for its memory.
 
     Raises:
-        ConfigurationError: some number of workers is too large for the batch, or needs a link that is not known.
+        ConfigurationError: a number of workers is too large for the batch, or needs an unknown link.
     """
-    return [_predict(workload, topology, exchange, number, scaling, precision) for number in workers]
+    return [_predict(workload, topology, model, number, scaling, precision) for number in workers]
 
 
 def _predict(
-    workload: Workload, topology: Topology, exchange: Exchange, workers: int, scaling: Scaling, precision: Precision
+    workload: Workload, topology: Topology, model: StrategyModel, workers: int, scaling: Scaling, precision: Precision
 ) -> Prediction:
     local = topology.local(workers)
     share = workload.share(workers, scaling)
     alone, slowdown = (workload.cores.slowdown(number) if workload.cores else 1.0 for number in (1, local))
-    slower = slowdown / alone  # what was measured has the threads of one worker in it already
+    slower = slowdown / alone  # the measured time includes the threads of one worker already
     compute, other = workload.compute * share * slower, workload.other * slower
-    every = exchange.accumulate
+    every = model.accumulate
     whole_optimizer = workload.optimizer / every
-    divided_optimizer = whole_optimizer / (workers if exchange.stage else 1)
-    waiting = waiting_time(compute, workload.variation, workers, every if exchange.keeps_gradients else 1)
+    divided_optimizer = whole_optimizer / (workers if model.stage else 1)
+    waiting = waiting_time(compute, workload.variation, workers, every if model.keeps_gradients else 1)
 
-    overlap, cost = communicate(workload, topology, exchange, workers, compute)
+    overlap, cost = communicate(workload, topology, model, workers, compute)
     # Cores that move bytes cannot compute meanwhile.
     price = overlap.hidden * (workload.cores.cost_of_hiding(local) if workload.cores else 0.0)
     exposed, hidden = overlap.exposed + price, overlap.hidden - price
@@ -113,17 +126,16 @@ def _predict(
     grown, parts = (1, workers) if scaling == "strong" else (workers, 1)  # of the batch
     one = workload.compute + workload.other + whole_optimizer
     step = compute + other + divided_optimizer * slower + exposed + waiting
-    samples = None if workload.batch is None else workload.batch * grown
     return Prediction(
-        exchange,
-        workers,
-        scaling,
-        compute,
-        other,
-        divided_optimizer * slower,
-        exposed,
-        hidden,
-        waiting,
+        model=model,
+        workers=workers,
+        scaling=scaling,
+        compute=compute,
+        other=other,
+        optimizer=divided_optimizer * slower,
+        exposed=exposed,
+        hidden=hidden,
+        waiting=waiting,
         speedup=one / step * grown,
         losses={
             "latency": exposed * by_latency,
@@ -134,65 +146,108 @@ def _predict(
             "uneven batch": workload.compute * (share - 1 / parts),
             "cores": (slower - 1) * (workload.compute * share + workload.other + divided_optimizer),
         },
-        samples=samples,
-        memory=None
-        if workload.parameters is None
-        else memory_per_worker(workload.parameters, workers, exchange.stage, precision),
+        samples=workload.batch and workload.batch * grown,
+        memory=workload.parameters and model_memory(workload.parameters, workers, model.stage, precision),
     )
 
 
 def communicate(
-    workload: Workload, topology: Topology, exchange: Exchange, workers: int, compute: float
+    workload: Workload, topology: Topology, model: StrategyModel, workers: int, compute: float
 ) -> tuple[Overlap, Cost]:
-    """Return the communication of one batch, as a mean over the batches between two steps of the optimizer.
+    """Return the communication of one batch, as a mean over the accumulated batches: its overlap and its cost.
 
-    Stages 1 and 2 reduce and scatter the gradients, and gather the parameters after the optimizer's step; stage 3
-    gathers the parameters in forward and in backward, and reduces and scatters the gradients: 1.5 times the bytes of an
-    all-reduce (Rajbhandari et al., "ZeRO: Memory optimizations toward training trillion parameter models", 2020,
-    section 7). Where workers do not keep all gradients, every batch's are exchanged.
+    Stages 1 and 2 reduce-scatter the gradients and all-gather the parameters after the optimizer's step. Stage 3
+    gathers the parameters in forward and in backward and scatters the gradients: 1.5 times the bytes of an all-reduce
+    (Rajbhandari et al., "ZeRO: Memory optimizations toward training trillion parameter models", 2020, section 7). If
+    workers do not keep all gradients, they exchange those of each batch.
 
     Args:
-        workload: what one worker does alone.
-        topology: what joins the workers.
-        exchange: how their gradients meet.
-        workers: how many there are.
+        workload: of one worker.
+        topology: links between the workers.
+        model: how they exchange gradients.
+        workers: their number.
         compute: seconds of forward and backward.
-
-    Returns:
-        How much of it passes beside computation, and its cost.
     """
     if workers == 1:
         return Overlap(), Cost()
     costs: list[Cost] = []
 
-    def timed(way: Collective) -> Seconds:
+    def timed(collective: Collective) -> Seconds:
         def seconds(size: float) -> float:
-            costs.append(way(size, workers, topology, exchange.algorithm))
+            costs.append(collective(size, workers, topology, model.algorithm))
             return costs[-1].total
 
         return seconds
 
     backward = compute * workload.backward_share
-    forward = compute - backward
-    if exchange.stage == 3:
+    if model.stage == 3:
         overlap = run_sharded(
-            forward,
+            compute - backward,
             backward,
-            parts_of(workload, exchange),
+            parts_of(workload, model),
             timed(all_gather),
             timed(reduce_scatter),
-            overlap=exchange.overlap,
-            prefetch=exchange.prefetch and exchange.overlap,
+            overlap=model.overlap,
+            prefetch=model.prefetch and model.overlap,
         )
         return overlap, sum(costs, Cost())
-    way = timed(reduce_scatter if exchange.stage else all_reduce)
-    overlap = exchange_gradients(backward, buckets_of(workload, exchange), way, exchange.overlap)
-    times = 1 if exchange.keeps_gradients else exchange.accumulate  # between two steps of the optimizer
-    gathering = Cost()
-    if exchange.stage:
-        gathering = all_gather(workload.gradient_bytes, workers, topology, exchange.algorithm)
-    mean = Overlap(
-        (overlap.exposed * times + gathering.total) / exchange.accumulate,
-        overlap.hidden * times / exchange.accumulate,
+    collective = timed(reduce_scatter if model.stage else all_reduce)
+    overlap = exchange_gradients(backward, buckets_of(workload, model), collective, model.overlap)
+    times = 1 if model.keeps_gradients else model.accumulate  # between two steps of the optimizer
+    gathering = all_gather(workload.gradient_bytes, workers, topology, model.algorithm) if model.stage else Cost()
+    exposed, hidden = overlap.exposed * times + gathering.total, overlap.hidden * times
+    mean = Overlap(exposed / model.accumulate, hidden / model.accumulate)
+    return mean, (sum(costs, Cost()) * times + gathering) * (1 / model.accumulate)
+
+
+def model_memory(parameters: int, workers: int, stage: int, precision: Precision = "fp32") -> float:
+    """Return the bytes of parameters, gradients and Adam's state on each worker; activations come on top.
+
+    Rajbhandari et al., "ZeRO: Memory optimizations toward training trillion parameter models", 2020, sections 3.1 and
+    5: stage 1 divides the optimizer's state among the workers, stage 2 the gradients too, stage 3 the parameters too.
+
+    Raises:
+        ConfigurationError: there is no such precision.
+    """
+    if precision not in _BYTES:
+        raise ConfigurationError(f"There is no precision '{precision}'. Choose one of {', '.join(PRECISIONS)}.")
+    return sum(
+        parameters * size / (workers if stage >= divided_from else 1)
+        for size, divided_from in zip(_BYTES[precision], (3, 2, 1), strict=True)
     )
-    return mean, (sum(costs, Cost()) * times + gathering) * (1 / exchange.accumulate)
+
+
+def waiting_time(seconds: float, variation: float, workers: int, batches: int = 1) -> float:
+    """Return the expected time for which a batch waits for the slowest worker.
+
+    The times of workers and batches are assumed normal and independent, so those of several batches between two waits
+    even out by the square root of their number.
+
+    Args:
+        seconds: mean time of a batch.
+        variation: standard deviation of that time divided by its mean.
+        workers: their number.
+        batches: from one wait to the next.
+    """
+    return seconds * variation * expected_maximum(workers) / math.sqrt(batches)
+
+
+@lru_cache
+def expected_maximum(number: int, reach: float = 12.0, step: float = 0.01) -> float:
+    """Return the expected largest of ``number`` values from a standard normal distribution.
+
+    It is the integral of ``1 - F(x)^N`` from -12 to 12, less 12, with the distribution function F, by the trapezoidal
+    rule: exact to ten digits, because the integrand is smooth, 1 at the lower end and 0 at the upper one. (Blom's
+    approximation is 4 % off for two values.)
+    """
+    if number < 2:
+        return 0.0
+    points = (-reach + index * step for index in range(1, round(2 * reach / step)))
+    return (sum(-math.expm1(number * _log_distribution(x)) for x in points) + 0.5) * step - reach
+
+
+def _log_distribution(x: float) -> float:
+    """Return the logarithm of the standard normal distribution function, accurate at both ends."""
+    if x < 0:
+        return math.log(math.erfc(-x / math.sqrt(2)) / 2)
+    return math.log1p(-math.erfc(x / math.sqrt(2)) / 2)

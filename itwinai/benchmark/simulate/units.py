@@ -1,4 +1,7 @@
-"""Sizes, times, rates and numbers as people write them: ``25MiB``, ``5us``, ``25GB/s``, ``1.3B``."""
+"""Parse sizes, times, rates and numbers with units: ``25MiB``, ``5us``, ``25GB/s``, ``1.3B``.
+
+Each function raises ConfigurationError for other text.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,13 @@ _RATES = {
     **{f"{size}/s": factor for size, factor in _SIZES.items()},
     **{f"{prefix}{bits}": factor / 8 for prefix, factor in _PREFIXES.items() for bits in ("bit/s", "b/s", "bps")},
 }
-_NUMBERS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+_NUMBERS = {**_PREFIXES, "B": 1e9}
 
 _AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-zµμ/]*)\s*")
 
 
 def size_in_bytes(text: str) -> float:
-    """Return a size: ``100MB`` (10^6 bytes each), ``25MiB`` (2^20), or bytes without a unit.
-
-    Raises:
-        ConfigurationError: it is none; also of the functions below.
-    """
+    """Return a size: ``100MB`` (10^6 bytes each), ``25MiB`` (2^20), or bytes without a unit."""
     return _amount(text, "a size", {"": 1.0, **_SIZES}, "100MB, 25MiB")
 
 
@@ -45,27 +44,23 @@ def number(text: str) -> int:
     """Return a whole number: ``25M``, ``1.3B``."""
     value = _amount(text, "a number", _NUMBERS, "25M, 1.3B")
     if abs(value - round(value)) > 1e-6 * value:
-        raise ConfigurationError(f"'{text}' is no whole number. Write it like 25M or 1.3B.")
+        raise ConfigurationError(f"'{text}' is not a whole number. Write it like 25M or 1.3B.")
     return round(value)
 
 
 def numbers_of_workers(text: str) -> list[int]:
-    """Return ascending numbers: ``1,2,4``, or ``1,2,4,...,4096``, which goes on as it begins.
-
-    Raises:
-        ConfigurationError: there is something else in it, or the last number is not met.
-    """
+    """Return ascending numbers: ``1,2,4``, or ``1,2,4,...,4096``, which continues as it begins."""
     words = [word.strip() for word in text.split(",")]
     found: list[int] = []
     for index, word in enumerate(words):
         if word in ("...", "…"):
             if index < 2 or index != len(words) - 2 or not words[-1].isdecimal():
                 raise ConfigurationError(
-                    f"'{text}': dots stand between two numbers or more and the last one: 1,2,4,...,4096."
+                    f"'{text}': write dots between at least two numbers and the last one, as in 1,2,4,...,4096."
                 )
             found += _between(found, int(words[-1]), text)
         elif not word.isdecimal() or int(word) < 1:
-            raise ConfigurationError(f"'{text}': '{word}' is no number of workers. Write them like 1,2,4,...,4096.")
+            raise ConfigurationError(f"'{text}': '{word}' is not a number of workers. Write them as 1,2,4,...,4096.")
         else:
             found.append(int(word))
     return sorted(set(found))
@@ -83,14 +78,14 @@ def _amount(text: str, kind: str, units: Mapping[str, float], examples: str) -> 
     # Upper and lower case make a difference: B is a byte and b a bit, M is mega and m milli.
     similar = [known for known in units if known and known.lower() == unit.lower()]
     hint = f" Did you mean {' or '.join(f'{value}{known}' for known in similar)}?" if similar else ""
-    raise ConfigurationError(f"'{text}' is not {kind}: '{unit}' is no unit of it.{hint} Write it like {examples}.")
+    raise ConfigurationError(f"'{text}' is not {kind}: unknown unit '{unit}'.{hint} Write it like {examples}.")
 
 
 def _between(found: list[int], last: int, text: str) -> list[int]:
     """Return the numbers that the dots stand for."""
     before, latest = found[-2:]
     step, factor = latest - before, latest // before
-    # 1, 2 and 2, 4 could go on in both ways: numbers of workers are multiplied rather than counted up.
+    # 1, 2 and 2, 4 could continue both ways: numbers of workers are multiplied rather than counted up.
     multiplied = latest == factor * before and factor > 1
     numbers: list[int] = []
     following = latest * factor if multiplied else latest + step
@@ -98,5 +93,5 @@ def _between(found: list[int], last: int, text: str) -> list[int]:
         numbers.append(following)
         following = following * factor if multiplied else following + step
     if following != last:
-        raise ConfigurationError(f"'{text}' does not come to {last} if it goes on as it begins.")
+        raise ConfigurationError(f"'{text}' does not reach {last} if it continues as it begins.")
     return numbers

@@ -1,13 +1,13 @@
-"""What the repeats of a cell amount to."""
+"""The repeats of a cell, summarized: means with confidence intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 
 from itwinai.benchmark.records import Breakdown, Cell, Measured, Measurement
-from itwinai.benchmark.statistics.estimates import Estimate, mean_of
+from itwinai.benchmark.statistics.confidence_intervals import Estimate, mean_of
 from itwinai.reporting.formatting import count_text
 
 
@@ -15,17 +15,17 @@ from itwinai.reporting.formatting import count_text
 class CellSummary:
     """What was measured of a cell, over its repeats.
 
-    All estimates are means over those runs that tell, and None if none does. Their intervals are cut off at 0, but for
-    the loss, which may be negative.
+    Estimates are means over the runs that measured a quantity, and None if none did. Their intervals are cut off at 0,
+    but for the loss, which may be negative.
 
     Attributes:
         cell: what was run.
-        runs: the repeats that have ended well.
+        runs: the successful repeats.
         failed: the others.
         baseline: the cell that this one is compared with; None if there is none, or it has failed.
-        speedup: how many times the throughput of one worker of the baseline this one reaches: a baseline of two workers
-            has a speed-up of 2, by definition. With weak scaling that is the scaled speed-up. None without baseline.
-        efficiency: speed-up by worker; 1 is ideal.
+        speedup: throughput relative to one worker of the baseline: a baseline of two workers has a speed-up of 2, by
+            definition. With weak scaling it is the scaled speed-up. None without baseline.
+        efficiency: speed-up per worker; 1 is ideal.
     """
 
     cell: Cell
@@ -41,8 +41,13 @@ class CellSummary:
         return tuple(run.measured for run in self.runs if run.measured is not None)
 
     @property
+    def tries(self) -> int:
+        """Number of its runs, successful or not."""
+        return len(self.runs) + len(self.failed)
+
+    @property
     def throughput(self) -> Estimate | None:
-        """Samples per second of all workers; None if a run does not tell its samples: see ``steps_per_second``."""
+        """Samples per second of all workers; None if the samples of a run are unknown."""
         if any(not one.samples for one in self.measured):
             return None
         return self._over(lambda one: (one.samples or 0) / one.seconds)
@@ -59,7 +64,7 @@ class CellSummary:
 
     @property
     def step_times(self) -> tuple[float, ...]:
-        """Seconds of a step with all that lies between steps, on the slowest worker: the mean of each run."""
+        """Mean seconds of a step of each run, with the time between steps, on the slowest worker."""
         return tuple(one.seconds / one.steps for one in self.measured)
 
     @property
@@ -69,7 +74,7 @@ class CellSummary:
 
     @property
     def step_p95(self) -> Estimate | None:
-        """Duration that 95 of 100 steps do not reach, in seconds."""
+        """95 % quantile of the duration of a step, in seconds."""
         return self._over(lambda one: one.step_p95)
 
     @property
@@ -85,40 +90,40 @@ class CellSummary:
 
     @property
     def breakdown(self) -> Breakdown | None:
-        """Where the time of a step goes, in seconds; without what a run does not tell."""
-        told = [one.breakdown for one in self.measured if one.breakdown is not None]
-        hidden = [one.hidden for one in told if one.hidden is not None]
-        optimizer = [one.optimizer for one in told if one.optimizer is not None]
-        if not told:
-            return None
-        return Breakdown(
-            data=fmean(one.data for one in told),
-            compute=fmean(one.compute for one in told),
-            communication=fmean(one.communication for one in told),
-            other=fmean(one.other for one in told),
-            hidden=fmean(hidden) if len(hidden) == len(told) else None,
-            optimizer=fmean(optimizer) if len(optimizer) == len(told) else None,
-        )
+        """Where the time of a step goes, in seconds; None if no run measured it."""
+        known = [one.breakdown for one in self.measured if one.breakdown is not None]
+        means = {}
+        for name in ("data", "compute", "communication", "other", "hidden", "optimizer"):
+            values = [value for one in known if (value := getattr(one, name)) is not None]
+            means[name] = fmean(values) if values and len(values) == len(known) else None
+        return Breakdown(**means) if known else None  # type: ignore[arg-type]
+
+    def share(self, part: str) -> float | None:
+        """Return the share of a step that a part of the breakdown takes; None if unknown."""
+        one = self.breakdown
+        return one.parts[part] / one.step if one is not None and one.step > 0 else None
 
     @property
     def peak_memory(self) -> Estimate | None:
-        """Memory of the worker that has needed most, in bytes."""
-        return self._over(lambda one: max((peak for peak in one.peak_memory if peak is not None), default=None))
+        """Memory of the worker that needs most, in bytes."""
+        return self._over(lambda one: one.most_memory)
 
     @property
     def imbalance(self) -> Estimate | None:
         """How much longer than the mean the busiest worker is busy, as a share of the mean; None with one worker."""
-        return self._over(lambda one: _imbalance(one.busy))
+        return self._over(
+            lambda one: max(one.busy) / fmean(one.busy) - 1 if len(one.busy) > 1 and fmean(one.busy) > 0 else None
+        )
 
     @property
     def threads(self) -> int:
-        """Threads that each worker computes with; 0 where that was not noted, or is not the same in all runs."""
+        """Threads of each worker; 0 if unknown, or not the same in all runs."""
         found = {one.threads for one in self.measured}
         return found.pop() if len(found) == 1 else 0
 
     @property
     def others(self) -> float | None:
-        """Cores that other programs used right before the runs, as a mean; None where that was not noted."""
+        """Mean cores that other programs used right before the runs; None if unknown."""
         noted = [run.others for run in (*self.runs, *self.failed) if run.others is not None]
         return fmean(noted) if noted else None
 
@@ -129,17 +134,16 @@ class CellSummary:
 
     @property
     def no_joules(self) -> str:
-        """Why energy is not known; empty if it is known of all runs, or nothing was measured at all."""
-        reasons = (one.no_joules or "the runs do not tell their number of samples" for one in self.measured)
-        untold = (one.joules is None or not one.samples for one in self.measured)
-        return next((reason for reason, missing in zip(reasons, untold, strict=True) if missing), "")
+        """Why energy is unknown; empty if it is known of all runs, or nothing was measured at all."""
+        without = (one for one in self.measured if one.joules is None or not one.samples)
+        return next((one.no_joules or "the number of samples is unknown" for one in without), "")
 
     def rates(self, by_samples: bool) -> list[float]:
-        """Return how much each run has done per second, in a unit that all cells of the same axes share.
+        """Return how much each run did per second, in a unit that all cells of the same axes share.
 
         Args:
             by_samples: in samples; else in global batches of strong scaling, which are batches of one worker with weak
-                scaling. This is for runs that do not tell their samples.
+                scaling. This is for runs whose samples are unknown.
         """
         if by_samples:
             return [(one.samples or 0) / one.seconds for one in self.measured]
@@ -152,11 +156,7 @@ class CellSummary:
 
 
 def cell_text(cell: Cell) -> str:
-    """Return a cell in words, as in ``ddp with 2 workers, weak scaling, trainer.precision=bf16-mixed``."""
+    """Return a cell as text: ``ddp with 2 workers, weak scaling, trainer.precision=bf16-mixed``."""
     workers = count_text(cell.workers, "worker")
     scaling = [f"{cell.scaling} scaling"] if cell.workers > 1 else []
     return ", ".join([f"{cell.strategy} with {workers}", *scaling, *(f"{path}={value}" for path, value in cell.axes)])
-
-
-def _imbalance(busy: Sequence[float]) -> float | None:
-    return max(busy) / fmean(busy) - 1 if len(busy) > 1 and fmean(busy) > 0 else None

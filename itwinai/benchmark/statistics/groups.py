@@ -1,4 +1,4 @@
-"""Cells that can be compared with each other, and what they are called where people read of them."""
+"""Groups of cells that can be compared with each other, the names of cells in text, and the unit of speeds."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from itwinai.benchmark.records import Cell, Measured, Scaling
+from itwinai.benchmark.records import Cell, Scaling
 from itwinai.benchmark.statistics.cell_summary import CellSummary
-from itwinai.benchmark.statistics.estimates import Estimate, mean_of
+from itwinai.benchmark.statistics.confidence_intervals import Estimate, mean_of
 from itwinai.benchmark.statistics.summary import Axes, Series, Summary
-from itwinai.reporting.formatting import count_text
-from itwinai.reporting.search.formatting import joined, short_names
+from itwinai.reporting.formatting import count_text, joined, short_names
 
 
 @dataclass(frozen=True)
 class Group:
-    """The series of one scaling and one combination of axes: what one panel of a picture shows.
+    """The series of one scaling and one combination of axes: one panel of a plot.
 
     Attributes:
         scaling: of all of them.
         axes: of all of them.
         series: one for each strategy.
-        scaling_name: what tells its scaling from that of others; empty if all have the same.
-        axes_name: what tells its axes from those of others; empty if all have the same.
+        scaling_name: name of its scaling; empty if all groups have the same.
+        axes_name: name of its axes; empty if all groups have the same.
     """
 
     scaling: Scaling
@@ -34,7 +33,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """What tells this group from the others; empty if there are no others."""
+        """What distinguishes this group; empty if there are no others."""
         return _listed(self.scaling_name, self.axes_name)
 
     @property
@@ -45,30 +44,30 @@ class Group:
 
 @dataclass(frozen=True)
 class Naming:
-    """How the cells of a benchmark are called: by what tells them from each other only.
+    """The names of the cells of a benchmark, with only what distinguishes them.
 
     Attributes:
         several_scalings: whether there are several.
-        axes: short names of those paths that have several values.
+        axes: short names of the paths that have several values.
     """
 
     several_scalings: bool
     axes: Mapping[str, str]
 
     def scaling(self, scaling: Scaling) -> str:
-        """Return a scaling in words; nothing if there is only one."""
+        """Return the name of a scaling; empty if there is only one."""
         return f"{scaling} scaling" if self.several_scalings else ""
 
     def values(self, axes: Axes) -> str:
-        """Return the values of axes in words; nothing of those that have a single value."""
+        """Return the values of the axes that have several."""
         return ", ".join(f"{self.axes[path]}={value}" for path, value in axes if path in self.axes)
 
     def setting(self, cell: Cell) -> str:
-        """Return scaling and axes of a cell in words; with one worker there is no scaling."""
+        """Return scaling and axes of a cell; with one worker there is no scaling."""
         return _listed(self.scaling(cell.scaling) if cell.workers > 1 else "", self.values(cell.axes))
 
     def cells(self, cells: Sequence[Cell]) -> str:
-        """Return cells in words: ``ddp with 2 and 4 workers (weak scaling); ray with 8 workers (weak scaling)``."""
+        """Return cells as text: ``ddp with 2 and 4 workers (weak scaling); ray with 8 workers (weak scaling)``."""
         workers: dict[tuple[str, str], list[int]] = {}
         for cell in cells:
             workers.setdefault((cell.strategy, self.setting(cell)), []).append(cell.workers)
@@ -80,7 +79,7 @@ class Naming:
 
 
 def naming_of(cells: Sequence[Cell]) -> Naming:
-    """Return how cells are called where all of them are told of."""
+    """Return the naming for text about these cells."""
     values: dict[str, set[str]] = {}
     for cell in cells:
         for path, value in cell.axes:
@@ -108,13 +107,13 @@ def strategies_of(cells: Sequence[CellSummary]) -> list[str]:
 
 
 def named(cell: Cell) -> str:
-    """Return strategy and workers of a cell, where all else is clear: ``ddp with 2 workers``."""
+    """Return strategy and workers of a cell: ``ddp with 2 workers``."""
     return f"{cell.strategy} with {count_text(cell.workers, 'worker')}"
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What the speed of a cell is told in: samples per second, or batches where nobody knows the samples.
+    """The unit of speeds: samples per second, or batches per second if the samples are unknown.
 
     Attributes:
         by_samples: whether it is samples. Batches are those of all workers with strong scaling, and of one worker with
@@ -129,29 +128,25 @@ class Speed:
         return "samples/s" if self.by_samples else "batches/s"
 
     def runs(self, cell: CellSummary) -> list[float]:
-        """Return the speed of each run of a cell; empty if it is not known."""
+        """Return the speed of each run of a cell; empty if unknown."""
         return [] if self.by_samples and cell.throughput is None else cell.rates(self.by_samples)
 
     def of(self, cell: CellSummary) -> Estimate | None:
-        """Return the speed of a cell; None if it is not known."""
+        """Return the speed of a cell; None if unknown."""
         runs = self.runs(cell)
         return mean_of(runs).not_negative() if runs else None
 
 
 def speed_of(cells: Sequence[CellSummary]) -> Speed:
-    """Return what the speed of cells is told in: samples, if any of them tells its own."""
+    """Return the unit of the speeds of these cells: samples, if those of any cell are known."""
     measured = [one for one in cells if one.runs]
     return Speed(not measured or any(one.throughput is not None for one in measured))
 
 
 def batch_of(cell: CellSummary) -> float | None:
-    """Return the samples of one step of one worker; None if they are not known."""
-    batches = [_batch(one, cell.cell.workers) for one in cell.measured if one.samples]
+    """Return the samples of one step of one worker; None if unknown."""
+    batches = [one.samples / one.steps / cell.cell.workers for one in cell.measured if one.samples]
     return fmean(batches) if batches else None
-
-
-def _batch(measured: Measured, workers: int) -> float:
-    return (measured.samples or 0) / measured.steps / workers
 
 
 def _listed(*parts: str) -> str:

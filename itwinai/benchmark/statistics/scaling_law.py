@@ -1,4 +1,4 @@
-"""How the time of a step goes on with more workers than were measured, and how sure that is."""
+"""Extrapolate the step time to more workers than were measured, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from itwinai.benchmark.statistics.estimates import CONFIDENCE, Estimate
-from itwinai.benchmark.statistics.law_candidates import PARAMETERS, Candidate, candidates, gustafson, terms
-from itwinai.benchmark.statistics.least_squares import CellTimes, criteria, enough_runs, fitted
+from itwinai.benchmark.statistics.confidence_intervals import CONFIDENCE, Estimate
+from itwinai.benchmark.statistics.scaling_models import (
+    CellTimes,
+    ScalingModel,
+    criteria,
+    enough_runs,
+    fit_models,
+    gustafson,
+    models_for,
+    terms,
+)
 from itwinai.benchmark.statistics.summary import CellSummary, Series
-from itwinai.benchmark.telling.amounts import share_text
 from itwinai.errors import ConfigurationError
+from itwinai.reporting.formatting import percent_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PARAMETERS", "FittedLaw", "NoFit", "fit"]
-
 FEWEST = 3
-"""Numbers of workers below which any law with two parameters fits."""
+"""Numbers of workers below which any model with two parameters fits."""
 
 RESAMPLED = 2000
 """Resampled experiments: chance moves the ends of an interval by some hundredths of its width."""
@@ -32,18 +38,13 @@ LARGEST = 10.0
 """Logarithm of the largest factor by which a draw differs from what was measured."""
 
 CLOSE = 2.0
-"""Difference of AICc up to which two laws are about equally good (Burnham and Anderson, "Model Selection and Multimodel
-Inference", 2002)."""
+"""Difference of AICc up to which two models are about equally good (Burnham and Anderson, "Model Selection and
+Multimodel Inference", 2002)."""
 
 
 @dataclass(frozen=True)
 class NoFit:
-    """A line of which there is no law.
-
-    Attributes:
-        series: the line.
-        reason: why, in a sentence.
-    """
+    """A line that has no scaling law, and the reason, in a sentence."""
 
     series: Series
     reason: str
@@ -51,28 +52,28 @@ class NoFit:
 
 @dataclass(frozen=True)
 class FittedLaw:
-    """A law that a line follows, for numbers of workers that were measured and others.
+    """The scaling law of a line.
 
-    The intervals come from a bootstrap: the mean times of all cells are drawn anew many times, with the noise of the
-    repeats, or with the deviation of the cells from the law where that is larger; its variance is itself uncertain, so
-    that the draws follow Student's t. For each draw the law is chosen and fitted anew, for to choose is what makes an
-    extrapolation uncertain (Efron, "Estimation and Accuracy After Model Selection", Journal of the American Statistical
-    Association 2014): from 1 to 8 workers to 64, with three repeats of 2 % noise, they hold the truth in 91 to 99 of
-    100 experiments, and without a new choice in as few as 6. The law itself has to be one of the candidates, and the
-    machine has to go on as it began: what is measured within a node knows nothing of the network between nodes.
+    The intervals come from a bootstrap: the mean times of all cells are drawn many times, with the noise of the
+    repeats, or with the deviation of the cells from the model where that is larger; its variance is itself uncertain,
+    so the draws follow Student's t. The model is chosen and fitted again for each draw, because the choice is what
+    makes an extrapolation uncertain (Efron, "Estimation and Accuracy After Model Selection", Journal of the American
+    Statistical Association 2014): from 1 to 8 workers to 64, with three repeats of 2 % noise, they hold the truth in 91
+    to 99 of 100 experiments, and without a new choice in as few as 6. The law has to be one of the models, and the
+    machine has to continue as it begins: measurements within a node know nothing of the network between nodes.
 
     Attributes:
         series: what it was fitted to.
-        name: of the law.
+        name: of the model.
         formula: seconds t of a step by the number N of workers, with the names of ``parameters``.
-        parameters: by name, with intervals for this law if it is the true one; `PARAMETERS` has their meaning and unit.
-            With weak scaling the serial share of Gustafson's law is among them.
+        parameters: by name, with intervals for this model if it is the true one; `PARAMETERS` has meaning and unit.
+            With weak scaling they include the serial share of Gustafson's law.
         words: what the law says, and why it was chosen.
         workers: numbers of workers that were measured.
         runs: number of runs that it was fitted to.
         deviation: of the measured means from the law: root of the mean square, as a share of the time.
         factors: of all terms.
-        drawn: the same of all draws, each with the law that was chosen for it.
+        drawn: the same of all draws, each with the model that was chosen for it.
     """
 
     series: Series
@@ -87,20 +88,15 @@ class FittedLaw:
     drawn: NDArray[np.float64] = field(repr=False, compare=False)
 
     def step_time(self, workers: int) -> Estimate:
-        """Return the seconds of a step.
-
-        Args:
-            workers: their number; 1 or more.
-        """
-        return self._estimate(*self._times(workers))
+        """Return the seconds of a step with so many workers."""
+        return _estimate(*self._times(workers), self.runs)
 
     def speedup(self, workers: int, baseline: CellSummary | None = None) -> Estimate:
         """Return the speed-up; with weak scaling the scaled one.
 
         Args:
             workers: their number; 1 or more.
-            baseline: a cell that it is to be compared with, as `CellSummary.speedup` is. By default it is compared with
-                one worker of this line, as the law has it.
+            baseline: cell to compare with, as `CellSummary.speedup` does; by default one worker by this law.
 
         Raises:
             ConfigurationError: the baseline has failed.
@@ -109,41 +105,34 @@ class FittedLaw:
         share = workers if self.series.scaling == "weak" else 1
         if baseline is None:
             one, ones = self._times(1)
-            return self._estimate(share * one / time, share * ones / times)
+            return _estimate(share * one / time, share * ones / times, self.runs)
         if not baseline.runs:
-            raise ConfigurationError("The baseline has failed, so that nothing can be compared with it.")
+            raise ConfigurationError("The baseline has failed, so there is no speed-up.")
         batch = self._batch() if baseline.throughput is not None else None
         rates = np.log(baseline.rates(by_samples=batch is not None))
         generator = np.random.default_rng(1)
         error = rates.std(ddof=1) / math.sqrt(len(rates)) if len(rates) > 1 else 0.0
         noise = error * generator.standard_t(max(len(rates) - 1, 1), len(times))
         factor = share * (batch or 1) * baseline.cell.workers / math.exp(rates.mean())
-        return self._estimate(factor / time, factor * np.exp(noise) / times)
+        return _estimate(factor / time, factor * np.exp(noise) / times, self.runs)
 
     def throughput(self, workers: int) -> Estimate | None:
-        """Return the samples per second of all workers; None if the runs do not tell their number of samples.
-
-        Args:
-            workers: their number; 1 or more.
-        """
+        """Return the samples per second of all workers; None if the samples of a run are unknown."""
         batch = self._batch()
         if batch is None:
             return None
         samples = batch * (workers if self.series.scaling == "weak" else 1)
         time, times = self._times(workers)
-        return self._estimate(samples / time, samples / times)
+        return _estimate(samples / time, samples / times, self.runs)
 
     def knee(self, max_workers: int) -> int | None:
-        """Return the number of workers beyond which more speed costs more than it is worth.
+        """Return the number of workers beyond which more speed costs more than it is worth; None if beyond the most.
 
         That is where efficiency by execution time is largest, which is S(N)^2 / N for a speed-up S (Eager, Zahorjan and
         Lazowska, "Speedup Versus Efficiency in Parallel Systems", IEEE Transactions on Computers 1989).
 
         Args:
-            max_workers: up to which it is looked for: the largest number that was measured or is extrapolated to.
-
-        Returns:
-            The number; None if it is beyond ``max_workers``.
+            max_workers: the largest number that was measured or is extrapolated to.
         """
         numbers = np.arange(1, max_workers + 2, dtype=float)
         speedup = (numbers if self.series.scaling == "weak" else 1) / (terms(numbers) @ self.factors)
@@ -152,7 +141,7 @@ class FittedLaw:
 
     def _times(self, workers: int) -> tuple[float, NDArray[np.float64]]:
         if workers < 1:
-            raise ConfigurationError(f"There is no time of a step with {workers} workers. Ask for 1 or more.")
+            raise ConfigurationError(f"A step needs at least one worker; got {workers} workers.")
         row = terms([workers])[0]
         return float(self.factors @ row), self.drawn @ row
 
@@ -167,42 +156,45 @@ class FittedLaw:
         known = [batch for batch in batches if batch is not None]
         return fmean(known) if len(known) == len(batches) else None
 
-    def _estimate(self, value: float, drawn: NDArray[np.float64]) -> Estimate:
-        return _estimate(value, drawn, self.runs)
-
 
 def fit(series: Series) -> FittedLaw | NoFit:
-    """Fit a law to the times of the steps of a line, one that is as simple as the noise allows.
+    """Fit a scaling law to the step times of a line, as simple as the noise allows.
 
-    The laws are sums of terms with factors that are not negative; they are fitted by least squares of the relative
-    deviations, for the noise of timings is relative. Which one is taken is decided by AICc (Hurvich and Tsai,
-    "Regression and Time Series Model Selection in Small Samples", Biometrika 1989) over all runs; where there are too
-    few runs for that, each parameter more has to halve the variance of what deviates.
+    AICc (Hurvich and Tsai, "Regression and Time Series Model Selection in Small Samples", Biometrika 1989) over all
+    runs chooses the model; with too few runs for that, each further parameter has to halve the variance.
 
     Args:
-        series: the line. Cells that have failed are left out.
+        series: the line. Failed cells are left out.
 
     Returns:
-        The law; or why there is none: fewer than three numbers of workers were measured.
+        The law, or why there is none: fewer than three numbers of workers were measured.
     """
     cells = [one for one in series.cells if one.runs]
     if len(cells) < FEWEST:
         return NoFit(series, _too_few(series, cells))
-    times, laws = CellTimes.of(cells), candidates(series.scaling, len(cells))
-    factors, squares = fitted(laws, times, times.means[None])
-    values = criteria(laws, times, squares, np.array([times.within]))[:, 0]
+    times, models = CellTimes.of(cells), models_for(series.scaling, len(cells))
+    factors, squares = fit_models(models, times, times.means[None])
+    values = criteria(models, times, squares, np.array([times.within]))[:, 0]
     best = int(values.argmin())
-    resampled, within = _resampled(times, *times.noise(float(squares[best, 0]), len(laws[best].terms)))
-    drawn, squares_drawn = fitted(laws, times, resampled)
-    chosen = criteria(laws, times, squares_drawn, within).argmin(axis=0)
-    parameters = _parameters(laws[best], series, times, factors[best, 0], drawn[best])
+    model = models[best]
+    resampled, within = _resampled(times, *times.noise(float(squares[best, 0]), len(model.terms)))
+    drawn, squares_drawn = fit_models(models, times, resampled)
+    chosen = criteria(models, times, squares_drawn, within).argmin(axis=0)
+    parameters, parameters_drawn = (model.parameters(one) for one in (factors[best, 0], drawn[best]))
+    if series.scaling == "weak":
+        parameters["gustafson_serial_share"] = gustafson(times.workers, factors[best, 0])
+        parameters_drawn["gustafson_serial_share"] = gustafson(times.workers, drawn[best])
+    estimates = {
+        name: _estimate(float(value), parameters_drawn[name], times.runs) for name, value in parameters.items()
+    }
     deviation = math.sqrt(squares[best, 0] / times.runs)
+    said = [model.text(series.scaling, estimates), _choice(models, times, values), *_cautions(cells, deviation)]
     return FittedLaw(
         series=series,
-        name=laws[best].name,
-        formula=laws[best].formula,
-        parameters=parameters,
-        words=" ".join([laws[best].words(parameters), *_choice(laws, times, values), *_cautions(cells, deviation)]),
+        name=model.name,
+        formula=model.formula,
+        parameters=estimates,
+        words=" ".join(said),
         workers=times.workers,
         runs=times.runs,
         deviation=deviation,
@@ -212,25 +204,15 @@ def fit(series: Series) -> FittedLaw | NoFit:
 
 
 def _resampled(times: CellTimes, variance: float, freedom: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the means of experiments that might as well have been, and their sums of squares within cells."""
+    """Return the means of resampled experiments, and their sums of squares within cells."""
     generator = np.random.default_rng(0)
     scale = np.sqrt(variance * freedom / generator.chisquare(freedom, (RESAMPLED, 1)))
     noise = scale * generator.standard_normal((RESAMPLED, len(times.means))) / np.sqrt(times.repeats)
-    # As logarithms, so that no time is negative; limited, for with one degree of freedom t reaches any number.
+    # As logarithms, so that no time is negative; limited, because with one degree of freedom t reaches any number.
     means = times.means * np.exp(np.clip(noise, -LARGEST, LARGEST))
     if not times.within_freedom:
         return means, np.zeros(RESAMPLED)
     return means, times.within / times.within_freedom * generator.chisquare(times.within_freedom, RESAMPLED)
-
-
-def _parameters(
-    law: Candidate, series: Series, times: CellTimes, factors: NDArray[np.float64], drawn: NDArray[np.float64]
-) -> dict[str, Estimate]:
-    values, values_drawn = law.parameters(factors), law.parameters(drawn)
-    if series.scaling == "weak":
-        values["gustafson_serial_share"] = gustafson(times.workers, factors)
-        values_drawn["gustafson_serial_share"] = gustafson(times.workers, drawn)
-    return {name: _estimate(float(value), values_drawn[name], times.runs) for name, value in values.items()}
 
 
 def _estimate(value: float, drawn: NDArray[np.float64], runs: int) -> Estimate:
@@ -238,30 +220,25 @@ def _estimate(value: float, drawn: NDArray[np.float64], runs: int) -> Estimate:
     return Estimate(value, min(float(low), value), max(float(high), value), runs)
 
 
-def _choice(laws: Sequence[Candidate], times: CellTimes, values: NDArray[np.float64]) -> list[str]:
-    """Return why a law was chosen, in sentences."""
+def _choice(models: Sequence[ScalingModel], times: CellTimes, values: NDArray[np.float64]) -> str:
+    """Return why a model was chosen, in a sentence or two."""
     order = [int(index) for index in values.argsort()]
-    best, second = laws[order[0]], laws[order[1]]
+    best, second = models[order[0]], models[order[1]]
     runs = f"{times.runs} runs with {len(times.workers)} numbers of workers"
-    if not enough_runs(laws, times):
-        return [
-            f"'{best.name}' was chosen among {len(laws)} laws for {runs}: each parameter more had to halve the "
-            "variance of what deviates. With more repeats the choice would be surer."
-        ]
+    text = f"'{best.name}' was chosen among {len(models)} models for {runs}"
+    if not enough_runs(models, times):
+        return f"{text}: each further parameter had to halve the variance. More repeats make the choice more certain."
     lead = float(values[order[1]] - values[order[0]])
     close = f"; '{second.name}' is about as good" if lead <= CLOSE else ""
-    return [
-        f"'{best.name}' was chosen among {len(laws)} laws by AICc for {runs}, by {lead:.1f} before '{second.name}'"
-        f"{close}."
-    ]
+    return f"{text}: its AICc is {lead:.1f} lower than that of '{second.name}'{close}."
 
 
 def _cautions(cells: Sequence[CellSummary], deviation: float) -> list[str]:
-    sentences = [f"The means deviate from it by {share_text(deviation)}."]
+    sentences = [f"The means deviate from it by {percent_text(deviation)}."]
     if len(cells) == FEWEST:
-        sentences.append("Three numbers of workers are the fewest that allow a guess: more of them would say more.")
+        sentences.append("Three numbers of workers are the fewest that allow a guess: measure more of them.")
     if all(run.nodes == 1 for one in cells for run in one.measured):
-        sentences.append("All was measured on one node: how fast the network between nodes is, it does not know.")
+        sentences.append("All was measured on one node: the law knows nothing of the network between nodes.")
     return sentences
 
 
@@ -269,6 +246,6 @@ def _too_few(series: Series, cells: Sequence[CellSummary]) -> str:
     numbers = ", ".join(str(one.cell.workers) for one in cells) or "none"
     failed = ", ".join(str(one.cell.workers) for one in series.cells if not one.runs)
     return (
-        f"It takes {FEWEST} different numbers of workers to tell one law from another, and {series.strategy} was "
-        f"measured with {numbers} only{f' (failed: {failed})' if failed else ''}."
+        f"A law needs {FEWEST} different numbers of workers, and {series.strategy} was measured with {numbers} only"
+        f"{f' (failed: {failed})' if failed else ''}."
     )

@@ -1,4 +1,4 @@
-"""What the runs of a benchmark amount to: cells, lines of cells, and how much faster each is than the baseline."""
+"""A benchmark in numbers: cells, lines of cells, their speed-ups, losses that are wrong, and how many runs are done."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from itwinai.benchmark.records import BenchmarkRecord, Cell, Measurement, Scaling
 from itwinai.benchmark.statistics.cell_summary import CellSummary, cell_text
-from itwinai.benchmark.statistics.estimates import Estimate, ratio_of
+from itwinai.benchmark.statistics.confidence_intervals import Estimate, ratio_of
 
 __all__ = ["CellSummary", "Series", "Summary", "SuspiciousLoss", "cell_text", "summarize", "suspicious_losses"]
 
@@ -56,13 +56,49 @@ class Summary:
     notes: tuple[str, ...] = ()
 
     def of(self, cell: Cell) -> CellSummary | None:
-        """Return what is known of a cell; None if it was never run."""
+        """Return the summary of a cell; None if it was never run."""
         return next((summary for summary in self.cells if summary.cell == cell), None)
+
+    @property
+    def completion(self) -> Completion:
+        """How many of the planned runs are done: an interrupted benchmark has fewer."""
+        repeats = self.record.repeats
+        done = sum(one.tries for one in self.cells)
+        # Without a planned number of repeats, failed cells lack what the most repeated cell has.
+        most = repeats or max((one.tries for one in self.cells), default=0)
+        skipped = sum(max(most - len(one.failed), 0) for one in self.cells if not one.runs)
+        return Completion(self.record.asked, done, skipped, repeats)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """How many runs of a benchmark are done.
+
+    Attributes:
+        planned: number of runs; 0 if unknown.
+        done: runs that have ended, successful or not.
+        skipped: runs that are not made because their cell has failed before and never succeeded.
+        repeats: planned for each cell; 0 if unknown.
+    """
+
+    planned: int
+    done: int
+    skipped: int
+    repeats: int
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether runs are left to make."""
+        return self.planned > self.done + self.skipped
+
+    def continues(self, cell: CellSummary) -> bool:
+        """Tell whether runs of a cell are left to make; if its repeats are unknown, whether any are."""
+        return self.unfinished and (not self.repeats or cell.tries < self.repeats)
 
 
 @dataclass(frozen=True)
 class SuspiciousLoss:
-    """A cell that has trained something else than others: its speed is worth nothing until that is explained.
+    """A cell that trains something else than others: do not trust its speed until that is explained.
 
     Attributes:
         cell: the cell.
@@ -86,7 +122,7 @@ class SuspiciousLoss:
 def summarize(record: BenchmarkRecord) -> Summary:
     """Return a benchmark in numbers.
 
-    Where a repeat of a cell was run again, as a resumed benchmark does with what has failed, the last one counts.
+    Where a repeat of a cell was run again, as `--retry-failed` does, the last one counts.
 
     Args:
         record: the benchmark.
@@ -120,8 +156,8 @@ def suspicious_losses(summary: Summary) -> list[SuspiciousLoss]:
     All strategies see the same samples with the same number of workers, scaling and axes, so that their losses are the
     same but for rounding. With strong scaling that holds for all numbers of workers, and the baseline is compared too.
     The reference is the median, which a single wrong one among three does not move. Those that agree with the median
-    still have to agree with the baseline, which itself is trusted. Of two without a baseline nobody knows which one is
-    wrong: both are returned.
+    still have to agree with the baseline, which itself is trusted. Of two without a baseline
+    either may be wrong: both are returned.
 
     Args:
         summary: the benchmark.

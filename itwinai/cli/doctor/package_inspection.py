@@ -31,7 +31,7 @@ def inspect(timeout: float, folder: Path, progress: ProgressLine) -> dict[str, A
     with ExitStack() as stack:
         children = {part: stack.enter_context(Child([*DOCTOR, "--inspect", part], folder)) for part in parts}
         for part, process in children.items():
-            outcome = process.wait(timeout, progress.tick)
+            outcome = process.outcome(timeout, progress.tick)
             facts |= outcome.record
             unfinished = next((step for step in inspections(part) if step not in facts), None)
             if outcome.problem and unfinished is not None:

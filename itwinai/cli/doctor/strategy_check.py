@@ -81,7 +81,7 @@ def try_strategy(name: str, timeout: float, folder: Path, progress: ProgressLine
     if install:
         return Trial(name, install=install)
     with Child([*DOCTOR, "--probe", name], folder, without_launcher(os.environ)) as process:
-        outcome = process.wait(timeout, progress.tick)
+        outcome = process.outcome(timeout, progress.tick)
     return judge(name, outcome)
 
 

@@ -1,6 +1,6 @@
 """What a logger can take beyond metrics and hyperparameters: facts, files, figures, models, runs of single ranks.
 
-One file per kind of logger; `sink_of` finds the one that fits.
+One file per kind of logger; `adapters_of` finds those of a run.
 """
 
 from __future__ import annotations
@@ -9,29 +9,35 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from itwinai.loggers.adapters.base import Sink
+from itwinai.loggers.adapters.base import LoggerAdapter
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
     from lightning.pytorch.loggers import Logger
 
-__all__ = ["Sink", "sink_of"]
+__all__ = ["LoggerAdapter", "adapter_of", "adapters_of"]
 
 # By the name of the class: to ask by the class itself would import MLflow and W&B.
-_SINKS = {
-    "CSVLogger": "itwinai.loggers.adapters.folder:FolderSink",
-    "JSONLLogger": "itwinai.loggers.adapters.folder:FolderSink",
-    "TensorBoardLogger": "itwinai.loggers.adapters.tensorboard:TensorBoardSink",
-    "MLFlowLogger": "itwinai.loggers.adapters.mlflow:MLflowSink",
-    "WandbLogger": "itwinai.loggers.adapters.wandb:WandbSink",
-    "ProvenanceLogger": "itwinai.loggers.adapters.provenance:ProvenanceSink",
+_ADAPTERS = {
+    "CSVLogger": "itwinai.loggers.adapters.folder:FolderAdapter",
+    "JSONLLogger": "itwinai.loggers.adapters.folder:FolderAdapter",
+    "TensorBoardLogger": "itwinai.loggers.adapters.tensorboard:TensorBoardAdapter",
+    "MLFlowLogger": "itwinai.loggers.adapters.mlflow:MLflowAdapter",
+    "WandbLogger": "itwinai.loggers.adapters.wandb:WandbAdapter",
+    "ProvenanceLogger": "itwinai.loggers.adapters.provenance:ProvenanceAdapter",
 }
 
 
-def sink_of(logger: Logger) -> Sink:
-    """Return what a logger can take; of one that nobody knows, that is hyperparameters only."""
+def adapters_of(trainer: Trainer) -> list[LoggerAdapter]:
+    """Return what each logger of a run can take, for callbacks that hand over figures, files or models."""
+    return [adapter_of(logger) for logger in trainer.loggers]
+
+
+def adapter_of(logger: Logger) -> LoggerAdapter:
+    """Return what a logger can take; an unknown logger gets hyperparameters only."""
     for cls in type(logger).__mro__:
-        if cls.__name__ in _SINKS:
-            module, _, name = _SINKS[cls.__name__].partition(":")
-            make: Callable[[Logger], Sink] = getattr(import_module(module), name)
+        if cls.__name__ in _ADAPTERS:
+            module, _, name = _ADAPTERS[cls.__name__].partition(":")
+            make: Callable[[Logger], LoggerAdapter] = getattr(import_module(module), name)
             return make(logger)
-    return Sink(logger)
+    return LoggerAdapter(logger)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from typing_extensions import override
+
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.loggers import Logger
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from itwinai.run_info.run import RunFacts
 
 
-class Sink:
+class LoggerAdapter:
     """Gives a logger what lightning's interface has no method for. All methods are for rank 0.
 
     Args:
@@ -47,7 +49,7 @@ class Sink:
 
         Args:
             files: the files.
-            base: the folder below which their places shall be the same in the logger.
+            base: the folder that paths in the logger are relative to.
             patience: most seconds that it may take.
 
         Raises:
@@ -99,8 +101,8 @@ class Sink:
         return str(self.logger.save_dir or "")
 
 
-class RankedSink(Sink):
-    """A sink that gives each worker a logger of its own."""
+class RankedAdapter(LoggerAdapter):
+    """An adapter that gives each worker a logger of its own."""
 
     def __init__(self, logger: Logger) -> None:
         super().__init__(logger)
@@ -110,12 +112,15 @@ class RankedSink(Sink):
         """Return a logger for the values of one worker."""
         raise NotImplementedError
 
+    @override
     def open_ranks(self, ranks: int) -> None:
         self.of_ranks = {rank: self.rank_logger(rank) for rank in range(ranks)}
 
+    @override
     def rank_metrics(self, rank: int, metrics: Mapping[str, float], step: int) -> None:
         self.of_ranks[rank].log_metrics(dict(metrics), step)
 
+    @override
     def finish(self, status: str) -> None:
         for logger in self.of_ranks.values():
             logger.finalize(status)

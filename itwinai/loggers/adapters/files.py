@@ -24,16 +24,16 @@ def hand_over(loggers: Iterable[Logger], files: Sequence[Path], base: Path, pati
     Args:
         loggers: of the run.
         files: that are there.
-        base: the folder below which their places shall be the same in a logger.
+        base: the folder that paths in a logger are relative to.
         patience: most seconds for each logger.
     """
-    from itwinai.loggers.adapters import sink_of
+    from itwinai.loggers.adapters import adapter_of
 
     if not files:
         return
     for logger in loggers:
         try:
-            sink_of(logger).hand_over(files, base, patience)
+            adapter_of(logger).hand_over(files, base, patience)
         except Exception as error:  # of whatever logger: the run itself is over, and the files are on this machine
             what = str(files[0]) if len(files) == 1 else f"{len(files)} files of {base}"
             reason = without_secrets(str(error)).rstrip(".")

@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from typing_extensions import override
+
 from itwinai.errors import LoggerError
-from itwinai.loggers.adapters.base import RankedSink
+from itwinai.loggers.adapters.base import RankedAdapter
 from itwinai.loggers.adapters.files import within
 from itwinai.loggers.mlflow import MLFlowLogger
-from itwinai.loggers.mlflow_client import AwayError, check_answers, is_server
-from itwinai.loggers.mlflow_quiet import quiet
+from itwinai.loggers.mlflow_client import AwayError, check_answers, is_server, quiet, where_to_look
 from itwinai.run_info.redaction import without_secrets
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from itwinai.run_info.run import RunFacts
 
 
-class MLflowSink(RankedSink):
+class MLflowAdapter(RankedAdapter):
     """Facts as tags, files and figures as artifacts, the module as an MLflow model; nested runs for single workers."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"file", "figure", "model", "rank_metrics"})
@@ -44,6 +45,7 @@ class MLflowSink(RankedSink):
         run: str = self.logger.run_id  # type: ignore[attr-defined]
         return run
 
+    @override
     def facts(self, trainer: Trainer, facts: RunFacts) -> None:
         from mlflow.entities import RunTag
 
@@ -52,9 +54,11 @@ class MLflowSink(RankedSink):
             tags["mlflow.source.git.commit"] = facts.code.commit  # where MLflow's own pages look for it
         self._client.log_batch(self._run, tags=[RunTag(name, value) for name, value in tags.items()])
 
+    @override
     def file(self, path: Path) -> None:
         self._client.log_artifact(self._run, str(path))
 
+    @override
     def hand_over(self, files: Sequence[Path], base: Path, patience: float) -> None:
         server = f"MLflow at {without_secrets(self._address)}"
         if is_server(self._address):
@@ -65,9 +69,11 @@ class MLflowSink(RankedSink):
         # If it goes away meanwhile, MLflow tries again for minutes.
         within(patience, partial(_upload, self._client, self._run, files, base), server)
 
+    @override
     def figure(self, name: str, figure: Figure, step: int) -> None:
         self._client.log_figure(self._run, figure, f"figures/{name}/step-{step}.png")
 
+    @override
     def model(self, module: LightningModule, example: Any) -> None:
         import mlflow.pytorch
         import torch
@@ -88,6 +94,7 @@ class MLflowSink(RankedSink):
                 mlflow.pytorch.save_model(module, f"{folder}/model", signature=signature, **_pickled())
             self._client.log_artifacts(self._run, f"{folder}/model", "model")
 
+    @override
     def rank_logger(self, rank: int) -> Logger:
         run = self._client.create_run(
             self.logger.experiment_id,  # type: ignore[attr-defined]
@@ -96,12 +103,10 @@ class MLflowSink(RankedSink):
         )
         return MLFlowLogger(run_id=run.info.run_id, tracking_uri=self._address, save_dir=self.logger.save_dir)
 
+    @override
     def place(self) -> str:
-        uri = without_secrets(self._address)
-        if uri.startswith("http"):
-            experiment = self.logger.experiment_id  # type: ignore[attr-defined]
-            return f"{uri}/#/experiments/{experiment}/runs/{self._run}"
-        return f"mlflow ui --backend-store-uri {uri}"
+        experiment: str = self.logger.experiment_id  # type: ignore[attr-defined]
+        return where_to_look(self._address, experiment, self._run)
 
 
 def _upload(client: Any, run: str, files: Sequence[Path], base: Path) -> None:

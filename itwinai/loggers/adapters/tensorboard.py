@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from typing_extensions import override
 
-from itwinai.loggers.adapters.folder import FolderSink
+from itwinai.loggers.adapters.folder import FolderAdapter
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from itwinai.run_info.run import RunFacts
 
 
-class TensorBoardSink(FolderSink):
+class TensorBoardAdapter(FolderAdapter):
     """Facts as text, figures as images; a run of its own for each worker, below that of the run."""
 
     @property
@@ -26,21 +27,26 @@ class TensorBoardSink(FolderSink):
         assert isinstance(self.logger, TensorBoardLogger)
         return self.logger.experiment
 
+    @override
     def facts(self, trainer: Trainer, facts: RunFacts) -> None:
         # As hyperparameters they would make a second, different set beside those of the module.
         self._writer.add_text("facts", _code_block(json.dumps(facts.flat(), indent=2, default=str)))
 
+    @override
     def file(self, path: Path) -> None:
         super().file(path)
         if path.suffix in (".yaml", ".yml", ".json", ".txt"):
             self._writer.add_text(path.stem, _code_block(path.read_text()))
 
+    @override
     def figure(self, name: str, figure: Figure, step: int) -> None:
         self._writer.add_figure(name, figure, step, close=False)
 
+    @override
     def rank_logger(self, rank: int) -> Logger:
         return TensorBoardLogger(self.folder, name="", version=f"rank_{rank}", default_hp_metric=False)
 
+    @override
     def place(self) -> str:
         return f"tensorboard --logdir {self.folder.parent}"
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from itwinai.loggers.adapters.base import Sink
+from typing_extensions import override
+
+from itwinai.loggers.adapters.base import LoggerAdapter
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from itwinai.run_info.run import RunFacts
 
 
-class WandbSink(Sink):
+class WandbAdapter(LoggerAdapter):
     """Facts in the run's config, files and models as artifacts; a run of its own for each worker, in one group."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"file", "figure", "model", "rank_metrics"})
@@ -30,12 +32,15 @@ class WandbSink(Sink):
     def _run(self) -> Any:
         return self.logger.experiment  # type: ignore[attr-defined]
 
+    @override
     def facts(self, trainer: Trainer, facts: RunFacts) -> None:
         self._run.config.update({"facts": facts.flat()}, allow_val_change=True)
 
+    @override
     def file(self, path: Path) -> None:
         self._log_files(path.stem, "config", [path], path.parent)
 
+    @override
     def hand_over(self, files: Sequence[Path], base: Path, patience: float) -> None:
         # As an artifact, which is a copy: files that a worker process saves otherwise are lost when its run ends.
         name = files[0].stem if len(files) == 1 else files[0].parent.name
@@ -49,11 +54,13 @@ class WandbSink(Sink):
             artifact.add_file(str(path), name=path.relative_to(base).as_posix())
         self._run.log_artifact(artifact)
 
+    @override
     def figure(self, name: str, figure: Figure, step: int) -> None:
         import wandb
 
         self._run.log({name: wandb.Image(figure), "trainer/global_step": step})
 
+    @override
     def model(self, module: LightningModule, example: Any) -> None:
         import torch
         import wandb
@@ -67,9 +74,11 @@ class WandbSink(Sink):
             if not self._run.offline:
                 logged.wait()
 
+    @override
     def open_ranks(self, ranks: int) -> None:
         self.of_ranks = {rank: self._run_of(rank) for rank in range(ranks)}
 
+    @override
     def rank_metrics(self, rank: int, metrics: Mapping[str, float], step: int) -> None:
         self.of_ranks[rank].log({**metrics, "trainer/global_step": step})
 
@@ -89,11 +98,13 @@ class WandbSink(Sink):
             config={"rank": rank},
         )
 
+    @override
     def finish(self, status: str) -> None:
         for run in self.of_ranks.values():
             run.finish(exit_code=0 if status == "success" else 1)
         self.of_ranks = {}
 
+    @override
     def place(self) -> str:
         if self._run.offline:
             return f"wandb sync {self._run.dir.removesuffix('/files')}"

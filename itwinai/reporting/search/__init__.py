@@ -1,1 +1,1 @@
-"""What a search leaves for people to read: who won, what it depended on, what to do next."""
+"""The report of a search: which trial is best, what that depends on, what to do next."""

@@ -6,9 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from itwinai.reporting.formatting import span_text
-from itwinai.reporting.search.formatting import parameters_told, shortened
-from itwinai.reporting.search.leaderboard import unbroken
+from itwinai.reporting.formatting import parameters_text, shortened, span_text
 from itwinai.reporting.search.ranking import Standing
 from itwinai.reporting.sections import Section, Table
 from itwinai.trials.records import TrialRecord
@@ -28,7 +26,7 @@ def failures_section(standing: Standing) -> Section | None:
         (
             str(trial.number),
             shortened(trial.error, 300),
-            parameters_told(trial.parameters, standing.names),
+            parameters_text(trial.parameters, standing.names),
             str(len(trial.reports)),
             span_text(trial.seconds),
             trial.folder,
@@ -36,7 +34,7 @@ def failures_section(standing: Standing) -> Section | None:
         for trial in failed[:SHOWN]
     ]
     title = f"{len(rows)} of {len(failed):,} trials that failed" if len(failed) > SHOWN else "Trials that failed"
-    tables = [unbroken(Table(("trial", "error", "parameters", "reports", "time", "folder"), rows, title))]
+    tables = [Table(("trial", "error", "parameters", "reports", "time", "folder"), rows, title)]
     if len(kinds) < len(failed):
         tables.insert(0, Table(("trials", "error"), counted[:SHOWN], "Errors, by how often they came"))
     return Section("Failed trials", tables=tables)

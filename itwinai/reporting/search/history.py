@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from itwinai.reporting.formatting import span_text
-from itwinai.reporting.plotting import axis_limits, legend_above, new_axes, picture_of
-from itwinai.reporting.search.formatting import shortened
-from itwinai.reporting.search.objective_axis import spread_of
-from itwinai.reporting.search.ranking import Standing
-from itwinai.reporting.search.style import (
+from itwinai.reporting.formatting import shortened, span_text
+from itwinai.reporting.plotting import (
     BEST,
-    BY_STATUS,
-    DRAWN_ONE_BY_ONE,
     GOOD,
+    MANY,
+    axis_limits,
     beyond,
     dots,
-    lettering,
+    label_text,
+    legend_above,
+    new_axes,
+    picture_of,
     whole_numbers,
 )
+from itwinai.reporting.search.axis import objective_axis
+from itwinai.reporting.search.ranking import STATUS_COLOURS, Standing
 from itwinai.reporting.sections import Picture
 from itwinai.trials.records import TrialRecord
 
@@ -29,7 +30,7 @@ POINTS = 60
 """Most points of one trial that are drawn."""
 
 
-def courses_picture(standing: Standing, index: int) -> Picture | None:
+def curves_picture(standing: Standing, index: int) -> Picture | None:
     """Return the metric of all trials against their reports; None if nothing was reported.
 
     Args:
@@ -43,35 +44,32 @@ def courses_picture(standing: Standing, index: int) -> Picture | None:
     curves = [(trial, points) for trial, points in curves if points]
     if not curves:
         return None
-    spread = spread_of([value for _, points in curves for _, value in points], objective)
+    vertical = objective_axis([value for _, points in curves for _, value in points], objective)
     figure, axes = new_axes()
     alpha = max(0.08, min(0.8, 12 / len(curves) ** 0.8))
-    for status, colour in BY_STATUS.items():
-        kept = [points for trial, points in curves if trial.status == status]
-        if kept:
+    for status, colour in STATUS_COLOURS.items():
+        if kept := [points for trial, points in curves if trial.status == status]:
             own = 0.8 if status == "failed" else alpha
             lines = LineCollection([_thinned(points) for points in kept], colors=colour, linewidths=0.8, alpha=own)
-            axes.add_collection(lines).set_rasterized(len(curves) > DRAWN_ONE_BY_ONE)
+            axes.add_collection(lines).set_rasterized(len(curves) > MANY)
             alone = [points[0] for points in kept if len(points) == 1]  # of which no line can be seen
             dots(axes, [at for at, _ in alone], [value for _, value in alone], colour, of=len(curves))
             axes.plot([], [], color=colour, label=f"{status} ({len(kept)})")
-    best = standing.best_of(index)
-    if best is not None:
+    if (best := standing.best_of(index)) is not None:
         points = _thinned(_reported(best, objective.metric))
-        axes.plot(*zip(*points, strict=True), color=BEST, linewidth=2.2, label=f"best: trial {best.number}")
-        if len(points) == 1:
-            axes.plot(*points[0], "o", color=BEST)
+        marker = "o" if len(points) == 1 else ""
+        label = f"best: trial {best.number}"
+        axes.plot(*zip(*points, strict=True), color=BEST, linewidth=2.2, marker=marker, label=label)
     axes.set_xlim(axis_limits(at for _, points in curves for at, _ in points))
-    spread.apply(axes)
-    axes.set(xlabel="report", ylabel=lettering(objective.metric))
+    vertical.set_on(axes, "y")
+    axes.set(xlabel="report", ylabel=label_text(objective.metric))
     whole_numbers(axes)
     legend_above(figure)
-    title = f"{shortened(objective.metric, 60)} of each trial{beyond(spread.hidden, 'values')}"
-    return picture_of(title, figure)
+    return picture_of(f"{shortened(objective.metric, 60)} of each trial{beyond(vertical.hidden, 'values')}", figure)
 
 
 def progress_picture(standing: Standing, index: int) -> Picture | None:
-    """Return the best value so far against the time of the search, or against trials where times are not known.
+    """Return the best value so far against the time of the search, or against trials where times are unknown.
 
     One trial alone has no picture.
 
@@ -84,34 +82,30 @@ def progress_picture(standing: Standing, index: int) -> Picture | None:
     if len(trials) < 2:
         return None
     timed = all(report.at is not None for trial in trials for report in trial.reports)
-    reached = {trial.number: _reached(standing, trial, index, timed) for trial in trials}
-    events = sorted(_events(trials, objective.metric) if timed else reached.values())
+    reached = [_reached(standing, trial, index, timed) for trial in trials]
+    events = sorted(_events(trials, objective.metric) if timed else reached)
     best: Points = []
     for at, value in events:
         if not best or objective.better(value, best[-1][1]):
             best.append((at, value))
     end = max(events[-1][0], standing.record.seconds if timed else 0.0)
     unit, name = _unit(end) if timed else (1.0, "trial")
-    spread = spread_of([*(value for _, value in reached.values()), *(value for _, value in best[-1:])], objective)
+    vertical = objective_axis([*(value for _, value in reached), best[-1][1]], objective)
     figure, axes = new_axes()
-    colours = [BY_STATUS[trial.status] for trial in trials]
-    xs = [reached[trial.number][0] / unit for trial in trials]
-    ys = [reached[trial.number][1] for trial in trials]
-    dots(axes, xs, ys, colours)
-    steps = [*best, (end, best[-1][1])]
-    axes.step(
-        [at / unit for at, _ in steps], [value for _, value in steps], where="post", color=BEST, label="best so far"
-    )
+    xs = [at / unit for at, _ in reached]
+    dots(axes, xs, [value for _, value in reached], [STATUS_COLOURS[trial.status] for trial in trials])
+    steps = [(at / unit, value) for at, value in [*best, (end, best[-1][1])]]
+    axes.step(*zip(*steps, strict=True), where="post", color=BEST, label="best so far")
     axes.plot([], [], "o", color=GOOD, markersize=5, alpha=0.8, label="a trial")
-    axes.set_xlim(axis_limits([*xs, best[0][0] / unit, end / unit]))
-    spread.apply(axes)
-    axes.set(xlabel=name, ylabel=lettering(objective.metric))
+    axes.set_xlim(axis_limits([*xs, *(at for at, _ in steps)]))
+    vertical.set_on(axes, "y")
+    axes.set(xlabel=name, ylabel=label_text(objective.metric))
     if not timed:
         whole_numbers(axes)
     legend_above(figure)
-    when = span_text(best[-1][0]) if timed else f"trial {best[-1][0]:.0f}"
-    title = f"Best {shortened(objective.metric, 60)} so far, last improved {'after' if timed else 'by'} {when}"
-    return picture_of(f"{title}{beyond(spread.hidden, 'trials')}", figure)
+    when = f"after {span_text(best[-1][0])}" if timed else f"by trial {best[-1][0]:.0f}"
+    title = f"Best {shortened(objective.metric, 60)} so far, last improved {when}"
+    return picture_of(f"{title}{beyond(vertical.hidden, 'trials')}", figure)
 
 
 def _reported(trial: TrialRecord, metric: str) -> Points:
@@ -119,7 +113,7 @@ def _reported(trial: TrialRecord, metric: str) -> Points:
     return [(float(count), value) for count, value in values if math.isfinite(value)]
 
 
-def _events(trials: Iterable[TrialRecord], metric: str) -> Iterable[tuple[float, float]]:
+def _events(trials: Iterable[TrialRecord], metric: str) -> Iterator[tuple[float, float]]:
     for trial in trials:
         for report in trial.reports:
             value = report.metrics.get(metric, math.nan)
@@ -128,15 +122,14 @@ def _events(trials: Iterable[TrialRecord], metric: str) -> Iterable[tuple[float,
 
 
 def _reached(standing: Standing, trial: TrialRecord, index: int, timed: bool) -> tuple[float, float]:
-    """Return what a trial has reached, and when it had reported that."""
+    """Return when a trial had reported what it has reached, and that."""
     metric, value = standing.record.objectives[index].metric, standing.values[trial.number][index]
     at = next((report.at for report in trial.reports if report.metrics.get(metric) == value), None)
     return (at if timed and at is not None else float(trial.number)), value
 
 
 def _thinned(points: Points) -> Points:
-    step = math.ceil(len(points) / POINTS)
-    kept = points[::step]
+    kept = points[:: math.ceil(len(points) / POINTS)]
     return kept if kept[-1] == points[-1] else [*kept, points[-1]]
 
 

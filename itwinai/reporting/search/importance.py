@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from itwinai.reporting.plotting import legend_above, new_axes, picture_of
-from itwinai.reporting.search.formatting import shortened
+from itwinai.reporting.formatting import percent_text, shortened
+from itwinai.reporting.plotting import BEST, GOOD, PLAIN, label_text, legend_above, new_axes, picture_of
 from itwinai.reporting.search.ranking import Standing
-from itwinai.reporting.search.style import BEST, GOOD, PLAIN, lettering
 from itwinai.reporting.sections import Picture
 
 SHOWN = 20
@@ -45,7 +44,7 @@ def importance_picture(standing: Standing, importances: Importances) -> Picture 
     if not shown:
         return None
     figure, axes = new_axes(5.0, 1.3 + 0.27 * len(shown))
-    labels = [lettering(standing.names.get(path, path), 26) for path, _ in shown]
+    labels = [label_text(standing.names.get(path, path), 26) for path, _ in shown]
     places = range(len(shown))
     colours = [PLAIN if importances.is_chance(path) else GOOD for path, _ in shown]
     axes.barh(places, [share for _, share in shown], color=colours, height=0.62)
@@ -55,12 +54,12 @@ def importance_picture(standing: Standing, importances: Importances) -> Picture 
     for at, (_, share) in zip(places, shown, strict=True):
         # Beside the bar, unless the mark is there.
         end = chances[at] if 0 <= chances[at] - share < 0.15 else share
-        axes.annotate(f"{share:.0%}", (end, at), (4, 0), textcoords="offset points", va="center", fontsize="small")
+        axes.annotate(percent_text(share), (end, at), (4, 0), textcoords="offset points", va="center", fontsize="small")
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
     axes.set_xlim(0.0, 1.12 * max([*chances, *(share for _, share in shown)]))
     axes.set_xlabel("share")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.xaxis.set_major_formatter(lambda value, _: percent_text(value))
     legend_above(figure)
     more = f"; {len(importances.values) - SHOWN} more matter less" if len(importances.values) > SHOWN else ""
     title = f"Importance for the best values of {shortened(importances.objective, 60)}, {importances.trials:,} trials"

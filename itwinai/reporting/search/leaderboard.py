@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from itwinai.reporting.formatting import span_text
-from itwinai.reporting.search.formatting import digits, shortened, told
+from itwinai.reporting.formatting import shortened, span_text, value_text
 from itwinai.reporting.search.ranking import Standing, standing_of
 from itwinai.reporting.sections import Table
 from itwinai.trials.records import SearchRecord, TrialRecord
 
 CELL = 40
 """Most characters of a value."""
-
-UNBROKEN = 14
-"""Characters of a cell that the page shows in one line."""
 
 
 def leaderboard_table(record: SearchRecord | Standing, top: int = 10) -> Table:
@@ -45,25 +41,16 @@ def leaderboard_table(record: SearchRecord | Standing, top: int = 10) -> Table:
     return Table(columns, rows, f"The best {len(shown)} of {count:,} trials" if count > 1 else "The only trial")
 
 
-def unbroken(table: Table) -> Table:
-    """Return a table with headings as wide as its cells, up to `UNBROKEN` characters.
-
-    The page breaks a cell anywhere, so that paths fit, but never a heading: in a table of many columns numbers would
-    end as one digit per line. Figure spaces are as wide as digits, and a line does not end at them.
-    """
-    cells = [[row[place] for row in table.rows] for place in range(len(table.columns))]
-    widths = [min(max(map(len, column), default=0), UNBROKEN) for column in cells]
-    columns = [name.ljust(width, "\u2007") for name, width in zip(table.columns, widths, strict=True)]
-    return Table(columns, table.rows, table.title)
-
-
 def _row(standing: Standing, trial: TrialRecord, place: int) -> Sequence[str]:
     several = len(standing.record.objectives) > 1
     return [
         str(standing.fronts[trial.number] + 1 if several else place),
         str(trial.number),
-        *(digits(value) for value in standing.values[trial.number]),
-        *(shortened(told(trial.parameters[path]), CELL) if path in trial.parameters else "" for path in standing.names),
+        *(value_text(value) for value in standing.values[trial.number]),
+        *(
+            shortened(value_text(trial.parameters[path]), CELL) if path in trial.parameters else ""
+            for path in standing.names
+        ),
         trial.status,
         str(len(trial.reports)),
         span_text(trial.seconds),

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import combinations
 
-from itwinai.reporting.plotting import WIDE, new_axes, picture_of
-from itwinai.reporting.search.formatting import shortened
-from itwinai.reporting.search.objective_axis import spread_of
-from itwinai.reporting.search.ranking import Standing, sign_of
-from itwinai.reporting.search.style import (
-    BEST,
-    PLAIN,
-    beyond,
-    dots,
-    lettering,
-)
+from itwinai.reporting.formatting import shortened
+from itwinai.reporting.plotting import BEST, PLAIN, WIDE, beyond, dots, label_text, new_axes, picture_of
+from itwinai.reporting.search.axis import objective_axis
+from itwinai.reporting.search.ranking import Standing
 from itwinai.reporting.sections import Picture
 
 PAIRS = 6
 """Most pictures: all pairs of four objectives."""
 
 APART = 0.05
-"""How far from each other trials of the front are whose numbers both have room, as part of an axis."""
+"""How far apart trials of the front are whose numbers both have room, as part of an axis."""
 
 
 def pareto_pictures(standing: Standing) -> Iterator[Picture]:
@@ -33,57 +26,40 @@ def pareto_pictures(standing: Standing) -> Iterator[Picture]:
     """
     pairs = list(combinations(range(len(standing.record.objectives)), 2))
     if standing.ranked:
-        for first, second in pairs[:PAIRS]:
-            yield _pair(standing, first, second, with_line=len(pairs) == 1)
+        for pair in pairs[:PAIRS]:
+            yield _pair(standing, pair, with_line=len(pairs) == 1)
 
 
-def _pair(standing: Standing, first: int, second: int, with_line: bool) -> Picture:
-    objectives = (standing.record.objectives[first], standing.record.objectives[second])
-    points = {number: (values[first], values[second]) for number, values in standing.values.items()}
-    spreads = [
-        spread_of([point[axis] for point in points.values()], objective) for axis, objective in enumerate(objectives)
-    ]
+def _pair(standing: Standing, pair: tuple[int, int], with_line: bool) -> Picture:
+    objectives = [standing.record.objectives[index] for index in pair]
+    points = {number: (values[pair[0]], values[pair[1]]) for number, values in standing.values.items()}
+    columns = zip(*points.values(), strict=True)
+    sides = [objective_axis(values, objective) for values, objective in zip(columns, objectives, strict=True)]
     front = sorted((points[trial.number], trial.number) for trial in standing.front)
     on_front = {number for _, number in front}
     others = [point for number, point in points.items() if number not in on_front]
     figure, axes = new_axes(WIDE, 4.0) if with_line else new_axes(5.0, 3.4)
     if others:
-        dots(axes, [x for x, _ in others], [y for _, y in others], PLAIN)
-    line = _stairs([point for point, _ in front], sign_of(objectives[0]))
-    if with_line:
-        axes.plot(*zip(*line, strict=True), color=BEST, linewidth=1.2, alpha=0.7)
+        dots(axes, [point[0] for point in others], [point[1] for point in others], PLAIN)
     xs, ys = zip(*(point for point, _ in front), strict=True)
+    if with_line:
+        low = objectives[0].mode == "min"
+        axes.step(xs, ys, where="post" if low else "pre", color=BEST, linewidth=1.2, alpha=0.7)
     axes.scatter(xs, ys, s=38, color=BEST, zorder=4)
-    for spread, vertical in zip(spreads, (False, True), strict=True):
-        spread.apply(axes, vertical)
+    sides[0].set_on(axes, "x")
+    sides[1].set_on(axes, "y")
     named: list[tuple[float, float]] = []
     for point, number in front:
-        x, y = (spread.place(value) for spread, value in zip(spreads, point, strict=True))
+        x, y = (side.place(value) for side, value in zip(sides, point, strict=True))
         if all(abs(x - other_x) > APART or abs(y - other_y) > APART for other_x, other_y in named):
             named.append((x, y))
             axes.annotate(str(number), point, (5, 5), textcoords="offset points", fontsize="small")
-    names = [lettering(f"{objective.metric} ({objective.mode})", 50) for objective in objectives]
+    names = [label_text(f"{objective.metric} ({objective.mode})", 50) for objective in objectives]
     axes.set(xlabel=names[0], ylabel=names[1])
     hidden = sum(
-        any(not spread.low <= value <= spread.high for spread, value in zip(spreads, point, strict=True))
+        any(not side.low <= value <= side.high for side, value in zip(sides, point, strict=True))
         for point in points.values()
     )
     metrics = " and ".join(shortened(objective.metric, 40) for objective in objectives)
     title = f"{metrics}: {len(front)} trials that no other dominates, with their numbers"
     return picture_of(f"{title}{beyond(hidden, 'trials')}", figure, wide=with_line)
-
-
-def _stairs(points: Sequence[tuple[float, float]], sign: float) -> list[tuple[float, float]]:
-    """Return the line that parts what is dominated from what is not.
-
-    Args:
-        points: of the front, in order of their first value.
-        sign: 1 if the first value is to be small, -1 if large.
-    """
-    line: list[tuple[float, float]] = []
-    for point in points:
-        if line:
-            (x, y), (next_x, next_y) = line[-1], point
-            line.append((next_x, y) if sign > 0 else (x, next_y))
-        line.append(point)
-    return line

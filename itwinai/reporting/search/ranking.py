@@ -1,4 +1,4 @@
-"""Who is where in a search: worked out once, for everything that is said about it."""
+"""The order of the trials of a search, computed once for everything that shows it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,27 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from itwinai.reporting.search.formatting import short_names
+from itwinai.reporting.formatting import short_names
+from itwinai.reporting.plotting import FAILED, GOING_ON, GOOD, PLAIN
 from itwinai.trials.records import Objective, SearchRecord, Status, TrialRecord
 
 ORDER: tuple[Status, ...] = ("finished", "stopped", "running", "paused", "waiting", "failed")
-"""In which the trials are listed that have reached nothing, and the counts of all."""
+"""Order of the trials that have reached nothing, and of the counts of all."""
+
+STATUS_COLOURS: dict[Status, str] = {
+    "stopped": PLAIN,
+    "waiting": GOING_ON,
+    "paused": GOING_ON,
+    "running": GOING_ON,
+    "failed": FAILED,
+    "finished": GOOD,
+}
+"""Colours of the trials; later ones are drawn over earlier ones."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A search with what follows from it.
+    """A search and the order of its trials.
 
     Attributes:
         record: the search.
@@ -47,7 +58,7 @@ class Standing:
 
 
 def standing_of(record: SearchRecord) -> Standing:
-    """Return who is where in a search."""
+    """Return the order of the trials of a search."""
     ranked = record.ranked()
     numbers = {trial.number for trial in ranked}
     rest = [trial for trial in record.trials if trial.number not in numbers]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from itwinai.errors import did_you_mean
+from itwinai.reporting.formatting import joined, key_of, listed, parameters_text, percent_text, value_text
+from itwinai.reporting.recommendation import Recommendation, recommend
+from itwinai.reporting.search.axis import Axis
 from itwinai.reporting.search.failures import kinds_of_errors
-from itwinai.reporting.search.formatting import digits, joined, key_of, parameters_told, told
 from itwinai.reporting.search.importance import Importances
-from itwinai.reporting.search.parameter_axis import Scale
 from itwinai.reporting.search.ranking import Standing
 from itwinai.trials.records import Objective, TrialRecord
 
@@ -35,77 +38,102 @@ SEEDS = ("seed", "seed_everything")
 """Last parts of the paths of parameters that make a repeat and not another setting."""
 
 
-def advice(standing: Standing, importances: Sequence[Importances], scales: Mapping[str, Scale]) -> list[str]:
+@dataclass(frozen=True)
+class _Search:
+    """What the rules look at."""
+
+    standing: Standing
+    importances: Sequence[Importances]
+    parameters: Mapping[str, Axis]
+
+
+def advice(standing: Standing, importances: Sequence[Importances], parameters: Mapping[str, Axis]) -> list[str]:
     """Return what to do, each with the figures behind it.
 
     Args:
         standing: the search.
         importances: of the parameters, for each objective.
-        scales: the axes of the parameters, by path.
+        parameters: the axes of the parameters, by path.
     """
-    sentences = [*_failures(standing, scales)]
-    if len(standing.record.objectives) == 1:
-        sentences += [*_edges(standing, scales), *_still_improving(standing), *_noise(standing)]
-    return [*sentences, *_unimportant(standing, importances)]
+    of_one = (_edges, _still_improving, _noise) if len(standing.record.objectives) == 1 else ()
+    return recommend(_Search(standing, importances, parameters), _unreported, _failures, *of_one, _unimportant)
 
 
-def _failures(standing: Standing, scales: Mapping[str, Scale]) -> Iterator[str]:
-    ended = [trial for trial in standing.record.trials if trial.status in ("finished", "stopped", "failed")]
+def _unreported(search: _Search) -> Iterator[Recommendation]:
+    """Yield what to do where no trial has reported an objective, but others."""
+    trials = search.standing.record.trials
+    reported = sorted({name for trial in trials for report in trial.reports for name in report.metrics})
+    if search.standing.ranked or not reported:
+        return
+    for objective in search.standing.record.objectives:
+        if objective.metric not in reported:
+            hint = did_you_mean(objective.metric, reported)
+            yield Recommendation(
+                f"No trial has reported {objective.metric}", f"Reported were {listed(reported, 20)}.{hint}"
+            )
+        elif not any(trial.best_report(objective) for trial in trials):
+            yield Recommendation(
+                f"Every {objective.metric} that was reported is infinite or not a number",
+                "Train one trial by hand before you search: the whole range may be out of place.",
+            )
+
+
+def _failures(search: _Search) -> Iterator[Recommendation]:
+    ended = [trial for trial in search.standing.record.trials if trial.status in ("finished", "stopped", "failed")]
     failed = [trial for trial in ended if trial.status == "failed"]
     if len(failed) < 2 or len(failed) < 0.1 * len(ended):
         return
     error, count = kinds_of_errors(failed)[0]
-    common = "; ".join(_common(standing, failed, ended, scales))
+    common = "; ".join(_common(search, failed, ended))
     alike = f"all with the same error, {error}" if count == len(failed) else f"{count:,} of them with {error}"
-    yield (
-        f"{len(failed):,} of {len(ended):,} trials failed, {alike.rstrip('.')}."
-        + (f" Failed trials only: {common}." if common else "")
-        + " What a search cannot train it cannot judge: mend that, or leave such values out."
+    yield Recommendation(
+        f"{len(failed):,} of {len(ended):,} trials failed, {alike.rstrip('.')}"
+        + (f". Failed trials only: {common}" if common else ""),
+        "What a search cannot train it cannot judge: fix that, or leave such values out.",
     )
 
 
-def _common(
-    standing: Standing, failed: Sequence[TrialRecord], ended: Sequence[TrialRecord], scales: Mapping[str, Scale]
-) -> Iterator[str]:
+def _common(search: _Search, failed: Sequence[TrialRecord], ended: Sequence[TrialRecord]) -> Iterator[str]:
     """Yield the choices with which all trials failed, and at least three did."""
-    for path, scale in scales.items():
-        if scale.kind != "choice" or len(scale.labels) < 2:
+    for path, axis in search.parameters.items():
+        if len(axis.choices) < 2:
             continue
         of_all = [key_of(trial.parameters[path]) for trial in ended if path in trial.parameters]
         of_failed = [key_of(trial.parameters[path]) for trial in failed if path in trial.parameters]
-        for key, label in (scale.choices or {}).items():
+        for key, label in axis.choices.items():
             if (count := of_failed.count(key)) >= 3 and count == of_all.count(key) < len(ended):
-                yield f"all {count} with {standing.names[path]}={label}"
+                yield f"all {count} with {search.standing.names[path]}={label}"
 
 
-def _edges(standing: Standing, scales: Mapping[str, Scale]) -> Iterator[str]:
+def _edges(search: _Search) -> Iterator[Recommendation]:
+    standing = search.standing
     if len(standing.ranked) < FEWEST_FOR_EDGE:
         return
     best = standing.ranked[: max(3, math.ceil(0.1 * len(standing.ranked)))]
-    for path, scale in scales.items():
+    for path, axis in search.parameters.items():
         having = [trial for trial in best if path in trial.parameters]
-        if not having or not _has_ends(scale):
+        if not having or not _has_ends(axis):
             continue
-        places = [scale.place(trial.parameters[path]) for trial in having]
+        places = [axis.place(trial.parameters[path]) for trial in having]
         for upper in (False, True):
             at_edge = [(1 - place if upper else place) <= EDGE for place in places]
             count, of = sum(at_edge), len(at_edge)
-            if at_edge[0] and 2 * count >= of and _chance(count, of, _edge_share(scale)) <= CHANCE:
-                yield _edge_told(standing.names[path], scale, upper, count, of)
+            if at_edge[0] and 2 * count >= of and _chance(count, of, _edge_share(axis)) <= CHANCE:
+                yield _edge(standing.names[path], axis, upper, count, of)
 
 
-def _has_ends(scale: Scale) -> bool:
+def _has_ends(axis: Axis) -> bool:
     """Tell whether more can lie beyond the ends: of numbers, but not of words."""
-    if scale.kind != "choice":
-        return scale.high > scale.low
-    return len(scale.labels) > 2 and scale.is_ordered
+    if axis.kind != "choice":
+        return axis.high > axis.low
+    return len(axis.labels) > 2 and axis.is_ordered
 
 
-def _edge_share(scale: Scale) -> float:
+def _edge_share(axis: Axis) -> float:
     """Return the share of draws that lie at one edge if all values are drawn alike."""
-    if scale.kind == "choice":
-        return 1 / len(scale.labels)
-    return max(EDGE, 1 / (scale.high - scale.low + 1)) if scale.whole and scale.kind == "linear" else EDGE
+    if axis.kind == "choice":
+        return 1 / len(axis.labels)
+    return max(EDGE, 1 / (axis.high - axis.low + 1)) if axis.whole and axis.kind == "linear" else EDGE
 
 
 def _chance(count: int, of: int, share: float) -> float:
@@ -113,18 +141,19 @@ def _chance(count: int, of: int, share: float) -> float:
     return sum(math.comb(of, k) * share**k * (1 - share) ** (of - k) for k in range(count, of + 1))
 
 
-def _edge_told(name: str, scale: Scale, upper: bool, count: int, of: int) -> str:
-    ends = (scale.labels[0], scale.labels[-1]) if scale.kind == "choice" else (digits(scale.low), digits(scale.high))
-    which, end = ("highest", ends[1]) if upper else ("lowest", ends[0])
-    where = f"the {which} choice, {end}" if scale.kind == "choice" else f"the {which} {EDGE:.0%} of its range"
-    tried = "was searched" if scale.bounded or scale.kind == "choice" else "was tried"
-    return (
-        f"{count} of the best {of} trials have {name} in {where} ({ends[0]} to {ends[1]} {tried}). Better values may "
-        f"lie beyond: search {'above' if upper else 'below'} {end} too, if {name} can be there."
+def _edge(name: str, axis: Axis, upper: bool, count: int, of: int) -> Recommendation:
+    ends = (axis.labels[0], axis.labels[-1]) if axis.kind == "choice" else (value_text(axis.low), value_text(axis.high))
+    which, end = ("highest", ends[-1]) if upper else ("lowest", ends[0])
+    where = f"the {which} choice, {end}" if axis.kind == "choice" else f"the {which} {percent_text(EDGE)} of its range"
+    tried = "was searched" if axis.bounded or axis.kind == "choice" else "was tried"
+    return Recommendation(
+        f"{count} of the best {of} trials have {name} in {where} ({ends[0]} to {ends[-1]} {tried})",
+        f"Better values may lie beyond: search {'above' if upper else 'below'} {end} too, if {name} can be there.",
     )
 
 
-def _still_improving(standing: Standing) -> Iterator[str]:
+def _still_improving(search: _Search) -> Iterator[Recommendation]:
+    standing = search.standing
     (objective,) = standing.record.objectives
     best = standing.best_of(0)
     if best is None or best.status not in ("finished", "stopped"):
@@ -135,11 +164,11 @@ def _still_improving(standing: Standing) -> Iterator[str]:
     (before, before_value), (last, last_value) = found
     top = standing.ranked[:5]
     alike = sum(_late_gain(trial, objective) is not None for trial in top)
-    others = f" {alike} of the best {len(top)} trials were." if len(top) > 1 else ""
-    yield (
+    others = f". {alike} of the best {len(top)} trials were" if len(top) > 1 else ""
+    yield Recommendation(
         f"Trial {best.number}, the best, was still getting better when it ended: {objective.metric} "
-        f"{digits(before_value)} at report {before}, {digits(last_value)} at report {last}, its last.{others} "
-        "Train longer, at least the best ones again."
+        f"{value_text(before_value)} at report {before}, {value_text(last_value)} at report {last}, its last{others}",
+        "Train longer, at least the best ones again.",
     )
 
 
@@ -158,8 +187,9 @@ def _late_gain(trial: TrialRecord, objective: Objective) -> tuple[tuple[int, flo
     return (before, values[-1]) if late > 0.02 * whole else None
 
 
-def _noise(standing: Standing) -> Iterator[str]:
-    """Yield whether the best settings differ by more than repeats of one setting do."""
+def _noise(search: _Search) -> Iterator[Recommendation]:
+    """Yield that the best settings differ by no more than repeats of one setting do."""
+    standing = search.standing
     (objective,) = standing.record.objectives
     groups: dict[str, list[TrialRecord]] = {}
     for trial in standing.ranked:
@@ -175,12 +205,14 @@ def _noise(standing: Standing) -> Iterator[str]:
     order = sorted(means, key=lambda key: means[key] if objective.mode == "min" else -means[key])
     best, second = order[:2]
     both = math.sqrt(1 / len(groups[best]) + 1 / len(groups[second]))
-    if abs(means[best] - means[second]) < 2 * noise * both:
-        yield (
-            f"The two best settings differ by {digits(abs(means[best] - means[second]))} in {objective.metric}, and "
-            f"repeats of one setting by {digits(noise)} (standard deviation, {freedom + len(repeated)} trials of "
-            f"{len(repeated)} settings): which is better is not known. Repeat the best with more seeds; first is "
-            f"{parameters_told(_setting(groups[best][0]), standing.names) or 'that without parameters'}."
+    between = abs(means[best] - means[second])
+    if between < 2 * noise * both:
+        yield Recommendation(
+            f"The two best settings differ by {value_text(between)} in {objective.metric}, and "
+            f"repeats of one setting by {value_text(noise)} (standard deviation, {freedom + len(repeated)} trials of "
+            f"{len(repeated)} settings): which is better is unknown",
+            "Repeat the best with more seeds; first is "
+            f"{parameters_text(_setting(groups[best][0]), standing.names) or 'that without parameters'}.",
         )
 
 
@@ -188,7 +220,8 @@ def _setting(trial: TrialRecord) -> dict[str, Any]:
     return {path: value for path, value in trial.parameters.items() if path.split(".")[-1] not in SEEDS}
 
 
-def _unimportant(standing: Standing, importances: Sequence[Importances]) -> Iterator[str]:
+def _unimportant(search: _Search) -> Iterator[Recommendation]:
+    standing, importances = search.standing, search.importances
     if not importances or any(not one.values or one.trials < FEWEST_FOR_IMPORTANCE for one in importances):
         return
     paths = [
@@ -200,13 +233,13 @@ def _unimportant(standing: Standing, importances: Sequence[Importances]) -> Iter
         return
     most = max(one.values[path] for one in importances for path in paths)
     best = standing.front[0].parameters if standing.front else {}
-    fixed = [f"{standing.names[path]}={told(best[path])}" for path in paths if path in best][:NAMED]
+    fixed = [f"{standing.names[path]}={value_text(best[path])}" for path in paths if path in best][:NAMED]
     named = [standing.names[path] for path in paths[:NAMED]]
     which = joined([*named, f"{len(paths) - NAMED} others"] if len(paths) > NAMED else named)
-    yield (
-        f"{which} mattered no more than chance does ({most:.1%} of the importance"
-        f"{' at most' * (len(paths) * len(importances) > 1)}, {importances[0].trials:,} trials). Fix "
-        f"{'it' if len(paths) == 1 else 'them'}"
+    yield Recommendation(
+        f"{which} mattered no more than chance does ({percent_text(most)} of the importance"
+        f"{' at most' * (len(paths) * len(importances) > 1)}, {importances[0].trials:,} trials)",
+        f"Fix {'it' if len(paths) == 1 else 'them'}"
         + (f", for example {joined(fixed)}," if fixed else "")
-        + " and spend the trials on the others."
+        + " and spend the trials on the others.",
     )

@@ -1,15 +1,15 @@
-"""All that is said about a search, in the order in which people ask."""
+"""All sections of the report of a search, in the order in which people ask."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from itwinai.reporting.search.axis import Axis, parameter_axes
 from itwinai.reporting.search.failures import failures_section
-from itwinai.reporting.search.history import courses_picture, progress_picture
+from itwinai.reporting.search.history import curves_picture, progress_picture
 from itwinai.reporting.search.importance import Importances, importance_picture
-from itwinai.reporting.search.leaderboard import leaderboard_table, unbroken
+from itwinai.reporting.search.leaderboard import leaderboard_table
 from itwinai.reporting.search.parallel_coordinates import parallel_picture
-from itwinai.reporting.search.parameter_axis import Scale, scales_of
 from itwinai.reporting.search.pareto import pareto_pictures
 from itwinai.reporting.search.ranking import Standing, standing_of
 from itwinai.reporting.search.slices import slice_pictures
@@ -27,7 +27,7 @@ OBJECTIVES = 4
 def search_sections(
     record: SearchRecord, importances: Sequence[Importances] = (), best_config: str = ""
 ) -> list[Section]:
-    """Return what a search has to say.
+    """Return the sections of a search.
 
     The first section has facts and advice, which fit a terminal too (`itwinai.reporting.terminal.in_terminal`).
 
@@ -37,13 +37,13 @@ def search_sections(
         best_config: the configuration of the best trial, as YAML without secrets.
     """
     standing = standing_of(record)
-    scales = scales_of(standing)
+    axes = parameter_axes(standing)
     sections: list[Section | None] = [
-        summary_section(standing, importances, scales),
+        summary_section(standing, importances, axes),
         _leaderboard(standing),
         _tradeoff(standing),
-        _course(standing),
-        *(_parameters(standing, index, importances, scales) for index in range(len(record.objectives[:OBJECTIVES]))),
+        _history(standing),
+        *(_parameters(standing, index, importances, axes) for index in range(len(record.objectives[:OBJECTIVES]))),
         failures_section(standing),
         _configuration(standing, best_config),
         _settings(record),
@@ -54,7 +54,7 @@ def search_sections(
 def _leaderboard(standing: Standing) -> Section | None:
     if not standing.ranked:
         return None
-    return Section("Leaderboard", tables=[unbroken(leaderboard_table(standing, TOP))])
+    return Section("Leaderboard", tables=[leaderboard_table(standing, TOP)])
 
 
 def _tradeoff(standing: Standing) -> Section | None:
@@ -62,26 +62,26 @@ def _tradeoff(standing: Standing) -> Section | None:
     return Section("Trade-off", pictures=pictures) if pictures else None
 
 
-def _course(standing: Standing) -> Section | None:
+def _history(standing: Standing) -> Section | None:
     objectives = range(len(standing.record.objectives[:OBJECTIVES]))
-    drawn = [draw(standing, index) for index in objectives for draw in (courses_picture, progress_picture)]
+    drawn = [draw(standing, index) for index in objectives for draw in (curves_picture, progress_picture)]
     pictures = [picture for picture in drawn if picture is not None]
-    return Section("Course", pictures=pictures) if pictures else None
+    return Section("History", pictures=pictures) if pictures else None
 
 
 def _parameters(
-    standing: Standing, index: int, importances: Sequence[Importances], scales: Mapping[str, Scale]
+    standing: Standing, index: int, importances: Sequence[Importances], axes: Mapping[str, Axis]
 ) -> Section | None:
-    if len(standing.ranked) < 2 or not scales:
+    if len(standing.ranked) < 2 or not axes:
         return None
     metric = standing.record.objectives[index].metric
     own = next((one for one in importances if one.objective == metric), Importances(metric))
-    order = sorted(scales, key=lambda path: -own.values.get(path, 0.0))
-    scales = {path: scales[path] for path in order}
+    order = sorted(axes, key=lambda path: -own.values.get(path, 0.0))
+    axes = {path: axes[path] for path in order}
     drawn: list[Picture | None] = [
-        parallel_picture(standing, index, scales),
+        parallel_picture(standing, index, axes),
         importance_picture(standing, own),
-        *slice_pictures(standing, index, scales),
+        *slice_pictures(standing, index, axes),
     ]
     title = "Parameters" if len(standing.record.objectives) == 1 else f"Parameters and {metric}"
     facts = {"importance": own.note} if own.note and own.values else {}

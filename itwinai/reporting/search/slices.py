@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from itwinai.reporting.plotting import axis_limits, legend_above, new_axes, picture_of
-from itwinai.reporting.search.formatting import shortened
-from itwinai.reporting.search.objective_axis import spread_of
-from itwinai.reporting.search.parameter_axis import Scale
-from itwinai.reporting.search.ranking import ORDER, Standing
-from itwinai.reporting.search.style import (
-    BEST,
-    BY_STATUS,
-    beyond,
-    dots,
-    lettering,
-    mark_round_numbers,
-)
+from itwinai.reporting.formatting import shortened
+from itwinai.reporting.plotting import BEST, beyond, dots, label_text, legend_above, new_axes, picture_of
+from itwinai.reporting.search.axis import Axis, objective_axis
+from itwinai.reporting.search.ranking import ORDER, STATUS_COLOURS, Standing
 from itwinai.reporting.sections import Picture
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 SHOWN = 12
 """Most parameters that have a picture."""
@@ -38,56 +24,46 @@ MOST_BESIDE = 0.3
 """How far from their choice they stand at most."""
 
 
-def slice_pictures(standing: Standing, index: int, scales: Mapping[str, Scale]) -> Iterator[Picture]:
+def slice_pictures(standing: Standing, index: int, parameters: Mapping[str, Axis]) -> Iterator[Picture]:
     """Yield a picture for each parameter that differs between trials: what was reached against its value.
 
     Args:
         standing: the search.
         index: of the objective.
-        scales: the axes of the parameters by path, in order; the first `SHOWN` are drawn.
+        parameters: the axes of the parameters by path, in order; the first `SHOWN` are drawn.
     """
-    for path, scale in list(scales.items())[:SHOWN]:
-        yield _slice(standing, index, path, scale)
+    for path, axis in list(parameters.items())[:SHOWN]:
+        yield _slice(standing, index, path, axis)
 
 
-def _slice(standing: Standing, index: int, path: str, scale: Scale) -> Picture:
-    objective = standing.record.objectives[index]
+def _slice(standing: Standing, index: int, path: str, horizontal: Axis) -> Picture:
+    metric, name = standing.record.objectives[index].metric, standing.names.get(path, path)
     trials = [trial for trial in standing.ranked if path in trial.parameters]
     values = [standing.values[trial.number][index] for trial in trials]
-    spread = spread_of(values, objective)
-    figure, axes = new_axes(5.0, 2.8)
-    if scale.kind == "choice":
-        _set_choices(axes, scale)
-        places = _strips(
-            [(scale.index(trial.parameters[path]), spread.place(values[at])) for at, trial in enumerate(trials)]
-        )
-    else:
-        places = [trial.parameters[path] for trial in trials]
-        axes.set_xscale(scale.kind)
-        axes.set_xlim(axis_limits((scale.low, scale.high), log=scale.kind == "log"))
-        if scale.kind == "log":
-            mark_round_numbers(axes.xaxis, scale.low, scale.high)
+    vertical = objective_axis(values, standing.record.objectives[index])
+    places = [trial.parameters[path] for trial in trials]
+    if horizontal.kind == "choice":
+        heights = map(vertical.place, values)
+        places = _strips(list(zip(map(horizontal.index, places), heights, strict=True)))
     best = standing.best_of(index)
     others = [at for at, trial in enumerate(trials) if trial is not best]
-    dots(
-        axes,
-        [places[at] for at in others],
-        [values[at] for at in others],
-        [BY_STATUS[trials[at].status] for at in others],
-        of=len(trials),
-    )
+    statuses = [trials[at].status for at in others]
+    figure, axes = new_axes(5.0, 2.8)
+    xs, ys = [places[at] for at in others], [values[at] for at in others]
+    dots(axes, xs, ys, [STATUS_COLOURS[status] for status in statuses], of=len(trials))
     for status in ORDER:
-        if any(trials[at].status == status for at in others):
-            axes.plot([], [], "o", markersize=5, color=BY_STATUS[status], label=status)
+        if status in statuses:
+            axes.plot([], [], "o", markersize=5, color=STATUS_COLOURS[status], label=status)
     if best in trials:
         at = trials.index(best)
         axes.scatter(places[at], values[at], s=110, marker="*", color=BEST, zorder=5, clip_on=False)
         axes.plot([], [], "*", markersize=8, color=BEST, linestyle="", label=f"best: trial {best.number}")
     legend_above(figure)
-    spread.apply(axes)
-    axes.set(xlabel=lettering(standing.names.get(path, path), 60), ylabel=lettering(objective.metric, 28))
-    title = f"{shortened(objective.metric, 40)} against {shortened(standing.names.get(path, path), 40)}"
-    return picture_of(f"{title}{beyond(spread.hidden, 'trials')}", figure)
+    horizontal.set_on(axes, "x")
+    vertical.set_on(axes, "y")
+    axes.set(xlabel=label_text(name, 60), ylabel=label_text(metric))
+    title = f"{shortened(metric, 40)} against {shortened(name, 40)}"
+    return picture_of(f"{title}{beyond(vertical.hidden, 'trials')}", figure)
 
 
 def _strips(points: Sequence[tuple[int, float]]) -> list[float]:
@@ -100,18 +76,7 @@ def _strips(points: Sequence[tuple[int, float]]) -> list[float]:
     places = []
     for choice, height in points:
         row = (choice, round(height / ROW))
-        step = (taken[row] + 1) // 2
-        side = min(step * BESIDE, MOST_BESIDE) * (1 if taken[row] % 2 else -1)
+        side = min((taken[row] + 1) // 2 * BESIDE, MOST_BESIDE) * (1 if taken[row] % 2 else -1)
         places.append(choice + side)
         taken[row] += 1
     return places
-
-
-def _set_choices(axes: Axes, scale: Scale) -> None:
-    labels = scale.labels
-    step = math.ceil(len(labels) / 12)
-    at = range(0, len(labels), step)
-    crowded = sum(len(labels[place]) for place in at) > 48
-    names = [lettering(labels[place], 14, its_end=True) for place in at]
-    axes.set_xticks(list(at), names, rotation=30 if crowded else 0, ha="right" if crowded else "center")
-    axes.set_xlim(-0.5, len(labels) - 0.5)

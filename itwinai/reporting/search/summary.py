@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from itwinai.errors import did_you_mean
-from itwinai.reporting.formatting import span_text
-from itwinai.reporting.search.formatting import digits, listed, parameters_told
+from itwinai.reporting.formatting import listed, parameters_text, percent_text, span_text, value_text
+from itwinai.reporting.search.axis import Axis
 from itwinai.reporting.search.importance import Importances
-from itwinai.reporting.search.parameter_axis import Scale
 from itwinai.reporting.search.ranking import Standing, counts
 from itwinai.reporting.search.recommendations import advice
 from itwinai.reporting.sections import Section
@@ -18,13 +16,13 @@ DEFAULT = "default"
 """Name of the trial that others are compared with; where there is none it is the first."""
 
 
-def summary_section(standing: Standing, importances: Sequence[Importances], scales: Mapping[str, Scale]) -> Section:
+def summary_section(standing: Standing, importances: Sequence[Importances], parameters: Mapping[str, Axis]) -> Section:
     """Return what was searched, what was found, and what to do next.
 
     Args:
         standing: the search.
         importances: of the parameters, one for each objective that they are known for.
-        scales: the axes of the parameters, by path.
+        parameters: the axes of the parameters, by path.
     """
     record = standing.record
     facts = {
@@ -41,8 +39,7 @@ def summary_section(standing: Standing, importances: Sequence[Importances], scal
         facts |= _front(standing)
     if record.folder:
         facts["folder"] = record.folder
-    sentences = [*_unreported(standing), *advice(standing, importances, scales)]
-    return Section("Summary", facts, advice=sentences)
+    return Section("Summary", facts, advice=advice(standing, importances, parameters))
 
 
 def _time(standing: Standing) -> str:
@@ -58,8 +55,8 @@ def _best(standing: Standing) -> dict[str, str]:
     report = best.best_report(objective)
     at = f" at report {report.number} of {len(best.reports)}" if report is not None else ""
     facts = {
-        "best": f"trial {best.number}: {objective.metric} {digits(standing.values[best.number][0])}{at}",
-        "parameters": parameters_told(best.parameters, standing.names),
+        "best": f"trial {best.number}: {objective.metric} {value_text(standing.values[best.number][0])}{at}",
+        "parameters": parameters_text(best.parameters, standing.names),
     }
     reference = next((trial for trial in standing.ranked if trial.name == DEFAULT), None)
     first = min(standing.ranked, key=lambda trial: trial.number)
@@ -73,8 +70,10 @@ def _best(standing: Standing) -> dict[str, str]:
 def _gain(standing: Standing, objective: Objective, best: TrialRecord, other: TrialRecord) -> str:
     ours, theirs = standing.values[best.number][0], standing.values[other.number][0]
     which = "the default" if other.name == DEFAULT else f"trial {other.number}, the first"
-    share = f": {abs(ours - theirs) / abs(theirs):.1%} {'lower' if ours < theirs else 'higher'}" if theirs else ""
-    return f"{digits(ours)} instead of {digits(theirs)} of {which}{share}"
+    share = (
+        f": {percent_text(abs(ours - theirs) / abs(theirs))} {'lower' if ours < theirs else 'higher'}" if theirs else ""
+    )
+    return f"{value_text(ours)} instead of {value_text(theirs)} of {which}{share}"
 
 
 def _front(standing: Standing) -> dict[str, str]:
@@ -87,26 +86,7 @@ def _front(standing: Standing) -> dict[str, str]:
         best = standing.best_of(index)
         if best is not None:
             facts[f"best {objective.metric}"] = (
-                f"{digits(standing.values[best.number][index])}, trial {best.number}: "
-                f"{parameters_told(best.parameters, standing.names)}"
+                f"{value_text(standing.values[best.number][index])}, trial {best.number}: "
+                f"{parameters_text(best.parameters, standing.names)}"
             )
     return facts
-
-
-def _unreported(standing: Standing) -> list[str]:
-    """Return what to do where no trial has reported an objective, but others."""
-    reported = sorted({name for trial in standing.record.trials for report in trial.reports for name in report.metrics})
-    if standing.ranked or not reported:
-        return []
-    sentences = []
-    for objective in standing.record.objectives:
-        if objective.metric not in reported:
-            hint = did_you_mean(objective.metric, reported)
-            found = listed(reported, 20)
-            sentences.append(f"No trial has reported {objective.metric}. Reported were {found}.{hint}")
-        elif not any(trial.best_report(objective) for trial in standing.record.trials):
-            sentences.append(
-                f"Every {objective.metric} that was reported is infinite or not a number. Train one trial by hand "
-                "before you search: the whole range may be out of place."
-            )
-    return sentences

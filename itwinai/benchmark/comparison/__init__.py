@@ -1,1 +1,0 @@
-"""Two benchmarks side by side."""

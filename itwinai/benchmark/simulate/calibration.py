@@ -1,0 +1,143 @@
+"""Calibrate the model from a benchmark: the workload of one worker, and the error where more workers were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, median
+
+from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Cell, Measured
+from itwinai.benchmark.simulate.prediction import simulate
+from itwinai.benchmark.simulate.strategy_models import STRATEGIES, StrategyModel, strategy_model
+from itwinai.benchmark.simulate.topology import Topology
+from itwinai.benchmark.simulate.workload import Cores, Workload
+from itwinai.errors import ConfigurationError
+
+Axes = tuple[tuple[str, str], ...]
+
+_P95 = NormalDist().inv_cdf(0.95)
+
+
+@dataclass(frozen=True)
+class PredictedCell:
+    """A measured cell and its prediction, in seconds of a step; ``predicted`` is None for a ``reason``."""
+
+    cell: Cell
+    measured: float
+    predicted: float | None = None
+    reason: str = ""
+
+    @property
+    def error(self) -> float | None:
+        """Relative error; positive if the prediction is too long."""
+        return None if self.predicted is None else self.predicted / self.measured - 1
+
+
+def workloads_of(
+    record: BenchmarkRecord,
+    strategy: str = SINGLE,
+    cores: Cores | None = None,
+    optimizer: float | None = None,
+    fixed: float = 0.0,
+    backward_share: float = 2 / 3,
+) -> dict[Axes, Workload]:
+    """Return the workload of one worker for each combination of axes, from the cells with one worker.
+
+    Engines do work of their own, so the strategy's own cell is used if it was measured; otherwise the single process,
+    or else the first strategy with one worker. The variation of steps is that of a normal distribution with the same
+    median and 95 % quantile.
+
+    Args:
+        record: the benchmark.
+        strategy: of the worker.
+        cores: of a node, for workers on CPUs.
+        optimizer: seconds of the optimizer's step, a part of the measured computing time; by default as measured.
+        fixed: seconds of the computing time that do not depend on the samples.
+        backward_share: share of backward in the rest.
+
+    Raises:
+        ConfigurationError: no cell with one worker was measured.
+    """
+
+    def preference(cell: Cell) -> int:
+        return 2 if cell.strategy == strategy else int(cell.strategy == SINGLE)
+
+    found: dict[Axes, tuple[Cell, list[Measured]]] = {}
+    for cell, runs in measured_runs(record).items():
+        if cell.workers == 1 and (cell.axes not in found or preference(cell) > preference(found[cell.axes][0])):
+            found[cell.axes] = cell, runs
+    if not found:
+        raise ConfigurationError(
+            f"The benchmark '{record.name}' has no measurement with one worker, from which to predict the others. "
+            "Add 1 to its --workers and run it with --resume."
+        )
+    return {axes: _workload(runs, cores, optimizer, fixed, backward_share) for axes, (_, runs) in found.items()}
+
+
+def predict_cells(
+    record: BenchmarkRecord, workloads: Callable[[str], dict[Axes, Workload]], topology: Topology, model: StrategyModel
+) -> list[PredictedCell]:
+    """Return the measured cells of several workers with their predictions.
+
+    Args:
+        record: the benchmark.
+        workloads: returns the workloads of one worker of a strategy, by axes.
+        topology: links between the workers.
+        model: how gradients are exchanged; name and stage are those of each cell's strategy.
+    """
+    cells = []
+    order = [*STRATEGIES, *dict.fromkeys(measurement.cell.strategy for measurement in record.measurements)]
+    several = [(cell, runs) for cell, runs in measured_runs(record).items() if cell.workers > 1]
+    for cell, runs in sorted(several, key=lambda of: (order.index(of[0].strategy), of[0].scaling, of[0].workers)):
+        measured = median(run.seconds / run.steps for run in runs)
+        of_strategy = workloads(cell.strategy)
+        if cell.axes not in of_strategy:
+            cells.append(PredictedCell(cell, measured, None, "one worker was not measured with the same settings"))
+            continue
+        try:
+            own = strategy_model(cell.strategy, model)
+            predicted = simulate(of_strategy[cell.axes], topology, own, [cell.workers], cell.scaling)[0].step
+        except ConfigurationError as error:
+            cells.append(PredictedCell(cell, measured, None, str(error)))
+        else:
+            cells.append(PredictedCell(cell, measured, predicted))
+    return cells
+
+
+def measured_runs(record: BenchmarkRecord) -> dict[Cell, list[Measured]]:
+    """Return the successful runs of each cell."""
+    runs: dict[Cell, list[Measured]] = {}
+    for measurement in record.measurements:
+        if measurement.measured is not None:
+            runs.setdefault(measurement.cell, []).append(measurement.measured)
+    return runs
+
+
+def _workload(
+    runs: Sequence[Measured], cores: Cores | None, optimizer: float | None, fixed: float, backward_share: float
+) -> Workload:
+    step = median(run.seconds / run.steps for run in runs)
+    breakdowns = [run.breakdown for run in runs if run.breakdown is not None]
+    # The time between steps is in no part of the breakdown, and does not depend on the samples either.
+    compute = min(median(one.data + one.compute for one in breakdowns), step) if breakdowns else step
+    if optimizer is None:
+        optimizers = [one.optimizer for one in breakdowns if one.optimizer is not None]
+        # Both may have been measured in different steps: leave something to compute.
+        optimizer = min(median(optimizers), max(0.9 * compute - fixed, 0.0)) if optimizers else 0.0
+    if optimizer + fixed >= compute:
+        raise ConfigurationError(
+            f"--optimizer and --other take {optimizer + fixed:.3g} s together, but a step computes for only "
+            f"{compute:.3g} s. With --from they are parts of that."
+        )
+    samples = [run.samples / run.steps for run in runs if run.samples]
+    return Workload(
+        compute=compute - optimizer - fixed,
+        gradient_bytes=runs[0].gradient_bytes,
+        batch=round(median(samples)) if samples else None,
+        parameters=runs[0].parameters,
+        optimizer=optimizer,
+        other=step - compute + fixed,
+        variation=max(median((run.step_p95 / run.step_p50 - 1) / _P95 for run in runs), 0.0),
+        backward_share=backward_share,
+        cores=cores,
+    )

@@ -1,1 +1,0 @@
-"""What a benchmark says: in sentences, in a terminal, as CSV."""
