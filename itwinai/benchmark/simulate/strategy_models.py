@@ -7,21 +7,19 @@ from dataclasses import dataclass
 
 from itwinai.benchmark.simulate.collectives import Algorithm
 from itwinai.errors import ConfigurationError, did_you_mean
+from itwinai.strategies.registry import STRATEGY_NAMES, find_entry
 
 MIB = 2**20
 
-_STAGES = {
-    **dict.fromkeys(("ddp", "horovod", "ray", "ray_ddp", "ray_horovod"), 0),
-    **dict.fromkeys(("deepspeed", "ray_deepspeed"), 2),
-    **{f"zero{stage}": stage for stage in (1, 2, 3)},
-    "fsdp": 3,
-    **{f"deepspeed_stage_{stage}": stage for stage in range(4)},
-}
+# ZeRO as the literature and other libraries name it; stage 3 is also what fsdp does.
+_OTHERS = {"zero1": 1, "zero2": 2, "zero3": 3, "fsdp": 3}
 
-# itwinai lets DeepSpeed exchange in step(), when nothing is left to compute.
-_AFTER_BACKWARD = ("deepspeed_stage_0", "deepspeed_stage_1")
+_ENTRIES = [
+    entry for name in STRATEGY_NAMES if (entry := find_entry(name)) and name != "ddp_find_unused_parameters_true"
+]
 
-STRATEGIES = tuple(_STAGES)
+# Those that average whole gradients come first, as in the tables of predictions.
+STRATEGIES = (*(entry.name for entry in sorted(_ENTRIES, key=lambda one: "deepspeed" in one.packages)), *_OTHERS)
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,13 @@ def strategy_model(strategy: str, options: StrategyModel) -> StrategyModel:
     Raises:
         ConfigurationError: there is no model of this strategy.
     """
-    if strategy not in _STAGES:
+    if strategy not in STRATEGIES:
         raise ConfigurationError(
             f"There is no model of the strategy '{strategy}'.{did_you_mean(strategy, STRATEGIES)} There are models of "
             f"{', '.join(STRATEGIES)}."
         )
-    overlap = options.overlap and strategy not in _AFTER_BACKWARD
-    return dataclasses.replace(options, name=strategy, stage=_STAGES[strategy], overlap=overlap)
+    entry = find_entry(strategy)
+    if entry is None:
+        return dataclasses.replace(options, name=strategy, stage=_OTHERS[strategy])
+    overlap = options.overlap and entry.overlaps_backward
+    return dataclasses.replace(options, name=strategy, stage=entry.zero_stage, overlap=overlap)
