@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from itwinai.errors import require
 from itwinai.reporting.formatting import shortened
 from itwinai.reporting.sections import Table
 from itwinai.reporting.terminal import WIDTH
@@ -26,7 +27,11 @@ def rich_table(table: Table, styles: Sequence[str] = ()) -> RichTable:
     Args:
         table: the table; cells of a row that are missing stay empty.
         styles: of the rows, as rich names them.
+
+    Raises:
+        MissingPackageError: rich is not installed.
     """
+    require("rich", "Install it with `pip install rich`.", "A table in the terminal")
     from rich.table import Table as RichTable
     from rich.text import Text
 
@@ -67,18 +72,22 @@ def table_text(table: Table, width: int = WIDTH) -> str:
     Args:
         table: the table; its title is not shown.
         width: characters of a line.
-    """
-    from rich.console import Console
 
+    Raises:
+        MissingPackageError: rich is not installed.
+    """
     whole = [row for row in table.rows if len(row) == len(table.columns)]
     columns = list(zip(table.columns, *whole, strict=True))
     room = max(width - sum(max(map(len, column)) + GAP for column in columns[1:]), SHORTEST)
     rows = [[shortened(row[0], room, keep="both"), *row[1:]] for row in table.rows]
+    figures = [row if len(row) == len(table.columns) else row[:-1] for row in rows]
+    drawn = rich_table(Table(table.columns, figures))
+    from rich.console import Console
+
     stream = io.StringIO()
     # Wider than any line: nothing but the names is cut.
     console = Console(file=stream, width=10_000, color_system=None, force_terminal=False, legacy_windows=False)
-    figures = [row if len(row) == len(table.columns) else row[:-1] for row in rows]
-    console.print(rich_table(Table(table.columns, figures)))
+    console.print(drawn)
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
     for index, row in enumerate(rows, start=1):
         if len(row) < len(table.columns):
