@@ -13,9 +13,8 @@ from itwinai.benchmark.statistics.law_candidates import PARAMETERS
 from itwinai.benchmark.statistics.scaling_law import FittedLaw
 from itwinai.benchmark.statistics.summary import Summary
 from itwinai.benchmark.telling.amounts import estimate_text, percent_text, time_text
-from itwinai.reporting.plotting import WIDE, axis_limits, legend_above, new_figure
+from itwinai.reporting.plotting import WIDE, axis_limits, legend_above, new_figure, round_numbers
 from itwinai.reporting.search.style import lettering
-from itwinai.reporting.search.ticks import round_numbers
 from itwinai.reporting.sections import Table
 
 if TYPE_CHECKING:
