@@ -86,6 +86,12 @@ def tf32(bench: Bench) -> None:
         module = LooksAtPrecision()
         fit(bench, module, max_epochs=1)
         bench.expect(f"precision within a fit, {setting}", module.seen, equal=setting)
+    torch.backends.cuda.matmul.fp32_precision = "tf32"  # the newer flag: lightning itself asks for the older one
+    try:
+        told = f"loss {fit(bench, max_epochs=1).loss:.3f}"
+    except RuntimeError as error:
+        told = f"error: {error}"
+    bench.expect("a fit with torch.backends.cuda.matmul.fp32_precision", told, contains="loss")
 
 
 class LooksAtPrecision(Regression):
