@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -16,9 +17,11 @@ from typing import NoReturn
 
 import torch
 
+from itwinai.launchers.fork import why_not_fork
 from tests.gpu.check import Bench, Check, Figure, NotInstalled, figures_in, kill_group
 from tests.gpu.machine import gpu_memory_used
 
+ROOT = Path(__file__).parents[2]
 LOG = "output.txt"
 MISSING = 77
 KEPT_MEMORY = 200.0
@@ -96,10 +99,7 @@ def run_one(check: Check, folder: Path, dry: bool, seconds: float) -> Outcome:
     began = time.monotonic()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    gc.freeze()
-    pid = os.fork()
-    if pid == 0:
-        _be_the_check(check, folder, dry)
+    pid = _start(check, folder, dry)
     code: int | None = None
     try:
         while code is None and time.monotonic() < began + seconds:
@@ -130,10 +130,23 @@ def run_one(check: Check, folder: Path, dry: bool, seconds: float) -> Outcome:
     return Outcome(check.name, check.group, check.title, status, took, why, figures)
 
 
+def _start(check: Check, folder: Path, dry: bool) -> int:
+    """Start the process of a check, and return its id."""
+    if why_not_fork() is not None:  # it imports everything once more, which takes seconds
+        command = [sys.executable, "-m", "tests.gpu.runner", check.name, str(folder), "dry" if dry else "real"]
+        return subprocess.Popen(command, cwd=ROOT, start_new_session=True).pid
+    gc.freeze()
+    pid = os.fork()
+    if pid == 0:
+        _be_the_check(check, folder, dry)
+    return pid
+
+
 def _be_the_check(check: Check, folder: Path, dry: bool) -> NoReturn:
     code = 1
     try:
-        os.setsid()
+        if os.getpgrp() != os.getpid():
+            os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
@@ -166,3 +179,15 @@ def _kept_memory(before: float) -> Figure:
 
 def _end_of(log: Path, lines: int = 12) -> str:
     return "\n".join(log.read_text(errors="replace").strip().splitlines()[-lines:]) if log.exists() else ""
+
+
+def main() -> None:
+    """Be the check that the command line names, in a folder, dry or real."""
+    from tests.gpu.registry import all_checks
+
+    name, folder, how = sys.argv[1:]
+    _be_the_check(next(check for check in all_checks() if check.name == name), Path(folder), how == "dry")
+
+
+if __name__ == "__main__":
+    main()

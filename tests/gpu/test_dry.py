@@ -59,7 +59,7 @@ def test_a_check_that_is_broken_on_purpose_does_not_pass(name: str, status: str,
 
 
 def test_the_exit_code_says_what_happened(rehearsal: Path) -> None:
-    assert json.loads((rehearsal / "codes.json").read_text()) == {"no GPU": 3, "dry": 0}
+    assert json.loads((rehearsal / "codes.json").read_text()) == {"no GPU": 3, "dry": 0, "not forked": 0}
 
 
 def test_the_page_says_that_it_is_dry_and_shows_every_check(rehearsal: Path) -> None:
