@@ -95,11 +95,25 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
                     rank_zero_info(f"itwinai: stopped in epoch {self.current_epoch}, after {self.global_step} steps")
                 self._say_how_to_go_on(entry_point)
             raise
+        except torch.OutOfMemoryError as error:
+            error.__notes__ = [*getattr(error, "__notes__", ()), _memory_advice(self)]
+            raise
         finally:
             self._portable().since = 0.0
         return returned
 
     return cast(Function, wrapped)
+
+
+def _memory_advice(trainer: ItwinaiTrainer) -> str:
+    """Return what to change when the memory of a GPU was not enough."""
+    windows = trainer.accumulate_grad_batches
+    ways = [f"halve batch_size and set accumulate_grad_batches={2 * windows}, which leaves the global batch as it is"]
+    if trainer.precision == "32-true":
+        ways.append("precision='bf16-mixed' keeps activations in half of the memory")
+    if trainer.world_size > 1 and getattr(trainer.strategy, "strategy_name", "") != "deepspeed":
+        ways.append("strategy='deepspeed_stage_2' or '_3' divides optimizer, gradients and weights among the workers")
+    return f"itwinai: to need less memory: {'; '.join(ways)}"
 
 
 BUSY = 1.5

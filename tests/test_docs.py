@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY
 
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "tests/performance/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "tests/performance/*.md", "tests/gpu/*.md")
     for path in REPOSITORY.glob(pattern)
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -387,3 +387,20 @@ class Killed(Regression):
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         if batch_idx == 3 and self.global_rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class OutOfMemory(Regression):
+    """A module whose GPU is full, as torch says it. There is none: the error is made up."""
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+@pytest.mark.parametrize(("strategy", "workers"), [("auto", 1), ("ddp", 2)])
+def test_out_of_memory_says_what_to_change(strategy: str, workers: int, no_leftovers: None) -> None:
+    trainer = make_trainer(strategy, workers, max_epochs=1, accumulate_grad_batches=3)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate") as raised:
+        trainer.fit(OutOfMemory(), loader(4))
+    told = " ".join(raised.value.__notes__)
+    assert "accumulate_grad_batches=6" in told and "bf16-mixed" in told
+    assert ("deepspeed" in told) == (workers > 1)

@@ -29,8 +29,8 @@ class Snapshot:
         used: dict[tuple[Any, ...], Tensor] = {}
         copies: dict[tuple[Any, ...], Tensor] = {}
         taken = self._copy(content, (), used, copies)
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # copies from the GPU have only been started
+        for device in {key[-1] for key in copies if key[-1].type == "cuda"}:
+            torch.cuda.synchronize(device)  # copies from the GPU have only been started
         self._buffers = used
         return taken
 

@@ -14,8 +14,15 @@ RandomStates = dict[str, Any]
 
 
 def pack_random_states() -> RandomStates:
-    """Return the states of this process's random number generators, as tensors and plain values."""
-    return plain_random_states(lightning_trainer.collect_rng_states())
+    """Return the states of this process's random number generators, as tensors and plain values.
+
+    Of CUDA's, the one of this worker's device, if it uses one: to ask for those of all devices would start the driver
+    in a run on the CPU, after which its process cannot be forked any more.
+    """
+    states = lightning_trainer.collect_rng_states(include_cuda=False)
+    if torch.cuda.is_initialized():
+        states["torch.cuda"] = [torch.cuda.get_rng_state()]
+    return plain_random_states(states)
 
 
 def plain_random_states(states: RandomStates) -> RandomStates:
@@ -33,9 +40,11 @@ def unpack_random_states(packed: RandomStates) -> RandomStates:
     if "numpy" in states:
         name, keys, *rest = states["numpy"]
         states["numpy"] = (name, keys.numpy().astype(np.uint32), *rest)
-    # A GPU run may go on without GPUs, or with another number of them.
-    if len(states.get("torch.cuda", ())) != torch.cuda.device_count():
-        states.pop("torch.cuda", None)
+    # A GPU run may go on without GPUs, or on one with another number. What the other devices draw does not matter.
+    # Earlier versions packed the states of all of them.
+    of_cuda, devices = states.pop("torch.cuda", ()), torch.cuda.device_count()
+    if devices and len(of_cuda) in (1, devices):
+        states["torch.cuda"] = list(of_cuda) * (devices if len(of_cuda) == 1 else 1)
     return states
 
 

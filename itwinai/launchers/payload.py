@@ -152,6 +152,9 @@ def run_packed(packed: bytes, rank_info: RankInfo, on_failure: Callable[[BaseExc
     sys.argv[:] = payload.arguments
     compat_cloudpickle.start_processes_by_value()
     compat_torch.register_parameter_hooks(payload.trainer.lightning_module, hooks)
+    # A copy of the caller has the seed of its GPUs too; a new process draws from torch's default there.
+    torch.set_rng_state(payload.rng_states["torch"])
+    torch.cuda.manual_seed_all(torch.initial_seed())
     return run(payload, rank_info, on_failure, traced)
 
 

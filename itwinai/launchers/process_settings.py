@@ -82,6 +82,12 @@ _BACKEND_FLAGS = (
     "cudnn.allow_tf32",
     "cudnn.benchmark_limit",
     "cuda.matmul.allow_tf32",
+    # What torch calls these since 2.9. Where they are set, the older ones cannot be read any more.
+    "fp32_precision",
+    "cuda.matmul.fp32_precision",
+    "cudnn.fp32_precision",
+    "cudnn.conv.fp32_precision",
+    "cudnn.rnn.fp32_precision",
     "cuda.matmul.allow_fp16_reduced_precision_reduction",
     "cuda.matmul.allow_bf16_reduced_precision_reduction",
     "mkldnn.enabled",
@@ -106,11 +112,19 @@ def _flag(path: str) -> Any:
         return None
 
 
+def _matmul_precision() -> str | None:
+    """Return in what fp32 matrices are multiplied; None where the newer flags are set, which torch does not mix."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
 def _torch_settings() -> dict[str, Any]:
     return {
         "default_dtype": torch.get_default_dtype(),
         "default_device": str(torch.get_default_device()),
-        "matmul_precision": torch.get_float32_matmul_precision(),
+        "matmul_precision": _matmul_precision(),
         "deterministic": (
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -131,7 +145,7 @@ def _apply_torch(settings: dict[str, Any]) -> None:
     torch.set_default_dtype(settings["default_dtype"])
     if settings["default_device"] != str(torch.get_default_device()):
         torch.set_default_device(settings["default_device"])
-    if settings["matmul_precision"] != torch.get_float32_matmul_precision():
+    if settings["matmul_precision"] not in (None, _matmul_precision()):
         torch.set_float32_matmul_precision(settings["matmul_precision"])
     mode, warn_only = settings["deterministic"]
     torch.use_deterministic_algorithms(mode, warn_only=warn_only)

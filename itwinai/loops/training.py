@@ -290,6 +290,8 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
                     if restarted:
                         self.on_iteration_done()
                         restarted = False
+            if self.clock is not None:
+                self.clock.settle()
             self.end_together()
             self._ended = True
             self.results.take_up_restored()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -158,3 +159,39 @@ def test_processes_of_loaders_draw_other_numbers_on_each_rank() -> None:
     with random_states(seeded(0)):
         seed_generators(0)
         assert fixed[0][0] == draw()[0]  # the user's own function has the last word
+
+
+class FakeCuda:
+    """A stand-in for torch's generators of CUDA: a state is a tensor for each device."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, devices: int, current: int, initialized: bool) -> None:
+        self.states = [torch.tensor([device], dtype=torch.uint8) for device in range(devices)]
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+        monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: self.states[current])
+        monkeypatch.setattr(torch.cuda, "get_rng_state_all", self.start_the_driver)
+
+    def start_the_driver(self) -> list[torch.Tensor]:
+        raise AssertionError("the driver would be started")
+
+
+def test_a_run_on_the_cpu_does_not_start_the_driver_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch, devices=2, current=0, initialized=False)
+    assert "torch.cuda" not in pack_random_states()
+
+
+def test_the_generator_of_a_workers_gpu_goes_on_on_another_number_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch, devices=4, current=2, initialized=True)
+    packed = pack_random_states()
+    assert [state.tolist() for state in packed["torch.cuda"]] == [[2]]
+    for devices in (1, 3):
+        FakeCuda(monkeypatch, devices=devices, current=0, initialized=True)
+        assert [state.tolist() for state in unpack_random_states(packed)["torch.cuda"]] == [[2]] * devices
+    FakeCuda(monkeypatch, devices=0, current=0, initialized=False)
+    assert "torch.cuda" not in unpack_random_states(packed)
+    of_all = {**packed, "torch.cuda": [torch.tensor([0]), torch.tensor([1])]}  # as earlier versions packed them
+    FakeCuda(monkeypatch, devices=2, current=0, initialized=True)
+    assert [state.tolist() for state in unpack_random_states(of_all)["torch.cuda"]] == [[0], [1]]
+    FakeCuda(monkeypatch, devices=3, current=0, initialized=True)
+    assert "torch.cuda" not in unpack_random_states(of_all)

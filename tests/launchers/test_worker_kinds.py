@@ -280,3 +280,27 @@ def test_a_sequence_that_has_no_length_is_looked_into() -> None:
     module.held = Unsized([steps])
     make_trainer("ddp", 2, max_epochs=1, limit_train_batches=2).fit(module, loader(4))
     assert steps == [0, 1]
+
+
+class SeesDevices(Regression):
+    """A module that notes what a new process has for its devices."""
+
+    seen: dict[str, Any]
+
+    def on_train_start(self) -> None:
+        # Without a GPU, torch keeps the seed for when it uses one.
+        seed_all, _ = torch.cuda._lazy_seed_tracker.manual_seed_all_cb
+        seeds = [cell.cell_contents for cell in seed_all.__closure__]
+        self.seen = {"seeds": seeds, "precision": torch.backends.cuda.matmul.fp32_precision}
+
+
+def test_new_processes_seed_their_gpu_and_multiply_as_their_caller(no_leftovers: None) -> None:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"  # torch's newer flag, beside which the older cannot be read
+    torch.manual_seed(77)
+    try:
+        module = SeesDevices()
+        make_trainer("ddp", 2, max_epochs=1, launcher="payload").fit(module, loader(4))
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert module.seen == {"seeds": [77], "precision": "tf32"}

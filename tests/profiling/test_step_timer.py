@@ -179,7 +179,8 @@ def test_on_an_accelerator_only_some_steps_are_split_and_these_wait_for_it(time:
     assert split is not None
     assert split.steps == 6
     assert split.phases == pytest.approx({Phase.FORWARD: 17e-9, Phase.BACKWARD: 17e-9})
-    assert split.step == pytest.approx((4 * 20 + 2 * 34) / 6 * 1e-9)
+    # What the device had still to do after the two steps between is theirs.
+    assert split.step == pytest.approx((4 * 20 + 7 + 2 * 34) / 6 * 1e-9)
 
 
 def test_durations_of_the_last_steps_are_kept_and_no_more(time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,3 +231,29 @@ def test_begin_tells_whether_the_step_is_split(time: Time) -> None:
         clock.end()
     assert [step for step, split in enumerate(told) if split] == [0, 1, 2, 3, 4, 5, 6, 7, 14, 21, 28]
     assert clock.reading().split_steps == 11 and clock.steps == 30
+
+
+def test_what_the_accelerator_has_still_to_do_belongs_to_the_steps_that_gave_it_the_work(time: Time) -> None:
+    due = 0  # a stand-in for a GPU: when it has done all that it was told
+
+    def synchronize() -> None:
+        time.now = max(time.now, due)
+
+    clock = StepClock(synchronize, every=4)
+    for number in range(10):
+        split = clock.begin()
+        time.now += 2  # the host tells it what to do
+        due = max(due, time.now) + 10
+        if split:
+            clock.mark(Phase.FORWARD)
+        clock.end()
+        if number == 4:
+            time.now += 3  # a callback between the steps
+    clock.settle()
+    clock.pause()
+    split = split_of(clock)
+    assert split is not None
+    # Those that are split wait for it, 12 each; of the other 4 the host saw 2 each.
+    assert split.step == pytest.approx((6 * 12 + (2 + 3 * 10) + (2 + 10)) * 1e-10)
+    assert split.p50 == split.longest == pytest.approx(12e-9)
+    assert split.between == pytest.approx(3e-10)
