@@ -12,6 +12,7 @@ from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.strategies import DeepSpeedStrategy as LightningDeepSpeedStrategy
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from torch import Tensor, nn
+from typing_extensions import override
 
 from itwinai.compat.jsonargparse import unlisted
 from itwinai.errors import ConfigurationError
@@ -179,6 +180,7 @@ class EngineMaker(UnlistedDeepSpeedStrategy):
             self.config, model, optimizer=optimizer, lr_scheduler=lr_scheduler, model_parameters=parameters
         )
 
+    @override
     def init_deepspeed(self) -> None:
         # Not lightning's: that one refuses to clip by value, and warns of hooks that are ignored.
         assert self.lightning_module is not None

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpo
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from typing_extensions import override
 
 from itwinai.compat.jsonargparse import unlisted
 
@@ -66,6 +67,7 @@ class CheckpointConnector(_CheckpointConnector):
     def take(self, checkpoint: dict[str, Any]) -> None:
         """Take what the loops will need of a checkpoint that a fit goes on from."""
 
+    @override
     def dump_checkpoint(self, weights_only: bool | None = None) -> dict:
         checkpoint = super().dump_checkpoint(weights_only) | (self.earlier or {})
         self.complete(checkpoint, bool(weights_only))
@@ -85,12 +87,14 @@ class CheckpointConnector(_CheckpointConnector):
         self.selected = super()._select_ckpt_path(state_fn, ckpt_path, *args, **kwargs)
         return self.selected
 
+    @override
     def resume_start(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
         super().resume_start(self.locate(checkpoint_path) if checkpoint_path else checkpoint_path, weights_only)
 
     def explain_mismatch(self, weights: Mapping[str, Any], error: RuntimeError) -> None:
         """Raise what explains why the weights of a checkpoint do not fit to the module, if that is what is wrong."""
 
+    @override
     def restore_model(self) -> None:
         try:
             super().restore_model()
@@ -98,11 +102,13 @@ class CheckpointConnector(_CheckpointConnector):
             self.explain_mismatch(self._loaded_checkpoint.get("state_dict", {}), error)
             raise
 
+    @override
     def restore_optimizers(self) -> None:
         if self._loaded_checkpoint:
             self.adapt(self._loaded_checkpoint)
         super().restore_optimizers()
 
+    @override
     def restore_loops(self) -> None:
         super().restore_loops()
         if self._loaded_checkpoint and self.trainer.state.fn == TrainerFn.FITTING:

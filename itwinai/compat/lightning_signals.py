@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -40,6 +41,7 @@ class SignalConnector(_SignalConnector):
     ends_with_run = False
     _first_signal: float | None = None
 
+    @override
     def register_signal_handlers(self) -> None:
         self._first_signal = None
         self.requeues = False
@@ -54,6 +56,7 @@ class SignalConnector(_SignalConnector):
             if not self._has_already_handler(other):
                 self._register_signal(other, self._sigterm_notifier_fn)
 
+    @override
     def teardown(self) -> None:
         if self.ends_with_run and self.received_sigterm:
             self._original_handlers.update(dict.fromkeys((signal.SIGTERM, *self.others), signal.SIG_IGN))

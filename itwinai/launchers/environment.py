@@ -18,6 +18,7 @@ from lightning.fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from typing_extensions import override
 
 from itwinai.compat.lightning_launching import SrunEnvironment
 from itwinai.compat.ray import tune_storage
@@ -78,36 +79,44 @@ class PlacedEnvironment(ClusterEnvironment):
         self.rank_info = rank_info
 
     @property
+    @override
     def creates_processes_externally(self) -> bool:
         return True
 
     @property
+    @override
     def main_address(self) -> str:
         return self.rank_info.main_address
 
     @property
+    @override
     def main_port(self) -> int:
         return self.rank_info.main_port
 
     @staticmethod
+    @override
     def detect() -> bool:
         return False  # assigned, never guessed
 
+    @override
     def world_size(self) -> int:
         return self.rank_info.world_size
 
     def set_world_size(self, size: int) -> None:
         """Do nothing: the ranks are fixed by whoever launched the worker."""
 
+    @override
     def global_rank(self) -> int:
         return self.rank_info.rank
 
     def set_global_rank(self, rank: int) -> None:
         """Do nothing: the ranks are fixed by whoever launched the worker."""
 
+    @override
     def local_rank(self) -> int:
         return self.rank_info.local_rank
 
+    @override
     def node_rank(self) -> int:
         return self.rank_info.node_rank
 

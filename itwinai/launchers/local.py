@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
+from typing_extensions import override
 
 from itwinai.compat import cloudpickle as compat_cloudpickle
 from itwinai.compat import python as compat_python
@@ -123,6 +124,7 @@ class LocalLauncher(PayloadLauncher):
                     raise PayloadError(f"Workers cannot be copies of this process, as {unsafe}. {error}") from error
         return self._run_script, f"itwinai (script{reason})"
 
+    @override
     def remember(self, number: int, outcome: Sequence[Result] | BaseException) -> None:
         if self._by_script and HISTORY.all_by_script:
             HISTORY.keep(number, outcome)

@@ -120,6 +120,7 @@ class InScope:
     call: Call
 
     def __call__(self, *args: Any) -> Any:
+        """Call, with the name set on the module."""
         scope = vars(self.module)
         outer, scope[lightning_logging.HOOK_NAME] = scope[lightning_logging.HOOK_NAME], self.name
         returned = self.call(*args)

@@ -20,11 +20,16 @@ class Interval(Protocol):
     """A mean and the ends of its interval, which are None where the spread is unknown."""
 
     @property
-    def mean(self) -> float: ...
+    def mean(self) -> float:
+        """The mean."""
+
     @property
-    def low(self) -> float | None: ...
+    def low(self) -> float | None:
+        """The lower end."""
+
     @property
-    def high(self) -> float | None: ...
+    def high(self) -> float | None:
+        """The upper end."""
 
 
 Amount = float | Interval | None

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributed import ReduceOp
 from torchmetrics import Metric
+from typing_extensions import override
 
 from itwinai.checkpoints.state import parts_of_workers
 from itwinai.compat import lightning_dataloaders, lightning_launching, lightning_trainer
@@ -70,6 +71,7 @@ class LocalProcesses:
         accelerator: str,
         variables: Mapping[str, str],
     ) -> PayloadLauncher | None:
+        """Return what starts the workers on this machine; None if this process is the only one."""
         if num_processes * num_nodes == 1:
             return None
         from itwinai.launchers.local import LocalLauncher
@@ -113,6 +115,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         """Number of workers on each node, as the trainer was asked for."""
         return len(self.parallel_devices or ())
 
+    @override
     def make_launcher(self) -> lightning_launching.Launcher | None:
         assert self.cluster_environment is not None
         if self.cluster_environment.creates_processes_externally:
@@ -228,26 +231,32 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
             self._weights.check()
         self.random_numbers.begin()
 
+    @override
     def on_validation_start(self) -> None:
         super().on_validation_start()
         self._begin_to_draw()
 
+    @override
     def on_validation_end(self) -> None:
         super().on_validation_end()
         self._end_to_draw()
 
+    @override
     def on_test_start(self) -> None:
         super().on_test_start()
         self._begin_to_draw()
 
+    @override
     def on_test_end(self) -> None:
         super().on_test_end()
         self._end_to_draw()
 
+    @override
     def on_predict_start(self) -> None:
         super().on_predict_start()
         self._begin_to_draw()
 
+    @override
     def on_predict_end(self) -> None:
         super().on_predict_end()
         assert self.lightning_module is not None
@@ -271,6 +280,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
             self._random_numbers = RankStreams(self.global_rank, self.world_size, self.broadcast)
         return self._random_numbers
 
+    @override
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return super().backward(self.weigh_loss(closure_loss), *args, **kwargs)
 
@@ -440,11 +450,13 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
             assert self.lightning_module is not None
             drift.compare(self.lightning_module, self.optimizers, self)
 
+    @override
     def on_train_end(self) -> None:
         self.compare_ranks()
         super().on_train_end()
         self.random_numbers.end()
 
+    @override
     def teardown(self) -> None:
         self.keep_for_caller()
         self._weights = self._random_numbers = None

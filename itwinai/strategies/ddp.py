@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from typing_extensions import Unpack
+from typing_extensions import Unpack, override
 
 from itwinai.compat import lightning_launching
 from itwinai.compat import torch as compat_torch
@@ -104,6 +104,7 @@ class TorchDistributedStrategy(LaunchedStrategy):
         dist.all_gather(gathered, tensor, group=group)
         return torch.stack(gathered)
 
+    @override
     def describe_backend(self) -> str:
         return self.process_group_backend
 
@@ -179,11 +180,13 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         self._clock: StepClock | None = None
 
     @property
+    @override
     def is_distributed(self) -> bool:
         return True
 
     # ---------------------------------------------------------------------------------------------- the model
 
+    @override
     def setup(self, trainer: Trainer) -> None:
         super().setup(trainer)
         if trainer.state.fn == TrainerFn.FITTING:
@@ -192,6 +195,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
             if self._averages_manually:
                 self._average_after_backward()
 
+    @override
     def configure_ddp(self) -> None:
         assert self.model is not None
         refuse_lazy(self.model)
@@ -207,6 +211,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
             assert isinstance(self.model, DistributedDataParallel)
             self.model.register_comm_hook(state=state, hook=hook)
 
+    @override
     def teardown(self) -> None:
         if self._averager is not None:
             self._averager.remove()
@@ -230,6 +235,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         assert self.lightning_module is not None
         return not self.lightning_module.automatic_optimization and self.comm_hook is None
 
+    @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         self._look_at_parameters()
         model = self.model
@@ -254,6 +260,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         self.refuse_late_parameters(self._watch)
         return output
 
+    @override
     def pre_backward(self, closure_loss: Tensor) -> None:
         averager = self._averager
         if averager is not None:
@@ -263,6 +270,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
             averager.hooks.paused = True  # the reducer does it, in its own way
         super().pre_backward(closure_loss)
 
+    @override
     def post_backward(self, closure_loss: Tensor) -> None:
         averager = self._averager
         if averager is not None:
@@ -275,6 +283,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         super().post_backward(closure_loss)
 
     @contextmanager
+    @override
     def block_backward_sync(self) -> Iterator[None]:
         averager = self._averager
         if averager is None:
@@ -343,6 +352,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         if self._clock is not None:
             self.time_communication(self._clock)
 
+    @override
     def time_communication(self, clock: StepClock) -> None:
         self._clock = clock
         if isinstance(self.model, DistributedDataParallel):
@@ -351,6 +361,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         if self._averager is not None:
             self._averager.clock = clock
 
+    @override
     def exchange_time(self) -> Communication | None:
         if not isinstance(self.model, DistributedDataParallel):
             return None

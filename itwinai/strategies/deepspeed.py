@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from typing_extensions import Unpack
+from typing_extensions import Unpack, override
 
 from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO, selected_path
 from itwinai.checkpoints.sharded import SHARDED, ShardWriter, contents, is_sharded, read_content
@@ -134,10 +134,12 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
 
     # ---------------------------------------------------------------------------------------------- the group
 
+    @override
     def worker_variables(self) -> dict[str, str]:
         # DeepSpeed chooses its accelerator when it is imported, and prefers a GPU that is not meant to be used.
         return {"DS_ACCELERATOR": "cpu"} if self._on_cpu() else {}
 
+    @override
     def worker_imports(self) -> tuple[str, ...]:
         # Elsewhere DeepSpeed looks at the devices, and a process that has done so cannot be copied.
         return compat_deepspeed.DEEPSPEED_MODULES if self._on_cpu() else ()
@@ -145,11 +147,13 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
     def _on_cpu(self) -> bool:
         return not self.parallel_devices or self.parallel_devices[0].type == "cpu"
 
+    @override
     def setup_environment(self) -> None:
         assert self.accelerator is not None
         self.accelerator.setup_device(self.root_device)
         self.setup_distributed()
 
+    @override
     def init_process_group(self, backend: str) -> None:
         super().init_process_group(backend)
         # Before DeepSpeed is asked anything, it has to know where it runs.
@@ -167,6 +171,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         compat_deepspeed.leave_out_shared_memory_operator()
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
+    @override
     def describe_backend(self) -> str:
         return f"ZeRO stage {self.stage}, {super().describe_backend()}"
 
@@ -182,6 +187,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         """Do nothing: until the step the engine accumulates on each worker, and stages 2 and 3 know no other way."""
         yield
 
+    @override
     def setup(self, trainer: Trainer) -> None:
         if self._layer_sync is not None and trainer.training:
             assert self.model is not None
@@ -193,6 +199,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         if self.sharded_checkpoints and trainer.state.fn == TrainerFn.FITTING:  # now, and not when hours are at stake
             self._shard_writer = ShardWriter(self.collective_timeout)
 
+    @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         output = super().training_step(*args, **kwargs)
         compat_deepspeed.remove_manager_of_engine(output)
@@ -321,6 +328,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
 
     # ---------------------------------------------------------------------------------- what callbacks ask
 
+    @override
     def time_communication(self, clock: StepClock) -> None:
         if self._on_cpu():  # on a GPU a call returns when the exchange is told to start
             self._timed = TimedExchanges(clock)
@@ -333,6 +341,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
             return None
         return [one.grad for one in precision.gradients.parameters if one.grad is not None]
 
+    @override
     def full_size(self, parameter: Tensor) -> int:
         return int(getattr(parameter, "ds_numel", parameter.numel()))
 
@@ -395,6 +404,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
             return sharded_optimizer.shared()
         return sharded_optimizer.gather(keep=self.is_global_zero)
 
+    @override
     def parameter_names(self) -> list[list[list[str]]] | None:
         assert self.lightning_module is not None
         names = {id(parameter): name for name, parameter in self.lightning_module.named_parameters()}

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from typing_extensions import Unpack
+from typing_extensions import Unpack, override
 
 from itwinai.errors import ConfigurationError, require
 from itwinai.interfaces import WorkerSource
@@ -195,6 +195,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
 
     # ---------------------------------------------------------------------------------------------- the group
 
+    @override
     def setup_environment(self) -> None:
         from itwinai.launchers.horovod import initialize
 
@@ -229,6 +230,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         port = self.broadcast(self._store and self._store.port)
         return self._store or dist.TCPStore(address, port, is_master=False)
 
+    @override
     def gather_objects(self, value: Any) -> list[Any]:
         import horovod.torch as hvd
 
@@ -238,6 +240,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
             gathered: list[Any] = hvd.allgather_object(value, name="itwinai.gather")
         return gathered
 
+    @override
     def describe_backend(self) -> str:
         import horovod.torch as hvd
 
@@ -245,6 +248,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
             "nccl" if self.root_device.type == "cuda" and hvd.nccl_built() else "mpi" if hvd.mpi_enabled() else "gloo"
         )
 
+    @override
     def setup(self, trainer: Trainer) -> None:
         import horovod.torch as hvd
 
@@ -286,10 +290,12 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
             )
             self._synchronizer.clock = self._clock
 
+    @override
     def model_to_device(self) -> None:
         assert self.model is not None
         self.model.to(self.root_device)
 
+    @override
     def teardown(self) -> None:
         self.keep_for_caller()
         if self._synchronizer is not None:
@@ -303,12 +309,14 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
 
     # ------------------------------------------------------------------------------------------------- steps
 
+    @override
     def time_communication(self, clock: StepClock) -> None:
         self._clock = clock
         if self._synchronizer is not None:
             self._synchronizer.clock = clock
         clock.covers_gradients = True
 
+    @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         watch = self._watch
         assert watch is not None
@@ -323,6 +331,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         self.refuse_late_parameters(watch)
         return output
 
+    @override
     def on_validation_start(self) -> None:
         self._share_buffers()
         super().on_validation_start()
@@ -331,17 +340,20 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         if self._watch is not None:  # those that there are now: modules may assign others
             _broadcast(list(self._watch.module.buffers()))
 
+    @override
     def pre_backward(self, closure_loss: Tensor) -> None:
         super().pre_backward(closure_loss)
         if self._synchronizer is not None:
             self._synchronizer.hooks.begin(closure_loss)
 
+    @override
     def post_backward(self, closure_loss: Tensor) -> None:
         super().post_backward(closure_loss)
         if self._synchronizer is not None:
             self._synchronizer.hooks.end()
 
     @contextmanager
+    @override
     def block_backward_sync(self) -> Iterator[None]:
         if self._synchronizer is None:
             yield
@@ -353,6 +365,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         finally:
             hooks.paused = False
 
+    @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
         if self.op != "Adasum":
             return super().optimizer_step(optimizer, closure, *args, **kwargs)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.strategies import Strategy
+from typing_extensions import override
 
 from itwinai.errors import ConfigurationError, require
 from itwinai.launchers.ray import RayLauncher, RayPlacement, RemoteGPUs
@@ -90,6 +91,7 @@ class RayStrategy(LaunchedStrategy):
         # The class is made here and has no name by which pickle could import it.
         return _bare, type(self).__bases__, self.__getstate__()
 
+    @override
     def reuse_workers(self, pool: RayWorkerPool) -> None:
         if isinstance(self.launcher, RayLauncher):
             self.launcher.pool = pool
@@ -105,12 +107,15 @@ class RayStrategy(LaunchedStrategy):
 
     # lightning declares these abstract; the strategy inside has them.
 
+    @override
     def barrier(self, name: str | None = None) -> None:
         super().barrier(name)  # type: ignore[safe-super]
 
+    @override
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         return super().broadcast(obj, src)  # type: ignore[safe-super]
 
+    @override
     def model_to_device(self) -> None:
         super().model_to_device()  # type: ignore[safe-super]
 
