@@ -127,7 +127,7 @@ def checkpoint_connector(trainer: Trainer) -> _CheckpointConnector:
 
 @contextmanager
 def without_warning_of_mid_epoch() -> Iterator[None]:
-    """Leave out lightning's warning that a run which goes on in mid-epoch begins the epoch anew."""
+    """Leave out lightning's warning that a run which resumes in mid-epoch starts the epoch again."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         yield

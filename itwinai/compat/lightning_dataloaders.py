@@ -171,7 +171,7 @@ def _built_anew(dataloader: DataLoader, sampler: Any) -> DataLoader:
     plain = copy.copy(dataloader)
     batched = dataloader.batch_sampler is not None
     if batched:
-        # lightning would build the user's batch sampler anew around a sampler, which not every class allows.
+        # lightning would build the user's batch sampler again around a sampler, which not every class allows.
         vars(plain)["batch_sampler"] = BatchSampler(SequentialSampler(()), 1, False)
     try:
         args, kwargs = _get_dataloader_init_args_and_kwargs(plain, SequentialSampler(()), RunningStage.TRAINING)

@@ -1,6 +1,6 @@
 """A process that has imported what workers need, and becomes as many of them as are asked for, by forking.
 
-Importing torch and lightning takes seconds, in every process anew. Here one process does it for all workers of a
+Importing torch and lightning takes seconds in every process. Here one process does it for all workers of a
 launch, and of later launches of the same trainer. It runs nothing but imports, so that it has no threads and no GPU
 context, which do not survive a fork.
 """
@@ -136,7 +136,7 @@ class ForkServerClient:
             path: of its socket.
 
         Raises:
-            OSError: nobody listens there.
+            OSError: no server listens there.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -257,7 +257,7 @@ def serve(connection: socket.socket) -> None:
     """
     from itwinai.launchers import payload, worker  # noqa: F401 - for all workers
 
-    gc.freeze()  # collections in the workers leave these pages alone, which they share as long as nobody writes there
+    gc.freeze()  # collections in the workers leave these pages alone, which they share until one of them writes
     children: dict[int, int] = {}
     # A child's end is a signal, a request is data on a socket. Python writes a byte into a pipe for each signal
     # (`set_wakeup_fd`), so that one `select` waits for both, and misses none that comes between two looks.
@@ -312,7 +312,7 @@ def serve_callers(listener: socket.socket) -> None:
     """
     from itwinai.launchers import payload, worker  # noqa: F401 - for all workers
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for them
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
         if sys.stdin in ready:

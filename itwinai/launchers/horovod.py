@@ -56,7 +56,7 @@ def _rendezvous(environment: ClusterEnvironment) -> dict[str, str]:
     from horovod.runner.http.http_server import RendezvousServer
 
     rank, size = environment.global_rank(), environment.world_size()
-    # torchrun's agent has a store at this address already, which outlives workers that it starts anew.
+    # torchrun's agent has a store at this address already, which outlives workers that it restarts.
     agent_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     server = dist.TCPStore(
         environment.main_address,

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 Key = tuple[str, str]
 
-# Who made the classes of these knows what hangs on their objects, and nobody else does: they are sent whole.
+# Only their own library knows what belongs to objects of these classes: they are sent whole.
 _FRAMEWORKS = sys.stdlib_module_names | {
     "cloudpickle",
     "deepspeed",

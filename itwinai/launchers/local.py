@@ -295,7 +295,7 @@ class LocalLauncher(PayloadLauncher):
         dead = self._dead(folder)
         if self._passed_on is not None and -self._passed_on in dead.values():
             raise WorkerGroupError(stopped_by(self._passed_on))  # it has come before they could do anything about it
-        # Nobody else has been signalled yet: whoever is dead without a report was killed by somebody else.
+        # No worker has been signalled by us yet: one that died without a report was killed from outside.
         raise WorkerGroupError(self._cause(folder, dead), self._trace(folder))
 
     def _trace(self, folder: Path) -> bytes | None:

@@ -49,7 +49,7 @@ class RemoteGPUs(CUDAAccelerator):
             return devices
         count = int(devices)
         if count < 1:
-            raise ConfigurationError(f"devices={devices} with Ray on GPUs: say how many workers each node shall have.")
+            raise ConfigurationError(f"devices={devices} with Ray on GPUs: give the number of workers per node.")
         return list(range(count))
 
     @staticmethod

@@ -103,7 +103,7 @@ class Mailbox:
 
     @staticmethod
     def take(name: str) -> Failure | None:
-        """End the actor and return what it holds; None if nobody has started it."""
+        """End the actor and return what it holds; None if it was never started."""
         import ray
 
         try:

@@ -52,7 +52,7 @@ class TorchDistributedStrategy(LaunchedStrategy):
 
     def setup_distributed(self) -> None:
         """Form the process group, unless an outer launcher has done so."""
-        # Not lightning's: that one seeds all ranks anew, and a distributed run draws other numbers than one process.
+        # Not lightning's: that one seeds all ranks again, and a distributed run draws other numbers than one process.
         self.set_world_ranks()
         self.init_process_group(self.process_group_backend)
         self.announce()
@@ -112,7 +112,7 @@ class TorchDistributedStrategy(LaunchedStrategy):
 class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrategy):
     """Train with DistributedDataParallel: every worker has the whole model, gradients are averaged in buckets.
 
-    Parameters may be frozen, unfrozen, added and replaced between steps: DDP is then told of them anew. What DDP cannot
+    Parameters may be frozen, unfrozen, added and replaced between steps: DDP is then wrapped around them again. What DDP cannot
     average, it is spared: passes of reentrant checkpoints that reach a parameter twice, and all backward passes of
     manual optimization, ``loss.backward()`` included. These gradients are averaged when the pass has ended.
 

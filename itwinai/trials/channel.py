@@ -58,7 +58,7 @@ class Channel:
         """Connect to a server.
 
         Raises:
-            ChannelClosedError: nobody listens there.
+            ChannelClosedError: no server listens there.
         """
         try:
             connection = socket.create_connection((address.host, address.port), timeout=_CONNECT_WITHIN)

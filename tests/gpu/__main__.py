@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("tests.gpu: torch finds no CUDA device here; --dry runs the checks on the CPU.", file=sys.stderr)
         return NO_CUDA
     if unsafe := why_not_fork():
-        print(f"tests.gpu: each check imports everything anew, because {unsafe}.", file=sys.stderr)
+        print(f"tests.gpu: each check imports everything again, because {unsafe}.", file=sys.stderr)
     out: Path = given.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     machine = facts()
