@@ -45,7 +45,7 @@ class TimedProgressBar(TQDMProgressBar):
         interval: seconds between two drawings.
         everywhere: draw the bar also where the output is no terminal.
         leave: keep the bar of each epoch.
-        process_position: number of lines to leave above the bar, for bars of somebody else.
+        process_position: number of lines to leave above the bar, for bars of someone else.
     """
 
     def __init__(

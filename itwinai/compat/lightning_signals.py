@@ -28,7 +28,7 @@ class SignalConnector(_SignalConnector):
     Attributes:
         on_sigterm: called when SIGTERM has come. Without it the run of this process alone stops, at the next batch.
         signum: the signal that has come last.
-        others: signals that mean the same as SIGTERM, unless somebody handles them.
+        others: signals that mean the same as SIGTERM, unless someone handles them.
         requeues: whether SLURM has asked to have its job queued again.
         ends_with_run: whether this process ends with the run, as workers do. The signal that has stopped them reaches
             some late, and must not kill them before they have said how the run has ended.

@@ -120,7 +120,7 @@ def default_store() -> dist.Store:
 
 
 def plain_tensor(value: Tensor) -> Tensor:
-    """Return a tensor without the class that somebody has derived of torch's: the same memory, the same graph.
+    """Return a tensor without the class that someone has derived of torch's: the same memory, the same graph.
 
     Such a class may refuse what is done with a number here, or cannot be loaded again from a checkpoint. One that holds
     its values elsewhere stays as it is.

@@ -1,4 +1,4 @@
-"""Start Horovod in a worker that somebody else launched.
+"""Start Horovod in a worker that someone else launched.
 
 horovodrun gives its workers a rendezvous server and their ranks. Under any other launcher rank 0 runs that server
 itself, and the workers find it at the address that they know already.

@@ -203,7 +203,7 @@ class RayLauncher(PayloadLauncher):
                     ray.kill(actor)
 
     def _connect(self) -> None:
-        """Connect to a cluster, or start Ray on this machine, unless somebody has."""
+        """Connect to a cluster, or start Ray on this machine, unless someone has."""
         import ray
 
         num_cpus = int(self.resources["CPU"] * self.num_workers)

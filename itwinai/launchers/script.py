@@ -27,7 +27,7 @@ from itwinai.launchers.state_sync import named_tensors
 
 _VARIABLE = "ITWINAI_SCRIPT_LAUNCH"
 
-# Programs that run somebody's code, but not as a script that could be run again by itself.
+# Programs that run someone's code, but not as a script that could be run again by itself.
 _RUNNERS = ("pytest", "py.test", "_pytest", "ipykernel", "ipykernel_launcher", "IPython", "ipython", "jupyter", "ray")
 
 

@@ -6,7 +6,7 @@ where a checkpoint can be written and resumed from exactly ([place], see `checkp
     fit                                          loops.fit.LeanFitLoop
       for each epoch:
         on_train_epoch_start
-        TrainingPlan(...)                        loops.training: which hooks did somebody write? Asked once per epoch
+        TrainingPlan(...)                        loops.training: the hooks that have an implementation
         for each batch:                          loops.training.LeanTrainingEpochLoop.advance
           stop_if_agreed                         after a signal: all workers stop before the same batch
           batch = next(loader)                   converted and moved to the device

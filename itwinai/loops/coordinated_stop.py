@@ -53,7 +53,7 @@ class StopAgreement:
         return self.position() >= self._stop_at
 
     def look(self, attention: bool) -> bool:
-        """Take part in the agreement once somebody has asked for it."""
+        """Take part in the agreement once someone has asked for it."""
         if not self._asked and not (attention and self.store.check(["asked"])):
             return True
         self.store.set("asked", "1")

@@ -15,7 +15,7 @@ from itwinai.compat import lightning_logging
 from itwinai.compat import torch as compat_torch
 from itwinai.loops.results import LeanResults
 
-# As it is defined. Where somebody has put something else in its place, as tests do, that has to be called.
+# As it is defined. Where someone has put something else in its place, as tests do, that has to be called.
 LIGHTNING_LOG = LightningModule.log
 
 
@@ -71,7 +71,7 @@ class QuickLog:
                 self.known[call] = (key, registered)
 
     def end(self) -> None:
-        """Leave everything to lightning from now on: somebody may have kept this object, and may put it back."""
+        """Leave everything to lightning from now on: someone may have kept this object, and may put it back."""
         self.ended = True
         self.known.clear()
 

@@ -24,7 +24,7 @@ Call = Callable[..., Any]
 
 @dataclass(frozen=True)
 class HookCalls:
-    """The implementations of one hook that somebody has written, callbacks first, as lightning calls them.
+    """The implementations of one hook that someone has written, callbacks first, as lightning calls them.
 
     Attributes:
         name: the hook.
@@ -149,7 +149,7 @@ def draw_step(name: str, context: str, trainer: Trainer, spans: ProfilerSpans) -
 
 
 class BatchTransfer:
-    """Brings a batch to the device by the hooks that somebody has written, and by the shortest way otherwise.
+    """Brings a batch to the device by the hooks that someone has written, and by the shortest way otherwise.
 
     Args:
         trainer: the trainer.
@@ -198,7 +198,7 @@ def _if_there(batch: Any, device: torch.device) -> Any:
     return None
 
 
-# As it is defined. Where somebody has put something else in its place, as tests do, that has to be called.
+# As it is defined. Where someone has put something else in its place, as tests do, that has to be called.
 LIGHTNING_BACKWARD = Strategy.backward
 
 

@@ -115,7 +115,7 @@ class LeanResults(lightning_logging.ResultCollection):
             self._exchange_epoch(self._waiting())
 
     def sync_read(self, on_step: bool) -> None:
-        """Reduce the values that somebody reads, one by one, in the order in which they were logged.
+        """Reduce the values that someone reads, one by one, in the order in which they were logged.
 
         A progress bar reads on rank 0 only, where the other workers read later, and then more values. One by one, as
         in lightning, both are the same exchanges.

@@ -182,7 +182,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         environment = self.cluster_environment
         if environment is None:
             return
-        # lightning's own has no ranks but these, also where somebody has started every worker by hand, with LOCAL_RANK.
+        # lightning's own has no ranks but these, also where someone has started every worker by hand, with LOCAL_RANK.
         if isinstance(environment, LightningEnvironment) or not environment.creates_processes_externally:
             environment.set_world_size(self.num_nodes * self.num_processes)
             environment.set_global_rank(environment.node_rank() * self.num_processes + environment.local_rank())

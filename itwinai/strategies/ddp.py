@@ -112,9 +112,9 @@ class TorchDistributedStrategy(LaunchedStrategy):
 class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrategy):
     """Train with DistributedDataParallel: every worker has the whole model, gradients are averaged in buckets.
 
-    Parameters may be frozen, unfrozen, added and replaced between steps: DDP is then wrapped around them again. What DDP cannot
-    average, it is spared: passes of reentrant checkpoints that reach a parameter twice, and all backward passes of
-    manual optimization, ``loss.backward()`` included. These gradients are averaged when the pass has ended.
+    You can freeze, unfreeze, add and replace parameters between steps: DDP is then wrapped around them again. Two cases
+    that DDP cannot average are averaged when the pass has ended: passes of reentrant checkpoints that reach a parameter
+    twice, and all backward passes of manual optimization, ``loss.backward()`` included.
 
     Args:
         gradient_as_bucket_view: let gradients live in the communication buckets, which saves one copy of them in

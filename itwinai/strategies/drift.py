@@ -1,7 +1,7 @@
 """Finds out whether the workers still train the same model: bit by bit the same parameters, at the same rates.
 
 Parameters that begin equal and get equal gradients stay equal. Where they do not, some gradient has not been averaged,
-or somebody has changed a parameter on one worker alone, and the result of the run is that of a single worker, or worse.
+or someone has changed a parameter on one worker alone, and the result of the run is that of a single worker, or worse.
 """
 
 from __future__ import annotations

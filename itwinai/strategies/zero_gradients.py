@@ -58,14 +58,14 @@ class WholeGradients:
 
     As it is, an engine reduces gradients in its step (stages 0 and 1) or to shards while backward runs (2 and 3), so
     that hooks see what is not averaged yet, or nothing at all. Here they are averaged over the workers whenever
-    somebody may look at them, and the engine is given them when all hooks are done.
+    someone may look at them, and the engine is given them when all hooks are done.
 
     Args:
         engine: the engine.
         parameters: those that it trains.
         weigh: weighs what this worker adds, by its part of the global batch.
         manual: whether the module runs backward and steps itself.
-        early: whether somebody looks right after backward, and not only before the step.
+        early: whether someone looks right after backward, and not only before the step.
     """
 
     def __init__(
