@@ -100,18 +100,17 @@ def run_one(check: Check, folder: Path, dry: bool, seconds: float) -> Outcome:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     pid = _start(check, folder, dry)
-    code: int | None = None
+    ended = None
     try:
-        while code is None and time.monotonic() < began + seconds:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                code = os.waitstatus_to_exitcode(status)
-            else:
+        while ended is None and time.monotonic() < began + seconds:
+            # It stays a zombie, so that its number belongs to nobody else while its group is killed.
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
                 time.sleep(0.01)
     finally:
         kill_group(pid)
-        if code is None:
-            os.waitpid(pid, 0)
+        status_of_process = os.waitpid(pid, 0)[1]
+    code = None if ended is None else os.waitstatus_to_exitcode(status_of_process)
     took = time.monotonic() - began
     figures = figures_in(folder)
     if before is not None:
