@@ -112,7 +112,7 @@ def _memory_advice(trainer: ItwinaiTrainer) -> str:
     if trainer.precision == "32-true":
         ways.append("precision='bf16-mixed' keeps activations in half of the memory")
     if trainer.world_size > 1 and getattr(trainer.strategy, "strategy_name", "") != "deepspeed":
-        ways.append("strategy='deepspeed_stage_2' or '_3' divides optimizer, gradients and weights among the workers")
+        ways.append("strategy='deepspeed_stage_2' or '_3' shards optimizer, gradients and weights across the workers")
     return f"itwinai: to need less memory: {'; '.join(ways)}"
 
 
@@ -455,12 +455,11 @@ class ItwinaiTrainer(Trainer):
         if entry_point is not Trainer.fit or not self.is_global_zero:
             return
         if path := newest_unverified(folders_of(self), self._fit_began):
-            rank_zero_info(f"itwinai: go on with ckpt_path={path!r} (itwinai fit --ckpt_path {path})")
-
+            rank_zero_info(f"itwinai: resume with ckpt_path={path!r} (itwinai fit --ckpt_path {path})")
         else:
             rank_zero_info(
-                "itwinai: no checkpoint of this run has been saved; ModelCheckpoint(every='10min') saves some on the "
-                "way, and SIGTERM in place of Ctrl-C saves one before the run stops"
+                "itwinai: no checkpoint was saved; add ModelCheckpoint(every='10min') to save during training, "
+                "or stop the run with SIGTERM, which saves one first"
             )
 
     def keep_checkpoint(self, parts: dict[str, Any]) -> None:
@@ -510,7 +509,7 @@ def _signal(name: str) -> signal.Signals:
         return signal.Signals[name]
     except KeyError:
         raise MisconfiguredTrainerError(
-            f"preemption_signals has {name!r}, which is no signal; write names as 'SIGTERM' or 'SIGUSR1'.",
+            f"preemption_signals has {name!r}, which is not a signal; use names such as 'SIGTERM' or 'SIGUSR1'.",
             argument="preemption_signals",
         ) from None
 
@@ -524,7 +523,7 @@ def check_devices(accelerator: object, devices: object, strategy: object) -> Non
         strategy: that of the trainer; Ray's workers may have devices that this machine has not.
 
     Raises:
-        ConfigurationError: it is neither.
+        ConfigurationError: the value is neither.
     """
     parts: list[Any] = devices.split(",") if isinstance(devices, str) else [devices]
     parts = devices if isinstance(devices, list) else parts

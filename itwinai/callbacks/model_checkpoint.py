@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from typing_extensions import override
+
 from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO
-from itwinai.checkpoints.naming import PREEMPTED, is_preempted
+from itwinai.checkpoints.naming import PATTERN, PREEMPTED, is_preempted
 from itwinai.compat import lightning_checkpoints, lightning_logging, lightning_loops
 from itwinai.errors import CheckpointError, ConfigurationError
 from itwinai.io.atomic import remove_parts
@@ -157,6 +159,12 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         super().on_train_end(trainer, pl_module)
         self.settle(trainer)
 
+    @override
+    def format_checkpoint_name(
+        self, metrics: dict[str, Any], filename: str | None = None, *args: Any, **kw: Any
+    ) -> str:
+        return super().format_checkpoint_name(metrics, filename or self.filename or PATTERN, *args, **kw)
+
     def on_preemption(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save where a signal stops the run; all workers come here before the same batch."""
         if self.save_top_k == 0 and not self.save_last:
@@ -250,7 +258,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
                     f"{message} Make room or choose another dirpath, and resume; with on_error='continue' training "
                     "goes on all the same."
                 )
-            warn_user(f"{message} Training goes on.")
+            warn_user(f"{message} Training continues.")
 
 
 def _triggers(every: str, given: dict[str, Any]) -> dict[str, Any]:

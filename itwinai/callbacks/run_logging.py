@@ -1,4 +1,4 @@
-"""What every run should log: what it is, how fast it is, and what it has learnt."""
+"""What every run should log: what it is, how fast it is, and what it has learned."""
 
 from __future__ import annotations
 
@@ -226,6 +226,9 @@ class LoggingCallback(ReportingCallback):
         for name, figure in figures_of(pl_module, stage):
             for adapter in self._adapters:
                 adapter.figure(name, figure, log_step(trainer))
+            import matplotlib.pyplot as plt  # loaded by what has drawn the figure
+
+            plt.close(figure)  # pyplot keeps all figures otherwise
 
     # --------------------------------------------------------------------------------------------------- model
 

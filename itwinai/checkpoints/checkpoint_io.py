@@ -339,7 +339,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         if any(lists.values()):
             found = "; ".join(f"{what}: {_shortened(sorted(names))}" for what, names in lists.items() if names)
             raise CheckpointError(
-                f"The checkpoint {self.trainer.ckpt_path} does not fit to {type(module).__name__}: {found}. Build the "
+                f"The checkpoint {self.trainer.ckpt_path} does not match {type(module).__name__}: {found}. Build the "
                 "module as it was when the checkpoint was written (load_from_checkpoint does, by its hyperparameters)"
                 + ("." if shapes else ", or set strict_loading = False in it to load what fits.")
             ) from error

@@ -68,12 +68,12 @@ def newest_valid(folders: Iterable[str], since: float = 0.0) -> str | None:
             if isinstance(checkpoint, Found):
                 found[checkpoint.path] = checkpoint
             elif isinstance(checkpoint, DamagedCheckpointError):
-                warn_user(f"passed over: {checkpoint.path} is damaged: {checkpoint.reason}")
+                warn_user(f"skipped: {checkpoint.path} is damaged: {checkpoint.reason}")
     for checkpoint in _newest_first(found.values(), since):
         try:
             verify_any(checkpoint.path)
         except DamagedCheckpointError as error:
-            warn_user(f"passed over: {error.path} is damaged: {error.reason}")
+            warn_user(f"skipped: {error.path} is damaged: {error.reason}")
         except FileNotFoundError:
             continue
         else:

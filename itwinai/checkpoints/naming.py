@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
 EXTENSION = ".ckpt"
 """What the names of checkpoints end with, of files and of folders of shards. Lightning adds the same one."""
 
@@ -14,8 +20,12 @@ CONTENT = "content.ckpt"
 PREEMPTED = "preempted"
 """Name, without the extension, of the checkpoint of a run that a signal has stopped."""
 
-# `ModelCheckpoint` takes a pattern for the others, and leaves it to lightning without one: ``epoch=2-step=300``, and
-# ``last`` for the newest. Lightning appends ``-v1``, ``-v2``, ... to a name that is taken.
+PATTERN = "{epoch}-{step}"
+"""The name of a checkpoint without ``ModelCheckpoint(filename=...)``, as Lightning has it: ``epoch=2-step=300``.
+
+Lightning calls the newest one ``last`` (``save_last=True``), and appends ``-v1``, ``-v2``, ... to a name that is taken.
+``resume="auto"`` reads no names but the extension: which one is newest, and valid, is in their manifests.
+"""
 
 
 def is_checkpoint(path: str) -> bool:
@@ -25,7 +35,12 @@ def is_checkpoint(path: str) -> bool:
 
 def is_preempted(path: str) -> bool:
     """Tell from its name whether a checkpoint is that of a run that a signal has stopped."""
-    return path.endswith(f"{PREEMPTED}{EXTENSION}")
+    return PurePath(path).name == f"{PREEMPTED}{EXTENSION}"
+
+
+def strategy_name_of(trainer: Trainer) -> str:
+    """Return the name of a run's strategy, as manifests and run pages have it; the class of one without a name."""
+    return str(getattr(trainer.strategy, "strategy_name", None) or type(trainer.strategy).__name__)
 
 
 def trial_folder(folder: str) -> str:

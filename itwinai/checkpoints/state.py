@@ -15,6 +15,7 @@ import lightning
 import torch
 from torch import nn
 
+from itwinai.checkpoints.naming import strategy_name_of
 from itwinai.checkpoints.portable_file import FORMAT
 from itwinai.compat import lightning_dataloaders
 from itwinai.data.loader_state import Position, Resumable
@@ -145,7 +146,7 @@ def section(
     random_states, begun_with, kept = map(list, zip(*gather(own), strict=True))
     return ItwinaiState(
         format=FORMAT,
-        strategy=str(getattr(trainer.strategy, "strategy_name", type(trainer.strategy).__name__)),
+        strategy=strategy_name_of(trainer),
         world_size=trainer.world_size,
         parameter_names=parameter_names,
         random_states=random_states,

@@ -27,7 +27,7 @@ def leave_out_shared_memory_operator() -> None:
     """Let DeepSpeed do without the operator that it would compile for the CPU when it is first used.
 
     torch.distributed does the same work. Compiling takes a minute and a compiler, and a worker that is killed meanwhile
-    leaves a lock behind at which all later runs of this user would wait for ever.
+    leaves a lock behind at which all later runs of this user would hang.
     """
     import deepspeed.ops
 

@@ -38,7 +38,7 @@ def replace_dataloader_preparation(
     Args:
         trainer: the trainer.
         prepare: gets the loader, the stage, and whether its dataset has indices; returns the loader to use.
-        prepare_other: gets the loader and the stage for what is no DataLoader, or is dealt out by the user; returns
+        prepare_other: gets the loader and the stage for what is not a DataLoader, or is dealt out by the user; returns
             the loader to use. By default they stay as they are.
     """
     connector = trainer._data_connector

@@ -472,7 +472,7 @@ def _subclasses(base: type) -> Iterator[type]:
 
 
 def _class_arguments(cls: type, skipped: int) -> dict[str, ParserArgument] | None:
-    """Return the arguments of a class; None if they can not be known."""
+    """Return the arguments of a class; None if they cannot be known."""
     skip: set[Any] = {skipped} if skipped else set()
     if issubclass(cls, torch.optim.Optimizer):
         skip = {"params"}

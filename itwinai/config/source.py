@@ -144,7 +144,7 @@ def read_config(path: str) -> Given:
 
 
 def check_config_files(arguments: Sequence[str]) -> None:
-    """Raise an error for the first config file of a command line that can not be read.
+    """Raise an error for the first config file of a command line that cannot be read.
 
     Raises:
         ConfigurationError: see `read_config`.
@@ -263,7 +263,7 @@ def _text(path: str) -> tuple[str, str]:
     try:
         return file.read_text(encoding="utf-8"), path
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} can not be read: {error}") from None
+        raise ConfigurationError(f"{path} cannot be read: {error}") from None
 
 
 def _nearby(folder: Path) -> str:

@@ -118,7 +118,7 @@ class DistributedLoaders:
         if not isinstance(loader, DataLoader):
             raise ConfigurationError(
                 f"split_batches=True divides the batches of DataLoaders among {self.trainer.world_size} workers, and "
-                f"{type(loader).__name__} is no DataLoader: every worker would train on its whole batches. Return a "
+                f"{type(loader).__name__} is not a DataLoader: every worker would train on its whole batches. Return a "
                 "DataLoader; or leave split_batches out, and let the loader give each worker its own batches "
                 "(trainer.global_rank and trainer.world_size tell which)."
             )
@@ -256,7 +256,7 @@ class DistributedLoaders:
         if None not in lengths and len(set(lengths)) > 1:
             raise ConfigurationError(
                 f"{type(loader).__name__} has {', '.join(map(str, lengths))} batches on ranks 0 to {len(lengths) - 1}. "
-                "The workers train in step, and those with more batches would wait for the others for ever. Give each "
+                "The workers train in step, and those with more batches would wait for the others forever. Give each "
                 f"rank equally many, or set limit_train_batches={min(lengths)}."
             )
 

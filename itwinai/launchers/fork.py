@@ -1,7 +1,7 @@
 """Workers that are copies of the caller, forked when they are launched.
 
 Everything that the caller has is there: nothing is pickled, nothing is imported again. A fork copies memory, and of the
-threads only the one that forks. What other threads hold at that moment, such as a lock, is held for ever in the copy,
+threads only the one that forks. What other threads hold at that moment, such as a lock, is held forever in the copy,
 and a GPU's driver refuses to work in it. So `why_not_fork` looks for threads and devices first.
 
 The fork is made by a thread that was started for it. OpenMP, which computes torch's operators, keeps its pool of

@@ -249,7 +249,7 @@ class RayLauncher(PayloadLauncher):
             except ResourceError as error:
                 if (fewer := self._fewer_workers()) is None:
                     raise
-                warn_user(f"{error} The run goes on with {fewer} workers (min_workers).")
+                warn_user(f"{error} The run continues with {fewer} workers (min_workers).")
                 remove_placement_group(group)
                 self.num_workers = fewer
                 group = placement_group([self.resources] * fewer, strategy=self.placement.placement)
@@ -282,7 +282,7 @@ class RayLauncher(PayloadLauncher):
             missing = self._missing()
             if missing and waited > min(JOINING, self.placement.timeout):
                 raise ResourceError(
-                    f"{self.num_workers} Ray workers with {_describe(self.resources)} each can not be placed "
+                    f"{self.num_workers} Ray workers with {_describe(self.resources)} each cannot be placed "
                     f"({self.placement.placement}): {missing}. Waited {waited:.0f} s for nodes to join. Ask for fewer "
                     "workers (devices, num_nodes), for less in resources_per_worker, or start a larger cluster."
                 )

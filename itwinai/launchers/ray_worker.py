@@ -52,7 +52,7 @@ class RayWorker:
         Args:
             packed: the packed payload.
             rank_info: this worker's ranks in the group.
-            mailbox: name for a `Mailbox`, in which a failure is left that this call can not return.
+            mailbox: name for a `Mailbox`, in which a failure is left that this call cannot return.
         """
         os.environ.update(rank_info.variables())
         # Ray blocks and ignores it, the launcher sends it.
@@ -81,7 +81,7 @@ class RayWorker:
 class Mailbox:
     """An actor that outlives the worker which leaves its failure there.
 
-    The main thread of a worker that waits in a collective operation for ever can not end the call which it is in:
+    The main thread of a worker that waits in a collective operation forever cannot end the call which it is in:
     another thread ends the process.
     """
 

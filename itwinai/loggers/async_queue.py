@@ -251,7 +251,9 @@ class Delivery(Generic[Record]):
         if not self._said_away:
             self._said_away = True
             log.warning(
-                "%s is away: %s. The run goes on; what it logs waits here and is tried again.", self.destination, reason
+                "%s is away: %s. The run continues; what it logs waits here and is tried again.",
+                self.destination,
+                reason,
             )
         self._away = self._away[0], reason
 

@@ -196,4 +196,4 @@ class ProvenanceLogger(FolderLogger):
         except OSError as error:
             if not self.path.exists():  # the run has only begun, and can be put right at once
                 raise
-            warn_user(f"{self.path} could not be written and is out of date: {error}. The run goes on.")
+            warn_user(f"{self.path} could not be written and is out of date: {error}. The run continues.")

@@ -38,7 +38,7 @@ class LoggerKind:
         """Raise an error if its package is not there.
 
         Raises:
-            MissingPackageError: so it is.
+            MissingPackageError: the package is not installed.
         """
         if self.package:
             require(self.package, f"Install it with `pip install {self.requirement}`.", f"The logger '{self.name}'")

@@ -1,6 +1,6 @@
 """All workers stop before the same batch once one of them has received SIGTERM, at no cost per step.
 
-A worker that stopped at once would leave the others waiting in their next collective operation for ever. So every
+A worker that stopped at once would leave the others waiting in their next collective operation forever. So every
 worker has a thread that waits for one of them to ask for a stop, through the store by which the workers have found each
 other. Then it holds its worker back at the next batch, and tells the others which batch that can be at the earliest.
 The latest of all these is where all of them stop. A worker that is held back waits only for the threads of the others,

@@ -1,4 +1,4 @@
-"""A worker that logs what another does not would wait for it for ever. Here that is found out.
+"""A worker that logs what another does not would wait for it forever. Here that is found out.
 
 Workers that exchange different keys at the same time notice it by themselves (see `metric_sync`). But where only some
 of them have anything to exchange, the others go on, and wait in the next step for those that wait for them.
@@ -101,7 +101,7 @@ class MissingWorkers:
             self.fail(
                 LoggedKeysError(
                     f"rank {self.rank} has logged {', '.join(waiting.names)} with sync_dist=True, and "
-                    f"{ranks(past)} went on without logging that there: it would wait for ever. Log the same keys on "
+                    f"{ranks(past)} went on without logging that there: it would hang. Log the same keys on "
                     "all workers at the same time (a neutral value where there is none), or leave out sync_dist=True."
                 )
             )

@@ -1,7 +1,7 @@
 """All workers end an epoch after the same batch, or an error says which of them does not.
 
 A worker whose loader has fewer batches, or that alone has been told to stop, would wait in one collective operation
-while the others wait in another: for ever, or until the library that moves the data ends the process. Where it is not
+while the others wait in another: forever, or until the library that moves the data ends the process. Where it is not
 certain that all end alike, a worker therefore asks the others before it goes on, through the store by which they have
 found each other. The thread that looks at the store answers for its worker, which may be waiting already.
 """
@@ -146,14 +146,14 @@ def _describe(rank: int, here: EpochPosition, reason: str, elsewhere: dict[int, 
         if why:
             others.append(f"rank {other} ends it after {place.batches}, because {why}")
         elif place.epoch != here.epoch:
-            others.append(f"rank {other} goes on with epoch {place.epoch}")
+            others.append(f"rank {other} continues with epoch {place.epoch}")
         elif place.ended:
             others.append(f"rank {other} goes on after the epoch")
         else:
-            others.append(f"rank {other} goes on with batch {place.batches}")
+            others.append(f"rank {other} continues with batch {place.batches}")
     return (
         f"rank {rank} ends epoch {here.epoch} after {here.batches} batches, because {reason}; {'; '.join(others[:8])}. "
-        "Workers train in step, and would wait for each other for ever. Give all as many batches (limit_train_batches, "
+        "Workers train in step, and would wait for each other forever. Give all as many batches (limit_train_batches, "
         "or a dataset that divides itself evenly), and stop all at once: "
         "trainer.should_stop = trainer.strategy.reduce_boolean_decision(stop, all=False), called on all workers."
     )

@@ -185,7 +185,7 @@ def _difference(strategy: Strategy, names: Sequence[str]) -> LoggedKeysError | U
     if any(gathering):
         return LoggedKeysError(
             "Some workers exchange what they have logged with sync_dist=True, while others are in another operation."
-            f"{told}Let all workers do the same in the same order: as many batches, and the same calls in each."
+            f"{told}Make all workers run equally many batches, and in each the same calls in the same order."
         )
     return LoggedKeysError(
         "The workers have logged different keys with sync_dist=True, and what only some of them have cannot be "

@@ -119,8 +119,8 @@ def check_callbacks(trainer: Trainer, told: set[str]) -> None:
             ranks([rank for rank, stops in enumerate(stopping) if stops == value]) for value in (1.0, 0.0)
         )
         raise UnequalStepsError(
-            f"trainer.should_stop is set on {stopped}, and not on {others}: some would go on alone. Set it on all "
-            "at once: trainer.should_stop = trainer.strategy.reduce_boolean_decision(stop, all=False), called on all."
+            f"trainer.should_stop is set on {stopped}, and not on {others}: some ranks would continue alone. Set it on "
+            "all at once: trainer.should_stop = trainer.strategy.reduce_boolean_decision(stop, all=False), on all."
         )
     for key, values in differences.items():
         message = _describe(key, keys[key], values)

@@ -160,7 +160,7 @@ class LeanResults(lightning_logging.ResultCollection):
             lightning_logging.set_epoch_value(metric, value / next(reduced) if metric.meta.is_mean_reduction else value)
 
     def exchanged(self, entries: list[Entry]) -> list[Tensor]:
-        """Return the values of all workers, while another thread ends the run if a worker would wait for ever."""
+        """Return the values of all workers, while another thread ends the run if a worker would hang."""
         with nullcontext() if self.missing is None else self.missing.expecting_all([entry.name for entry in entries]):
             return exchange(self.trainer.strategy, entries)
 
@@ -220,7 +220,7 @@ class LeanLoggerConnector(lightning_logging.LoggerConnector):
             if "loss" in name and value.numel() == 1 and not torch.isfinite(value):
                 warn_user(
                     f"'{name}' is {value.item()} at the end of epoch {self.trainer.current_epoch}. Lower the learning "
-                    "rate or set gradient_clip_val; detect_anomaly=True finds the operation that begins it."
+                    "rate or set gradient_clip_val; detect_anomaly=True finds the operation that caused it."
                 )
                 return True
         return False

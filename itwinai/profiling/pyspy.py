@@ -171,7 +171,7 @@ class StackSampler:
 
     def _say(self, what: str) -> None:
         self.missing.append(what)
-        warnings.warn(f"{what} The run goes on without.", stacklevel=4)
+        warnings.warn(f"{what} The run continues without.", stacklevel=4)
 
 
 def _find_py_spy() -> str:

@@ -240,7 +240,9 @@ class OperatorProfile:
                 raise
             except (OSError, ValueError) as error:  # torch itself says only in the terminal that it could not write
                 self.missing.append(f"the trace of window {self._window}: {error}")
-                warnings.warn(f"A trace could not be written to {self.folder}: {error}. The run goes on.", stacklevel=3)
+                warnings.warn(
+                    f"A trace could not be written to {self.folder}: {error}. The run continues.", stacklevel=3
+                )
             finally:
                 plain.unlink(missing_ok=True)
         self.overhead += time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Figures of what a module has learnt: the plots of its torchmetrics, and its own."""
+"""Figures of what a module has learned: the plots of its torchmetrics, and its own."""
 
 from __future__ import annotations
 

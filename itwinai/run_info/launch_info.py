@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from itwinai.checkpoints.naming import strategy_name_of
 from itwinai.launchers.environment import launcher_name
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def launch_of(trainer: Trainer) -> Launch:
     device = strategy.root_device
     nodes = max(trainer.num_nodes, 1)
     return Launch(
-        strategy=getattr(strategy, "strategy_name", None) or type(strategy).__name__,
+        strategy=strategy_name_of(trainer),
         world_size=trainer.world_size,
         nodes=nodes,
         workers_per_node=max(trainer.world_size // nodes, 1),

@@ -24,9 +24,9 @@ from itwinai.interfaces import WorkerSource
 from itwinai.launchers.environment import WorkerKind
 from itwinai.loops.metric_sync import check_shapes
 from itwinai.profiling.step_timer import Communication, StepClock
-from itwinai.strategies.averaging import GradientAverager, unused_error
 from itwinai.strategies.backward import ParameterWatch, refuse_lazy
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses
+from itwinai.strategies.gradient_averaging import GradientAverager, unused_error
 from itwinai.strategies.options import DDPOptions, check_options
 
 if TYPE_CHECKING:

@@ -298,7 +298,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
                 raise ConfigurationError(
                     f"DeepSpeed does not support to {'un' * parameter.requires_grad}freeze "
                     f"{names.get(id(parameter), 'a parameter')} while it trains: ZeRO's stages 1 to 3 step all "
-                    "parameters that were trainable at the start, and no others. Take the strategy "
+                    "parameters that were trainable at the start, and no others. Use the strategy "
                     "'deepspeed_stage_0', 'ddp' or 'horovod'; or train in two fits, with what is frozen set before "
                     "each."
                 )

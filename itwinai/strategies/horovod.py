@@ -20,10 +20,10 @@ from itwinai.launchers.environment import WorkerKind
 from itwinai.launchers.local import free_port
 from itwinai.loops.metric_sync import check_shapes
 from itwinai.profiling.step_timer import StepClock
-from itwinai.strategies.averaging import unused_error
 from itwinai.strategies.backward import BackwardHooks, ParameterWatch, can_require_grad, refuse_lazy
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses
 from itwinai.strategies.ddp import DEFAULT_TIMEOUT, as_timedelta
+from itwinai.strategies.gradient_averaging import unused_error
 from itwinai.strategies.options import ParallelOptions, check_options
 from itwinai.strategies.registry import INSTALL
 

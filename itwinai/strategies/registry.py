@@ -153,7 +153,6 @@ def check_strategy_name(name: str) -> None:
         return
     raise ConfigurationError(
         f"There is no strategy named '{name}'.{did_you_mean(name, [*STRATEGY_NAMES, *lightning_names])} The names are "
-        "ddp, deepspeed, deepspeed_stage_0 to deepspeed_stage_3, horovod, ray, ray_deepspeed and ray_horovod; "
-        "lightning's own, such as fsdp, work too.",
+        f"{', '.join(STRATEGY_NAMES)}; Lightning's own, such as fsdp, work too.",
         argument="strategy",
     )

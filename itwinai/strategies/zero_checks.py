@@ -10,7 +10,7 @@ from torch import nn
 from itwinai.compat import torch as compat_torch
 from itwinai.errors import ConfigurationError
 
-ELSEWHERE = "Take the strategy 'ddp' or 'horovod'"
+ELSEWHERE = "Use the strategy 'ddp' or 'horovod'"
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:

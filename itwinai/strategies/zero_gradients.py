@@ -17,7 +17,7 @@ from itwinai.compat import deepspeed as compat_deepspeed
 from itwinai.compat import lightning_loops, lightning_trainer
 from itwinai.compat import torch as compat_torch
 from itwinai.errors import ConfigurationError
-from itwinai.strategies.averaging import average_gradients
+from itwinai.strategies.gradient_averaging import average_gradients
 from itwinai.strategies.zero_gather import whole_parameters
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ class EnginePrecision(DeepSpeedPrecision):
         if model.automatic_optimization and result is None:
             raise ConfigurationError(
                 "DeepSpeed does not support a `training_step` that returns None: the other workers would wait for its "
-                "gradients for ever. Return a loss in every step, for example one multiplied by zero."
+                "gradients forever. Return a loss in every step, for example one multiplied by zero."
             )
         self.check()
         if self.gradients is not None:

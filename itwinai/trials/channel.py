@@ -64,7 +64,7 @@ class Channel:
             connection = socket.create_connection((address.host, address.port), timeout=_CONNECT_WITHIN)
         except OSError as error:
             raise ChannelClosedError(
-                f"The search at {address.host}:{address.port} can not be reached: {error}."
+                f"The search at {address.host}:{address.port} cannot be reached: {error}."
             ) from error
         connection.settimeout(None)
         # An answer is waited for after each message.

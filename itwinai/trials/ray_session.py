@@ -69,7 +69,7 @@ class FunctionSession:
                     continue
                 try:
                     decision = self.report(**message)
-                except Exception as error:  # Ray's, or of its storage: the workers must not wait for ever
+                except Exception as error:  # Ray's, or of its storage: the workers must not wait forever
                     errors.append(error)
                     decision = Decision.STOP
                 server.reply({"decision": decision.value})

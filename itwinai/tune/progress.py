@@ -172,7 +172,7 @@ class Events:
     """Find out what has happened since the last time.
 
     Args:
-        every: seconds between two events for ever better values of the same trial.
+        every: seconds between two events forever better values of the same trial.
     """
 
     def __init__(self, every: float = math.inf) -> None:

@@ -35,7 +35,7 @@ class SearchView:
             those that are running.
         time_budget_s: seconds after which the search ends, from when the view is entered.
         stream: where to show it; by default standard output.
-        every: where there is no terminal, seconds between two lines for all, and between two for ever better values of
+        every: where there is no terminal, seconds between two lines for all, and between two forever better values of
             the same trial.
         interval: least seconds between two looks at the search; more where it is large.
     """

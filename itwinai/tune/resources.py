@@ -44,7 +44,7 @@ class TrialResources:
 
     def __post_init__(self) -> None:
         if not isinstance(self.workers, int) or self.workers < 1:
-            raise ConfigurationError(f"A trial can not have {self.workers!r} workers: it is a number, 1 or more.")
+            raise ConfigurationError(f"A trial cannot have {self.workers!r} workers: it is a number, 1 or more.")
         for name, amount in self.per_worker.items():
             _check(name, amount)
         amounts = {"CPU": 1, **self.per_worker}
@@ -52,7 +52,7 @@ class TrialResources:
         self._check_gpus(amounts.get("GPU", 0))
         if not self.per_worker:
             raise ConfigurationError(
-                "A worker that needs nothing can not be placed: any number of trials would run at once. Give it CPUs, "
+                "A worker that needs nothing cannot be placed: any number of trials would run at once. Give it CPUs, "
                 "as in {'CPU': 1}."
             )
 
@@ -90,13 +90,13 @@ class TrialResources:
     def _check_gpus(self, gpus: float) -> None:
         if gpus > 1:
             raise ConfigurationError(
-                f"A worker is to have {gpus:g} GPUs, but it uses one device. Ask for {math.ceil(gpus)} workers per "
-                "trial with 1 GPU each."
+                f"You requested {gpus:g} GPUs per worker, but a worker uses one device. Ask for {math.ceil(gpus)} "
+                "workers per trial with 1 GPU each."
             )
         if 0 < gpus < 1 and self.workers > 1:
             raise ConfigurationError(
-                f"A trial is to have {self.workers} workers with {gpus:g} GPUs each, but workers of one trial can not "
-                "share a GPU. Give each worker 1 GPU, or each trial 1 worker: then several trials share a GPU."
+                f"You requested {self.workers} workers with {gpus:g} GPUs each per trial, but workers of one trial "
+                "cannot share a GPU. Give each worker 1 GPU, or each trial 1 worker: then several trials share a GPU."
             )
 
 
@@ -146,11 +146,11 @@ def _amounts(resources: Amounts) -> dict[str, float]:
 def _check(name: str, amount: float) -> None:
     if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
         raise ConfigurationError(
-            f"A worker can not have {amount!r} of the resource {name!r}: it is a number, 0 or more."
+            f"A worker cannot have {amount!r} of the resource {name!r}: it is a number, 0 or more."
         )
     if 0 < amount < 1 / UNIT:
         raise ConfigurationError(
-            f"A worker is to have {amount_text(name, amount)}, but Ray counts in steps of {1 / UNIT:g}."
+            f"You requested {amount_text(name, amount)} per worker, but Ray counts in steps of {1 / UNIT:g}."
         )
     if name not in _KNOWN and (right := _misspelled(name)):
         raise ConfigurationError(

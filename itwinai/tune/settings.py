@@ -15,8 +15,6 @@ from itwinai.trials.records import Objective
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|seconds?|min|minutes?|h|hours?|d|days?)\s*")
 
-STRATEGIES = ("ddp", "deepspeed", "horovod", "ray")
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -131,7 +129,7 @@ class Settings:
         if wrong:
             raise ConfigurationError(f"tune.mode has {wrong[0]!r}; it is 'min' or 'max'.")
         if len(set(metrics)) != len(metrics):
-            raise ConfigurationError(f"tune.metric names one twice: {', '.join(metrics)}.")
+            raise ConfigurationError(f"tune.metric contains one twice: {', '.join(metrics)}.")
         return tuple(Objective(metric, mode) for metric, mode in zip(metrics, modes, strict=True))  # type: ignore[arg-type]
 
     @property

@@ -34,7 +34,7 @@ class ConfiguredBody:
         try:
             cli = command_line(self.config, run=False, save_config_callback=None)
         except ConfigurationError as error:
-            raise ConfigurationError(f"the config of this trial can not be built: {error}") from error
+            raise ConfigurationError(f"the config of this trial cannot be built: {error}") from error
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=session.resume_path)
 
 

@@ -157,7 +157,7 @@ def _check_folder(folder: Path, resume: bool) -> None:
         )
     if not resume and has_state:
         raise ConfigurationError(
-            f"There is a search in {folder} already. Go on with it by --resume (in Python .fit(resume=True)), give "
+            f"There is a search in {folder} already. Resume it with --resume (in Python .fit(resume=True)), give "
             "this one another name (tune.name), or delete the folder."
         )
 
@@ -226,7 +226,7 @@ def _check_names(settings: Settings) -> None:
     """Raise an error for a distribution, searcher or scheduler that does not exist, before anything heavy is imported.
 
     Raises:
-        ConfigurationError: that is so.
+        ConfigurationError: one of these names is unknown.
     """
     SearchSpace.from_mapping(settings.space)
     named_options(settings.search, "random", SEARCHERS, "searcher")

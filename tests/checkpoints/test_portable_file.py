@@ -141,7 +141,7 @@ def test_newest_valid_passes_over_damaged_ones(tmp_path: Path) -> None:
     damaged = bytearray(paths[3].read_bytes())
     damaged[500] ^= 1
     paths[3].write_bytes(damaged)
-    with pytest.warns(UserWarning, match=r"passed over: .*3.ckpt is damaged"):
+    with pytest.warns(UserWarning, match=r"skipped: .*3.ckpt is damaged"):
         assert newest_valid([str(tmp_path)]) == str(paths[2])
     assert newest_valid([str(tmp_path)], since=102.5) is None
     assert newest_valid([str(tmp_path / "nothing")]) is None

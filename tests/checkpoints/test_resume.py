@@ -266,7 +266,7 @@ def test_auto_takes_the_newest_valid_one(tmp_path: Path) -> None:
     trainer, module = run(LOADERS["shuffled"], [callback()], **options)  # there is none: it begins anew
     assert len(module.drawn) == 32
     (tmp_path / "step=30.ckpt").write_bytes(b"")
-    with pytest.warns(UserWarning, match="passed over: .*step=30.ckpt is damaged: it is empty"):
+    with pytest.warns(UserWarning, match="skipped: .*step=30.ckpt is damaged: it is empty"):
         trainer, other = run(LOADERS["shuffled"], [callback()], **options)
     assert other.drawn == module.drawn[25:]
     with pytest.raises(CheckpointError, match="step=30.ckpt is damaged"):

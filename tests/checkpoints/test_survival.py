@@ -82,7 +82,7 @@ def test_restart_before_the_first_save(tmp_path: Path, reference: Tensor, no_lef
 def test_lost_node(tmp_path: Path, reference: Tensor, run_command: RunCommand) -> None:
     ended = run_command(python("tests/support/lost_node.py", str(tmp_path)))
     assert ended.code == 0, ended.output
-    assert "The run goes on with 1 workers (min_workers)" in ended.output
+    assert "The run continues with 1 workers (min_workers)" in ended.output
     check(torch.load(tmp_path / "weights.pt"), reference, "ray_ddp")
     sizes = [line.split() for line in (tmp_path / "sizes").read_text().splitlines()]
     assert {size for step, size in sizes if int(step) > 17} == {"1"}
@@ -143,7 +143,7 @@ def test_preempted_run_goes_on(
     assert process.wait(60) == 128 + signum, output.read_text()
     assert f"stopped by {signum.name} in epoch" in output.read_text()
     saved = tmp_path / "checkpoints" / "preempted.ckpt"
-    assert saved.exists() and f"itwinai: go on with ckpt_path='{saved}'" in output.read_text()
+    assert saved.exists() and f"itwinai: resume with ckpt_path='{saved}'" in output.read_text()
     assert not (tmp_path / "weights.pt").exists()
     assert_no_process_left(process.pid)
     # It goes on in one process, whatever it was before.

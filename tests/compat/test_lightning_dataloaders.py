@@ -126,7 +126,7 @@ def test_each_loader_of_a_collection_is_prepared() -> None:
 
 
 class NoLoader:
-    """Yields batches, and is no DataLoader."""
+    """Yields batches, and is not a DataLoader."""
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter([torch.tensor([5, 6])])

@@ -80,7 +80,7 @@ def test_a_thread_that_may_hold_a_lock_is_a_reason_not_to_fork() -> None:
 def test_a_copy_computes_with_several_threads_after_the_caller_has(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """OpenMP's threads do not survive a fork, and whoever waits for them waits for ever."""
+    """OpenMP's threads do not survive a fork, and whoever waits for them waits forever."""
     monkeypatch.setattr(base, "available_cores", lambda: 3)
     # pytest would keep the warning of a copy within the copy.
     monkeypatch.setattr(base, "warn_user", rank_zero_only(partial(print, flush=True)))

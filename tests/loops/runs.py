@@ -647,7 +647,7 @@ class Numbered(Dataset):
 
 
 class Stream(IterableDataset):
-    """The same samples without indices, once or for ever."""
+    """The same samples without indices, once or forever."""
 
     def __init__(self, data: Numbered, endless: bool = False) -> None:
         self.data = data

@@ -259,7 +259,7 @@ class OfTensors(Line):
 
 
 def uneven_iterable(strategy: str) -> None:
-    """An error, instead of a wait for ever."""
+    """An error, instead of a wait forever."""
     trainer(strategy, max_epochs=1).fit(OfTensors(), DataLoader(Uneven(), 2))
 
 

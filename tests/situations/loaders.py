@@ -185,7 +185,7 @@ def sampler_of_rank(strategy: str) -> None:
 
 
 def split_other_loader(strategy: str) -> None:
-    """Batches of a loader that is no DataLoader shall be divided."""
+    """Batches of a loader that is not a DataLoader shall be divided."""
 
     class Batches:
         def __iter__(self) -> Iterator[Tensor]:
@@ -510,9 +510,9 @@ SITUATIONS = (
     Situation("A shuffled loader with a generator of its own, over three epochs", own_generator, everywhere()),
     Situation("A sampler or batch sampler that divides itself by rank", sampler_of_rank, everywhere()),
     Situation(
-        "`split_batches=True` and a loader that is no DataLoader",
+        "`split_batches=True` and a loader that is not a DataLoader",
         split_other_loader,
-        everywhere("ConfigurationError is no DataLoader"),
+        everywhere("ConfigurationError is not a DataLoader"),
     ),
     Situation("`split_batches=True` and a DistributedSampler", split_distributed_sampler, everywhere()),
     Situation("`batch_size=None`, and batch samplers without a batch size", no_batch_size, everywhere()),

@@ -1,7 +1,7 @@
 """Runs that are interrupted and go on: ``interrupted.py STRATEGY WORKERS FOLDER [ACTION] [connected]``.
 
 Actions: ``slow`` makes the steps last after the 16th, which a file per rank announces; ``stuck`` makes that step last
-for ever; ``full`` lets the disk be full after the 13th. With ``connected`` the script has started a Ray, which handles
+forever; ``full`` lets the disk be full after the 13th. With ``connected`` the script has started a Ray, which handles
 SIGTERM too. At the end the weights are in the folder.
 """
 

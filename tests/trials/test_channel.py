@@ -81,7 +81,7 @@ def test_a_search_that_is_gone_ends_its_trial() -> None:
     server.close()
     trial.join()
     assert answers == [Decision.STOP]
-    with pytest.raises(ChannelClosedError, match="can not be reached"):
+    with pytest.raises(ChannelClosedError, match="cannot be reached"):
         RemoteSession(server.address, "folder").report(1, {}, "", "")
 
 

@@ -64,7 +64,7 @@ class Terminal:
                 column = 0
             elif token.endswith("A") and token.startswith("\x1b"):
                 above = int(token[2:-1] or 1)
-                assert above < self.lines, "the table is higher than the terminal: it can not be drawn over"
+                assert above < self.lines, "the table is higher than the terminal: it cannot be drawn over"
                 place -= above
             elif token == "\x1b[2K":
                 lines[place] = ""

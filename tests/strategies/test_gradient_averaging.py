@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from itwinai.strategies import averaging
-from itwinai.strategies.averaging import GradientAverager, average_gradients, unused_error
+from itwinai.strategies import gradient_averaging
+from itwinai.strategies.gradient_averaging import GradientAverager, average_gradients, unused_error
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_gradients_of_all_kinds_keep_their_places(doubling: list[int]) -> None:
 
 
 def test_exchanges_are_of_limited_size(doubling: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(averaging, "BUCKET", 40)
+    monkeypatch.setattr(gradient_averaging, "BUCKET", 40)
     parameters = [nn.Parameter(torch.rand(4)) for _ in range(5)]
     for parameter in parameters:
         parameter.grad = torch.ones(4)
