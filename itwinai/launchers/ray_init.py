@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 FORWARDED = (
     "PL_GLOBAL_SEED",
@@ -78,6 +79,10 @@ class StartingRay:
         self._ready, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="itwinai-ray-start", daemon=True)
         self._thread.start()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The command line holds it, and travels to workers with its callbacks: there Ray has started.
+        return type(None), ()
 
     def wait(self) -> None:
         """Wait until Ray is there.
