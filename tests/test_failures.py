@@ -212,7 +212,7 @@ def test_data_that_makes_no_run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     with pytest.warns(UserWarning, match="Nothing was trained: the training loader has no batches"):
         make_trainer("auto", 1, max_epochs=1).fit(Regression(), loader(8, samples=0))
     # pytest keeps what is logged in a copy within the copy.
-    monkeypatch.setattr("itwinai.trainer.rank_zero_info", rank_zero_only(partial(print, flush=True)))
+    monkeypatch.setattr("itwinai.data.distributed_loaders.rank_zero_info", rank_zero_only(partial(print, flush=True)))
     make_trainer("ddp", 2, max_epochs=1).fit(Regression(), loader(100))
     told = capfd.readouterr().out
     assert "global batch 200 = 2 workers x 100; " in told
