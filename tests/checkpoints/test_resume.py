@@ -214,7 +214,7 @@ def test_warning_where_samples_are_seen_twice(tmp_path: Path) -> None:
 
     saves = Saves(tmp_path / "a.ckpt", "on_train_batch_end", 11)
     fit([saves])
-    with pytest.warns(UserWarning, match="the training loader begins its epoch anew"):
+    with pytest.warns(UserWarning, match="the training loader starts its epoch again"):
         fit([], saves.path)
 
 
