@@ -299,7 +299,7 @@ def test_wrong_model(tmp_path: Path) -> None:
     run(LOADERS["shuffled"], [saves])
     trainer = make_trainer("auto", 1, max_epochs=EPOCHS)
     with pytest.raises(
-        CheckpointError, match=r"does not fit .*missing: net.2.bias, .*, other.weight; not in the module: net.3.bias"
+        CheckpointError, match=r"does not match .*missing: net.2.bias, .*, other.weight; not in the module: net.3.bias"
     ):
         trainer.fit(Renamed(), LOADERS["shuffled"](), ckpt_path=saves.path)
 
