@@ -222,7 +222,7 @@ def test_a_trial_that_has_no_room(resources: TrialResources, amounts: list[Amoun
     ("options", "said"),
     [
         ({"workers": 0}, "cannot have 0 workers"),
-        ({"per_worker": {"GPU": 2}}, "it uses one device. Ask for 2 workers per trial with 1 GPU each"),
+        ({"per_worker": {"GPU": 2}}, "a worker uses one device. Ask for 2 workers per trial with 1 GPU each"),
         ({"workers": 2, "per_worker": {"GPU": 0.5}}, "cannot share a GPU"),
         ({"per_worker": {"gpus": 1}}, "no resource 'gpus'. Did you mean 'GPU'?"),
         ({"per_worker": {"CPU": -1}}, "-1 of the resource 'CPU'"),
