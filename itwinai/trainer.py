@@ -24,13 +24,12 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from itwinai.callbacks.defaults import check_finders, follow_module, with_defaults
 from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO, PortableConnector, folders_of
 from itwinai.checkpoints.discovery import AUTO, newest_unverified
-from itwinai.collectives import gather_of
 from itwinai.compat import (
     lightning_checkpoints,
     lightning_dataloaders,
@@ -41,8 +40,9 @@ from itwinai.compat import (
     lightning_trainer,
 )
 from itwinai.compat import noise as compat_noise
+from itwinai.compat.lightning_trainer import MisconfiguredTrainerError
 from itwinai.data.distributed_loaders import DistributedLoaders
-from itwinai.errors import ConfigurationError, UnknownArgumentError, did_you_mean
+from itwinai.errors import UnknownArgumentError, did_you_mean
 from itwinai.launchers.base import raising_worker_failures
 from itwinai.launchers.cpu_affinity import available_cores, crowded_text
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
@@ -166,10 +166,6 @@ def _check_names(arguments: Iterable[str], init: Callable[..., Any]) -> None:
                 "lightning's Trainer, and those that help(ItwinaiTrainer) lists.",
                 argument=name,
             )
-
-
-class MisconfiguredTrainerError(ConfigurationError, MisconfigurationException):
-    """A `ConfigurationError` that code written for lightning catches as its `MisconfigurationException`."""
 
 
 class ItwinaiTrainer(Trainer):
@@ -415,7 +411,7 @@ class ItwinaiTrainer(Trainer):
         follow_module(self, callbacks)
         for one in self.loggers:
             hide_secrets(one)
-        loaders = DistributedLoaders(self, self.gather_objects, self.split_batches, self.weigh_uneven_batches)
+        loaders = DistributedLoaders(self, self.split_batches, self.weigh_uneven_batches)
         lightning_dataloaders.replace_dataloader_preparation(self, loaders.prepare, loaders.prepare_other)
         lightning_checkpoints.replace_checkpoint_connector(self, PortableConnector)
         if resume is None and is_requeued_job():
@@ -465,10 +461,6 @@ class ItwinaiTrainer(Trainer):
     def keep_checkpoint(self, parts: dict[str, Any]) -> None:
         """Keep what only the workers of the last fit had, for `save_checkpoint` on the caller."""
         self._portable().parts_of_workers = parts
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        """Return the objects of all workers, by rank; all workers have to call it."""
-        return gather_of(self.strategy)(value)
 
     def prepare_restart(self) -> None:
         """Let the next workers go on from the newest checkpoint that was written since the first were started."""

@@ -14,7 +14,10 @@ from lightning.pytorch.plugins import _PLUGIN_INPUT
 from lightning.pytorch.trainer.connectors.callback_connector import _CallbackConnector
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.argparse import _parse_env_variables
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+
+from itwinai.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
 PluginInput = _PLUGIN_INPUT
 
 PrecisionInput = _PRECISION_INPUT
+
+
+class MisconfiguredTrainerError(ConfigurationError, MisconfigurationException):
+    """A `ConfigurationError` that code written for lightning catches as its `MisconfigurationException`."""
 
 
 def trainer_arguments_from_environment() -> dict[str, Any]:

@@ -11,7 +11,9 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import BatchSampler, DataLoader
 
+from itwinai.collectives import gather_of
 from itwinai.compat import lightning_dataloaders, lightning_loops
+from itwinai.compat.lightning_trainer import MisconfiguredTrainerError
 from itwinai.data.rank_streams import RankSeed, RankStreams
 from itwinai.data.samplers import (
     DistributedBatchSampler,
@@ -25,7 +27,6 @@ from itwinai.data.samplers import (
 from itwinai.data.stateful_loader import StreamLoader
 from itwinai.data.undivided_loader import IterateShared
 from itwinai.data.weights import StepWeights
-from itwinai.errors import ConfigurationError
 from itwinai.interfaces import Stateful
 
 if TYPE_CHECKING:
@@ -48,16 +49,12 @@ class DistributedLoaders:
 
     Args:
         trainer: the trainer.
-        gather: returns the objects of all workers, by rank.
         split_batches: whether the batch size of a loader is that of all workers together.
         weigh_uneven_batches: whether the losses of workers with unequal parts of a global batch count by their samples.
     """
 
-    def __init__(
-        self, trainer: Trainer, gather: Callable[[Any], list[Any]], split_batches: bool, weigh_uneven_batches: bool
-    ) -> None:
+    def __init__(self, trainer: Trainer, split_batches: bool, weigh_uneven_batches: bool) -> None:
         self.trainer = trainer
-        self.gather = gather
         self.split_batches = split_batches
         self.weigh_uneven_batches = weigh_uneven_batches
         self._announced = ""
@@ -67,6 +64,11 @@ class DistributedLoaders:
         """The strategy, if it is one of ours."""
         strategy = self.trainer.strategy
         return cast("WeighsBatches", strategy) if hasattr(strategy, "weigh_batches") else None
+
+    @property
+    def _gather(self) -> Callable[[Any], list[Any]]:
+        """What returns the objects of all workers, by rank."""
+        return gather_of(self.trainer.strategy)
 
     def prepare(self, dataloader: DataLoader, stage: RunningStage, map_style: bool) -> DataLoader:
         """Let a DataLoader give this worker its part of every global batch.
@@ -116,7 +118,7 @@ class DistributedLoaders:
         if not self.split_batches or self.trainer.world_size == 1 or sized_len(loader) == 0:
             return loader
         if not isinstance(loader, DataLoader):
-            raise ConfigurationError(
+            raise MisconfiguredTrainerError(
                 f"split_batches=True divides the batches of DataLoaders among {self.trainer.world_size} workers, and "
                 f"{type(loader).__name__} is not a DataLoader: every worker would train on its whole batches. Return a "
                 "DataLoader; or leave split_batches out, and let the loader give each worker its own batches "
@@ -124,7 +126,7 @@ class DistributedLoaders:
             )
         _check_divisible(loader, self.trainer.world_size)
         if type(loader.batch_sampler) is not BatchSampler or loader.batch_size is None:
-            raise ConfigurationError(
+            raise MisconfiguredTrainerError(
                 f"split_batches=True divides every batch among {self.trainer.world_size} workers, and the loader's "
                 f"DistributedSampler has divided the samples already, for {type(loader.batch_sampler).__name__}. "
                 "Leave split_batches out, or the DistributedSampler."
@@ -159,7 +161,7 @@ class DistributedLoaders:
             self.trainer.fit_loop.epoch_loop.batch_progress.current.ready,
             lightning_loops.is_epoch_over(self.trainer.fit_loop.epoch_loop),
         )
-        loader.gather = self.gather
+        loader.gather = self._gather
         loader.rank = self.trainer.global_rank
         return loader
 
@@ -172,7 +174,7 @@ class DistributedLoaders:
         if self.trainer.world_size == 1 or self._strategy is None:
             return dataloader
         if stage == RunningStage.PREDICTING and getattr(self._strategy, "zero_stage_3", False):
-            raise ConfigurationError(
+            raise MisconfiguredTrainerError(
                 "DeepSpeed in stage 3 gathers parameters in each forward, for which all workers have to run equally "
                 "many batches, and of an iterable dataset some may get one more. Predict with the strategy "
                 "'deepspeed_stage_2' or 'ddp', which take the same weights, or from a dataset with indices."
@@ -200,7 +202,7 @@ class DistributedLoaders:
             "lockstep": stage != RunningStage.PREDICTING,
             "lend": stage != RunningStage.TRAINING,
             "broadcast": self.trainer.strategy.broadcast,
-            "gather": None if self._strategy is None else self.gather,
+            "gather": None if self._strategy is None else self._gather,
         }
         # Without a batch size a sampler may still draw batches: then the dataset takes a list of indices.
         batches: Any = dataloader.batch_sampler
@@ -208,9 +210,9 @@ class DistributedLoaders:
             batches = dataloader.sampler
         drawn_from = dataloader.sampler if batches is None else batches
         if options["gather"] and is_plain(drawn_from):
-            _check_same_data(dataloader, self.gather(sized_len(dataloader.dataset)))
+            _check_same_data(dataloader, self._gather(sized_len(dataloader.dataset)))
         elif options["gather"] and divides_itself(
-            drawn_from, dataloader.dataset, self.trainer.strategy.broadcast, self.gather
+            drawn_from, dataloader.dataset, self.trainer.strategy.broadcast, self._gather
         ):
             return self._own_part(drawn_from, options, single=batches is None)
         if batches is None:
@@ -231,7 +233,7 @@ class DistributedLoaders:
         """
         if self.split_batches:
             if type(sampler) is not BatchSampler:
-                raise ConfigurationError(
+                raise MisconfiguredTrainerError(
                     f"split_batches=True divides every batch among {self.trainer.world_size} workers, and the batch "
                     f"sampler {type(sampler).__name__} has divided the samples already: it draws other batches on each "
                     "rank. Leave split_batches out, or let the batch sampler draw the same batches on all ranks."
@@ -252,9 +254,9 @@ class DistributedLoaders:
         length = sized_len(loader)
         if isinstance(limit, int) and length is not None:
             length = min(length, limit)
-        lengths = self.gather(length)
+        lengths = self._gather(length)
         if None not in lengths and len(set(lengths)) > 1:
-            raise ConfigurationError(
+            raise MisconfiguredTrainerError(
                 f"{type(loader).__name__} has {', '.join(map(str, lengths))} batches on ranks 0 to {len(lengths) - 1}. "
                 "The workers train in step, and those with more batches would wait for the others forever. Give each "
                 f"rank equally many, or set limit_train_batches={min(lengths)}."
@@ -280,7 +282,7 @@ def _resumable(dataloader: DataLoader) -> DataLoader:
 
 def _check_same_data(dataloader: DataLoader, lengths: Sequence[int | None]) -> None:
     if len(set(lengths)) > 1:
-        raise ConfigurationError(
+        raise MisconfiguredTrainerError(
             f"A {type(dataloader.dataset).__name__} has {', '.join(map(str, lengths))} samples on ranks 0 to "
             f"{len(lengths) - 1}, and batches are dealt out of data that is the same on all ranks. Give all ranks the "
             "whole dataset: each gets its part. Where each rank has data of its own, set use_distributed_sampler=False "
@@ -299,7 +301,7 @@ def _check_divisible(dataloader: DataLoader, workers: int) -> None:
         else:
             reason = f"batch_size={size} is not a multiple of it"
             remedy = f"Take batch_size={max(1, round(size / workers)) * workers}, or as many workers as divide {size}."
-        raise ConfigurationError(
+        raise MisconfiguredTrainerError(
             f"split_batches=True divides every batch among {workers} workers, and {reason}: workers with unequal "
             f"batches would weigh samples unequally. {remedy}"
         )

@@ -10,7 +10,8 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+
+from typing_extensions import Self
 
 GRACE = 5.0
 """Seconds that processes have to end by themselves before they are killed."""
