@@ -79,6 +79,10 @@ class UnequalShapesError(ItwinaiError, RuntimeError):
     """The workers want to gather tensors of different shapes."""
 
 
+class MetricMergeError(ItwinaiError, RuntimeError):
+    """What the workers have accumulated in a metric cannot be merged to what one process would have."""
+
+
 class UnequalStepsError(ItwinaiError, RuntimeError):
     """A worker ends an epoch, or the run, where another goes on."""
 

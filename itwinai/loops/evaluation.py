@@ -64,7 +64,8 @@ class LeanEvaluationLoop(lightning_loops.EvaluationLoop):
         trainer = self.trainer
         self.is_running = True  # also after an exception
         try:
-            with quick_log(trainer.lightning_module, self.results, lightning_logging.logger_connector(trainer)):
+            connector = lightning_logging.logger_connector(trainer)
+            with quick_log(trainer.lightning_module, self.results, connector), self.results.metric_sync.merging():
                 outputs = super().run()
             if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
                 lightning_logging.logger_connector(trainer).check_monitored()
@@ -115,15 +116,16 @@ class LeanEvaluationLoop(lightning_loops.EvaluationLoop):
             check_drawn(lightning_loops.evaluation_loaders(self)[dataloader_idx], sampler)
         results.weight = 1.0 if sampler is None else sampler.weight_of(batch_idx)
 
-        if plan.on_batch_start is not None:
-            plan.on_batch_start(batch, batch_idx, *which)
-        progress.increment_started()
-        output = plan.step(batch, batch_idx, *which) if plan.takes_batch_idx else plan.step(batch, *which)
-        progress.increment_processed()
-        if plan.exchanges:
-            results.sync_step(everyone=lightning_logging.is_first_iteration(connector))
-        if plan.on_batch_end is not None:
-            plan.on_batch_end(output, batch, batch_idx, *which)
+        with results.metric_sync.weighing(results.weight):
+            if plan.on_batch_start is not None:
+                plan.on_batch_start(batch, batch_idx, *which)
+            progress.increment_started()
+            output = plan.step(batch, batch_idx, *which) if plan.takes_batch_idx else plan.step(batch, *which)
+            progress.increment_processed()
+            if plan.exchanges:
+                results.sync_step(everyone=lightning_logging.is_first_iteration(connector))
+            if plan.on_batch_end is not None:
+                plan.on_batch_end(output, batch, batch_idx, *which)
         metrics = connector.end_batch(results)
         progress.increment_completed()
 

@@ -103,7 +103,10 @@ class LeanFitLoop(lightning_loops.FitLoop):
         self.place = self.held = self.resumed = None
         callbacks = lightning_trainer.callbacks(self.trainer)
         try:
-            with lightning_checkpoints.postponing_saves(callbacks, self.saves.postpone, self.saves.is_coming):
+            with (
+                self.epoch_loop.results.metric_sync.merging(),
+                lightning_checkpoints.postponing_saves(callbacks, self.saves.postpone, self.saves.is_coming),
+            ):
                 try:
                     super().run()
                     if self.max_batches == 0 and self.trainer.limit_train_batches != 0:

@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
+from torchmetrics import Metric
 from typing_extensions import override
 
 from itwinai.compat import lightning_logging
@@ -22,6 +23,7 @@ from itwinai.errors import CheckpointError
 from itwinai.loops.desync_detection import MissingWorkers
 from itwinai.loops.metric_sync import WEIGHT, Entry, exchange
 from itwinai.loops.monitored_metrics import check_callbacks
+from itwinai.loops.torchmetrics_sync import MetricSync
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class LeanResults(lightning_logging.ResultCollection):
         # Values of this step with sync_dist that have not been exchanged yet, by key.
         self.unsynced: dict[str, lightning_logging.ResultMetric] = {}
         self.missing: MissingWorkers | None = None
+        self.metric_sync = MetricSync(trainer)
         # The names of keys for the progress bar and the loggers, which do not change.
         self.names: dict[str, tuple[str, str]] = {}
         # How much this worker's part of the batch in work counts, and by key how much the value of the step does.
@@ -57,6 +60,11 @@ class LeanResults(lightning_logging.ResultCollection):
 
     @override
     def log(self, fx: str, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(value, Metric) and not value.sync_on_compute and self.exchanges:
+            warn_user(
+                f"'{name}' is a {type(value).__name__}(sync_on_compute=False): what is logged is the value of rank 0's "
+                "samples alone. Leave sync_on_compute out to log the value of all samples."
+            )
         super().log(fx, name, compat_torch.plain_tensor(value) if isinstance(value, Tensor) else value, *args, **kwargs)
 
     @override

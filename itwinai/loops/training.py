@@ -276,6 +276,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             self.reset()
             self._ended = False
             self._epoch = self.trainer.current_epoch
+            self.results.metric_sync.uneven = False
             self.on_run_start(data_fetcher)
             restarted = True  # for all that is known: only a first iteration can follow upon a checkpoint
             while not self.done:
@@ -336,46 +337,47 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         if plan.weights is not None:
             self.results.weight = plan.weights(batch_idx)
 
-        outputs: Any = None
-        skip_rest = False
-        if batch is None:
-            lightning_loops.warn_of_none_batch(self)
-        else:
-            skip_rest = plan.on_train_batch_start is not None and plan.on_train_batch_start(batch, batch_idx) == -1
-            if plan.strategy_batch_start is not None:
-                plan.strategy_batch_start(batch, batch_idx)
-            if split is not None:
-                split.mark(Phase.CALLBACKS)
-            if skip_rest:
-                progress.increment_by(0, is_last_batch=True)
+        with self.results.metric_sync.weighing(self.results.weight):
+            outputs: Any = None
+            skip_rest = False
+            if batch is None:
+                lightning_loops.warn_of_none_batch(self)
             else:
-                progress.increment_started()
-                if plan.optimization is not None:
-                    plan.optimization.clock = split
-                outputs = plan.run_section(plan, batch, batch_idx)
-                if split is not None and plan.optimization is None:
-                    split.mark(Phase.MANUAL)
-        progress.increment_processed()
+                skip_rest = plan.on_train_batch_start is not None and plan.on_train_batch_start(batch, batch_idx) == -1
+                if plan.strategy_batch_start is not None:
+                    plan.strategy_batch_start(batch, batch_idx)
+                if split is not None:
+                    split.mark(Phase.CALLBACKS)
+                if skip_rest:
+                    progress.increment_by(0, is_last_batch=True)
+                else:
+                    progress.increment_started()
+                    if plan.optimization is not None:
+                        plan.optimization.clock = split
+                    outputs = plan.run_section(plan, batch, batch_idx)
+                    if split is not None and plan.optimization is None:
+                        split.mark(Phase.MANUAL)
+            progress.increment_processed()
 
-        if plan.steps_schedulers:
-            self.update_lr_schedulers("step", update_plateau_schedulers=False)
-            if self.is_last_of_epoch():
-                self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
-            if split is not None:
-                split.mark(Phase.OPTIMIZER)
-        if skip_rest:
-            raise StopIteration
+            if plan.steps_schedulers:
+                self.update_lr_schedulers("step", update_plateau_schedulers=False)
+                if self.is_last_of_epoch():
+                    self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+                if split is not None:
+                    split.mark(Phase.OPTIMIZER)
+            if skip_rest:
+                raise StopIteration
 
-        if plan.exchanges:
-            self.results.sync_step(everyone=self.watch is None and lightning_logging.is_first_iteration(connector))
-            if split is not None:
-                split.mark(Phase.COMMUNICATION)
-        fit_loop.place = "batch"
-        if plan.on_train_batch_end is not None:
-            fit_loop.saves.collects = True
-            plan.on_train_batch_end(outputs, batch, batch_idx)
-            if split is not None:
-                split.mark(Phase.CALLBACKS)
+            if plan.exchanges:
+                self.results.sync_step(everyone=self.watch is None and lightning_logging.is_first_iteration(connector))
+                if split is not None:
+                    split.mark(Phase.COMMUNICATION)
+            fit_loop.place = "batch"
+            if plan.on_train_batch_end is not None:
+                fit_loop.saves.collects = True
+                plan.on_train_batch_end(outputs, batch, batch_idx)
+                if split is not None:
+                    split.mark(Phase.CALLBACKS)
         metrics = connector.end_batch(self.results)
         if fit_loop.saves.collects:
             fit_loop.saves.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -24,11 +25,12 @@ from itwinai.compat import torch as compat_torch
 from itwinai.compat import torchmetrics as compat_torchmetrics
 from itwinai.data.rank_streams import RankStreams
 from itwinai.data.weights import StepWeights, check_drawn, sampler_of
-from itwinai.errors import ConfigurationError
+from itwinai.errors import ConfigurationError, MetricMergeError
 from itwinai.interfaces import WorkerSource
 from itwinai.launchers.cpu_affinity import available_cores, crowded_text, own_cores
 from itwinai.launchers.environment import PlacedEnvironment, WorkerKind, launcher_name
 from itwinai.launchers.payload import Kept
+from itwinai.loops.torchmetrics_sync import MetricSync
 from itwinai.profiling.step_timer import Communication, StepClock
 from itwinai.strategies import drift
 from itwinai.strategies.backward import Change, ParameterWatch, shortened
@@ -368,12 +370,20 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         metrics = {name: metric for name, metric in module.named_modules() if isinstance(metric, Metric)}
         if not metrics:
             return {}
-        updated = [name for name, metric in metrics.items() if compat_torchmetrics.is_updated(metric)]
+        own = {name: compat_torchmetrics.is_updated(metric) for name, metric in metrics.items()}
+        own |= {name: None for name, metric in metrics.items() if compat_torchmetrics.is_synced(metric)}
         states: dict[str, dict[str, Any]] = {}
-        everywhere = set.intersection(*map(set, self.gather_objects(updated)))
-        for name in (name for name in metrics if name in everywhere):  # in the same order on all workers
-            with metrics[name].sync_context():
-                states[name] = dict(compat_torchmetrics.metric_state(metrics[name]))
+        everyone = self.gather_objects(own)
+        anywhere = {
+            name
+            for name in metrics
+            if any(one.get(name) for one in everyone) and all(one.get(name) is not None for one in everyone)
+        }
+        with MetricSync(module.trainer).merging():
+            for name in (name for name in metrics if name in anywhere):  # in the same order on all workers
+                # One that cannot be merged was an error where it was computed; here nobody has asked for it.
+                with suppress(MetricMergeError), metrics[name].sync_context():
+                    states[name] = compat_torchmetrics.metric_state(metrics[name])
         return states
 
     # ------------------------------------------------------------------------------- what workers have in common
