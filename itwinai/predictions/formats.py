@@ -21,7 +21,7 @@ from itwinai.predictions.shards import KEY
 LOADER = "loader"
 """Column with the index of the loader, where there are several."""
 
-_ROW_GROUP_BYTES = 32 << 20
+_ROW_GROUP_BYTES = 8 << 20
 _ZARR_CHUNK_BYTES = 4 << 20
 
 
