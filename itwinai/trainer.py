@@ -441,6 +441,14 @@ class ItwinaiTrainer(Trainer):
     test = _entry_point_of_lightning(Trainer.test)
     predict = _entry_point_of_lightning(Trainer.predict)
 
+    @property
+    def is_repeated_batch(self) -> bool:
+        """Whether the batch in work counts on another worker, and is here so that this one stays in step with it.
+
+        Metrics and logged values leave such a batch out. What a module collects itself has to look at this.
+        """
+        return bool(getattr(lightning_logging.active_results(self), "weight", 1.0) == 0.0)
+
     def _say_where_checkpoint_is(self, entry_point: Callable[..., Any]) -> None:
         """Name the best checkpoint of a fit that has ended, or the last one."""
         callback: Any = self.checkpoint_callback

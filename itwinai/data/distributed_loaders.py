@@ -12,9 +12,10 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import BatchSampler, DataLoader
 
-from itwinai.collectives import gather, gather_of
+from itwinai.collectives import gather, gather_of, tensor_gather_of
 from itwinai.compat import lightning_dataloaders, lightning_loops
 from itwinai.compat.lightning_trainer import MisconfiguredTrainerError
+from itwinai.data.evaluation_streams import IterateInStep, LoaderInStep, SizedLoaderInStep
 from itwinai.data.rank_streams import RankSeed, RankStreams
 from itwinai.data.samplers import (
     DistributedBatchSampler,
@@ -32,6 +33,9 @@ from itwinai.interfaces import Stateful
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+
+_EVALUATING = (RunningStage.VALIDATING, RunningStage.TESTING, RunningStage.SANITY_CHECKING)
 
 
 class WeighsBatches(Protocol):
@@ -112,12 +116,16 @@ class DistributedLoaders:
         Raises:
             ConfigurationError: its batches have to be divided, which only the user can do.
         """
+        while isinstance(loader, LoaderInStep | LoaderInTurns):  # a collection keeps what the last run has put into it
+            loader = loader.loader
         if stage == RunningStage.TRAINING:
             self._check_equal_lengths(loader)
         if isinstance(loader, DataLoader):
             loader = self._own_noise(loader)
         elif stage == RunningStage.PREDICTING:
             return (SizedLoaderInTurns if isinstance(loader, Sized) else LoaderInTurns)(loader, self._in_turns())
+        elif stage in _EVALUATING and lightning_dataloaders.divides_samples(self.trainer) and not self.split_batches:
+            return (SizedLoaderInStep if isinstance(loader, Sized) else LoaderInStep)(loader, self._in_step())
         if not self.split_batches or self.trainer.world_size == 1 or sized_len(loader) == 0:
             return loader
         if not isinstance(loader, DataLoader):
@@ -172,13 +180,15 @@ class DistributedLoaders:
         """Return a loader of an iterable dataset that draws the same random numbers on all ranks.
 
         Datasets that divide themselves rely on it: they draw one order on all ranks, of which each takes its part. In
-        prediction the workers take turns, unless the dataset divides itself.
+        prediction and evaluation the workers take turns, unless the dataset divides itself.
         """
         shared = None
         if self.trainer.world_size > 1 and self._strategy is not None:
             shared = IterateShared(self._strategy, dataloader.num_workers > 0)
         if stage == RunningStage.PREDICTING:
             return lightning_dataloaders.with_iterator(dataloader, self._in_turns(shared))
+        if stage in _EVALUATING and shared is not None:
+            return lightning_dataloaders.with_iterator(dataloader, self._in_step(shared))
         return dataloader if shared is None else lightning_dataloaders.with_iterator(dataloader, shared)
 
     def _in_turns(self, iterate: Callable[[Callable[[], Any]], Any] | None = None) -> IterateInTurns:
@@ -191,6 +201,17 @@ class DistributedLoaders:
             )
         return IterateInTurns(
             self.trainer.global_rank, self.trainer.world_size, functools.partial(gather, self.trainer), iterate
+        )
+
+    def _in_step(self, iterate: Callable[[Callable[[], Any]], Any] | None = None) -> IterateInStep:
+        """Return what lets the workers evaluate batches in turn, and equally many of them."""
+        return IterateInStep(
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            functools.partial(gather, self.trainer),
+            tensor_gather_of(self.trainer.strategy),
+            self.trainer.strategy.root_device,
+            iterate,
         )
 
     def _own_noise(self, dataloader: DataLoader) -> DataLoader:

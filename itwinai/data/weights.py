@@ -30,12 +30,13 @@ class Weighing(Protocol):
 
 
 def sampler_of(loader: Any) -> Weighing | None:
-    """Return the sampler that deals a loader's samples out to the workers, if there is one."""
+    """Return what deals a loader's samples out to the workers, if there is something: a sampler, or its iterator."""
     found = (
         lightning_dataloaders.without_index_wrapper(getattr(loader, name, None))
         for name in ("batch_sampler", "sampler")
     )
-    return next((sampler for sampler in found if isinstance(sampler, Weighing)), None)
+    candidates = (*found, lightning_dataloaders.iterator_maker(loader))
+    return next((sampler for sampler in candidates if isinstance(sampler, Weighing)), None)
 
 
 def check_drawn(loader: Any, sampler: Weighing) -> None:

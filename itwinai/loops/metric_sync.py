@@ -118,6 +118,7 @@ def _gathered(strategy: Strategy, names: Sequence[str], own: Tensor) -> Tensor:
 CHECKING = "check of "
 GATHERING = "self.all_gather of "
 COMPUTING = "compute() of "
+METRIC = "the metric "
 
 
 def check_shapes(strategy: Strategy, tensor: Tensor) -> None:
@@ -203,6 +204,11 @@ def _difference(strategy: Strategy, names: Sequence[str]) -> LoggedKeysError | U
         return LoggedKeysError(
             "Some workers exchange what they have logged with sync_dist=True, while others are in another operation."
             f"{told}Make all workers run equally many batches, and in each the same calls in the same order."
+        )
+    if any(key.startswith(METRIC) for own in keys for key in own):
+        return LoggedKeysError(
+            f"Only some workers have logged a metric, and all have to compute it.{told}Call self.log with the metric "
+            "on all workers; it need not have been updated on all of them."
         )
     return LoggedKeysError(
         "The workers have logged different keys with sync_dist=True, and what only some of them have cannot be "

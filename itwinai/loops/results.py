@@ -7,6 +7,7 @@ time is not built and compared again in every step, and that values with ``sync_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from itwinai.compat import lightning_logging
 from itwinai.compat import torch as compat_torch
 from itwinai.errors import CheckpointError
 from itwinai.loops.desync_detection import MissingWorkers
-from itwinai.loops.metric_sync import WEIGHT, Entry, exchange
+from itwinai.loops.metric_sync import METRIC, WEIGHT, Entry, exchange
 from itwinai.loops.monitored_metrics import check_callbacks
 from itwinai.loops.torchmetrics_sync import MetricSync
 from itwinai.warn import warn_user
@@ -118,9 +119,13 @@ class LeanResults(lightning_logging.ResultCollection):
             self._exchange_step(list(self.unsynced))
 
     def sync_epoch(self) -> None:
-        """Reduce the epoch's values over the workers, at a point that all of them reach, with or without values."""
+        """Reduce the epoch's values over the workers, at a point that all of them reach, with or without values.
+
+        Metrics are merged one by one when they are read: here the workers make sure that all have logged the same.
+        """
         if self.exchanges:
-            self._exchange_epoch(self._waiting())
+            metrics = [key for key, metric in self.valid_items() if lightning_logging.is_metric_of_epoch(metric)]
+            self._exchange_epoch(self._waiting(), [f"{METRIC}{key}" for key in metrics])
 
     def sync_read(self, on_step: bool) -> None:
         """Reduce the values that someone reads, one by one, in the order in which they were logged.
@@ -154,7 +159,9 @@ class LeanResults(lightning_logging.ResultCollection):
         for (_, metric), value in zip(pending, self.exchanged(entries), strict=True):
             lightning_logging.set_step_value(metric, value)
 
-    def _exchange_epoch(self, pending: list[tuple[str, lightning_logging.ResultMetric]]) -> None:
+    def _exchange_epoch(
+        self, pending: list[tuple[str, lightning_logging.ResultMetric]], present: Sequence[str] = ()
+    ) -> None:
         entries = []
         for key, metric in pending:
             value, weight = lightning_logging.epoch_state(metric)
@@ -162,6 +169,7 @@ class LeanResults(lightning_logging.ResultCollection):
             entries.append(Entry(key, value, operation))
             if weight is not None:
                 entries.append(Entry(key + WEIGHT, weight, operation))
+        entries += [Entry(name, torch.zeros(()), "sum") for name in present]
         reduced = iter(self.exchanged(entries))
         for _, metric in pending:
             value = next(reduced)
