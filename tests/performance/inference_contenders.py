@@ -153,10 +153,9 @@ def run_ray_data(run: Run) -> None:
     import ray
     import ray.data
 
-    ray.init(
-        address="local", num_cpus=max(os.cpu_count() or 1, run.workers), include_dashboard=False,
-        logging_level=logging.ERROR,
-    )  # fmt: skip
+    # Each actor keeps a CPU, as Ray counts them, and reading needs one more.
+    num_cpus = max(os.cpu_count() or 1, run.workers + 1)
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
