@@ -88,10 +88,8 @@ def find_class(name: str) -> type[LightningModule]:
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         inside = " It was defined inside of a function." if "<locals>" in name else ""
         raise ConfigurationError(f"'{name}' cannot be imported.{inside} Write a class as package.module.Class.")
-    if parts[0] == "__main__":
-        found = _attribute(sys.modules["__main__"], parts[1:])
-    else:
-        found = _imported(name, parts)
+    main = parts[0] == "__main__"
+    found = _attribute(sys.modules["__main__"], parts[1:]) if main else _imported(name, parts)
     if not (isinstance(found, type) and issubclass(found, LightningModule)):
         raise ConfigurationError(f"'{name}' is not a LightningModule, but {found!r}.")
     return found
