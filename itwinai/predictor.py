@@ -57,8 +57,8 @@ class Predictor:
             a copy if you train it further. Modules that are no LightningModule are called by ``forward``.
         device: ``"auto"`` for the first accelerator that is there, else the CPU; or as in ``torch.device``.
         precision: as in the Trainer, ``"bf16-mixed"`` for instance; by default 32 bit.
-        method: ``"forward"`` calls that one, with the items of a tuple as its arguments, and those of a dict where
-            they are called like its arguments.
+        method: ``"forward"`` calls that one, without hooks; with the items of a tuple as its arguments, and those of a
+            dict where they are called like its arguments.
         batch_size: most rows of a batch. Larger inputs are cut, and those that wait at the same time are joined up to
             it.
         max_wait: seconds that a batch which is not full waits for other callers. 0 joins what came in during the last
@@ -211,7 +211,12 @@ class Predictor:
 
     def _run(self, inputs: Any, number: int) -> tuple[Any, rows.Layout]:
         """Run a batch of so many rows; return the output and where its rows are."""
-        output = self._predict(inputs)
+        try:
+            output = self._predict(inputs)
+        except Exception as error:
+            if (hint := self._hint(inputs)) and hasattr(error, "add_note"):  # from Python 3.11 on
+                error.add_note(hint.strip())
+            raise
         form = rows.form_of(inputs, sizes=False)
         layout = self._layouts.get(form)
         if layout is None:
@@ -230,10 +235,10 @@ class Predictor:
             raise PredictorError(f"{error}{self._hint(inputs)}") from None
 
     def _predict(self, inputs: Any) -> Any:
-        module = self.module
+        module: Any = self.module
         with torch.inference_mode(), self._context():
             batch = self._precision.convert_input(inputs)
-            if isinstance(module, LightningModule):
+            if self._method == "predict_step":
                 batch = module.on_before_batch_transfer(batch, 0)
                 batch = module.transfer_batch_to_device(batch, self.device, 0)
                 batch = module.on_after_batch_transfer(batch, 0)
@@ -285,10 +290,13 @@ class Predictor:
         return next(floats, torch.get_default_dtype())
 
     def _function(self) -> Any:
-        return self.module.forward if self._method == "forward" else self.module.predict_step
+        """Return what decides on the form of the batch: the default ``predict_step`` calls ``forward``."""
+        module: Any = self.module
+        own = self._method == "predict_step" and type(module).predict_step is not LightningModule.predict_step
+        return module.predict_step if own else module.forward
 
     def _hint(self, inputs: Any) -> str:
-        if not isinstance(inputs, Tensor) or self._method == "forward":
+        if not isinstance(inputs, Tensor) or self._function() == self.module.forward:
             return ""
         return (
             f" If predict_step of {type(self.module).__name__} unpacks its batch, as in `x = batch[0]`, pass a tuple: "
@@ -307,8 +315,7 @@ def _method_of(module: nn.Module, asked: Method | None) -> Method:
     if asked not in (None, "predict_step", "forward"):
         raise ConfigurationError(f"method must be 'predict_step' or 'forward'; got {asked!r}.", argument="method")
     if isinstance(module, LightningModule):
-        own = type(module).predict_step is not LightningModule.predict_step
-        return asked or ("predict_step" if own else "forward")
+        return asked or "predict_step"
     if asked == "predict_step":
         raise ConfigurationError(f"{type(module).__name__} is no LightningModule, and has no predict_step.")
     return "forward"

@@ -156,7 +156,6 @@ def layout_of(output: Any, rows: int, other: Any, other_rows: int, path: str = "
     if isinstance(output, (Tensor, np.ndarray)):
         if output.ndim and other.ndim and (len(output), len(other)) == (rows, other_rows):
             return Rows()
-        shape = f"shape {tuple(output.shape)}"
     elif output is None and other is None:
         return Same()
     elif isinstance(output, Mapping):
@@ -168,17 +167,17 @@ def layout_of(output: Any, rows: int, other: Any, other_rows: int, path: str = "
         if len(output) != len(other):
             if (len(output), len(other)) == (rows, other_rows):
                 return Rows()
-            shape = f"a {type(output).__name__} of {len(output)}"
         else:
             parts = zip(output, other, strict=True)
             return Parts(
                 None,
                 tuple(layout_of(one, rows, two, other_rows, f"{path}[{i}]") for i, (one, two) in enumerate(parts)),
             )
-    else:
-        shape = f"a {type(output).__name__}"
     what = f"Part {path} of the output" if path else "The output"
-    raise PredictorError(f"{what} does not have one row per sample: it has {shape} for {rows} rows.")
+    raise PredictorError(
+        f"{what} does not have one row per sample: for {rows} rows it is {_shown(output)}, and for {other_rows} rows "
+        f"{_shown(other)}."
+    )
 
 
 def check(output: Any, layout: Layout, rows: int, path: str = "") -> None:
@@ -198,11 +197,17 @@ def check(output: Any, layout: Layout, rows: int, path: str = "") -> None:
                 check(output[key], part, rows, f"{path}[{key!r}]")
             return
     what = f"part {path} of the output" if path else "the output"
-    shape = tuple(output.shape) if isinstance(output, (Tensor, np.ndarray)) else type(output).__name__
     raise PredictorError(
-        f"For {rows} rows {what} is {shape}, which is not of the form that other inputs have given. Each output must "
-        "have one row per sample, whatever the values."
+        f"For {rows} rows {what} is {_shown(output)}, which is not of the form that other inputs have given. Each "
+        "output must have one row per sample, whatever the values."
     )
+
+
+def _shown(output: Any) -> str:
+    if isinstance(output, (Tensor, np.ndarray)):
+        return f"of shape {tuple(output.shape)}"
+    size = f" of {len(output)}" if isinstance(output, (tuple, list)) else ""
+    return f"a {type(output).__name__}{size}"
 
 
 def split(output: Any, layout: Layout, start: int, stop: int) -> Any:
