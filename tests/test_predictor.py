@@ -267,16 +267,16 @@ def test_frames() -> None:
 
     frame = pd.DataFrame({"age": [1, 2, 3], "height": [1.5, 2.5, 3.5]}, index=["a", "b", "c"])
     with Predictor(Columns(), batch_size=2, method="forward") as predictor:
-        expected = {"product": [1.5, 5, 10.5], "more.pair_0": [1.5, 2.5, 3.5], "more.pair_1": [1.0, 2, 3]}
+        expected = {"product": [1.5, 5, 10.5], "more.pair.0": [1.5, 2.5, 3.5], "more.pair.1": [1.0, 2, 3]}
         expected_frame = pd.DataFrame({**expected, "text": ["1", "2", "3"]}, index=frame.index)
         pd.testing.assert_frame_equal(predictor(frame), expected_frame, check_dtype=False)
         assert list(predictor(frame)["text"]) == ["1", "2", "3"]
     with Predictor(FromDict()) as predictor:
-        expected_frame = pd.DataFrame({"prediction_0": [1.0, 2, 3], "prediction_1": frame["height"]}, index=frame.index)
+        expected_frame = pd.DataFrame({"prediction.0": [1.0, 2, 3], "prediction.1": frame["height"]}, index=frame.index)
         pd.testing.assert_frame_equal(predictor(frame), expected_frame, check_dtype=False)
     with Predictor(Doubling()) as predictor:
         doubled = predictor(frame)
-        assert list(doubled.columns) == ["prediction_0", "prediction_1"] and list(doubled.index) == ["a", "b", "c"]
+        assert list(doubled.columns) == ["prediction.0", "prediction.1"] and list(doubled.index) == ["a", "b", "c"]
         np.testing.assert_array_equal(doubled, frame * 2)
         np.testing.assert_array_equal(predictor(frame["height"]), frame["height"] * 2)
 

@@ -74,8 +74,8 @@ def frame_of(output: Any, layout: Layout, index: Any) -> pd.DataFrame:
     """Return an output as a DataFrame with the index of the input.
 
     One value per row becomes a column, a vector per row as many columns as it has values, anything else a column of
-    objects. Columns are called like the keys of the output, and ``prediction`` where it has none; the values of a
-    vector and the items of a tuple have their number at the end: ``prediction_0``.
+    objects. Columns are called like those of `PredictionWriter`: by the keys of the output, and ``prediction`` where it
+    has none; the values of a vector and the items of a tuple have their number at the end: ``prediction.0``.
     """
     import pandas as pd
 
@@ -87,7 +87,7 @@ def _columns(output: Any, layout: Layout, name: str) -> Iterator[tuple[str, Any]
         mapping = layout.keys is not None
         keys = layout.keys if layout.keys is not None else range(len(layout.parts))
         for key, part in zip(keys, layout.parts, strict=True):
-            longer = f"{name}.{key}" if mapping and name else str(key) if mapping else f"{name or _NAME}_{key}"
+            longer = str(key) if mapping and not name else f"{name or _NAME}.{key}"
             yield from _columns(output[key], part, longer)
     elif isinstance(layout, Rows):
         name = name or _NAME
@@ -98,7 +98,7 @@ def _columns(output: Any, layout: Layout, name: str) -> Iterator[tuple[str, Any]
             yield name, cells
         elif output.ndim == 2 and output.shape[1] != 1:
             for number, column in enumerate(output.T):
-                yield f"{name}_{number}", column
+                yield f"{name}.{number}", column
         else:
             yield name, output.reshape(len(output))
 
