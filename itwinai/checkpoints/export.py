@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from itwinai.checkpoints.convert import written_beside
+from itwinai.compat.noise import known_noise_silenced
 from itwinai.errors import ConfigurationError, ExportError, require
 from itwinai.warn import warn_user
 
@@ -53,7 +54,7 @@ def export(module: nn.Module, target: str | Path, example: Any = None) -> None:
         _with_rows(argument, max(2, len(argument))) if argument.ndim else argument for argument in arguments
     )
     write = _write_program if target.suffix == ".pt2" else _write_onnx
-    with torch.no_grad():
+    with torch.no_grad(), known_noise_silenced():
         written_beside(target, lambda part: write(module, example, Path(part)))
 
 

@@ -100,13 +100,8 @@ class MLflowAdapter(RankedAdapter):
             # MLflow's log_model would need the run to be this process's active one, which belongs to the user.
             # What every user of this knows: a module is pickled, torch has a local version.
             with quiet(logging.ERROR, "mlflow.pytorch", "mlflow.utils.requirements_utils"):
-                mlflow.pytorch.save_model(
-                    module,
-                    f"{folder}/model",
-                    signature=signature,
-                    extra_files=_checkpoint(module, Path(folder, CHECKPOINT)),
-                    **_pickled(),
-                )
+                mlflow.pytorch.save_model(module, f"{folder}/model", signature=signature, **_pickled())
+            _add_checkpoint(module, Path(folder, "model", CHECKPOINT))
             self._client.log_artifacts(self._run, f"{folder}/model", "model")
 
     @override
@@ -130,8 +125,8 @@ def _upload(client: Any, run: str, files: Sequence[Path], base: Path) -> None:
         client.log_artifact(run, str(path), None if place == "." else place)
 
 
-def _checkpoint(module: LightningModule, path: Path) -> list[str]:
-    """Write a checkpoint of a module's weights, which loads without executing code; return its path, if it has one."""
+def _add_checkpoint(module: LightningModule, path: Path) -> None:
+    """Write a checkpoint of a module's weights, which loads without executing code, unlike the pickled module."""
     try:
         content = checkpoint_of(module)
         portable_file.write(content, path, describe(content), written_at=time.time())
@@ -140,8 +135,6 @@ def _checkpoint(module: LightningModule, path: Path) -> list[str]:
             f"The MLflow model has no checkpoint in it, so that Predictor.load takes it with weights_only=False only: "
             f"{type(error).__name__}: {error}"
         )
-        return []
-    return [str(path)]
 
 
 def _pickled() -> dict[str, str]:
