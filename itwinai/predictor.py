@@ -249,8 +249,9 @@ class Predictor:
     def _call(self, batch: Any) -> Any:
         module: Any = self.module
         if self._method == "predict_step":
-            parameters = inspect.signature(module.predict_step).parameters
-            return module.predict_step(*(batch, 0)[: 1 if len(parameters) == 1 and "args" not in parameters else 2])
+            parameters = inspect.signature(module.predict_step).parameters.values()
+            takes_index = len(parameters) > 1 or any(one.kind is one.VAR_POSITIONAL for one in parameters)
+            return module.predict_step(batch, 0) if takes_index else module.predict_step(batch)
         if isinstance(batch, (tuple, list)):
             return module(*batch)
         if isinstance(batch, Mapping) and batch.keys() <= inspect.signature(module.forward).parameters.keys():

@@ -153,26 +153,26 @@ def layout_of(output: Any, rows: int, other: Any, other_rows: int, path: str = "
     Raises:
         PredictorError: a part of it does not have one row per sample.
     """
-    if isinstance(output, (Tensor, np.ndarray)):
+    if type(output) is not type(other):
+        pass
+    elif isinstance(output, (Tensor, np.ndarray)):
         if output.ndim and other.ndim and (len(output), len(other)) == (rows, other_rows):
             return Rows()
     elif output is None and other is None:
         return Same()
     elif isinstance(output, Mapping):
-        keys = tuple(output)
-        return Parts(
-            keys, tuple(layout_of(output[key], rows, other[key], other_rows, f"{path}[{key!r}]") for key in keys)
-        )
+        if output.keys() == other.keys():
+            keys = tuple(output)
+            parts = [layout_of(output[key], rows, other[key], other_rows, f"{path}[{key!r}]") for key in keys]
+            return Parts(keys, tuple(parts))
     elif isinstance(output, (tuple, list)):
         if len(output) != len(other):
             if (len(output), len(other)) == (rows, other_rows):
                 return Rows()
         else:
-            parts = zip(output, other, strict=True)
-            return Parts(
-                None,
-                tuple(layout_of(one, rows, two, other_rows, f"{path}[{i}]") for i, (one, two) in enumerate(parts)),
-            )
+            pairs = enumerate(zip(output, other, strict=True))
+            parts = [layout_of(one, rows, two, other_rows, f"{path}[{i}]") for i, (one, two) in pairs]
+            return Parts(None, tuple(parts))
     what = f"Part {path} of the output" if path else "The output"
     raise PredictorError(
         f"{what} does not have one row per sample: for {rows} rows it is {_shown(output)}, and for {other_rows} rows "
@@ -190,7 +190,7 @@ def check(output: Any, layout: Layout, rows: int, path: str = "") -> None:
         return
     if isinstance(layout, Same) and output is None:
         return
-    if isinstance(layout, Parts):
+    if isinstance(layout, Parts) and isinstance(output, (Mapping, tuple, list)):
         keys = tuple(output) if isinstance(output, Mapping) else None
         if keys == layout.keys and len(output) == len(layout.parts):
             for key, part in zip(keys or range(len(output)), layout.parts, strict=True):
