@@ -190,7 +190,7 @@ class PredictionWriter(BasePredictionWriter):
         Raises:
             ConfigurationError: ``predict_step`` has returned something that has not a row for each sample.
         """
-        from itwinai.predictions.columns import columns_of, picked
+        from itwinai.predictions.columns import columns_of, picked, rows_in
         from itwinai.predictions.shards import ROW_BITS, ShardBuffer
 
         loop = trainer.predict_loop
@@ -202,7 +202,8 @@ class PredictionWriter(BasePredictionWriter):
             rows = len(drawn.indices)
             keys = np.asarray(drawn.indices, np.int64)
         else:
-            rows = _rows(prediction, batch)
+            in_batch = samples_in(batch)  # a guess for batches of a kind of their own
+            rows = in_batch or 1 if (found := rows_in(prediction)) is None else found
             keys = (drawn.number << ROW_BITS) + np.arange(rows, dtype=np.int64)
         columns = picked(batch, self.columns, rows) | columns_of(prediction, rows)
         buffer = self._buffers.get(dataloader_idx)
@@ -245,7 +246,7 @@ class PredictionWriter(BasePredictionWriter):
             seconds = max(time.monotonic() - self._began, 1e-9)
             new = sum(sum(one.values()) for one in gathered)
             rank_zero_info(
-                f"itwinai: {sum(self.samples):,} predictions in {self.output} ({new:,} in {seconds:.1f} s, "
+                f"itwinai: {sum(self.samples):,} samples in {self.output} ({new:,} in {seconds:.1f} s, "
                 f"{new / seconds:,.0f} samples/s)"
             )
 
@@ -281,12 +282,6 @@ def _named(columns: Sequence[str]) -> dict[str, str | int]:
 def _loaders(trainer: Trainer) -> list[Any]:
     loop = trainer.predict_loop
     return loop.loaders if isinstance(loop, LeanPredictionLoop) else []
-
-
-def _rows(prediction: Any, batch: Any) -> int:
-    """Return the number of samples of a batch without indices."""
-    rows = samples_in(prediction)
-    return rows if rows is not None else samples_in(batch) or 1
 
 
 def _coordinates_of(loader: Any) -> Mapping[str, np.ndarray[Any, Any]]:
