@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.plugins import DoublePrecision, HalfPrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -27,11 +23,10 @@ from itwinai.errors import ConfigurationError, PredictorError
 from itwinai.inference import frames, rows
 from itwinai.inference.batching import Batching, Request
 from itwinai.inference.loading import load_any
+from itwinai.inference.module_runner import Method, ModuleRunner
 
 if TYPE_CHECKING:
     from itwinai.compat.lightning_trainer import PrecisionInput
-
-Method = Literal["predict_step", "forward"]
 
 
 class Predictor:
@@ -90,15 +85,18 @@ class Predictor:
             "max_wait": max_wait,
         }
         self.batch_size = batch_size
-        self._method = _method_of(module, method)
-        trainer = _trainer(device, precision)
-        self._precision = trainer.precision_plugin
-        self.device: torch.device = trainer.strategy.root_device
-        self.module = self._precision.convert_module(module).to(self.device).eval()
-        if isinstance(module, LightningModule):
-            module.trainer = trainer  # which hooks ask whether it is training
-        self._layouts: dict[Any, rows.Layout] = {}
-        self._batching = Batching(self._run, batch_size, max_wait)
+        self._runner = ModuleRunner(module, _method_of(module, method), _trainer(device, precision))
+        self._batching = Batching(self._runner.run, batch_size, max_wait)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module, on its device."""
+        return self._runner.module
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._runner.device
 
     @classmethod
     def load(
@@ -207,74 +205,17 @@ class Predictor:
         closed = ", closed" if self._batching.is_closed else ""
         return f"{type(self).__name__}({type(self.module).__name__}, device={str(self.device)!r}{closed})"
 
-    # ------------------------------------------------------------------------------------------- in the thread
-
-    def _run(self, inputs: Any, number: int) -> tuple[Any, rows.Layout]:
-        """Run a batch of so many rows; return the output and where its rows are."""
-        try:
-            output = self._predict(inputs)
-        except Exception as error:
-            if (hint := self._hint(inputs)) and hasattr(error, "add_note"):  # from Python 3.11 on
-                error.add_note(hint.strip())
-            raise
-        form = rows.form_of(inputs, sizes=False)
-        layout = self._layouts.get(form)
-        if layout is None:
-            other = 2 if number != 2 else 3
-            probe = self._predict(rows.repeat_first(inputs, other)) if number else output
-            layout = self._layout(inputs, output, number, probe, other if number else 0)
-            if number:
-                self._layouts[form] = layout
-        rows.check(output, layout, number)
-        return output, layout
-
-    def _layout(self, inputs: Any, output: Any, number: int, probe: Any, other: int) -> rows.Layout:
-        try:
-            return rows.layout_of(output, number, probe, other)
-        except PredictorError as error:
-            raise PredictorError(f"{error}{self._hint(inputs)}") from None
-
-    def _predict(self, inputs: Any) -> Any:
-        module: Any = self.module
-        with torch.inference_mode(), self._context():
-            batch = self._precision.convert_input(inputs)
-            if self._method == "predict_step":
-                batch = module.on_before_batch_transfer(batch, 0)
-                batch = module.transfer_batch_to_device(batch, self.device, 0)
-                batch = module.on_after_batch_transfer(batch, 0)
-            else:
-                batch = move_data_to_device(batch, self.device)
-            return move_data_to_device(self._call(batch), torch.device("cpu"))
-
-    def _call(self, batch: Any) -> Any:
-        module: Any = self.module
-        if self._method == "predict_step":
-            parameters = inspect.signature(module.predict_step).parameters.values()
-            takes_index = len(parameters) > 1 or any(one.kind is one.VAR_POSITIONAL for one in parameters)
-            return module.predict_step(batch, 0) if takes_index else module.predict_step(batch)
-        if isinstance(batch, (tuple, list)):
-            return module(*batch)
-        if isinstance(batch, Mapping) and batch.keys() <= inspect.signature(module.forward).parameters.keys():
-            return module(**batch)
-        return module(batch)
-
-    def _context(self) -> AbstractContextManager[Any]:
-        # Theirs changes the default type of the whole process, where other threads are at work.
-        if isinstance(self._precision, (HalfPrecision, DoublePrecision)):
-            return nullcontext()
-        return self._precision.forward_context()
-
     # ---------------------------------------------------------------------------------------------- the inputs
 
     def _tensors(self, inputs: Any) -> Any:
         """Return inputs with tensors in the place of arrays, columns and DataFrames."""
-        if frames.is_frame(inputs) and frames.takes_columns(self._function(), list(inputs.columns)):
+        if frames.is_frame(inputs) and frames.takes_columns(self._runner.function, list(inputs.columns)):
             inputs = frames.columns_of(inputs)
         return rows.map_leaves(self._as_tensor, inputs)
 
     def _as_tensor(self, value: Any) -> Any:
         if frames.is_frame(value):
-            return frames.tensor_of(value, self._dtype())
+            return frames.tensor_of(value, self._runner.dtype)
         if frames.is_series(value):
             value = value.to_numpy()
         if not isinstance(value, np.ndarray):
@@ -284,25 +225,7 @@ class Predictor:
         # Torch takes no negative strides, and warns of arrays that must not be changed.
         array = np.ascontiguousarray(value) if value.ndim else value
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-        return tensor.to(self._dtype()) if value.dtype.kind == "f" else tensor
-
-    def _dtype(self) -> torch.dtype:
-        floats = (one.dtype for one in self.module.parameters() if one.is_floating_point())
-        return next(floats, torch.get_default_dtype())
-
-    def _function(self) -> Any:
-        """Return what decides on the form of the batch: the default ``predict_step`` calls ``forward``."""
-        module: Any = self.module
-        own = self._method == "predict_step" and type(module).predict_step is not LightningModule.predict_step
-        return module.predict_step if own else module.forward
-
-    def _hint(self, inputs: Any) -> str:
-        if not isinstance(inputs, Tensor) or self._function() == self.module.forward:
-            return ""
-        return (
-            f" If predict_step of {type(self.module).__name__} unpacks its batch, as in `x = batch[0]`, pass a tuple: "
-            "predictor((x,)). Or load it with method='forward'."
-        )
+        return tensor.to(self._runner.dtype) if value.dtype.kind == "f" else tensor
 
 
 def _restored(cls: type[Predictor], module: nn.Module, options: dict[str, Any], closed: bool) -> Predictor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import threading
@@ -38,8 +37,7 @@ def threads() -> list[threading.Thread]:
 @pytest.fixture(autouse=True)
 def no_threads_left() -> Iterator[None]:
     yield
-    gc.collect()
-    for thread in threads():  # of objects that are gone
+    for thread in threads():
         thread.join(30)
     assert threads() == []
 
@@ -421,8 +419,7 @@ def test_thread_ends_with_the_object() -> None:
     assert threads() == []
     predictor({"x": torch.ones(1), "more": (torch.ones(1), torch.ones(1)), "scale": 1})
     (thread,) = threads()
-    del predictor
-    gc.collect()
+    del predictor  # which nothing else refers to
     thread.join(30)
     assert not thread.is_alive()
 

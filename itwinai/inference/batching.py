@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import accumulate
 from typing import Any
 
 from itwinai.errors import PredictorError
@@ -46,10 +47,15 @@ class Request:
         """Take the output for the next rows."""
         self._outputs.append(output)
         self._done += rows
-        if self._done == self.rows:
+        if self._done < self.rows:
+            return
+        try:
             result = of_rows.join_outputs(self._outputs, layout)
-            with suppress(InvalidStateError):  # the caller waits no longer
-                self.future.set_result((result, layout))
+        except Exception as error:
+            self.fail(error)
+            return
+        with suppress(InvalidStateError):  # the caller waits no longer
+            self.future.set_result((result, layout))
 
     def fail(self, error: BaseException) -> None:
         """Give the caller an error, and ask for no more rows."""
@@ -94,7 +100,9 @@ class Batching:
         with thread.changed:
             thread.pending.append(request)
             thread.changed.notify()
-        self._start(thread, self._work, thread)
+            if not thread.is_working:
+                self._start(thread, self._work, thread)
+                thread.is_working = True
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Call a function in the thread, between two batches, and return its result."""
@@ -135,6 +143,7 @@ class Batching:
         with thread.changed:
             self._forget_cancelled(thread)
             if not thread.pending:
+                thread.is_working = False
                 return []
             first = thread.pending[0]
             until = first.came_at + self._max_wait
@@ -164,9 +173,12 @@ class Batching:
             thread.pending.remove(request)
 
     def _run_batch(self, batch: Sequence[tuple[Request, int, int]]) -> None:
+        counts = [stop - start for _, start, stop in batch]
         try:
             joined = of_rows.join([of_rows.take(request.inputs, start, stop) for request, start, stop in batch])
-            output, layout = self._run(joined, sum(stop - start for _, start, stop in batch))
+            output, layout = self._run(joined, sum(counts))
+            ends = list(accumulate(counts))
+            parts = [of_rows.split(output, layout, end - count, end) for count, end in zip(counts, ends, strict=True)]
         except BaseException as error:
             if len(batch) == 1:
                 batch[0][0].fail(error)
@@ -174,14 +186,9 @@ class Batching:
             for part in batch:  # one of them is wrong, or they are too many
                 self._run_batch([part])
             return
-        begin = 0
-        for request, start, stop in batch:
-            end = begin + stop - start
-            try:
-                request.deliver(of_rows.split(output, layout, begin, end), layout, stop - start)
-            except BaseException as error:
-                request.fail(error)
-            begin = end
+        # All at once: the callers who wake up compete with this thread for the interpreter.
+        for (request, _, _), part, count in zip(batch, parts, counts, strict=True):
+            request.deliver(part, layout, count)
 
 
 class _Thread:
@@ -189,6 +196,7 @@ class _Thread:
 
     def __init__(self) -> None:
         self.pending: deque[Request] = deque()
+        self.is_working = False  # and looks for what is pending before it stops
         self.changed = threading.Condition()
         # Its thread starts with the first task. The interpreter waits for it at its end.
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="itwinai-predictor")

@@ -61,8 +61,8 @@ def count_rows(tree: Any) -> int:
 
 
 def take(tree: Any, start: int, stop: int) -> Any:
-    """Return some rows of an input, in memory of their own, which the module may change."""
-    return map_leaves(lambda leaf: leaf[start:stop].clone() if has_rows(leaf) else leaf, tree)
+    """Return some rows of an input, as views; values without rows stay as they are."""
+    return map_leaves(lambda leaf: leaf[start:stop] if has_rows(leaf) else leaf, tree)
 
 
 def repeat_first(tree: Any, rows: int) -> Any:
@@ -71,10 +71,8 @@ def repeat_first(tree: Any, rows: int) -> Any:
 
 
 def join(trees: Sequence[Any]) -> Any:
-    """Return inputs of equal form as one."""
+    """Return inputs of equal form as one, in memory of its own, which the module may change."""
     first = trees[0]
-    if len(trees) == 1:
-        return first
     if isinstance(first, Mapping):
         return _rebuilt_mapping(first, {key: join([tree[key] for tree in trees]) for key in first})
     if isinstance(first, (tuple, list)):
