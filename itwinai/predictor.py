@@ -49,7 +49,7 @@ class Predictor:
 
     Args:
         module: in use from now on: it is moved to the device, put into evaluation mode and attached to a trainer. Pass
-            a copy if you train it further. Modules that are no LightningModule are called by ``forward``.
+            a copy if you train it further. Other modules than LightningModules are called by ``forward``.
         device: ``"auto"`` for the first accelerator that is there, else the CPU; or as in ``torch.device``.
         precision: as in the Trainer, ``"bf16-mixed"`` for instance; by default 32 bit.
         method: ``"forward"`` calls that one, without hooks; with the items of a tuple as its arguments, and those of a
@@ -241,7 +241,7 @@ def _method_of(module: nn.Module, asked: Method | None) -> Method:
     if isinstance(module, LightningModule):
         return asked or "predict_step"
     if asked == "predict_step":
-        raise ConfigurationError(f"{type(module).__name__} is no LightningModule, and has no predict_step.")
+        raise ConfigurationError(f"{type(module).__name__} is not a LightningModule, and has no predict_step.")
     return "forward"
 
 

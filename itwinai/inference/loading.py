@@ -67,7 +67,7 @@ def _of_mlflow_model(
     if found:
         return load_module(found[0], module_class, init_args, weights_only)
     if not (folder / _DESCRIPTION).is_file():
-        raise CheckpointError(f"{source} is no MLflow model: it has no file {_DESCRIPTION}.")
+        raise CheckpointError(f"{source} is not an MLflow model: it has no file {_DESCRIPTION}.")
     if weights_only:
         raise CheckpointError(
             f"The MLflow model {source} has no checkpoint in it, and its module is pickled: to load it can execute any "
