@@ -81,7 +81,7 @@ class ModuleRunner:
         return output, layout
 
     def _layout(self, inputs: Any, output: Any, number: int) -> Layout:
-        """Find the rows of an output by running another number of rows; of no rows there are no others."""
+        """Find the rows of an output by running another number of rows, if there are any."""
         other = 0 if number == 0 else 3 if number == 2 else 2
         probe = self._predict(rows.repeat_first(inputs, other)) if number else output
         try:
