@@ -8,13 +8,17 @@ callbacks look as if the run had been local.
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule
@@ -28,7 +32,6 @@ from itwinai.interfaces import KeepsCheckpoint, Worker
 from itwinai.launchers.cpu_affinity import share_cores
 from itwinai.launchers.environment import PlacedEnvironment, RankInfo
 from itwinai.launchers.process_settings import ProcessSettings
-from itwinai.launchers.serialization import dumps
 from itwinai.launchers.state_sync import StateDiff, write_back
 from itwinai.launchers.worker import TRACE
 
@@ -281,3 +284,26 @@ def _unpicklable(value: Any) -> bool:
     except Exception:  # whatever it is, it is the answer
         return True
     return False
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle a value, the classes and functions of ``__main__`` and of notebooks included."""
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(value)
+    return buffer.getvalue()
+
+
+# What cloudpickle 3.1.3 writes in the place of a file's name, so that equal code gives equal pickles.
+_NO_FILE = "<dynamic-code>"
+
+_reduce = cloudpickle.Pickler.dispatch_table[CodeType]
+
+
+def _reduce_with_file(code: CodeType) -> Any:
+    # Without the file's name a worker's traceback would not show the line of the user's script that failed.
+    make, parts = _reduce(code)
+    return make, tuple(code.co_filename if type(part) is str and part == _NO_FILE else part for part in parts)
+
+
+class _Pickler(cloudpickle.Pickler):
+    dispatch_table = ChainMap({CodeType: _reduce_with_file}, cloudpickle.Pickler.dispatch_table)
