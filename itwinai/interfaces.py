@@ -102,6 +102,24 @@ class ServingWorkers(Protocol):
 
 
 @runtime_checkable
+class WritesPredictions(Protocol):
+    """A callback that keeps what ``predict_step`` returns, and knows what an interrupted prediction has left to do.
+
+    The prediction loop asks before the first batch, leaves out what is done, and returns no predictions unless the
+    caller asks for them. `PredictionWriter` is one.
+    """
+
+    def begin_predictions(self, trainer: Trainer, samples: list[int | None], limits: list[int | None]) -> list[Any]:
+        """Return what is done, as a `Done` for each loader and the number of batches to predict of it.
+
+        Args:
+            trainer: the trainer; collectives are allowed.
+            samples: number of samples of each loader's dataset; None where it has no length.
+            limits: number of batches that one process would predict of each loader; None for all.
+        """
+
+
+@runtime_checkable
 class Reporting(Protocol):
     """A callback that has something to say at the end of a run.
 

@@ -50,6 +50,7 @@ from itwinai.loggers.hparams_redaction import hide_secrets
 from itwinai.loggers.registry import make_loggers
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.fit import LeanFitLoop
+from itwinai.loops.prediction import LeanPredictionLoop
 from itwinai.loops.results import LeanLoggerConnector
 from itwinai.loops.training import LeanTrainingEpochLoop
 from itwinai.strategies.base import LaunchedStrategy
@@ -426,6 +427,7 @@ class ItwinaiTrainer(Trainer):
             lightning_loops.replace_training_epoch_loop(self, LeanTrainingEpochLoop)
             lightning_loops.replace_fit_loop(self, LeanFitLoop)
             lightning_loops.replace_evaluation_loops(self, LeanEvaluationLoop)
+            lightning_loops.replace_prediction_loop(self, LeanPredictionLoop)
         else:
             warn_user(
                 f"itwinai's loops were compared with those of lightning {', '.join(lightning_loops.VERIFIED_LOOPS)}, "

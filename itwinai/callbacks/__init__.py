@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from itwinai.callbacks.model_checkpoint import ModelCheckpoint
+    from itwinai.callbacks.prediction_writer import PredictionWriter
     from itwinai.callbacks.profiling import ProfilingCallback
     from itwinai.callbacks.progress_bar import TimedProgressBar
     from itwinai.callbacks.run_logging import LoggingCallback
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LoggingCallback",
     "ModelCheckpoint",
+    "PredictionWriter",
     "ProfilingCallback",
     "RunSummary",
     "SystemMonitor",
@@ -27,6 +29,7 @@ __all__ = [
 _MODULES = {
     "LoggingCallback": "itwinai.callbacks.run_logging",
     "ModelCheckpoint": "itwinai.callbacks.model_checkpoint",
+    "PredictionWriter": "itwinai.callbacks.prediction_writer",
     "ProfilingCallback": "itwinai.callbacks.profiling",
     "RunSummary": "itwinai.callbacks.run_summary",
     "SystemMonitor": "itwinai.callbacks.system_monitor",

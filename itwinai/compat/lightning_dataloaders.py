@@ -20,6 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Seque
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from itwinai.compat.lightning_trainer import ENTRY_POINT_LOOPS
+from itwinai.drawn import Done, Drawn, Recent, drawn_as
 from itwinai.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _prepare_dataloader(
         or not flags.use_distributed_sampler
         or isinstance(dataloader.sampler, DistributedSampler)  # the user deals the samples out
     ):
-        if flags.is_distributed and prepare_other is not None:
+        if (flags.is_distributed or mode == RunningStage.PREDICTING) and prepare_other is not None:
             dataloader = prepare_other(dataloader, mode)
         prepared = stock(connector, dataloader, shuffle=shuffle, mode=mode)
     elif flags.is_distributed or mode in (RunningStage.TRAINING, RunningStage.PREDICTING):
@@ -202,8 +203,107 @@ def with_index_sampler(dataloader: DataLoader, sampler: Any) -> DataLoader:
     return changed
 
 
+class _SeenBatches(_IndexBatchSamplerWrapper):
+    """Notes the indices of batches until they are predicted; lightning's notes those of all batches."""
+
+    done: Done
+
+    def __iter__(self) -> Any:
+        super().__iter__()
+        self.seen_batch_indices: Any = Recent()
+        return self
+
+    def __next__(self) -> list[int]:
+        assert self._iterator is not None
+        for batch in self._iterator:
+            if remaining := [index for index in batch if index not in self.done]:
+                self.seen_batch_indices.append(remaining)
+                return remaining
+        raise StopIteration
+
+
+class _SeenIndices:
+    """Notes what a sampler draws that stands for a batch by itself."""
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+        self.seen_batch_indices = Recent()
+
+    def __iter__(self) -> Iterator[Any]:
+        self.seen_batch_indices = Recent()
+        for index in self.sampler:
+            self.seen_batch_indices.append(index)
+            yield index
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "sampler" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.sampler, name)
+
+
+def note_indices(loader: Any) -> None:
+    """Let a loader of a prediction, which has been prepared, note what its sampler draws, and give batches in order."""
+    if not isinstance(loader, DataLoader) or _PREPARED_FROM not in vars(loader):
+        return
+    scope = vars(loader)
+    if getattr(loader, "in_order", True) is False:
+        scope["in_order"] = True  # batches would not be those of the indices that were drawn
+    if isinstance(loader.batch_sampler, _IndexBatchSamplerWrapper):
+        vars(loader.batch_sampler)["done"] = Done()
+        loader.batch_sampler.__class__ = _SeenBatches
+    elif loader.batch_sampler is None and not has_iterable_dataset(loader):
+        scope["sampler"] = _SeenIndices(loader.sampler)
+
+
+def drawn_batch(loader: Any, number: int) -> Drawn | None:
+    """Return which batch a loader has given; None for one that does not note it.
+
+    Args:
+        loader: of a prediction.
+        number: of the batch, as this worker counts them.
+    """
+    if (turns := _turns_of(loader)) is not None:
+        return turns.drawn(number)
+    for sampler in (getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)):
+        if isinstance(sampler, _SeenBatches | _SeenIndices):
+            return drawn_as(sampler.seen_batch_indices[number], number)
+    return None
+
+
+def leave_out(loader: Any, done: Done, first: int | None) -> None:
+    """Let a loader of a prediction leave out what is done.
+
+    Args:
+        loader: that notes what it draws, or whose batches the workers take in turn.
+        done: indices of samples, or numbers of batches.
+        first: how many batches of one process there are at most; None for all.
+    """
+    if (turns := _turns_of(loader)) is not None:
+        turns.leave_out(done, first)
+        return
+    for name in ("batch_sampler", "sampler"):
+        sampler = without_index_wrapper(getattr(loader, name, None))
+        if hasattr(sampler, "leave_out"):
+            sampler.leave_out(done, first)
+            return
+    if isinstance(getattr(loader, "batch_sampler", None), _SeenBatches):  # of the user's own division
+        vars(loader.batch_sampler)["done"] = done
+
+
+def _turns_of(loader: Any) -> Any:
+    """Return what makes a loader's iterators, if the workers take its batches in turn."""
+    made_by = vars(loader).get("_get_iterator") if isinstance(loader, DataLoader) else None
+    maker = made_by.func if isinstance(made_by, functools.partial) else getattr(loader, "iterate", None)
+    return maker if hasattr(maker, "turns") else None
+
+
 def without_index_wrapper(sampler: Any) -> Any:
     """Return a sampler without what notes the indices that were predicted."""
+    if isinstance(sampler, _SeenIndices):
+        return sampler.sampler
     return sampler._batch_sampler if isinstance(sampler, _IndexBatchSamplerWrapper) else sampler
 
 

@@ -6,8 +6,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.loops import _EvaluationLoop, _FitLoop, _Loop
+from lightning.pytorch.loops import _EvaluationLoop, _FitLoop, _Loop, _PredictionLoop
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
 from lightning.pytorch.loops.progress import _OptimizerProgress
@@ -108,6 +110,57 @@ class EvaluationLoop(_EvaluationLoop):
         self._seen_batches_per_dataloader.update(history["seen"])
 
 
+class PredictionLoop(_PredictionLoop):
+    """lightning's prediction loop, which leaves each batch to a public method."""
+
+    def predict_batch(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
+        """Run the step and its hooks on one batch."""
+        super()._predict_step(batch, batch_idx, dataloader_idx, dataloader_iter)
+
+    def _predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
+        self.predict_batch(batch, batch_idx, dataloader_idx, dataloader_iter)
+
+    @property
+    def loaders(self) -> list[Any]:
+        """The loaders, once they are made."""
+        return [] if self._combined_loader is None else list(self._combined_loader.flattened)
+
+    @property
+    def return_predictions(self) -> bool:
+        """Whether the predictions are returned."""
+        return super().return_predictions
+
+    @return_predictions.setter
+    def return_predictions(self, value: bool | None) -> None:
+        value = self.returns_by_default() if value is None else value
+        _PredictionLoop.return_predictions.fset(self, value)  # type: ignore[attr-defined]
+
+    def returns_by_default(self) -> bool | None:
+        """Return whether predictions are returned unless the user says so; None leaves it to lightning."""
+        return None
+
+    def note_for_writers(self, batch_idx: int, dataloader_idx: int) -> bool:
+        """Note the indices of a batch for prediction writers; tell whether one wants all batches at the end."""
+        return self._store_data_for_prediction_writer(batch_idx, dataloader_idx)
+
+    def keep(self, prediction: Any, dataloader_idx: int) -> None:
+        """Keep the prediction of a batch, on the CPU."""
+        is_there = type(prediction) is Tensor and prediction.device == _CPU
+        self._predictions[dataloader_idx].append(prediction if is_there else move_data_to_device(prediction, _CPU))
+
+    def warn_of_none(self) -> None:
+        """Warn, once, that ``predict_step`` returns nothing."""
+        self._warning_cache.warn("predict_step returned None; ignore this warning if it is on purpose.")
+
+
+_CPU = torch.device("cpu")
+
+
+def replace_prediction_loop(trainer: Trainer, loop_class: type[_PredictionLoop]) -> None:
+    """Let another class run ``predict``."""
+    trainer.predict_loop = loop_class(trainer, inference_mode=trainer.predict_loop.inference_mode)
+
+
 class FitLoop(_FitLoop):
     """lightning's fit loop, with its private attributes and methods under public names."""
 
@@ -166,9 +219,9 @@ def leave_fetches_out_of_profile(loop: _Loop, data_fetcher: _DataFetcher | None 
 
     Args:
         loop: a loop that has just begun its run.
-        data_fetcher: its fetcher, unless it is an evaluation loop, which has its own.
+        data_fetcher: its fetcher, unless it is a loop of evaluation or prediction, which have their own.
     """
-    fetcher = loop._data_fetcher if isinstance(loop, _EvaluationLoop) else data_fetcher
+    fetcher = loop._data_fetcher if isinstance(loop, (_EvaluationLoop, _PredictionLoop)) else data_fetcher
     profiler = loop.trainer.profiler  # type: ignore[attr-defined]
     if fetcher is not None and type(profiler) is PassThroughProfiler:
         fetcher._start_profiler = fetcher._stop_profiler = _do_nothing

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -11,7 +12,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import BatchSampler, DataLoader
 
-from itwinai.collectives import gather_of
+from itwinai.collectives import gather, gather_of
 from itwinai.compat import lightning_dataloaders, lightning_loops
 from itwinai.compat.lightning_trainer import MisconfiguredTrainerError
 from itwinai.data.rank_streams import RankSeed, RankStreams
@@ -25,7 +26,7 @@ from itwinai.data.samplers import (
     name_of,
 )
 from itwinai.data.stateful_loader import StreamLoader
-from itwinai.data.undivided_loader import IterateShared
+from itwinai.data.undivided_loader import IterateInTurns, IterateShared, LoaderInTurns, SizedLoaderInTurns
 from itwinai.data.weights import StepWeights
 from itwinai.interfaces import Stateful
 
@@ -115,6 +116,8 @@ class DistributedLoaders:
             self._check_equal_lengths(loader)
         if isinstance(loader, DataLoader):
             loader = self._own_noise(loader)
+        elif stage == RunningStage.PREDICTING:
+            return (SizedLoaderInTurns if isinstance(loader, Sized) else LoaderInTurns)(loader, self._in_turns())
         if not self.split_batches or self.trainer.world_size == 1 or sized_len(loader) == 0:
             return loader
         if not isinstance(loader, DataLoader):
@@ -171,16 +174,24 @@ class DistributedLoaders:
         Datasets that divide themselves rely on it: they draw one order on all ranks, of which each takes its part. In
         prediction the workers take turns, unless the dataset divides itself.
         """
-        if self.trainer.world_size == 1 or self._strategy is None:
-            return dataloader
-        if stage == RunningStage.PREDICTING and getattr(self._strategy, "zero_stage_3", False):
+        shared = None
+        if self.trainer.world_size > 1 and self._strategy is not None:
+            shared = IterateShared(self._strategy, dataloader.num_workers > 0)
+        if stage == RunningStage.PREDICTING:
+            return lightning_dataloaders.with_iterator(dataloader, self._in_turns(shared))
+        return dataloader if shared is None else lightning_dataloaders.with_iterator(dataloader, shared)
+
+    def _in_turns(self, iterate: Callable[[Callable[[], Any]], Any] | None = None) -> IterateInTurns:
+        """Return what lets the workers take the batches of a prediction in turn."""
+        if self.trainer.world_size > 1 and getattr(self._strategy, "zero_stage_3", False):
             raise MisconfiguredTrainerError(
                 "DeepSpeed in stage 3 gathers parameters in each forward, for which all workers have to run equally "
                 "many batches, and of an iterable dataset some may get one more. Predict with the strategy "
                 "'deepspeed_stage_2' or 'ddp', which take the same weights, or from a dataset with indices."
             )
-        iterate = IterateShared(self._strategy, dataloader.num_workers > 0, in_turns=stage == RunningStage.PREDICTING)
-        return lightning_dataloaders.with_iterator(dataloader, iterate)
+        return IterateInTurns(
+            self.trainer.global_rank, self.trainer.world_size, functools.partial(gather, self.trainer), iterate
+        )
 
     def _own_noise(self, dataloader: DataLoader) -> DataLoader:
         """Return a loader whose processes draw other random numbers on each rank."""
@@ -196,11 +207,14 @@ class DistributedLoaders:
 
     def _dealt(self, dataloader: DataLoader, stage: RunningStage) -> DistributedIndexSampler | DistributedBatchSampler:
         """Return a sampler that gives this worker its part of what a loader's sampler draws."""
+        predicting = stage == RunningStage.PREDICTING
         options: dict[str, Any] = {
             "num_replicas": self.trainer.world_size,
             "rank": self.trainer.global_rank,
-            "lockstep": stage != RunningStage.PREDICTING,
-            "lend": stage != RunningStage.TRAINING,
+            # DeepSpeed in stage 3 gathers parameters in each forward.
+            "lockstep": not predicting or getattr(self._strategy, "zero_stage_3", False),
+            "lend": stage not in (RunningStage.TRAINING, RunningStage.PREDICTING),
+            "whole": predicting,
             "broadcast": self.trainer.strategy.broadcast,
             "gather": None if self._strategy is None else self._gather,
         }
@@ -217,7 +231,7 @@ class DistributedLoaders:
             return self._own_part(drawn_from, options, single=batches is None)
         if batches is None:
             return DistributedIndexSampler(drawn_from, **options)
-        if stage == RunningStage.PREDICTING and type(batches) is BatchSampler:  # lightning drops none either
+        if predicting and type(batches) is BatchSampler:  # lightning drops none either
             batches = BatchSampler(batches.sampler, batches.batch_size, drop_last=False)
         return DistributedBatchSampler(batches, split=self.split_batches, **options)
 

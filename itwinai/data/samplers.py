@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import (
     BatchSampler,
@@ -28,6 +29,7 @@ from torch.utils.data import (
 from itwinai.compat import lightning_trainer
 from itwinai.data.loader_state import Position
 from itwinai.data.rng_state import plain_random_states, same_states, unpack_random_states
+from itwinai.drawn import Done
 from itwinai.errors import CheckpointError, ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ class DistributedBatchSampler(Sampler[Batch]):
             on all of them: each would draw another order otherwise.
         gather: returns the objects of all workers, by rank. With it a sampler that is not one of torch's plain ones
             has to draw the same order on all ranks.
+        whole: whether no batch of the user's is cut, unless ``split`` says so: of the last ones some workers may get
+            none. Right for prediction, whose batches are then those of one process.
 
     All workers have to iterate at the same time, unless the sampler is sequential: they exchange the random state of
     rank 0. Nothing is drawn before it is needed, so that a generator of the user's own stands where it would stand
@@ -88,6 +92,7 @@ class DistributedBatchSampler(Sampler[Batch]):
         lend: bool,
         broadcast: Callable[[Any], Any],
         gather: Callable[[Any], list[Any]] | None = None,
+        whole: bool = False,
     ) -> None:
         self.batches = batches
         self.num_replicas = num_replicas
@@ -97,6 +102,7 @@ class DistributedBatchSampler(Sampler[Batch]):
         self.lend = lend
         self.broadcast = broadcast
         self.gather = gather
+        self.whole = whole
         self.weights: dict[int, float] = {}
         self.epoch = 0
         self.iterations = 0
@@ -104,7 +110,8 @@ class DistributedBatchSampler(Sampler[Batch]):
         self._begun_with: dict[str, Any] | None = None
         self._generator_begun_with: torch.Tensor | None = None
         self._resumed: tuple[Position, int] | None = None
-        self._drop_last = bool(getattr(batches, "drop_last", False))
+        self._left_out: tuple[Done, int | None] | None = None
+        self._drop_last = bool(getattr(batches, "drop_last", False)) and not whole
         self.batch_size = getattr(batches, "batch_size", None)
 
     def __getattr__(self, name: str) -> Any:
@@ -177,6 +184,26 @@ class DistributedBatchSampler(Sampler[Batch]):
             )
         self._resumed = position, batches
 
+    def leave_out(self, done: Done, first: int | None) -> None:
+        """Draw only the samples that are not among others, and divide these among the workers.
+
+        Args:
+            done: indices that are left out.
+            first: how many of the user's batches are drawn from; None for all.
+        """
+        self._left_out = done, first
+
+    def remaining_batches(self) -> int | None:
+        """Return the number of batches of each worker without what is left out; None if it cannot be told."""
+        if self._left_out is None or self._sampler_type() is not SequentialSampler:
+            return None
+        assert isinstance(self.batches, BatchSampler)
+        done, first = self._left_out
+        samples: int = len(self.batches.sampler)  # type: ignore[arg-type]
+        missing = np.setdiff1d(np.arange(samples), done.numbers, assume_unique=True) // self.batches.batch_size
+        batches = len(np.unique(missing if first is None else missing[missing < first]))
+        return batches if self.split else -(-batches // self.num_replicas)
+
     def weight_of(self, batch_index: int) -> float:
         """Return the weight of this worker's mean loss for a batch of the current epoch; 1 for even batches."""
         return self.weights.get(batch_index, 1.0)
@@ -210,16 +237,30 @@ class DistributedBatchSampler(Sampler[Batch]):
 
     def _batches(self, position: Position | None, skipped: int) -> Iterator[Batch]:
         self.weights = {}
+        if self._is_plain_range() and not self.lockstep:
+            yield from self._ranges()
+            return
         for index, group in enumerate(self._groups(position)):
             if index < skipped:
                 continue
             parts = self._parts(group)
             part = parts[self.rank]
             total = sum(map(len, parts))
-            if len(part) * self.num_replicas != total and not self._own_sizes(group):
+            if len(part) * self.num_replicas != total and not (part and self._own_sizes(group)):
                 self.weights[index] = len(part) * self.num_replicas / total
             if part or self.lockstep:
                 yield part or next(filter(None, parts))[:1]
+
+    def _is_plain_range(self) -> bool:
+        """Tell whether this worker's batches follow from the number of samples: no index needs to be drawn."""
+        return self.whole and not self.split and self._left_out is None and self._sampler_type() is SequentialSampler
+
+    def _ranges(self) -> Iterator[Batch]:
+        assert isinstance(self.batches, BatchSampler)
+        samples: int = len(self.batches.sampler)  # type: ignore[arg-type]
+        size = self.batches.batch_size
+        for start in range(self.rank * size, samples, self.num_replicas * size):
+            yield list(range(start, min(start + size, samples)))
 
     def _groups(self, position: Position | None) -> Iterator[list[Batch]]:
         """Yield each global batch, as the list of the user's batches that make it up, with samples lent."""
@@ -263,13 +304,15 @@ class DistributedBatchSampler(Sampler[Batch]):
         return [samples[:-missing]], [samples[-missing:], *last]
 
     def _own_sizes(self, group: list[Batch]) -> bool:
-        """Tell whether the workers get whole batches of a batch sampler of the user's own, of whatever size."""
-        return len(group) == self.num_replicas and not self.split and type(self.batches) is not BatchSampler
+        """Tell whether the workers get whole batches of the user's, of whatever size."""
+        if self.split:
+            return False
+        return self.whole or (len(group) == self.num_replicas and type(self.batches) is not BatchSampler)
 
     def _parts(self, group: list[Batch]) -> list[Batch]:
         """Cut one global batch into the parts of the workers, as even as it can be."""
         if self._own_sizes(group):
-            return group
+            return group + [[] for _ in range(self.num_replicas - len(group))]
         samples = list(itertools.chain(*group))
         size, larger = divmod(len(samples), self.num_replicas)
         starts = [rank * size + min(rank, larger) for rank in range(self.num_replicas + 1)]
@@ -280,8 +323,17 @@ class DistributedBatchSampler(Sampler[Batch]):
         # Subclasses, and batch samplers of the user's own, may draw at any time.
         sampler_type = self._sampler_type()
         if sampler_type is SequentialSampler:
-            return iter(self.batches)
-        return self._order_of_rank_0(sampler_type in _DRAWS_ONCE, position)
+            order = iter(self.batches)
+        else:
+            order = self._order_of_rank_0(sampler_type in _DRAWS_ONCE, position)
+        return order if self._left_out is None else self._remaining(order, *self._left_out)
+
+    @staticmethod
+    def _remaining(order: Iterator[Batch], done: Done, first: int | None) -> Iterator[Batch]:
+        """Yield what is not done of the first batches."""
+        for batch in itertools.islice(order, first):
+            if remaining := [index for index in batch if index not in done]:
+                yield remaining
 
     def _sampler_type(self) -> type | None:
         return type(self.batches.sampler) if type(self.batches) is BatchSampler else None
@@ -360,8 +412,8 @@ class DistributedIndexSampler(Sampler[Any]):
         sampler: the user's sampler.
         num_replicas: number of workers.
         rank: this worker's rank.
-        **options: ``lockstep``, ``lend``, ``broadcast`` and ``gather`` of `DistributedBatchSampler`; ``length`` of
-            `OwnPartBatchSampler`, for a sampler that divides itself.
+        **options: ``lockstep``, ``lend``, ``broadcast``, ``gather``, ``whole`` of `DistributedBatchSampler`; ``length``
+            of `OwnPartBatchSampler`, for a sampler that divides itself.
     """
 
     def __init__(self, sampler: Iterable[Any], num_replicas: int, rank: int, **options: Any) -> None:
@@ -399,6 +451,14 @@ class DistributedIndexSampler(Sampler[Any]):
         """Let the next iteration repeat the order of a position, without its first batches."""
         self.dealt.resume(position, batches)
 
+    def leave_out(self, done: Done, first: int | None) -> None:
+        """Draw only what is not done of the first indices."""
+        self.dealt.leave_out(done, first)
+
+    def remaining_batches(self) -> int | None:
+        """Return the number of batches of each worker without what is left out; None if it cannot be told."""
+        return self.dealt.remaining_batches()
+
     def weight_of(self, batch_index: int) -> float:
         """Return the weight of this worker's mean loss for a batch of the current epoch."""
         return self.dealt.weight_of(batch_index)
@@ -426,6 +486,7 @@ class OwnPartBatchSampler(DistributedBatchSampler):
         lend: without effect: the samples are divided.
         broadcast: as of `DistributedBatchSampler`: samplers divide one permutation, which all have to draw.
         gather: as of `DistributedBatchSampler`; tells how many samples the others have in the last batches.
+        whole: without effect: each worker has its own batches.
     """
 
     gather: Callable[[Any], list[Any]]
@@ -441,6 +502,7 @@ class OwnPartBatchSampler(DistributedBatchSampler):
         lend: bool,
         broadcast: Callable[[Any], Any],
         gather: Callable[[Any], list[Any]],
+        whole: bool = False,
     ) -> None:
         options: dict[str, Any] = {"lockstep": lockstep, "lend": False, "broadcast": broadcast, "gather": gather}
         super().__init__(batches, num_replicas, rank, split=False, **options)
@@ -462,6 +524,9 @@ class OwnPartBatchSampler(DistributedBatchSampler):
     def _batches(self, position: Position | None, skipped: int) -> Iterator[Batch]:
         self.weights = {}
         order = self._order_of_rank_0(False, position)
+        if self._left_out is not None:
+            done, first = self._left_out
+            order = self._remaining(order, done, None if first is None else first // self.num_replicas)
         if not self.lockstep or self.length is None:
             yield from itertools.islice(order, skipped, None)
             return

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from itwinai.data.rank_streams import RankStreams, SharedIterator
+from itwinai.drawn import Done, Drawn, Recent
 
 _ADDRESS = re.compile(r"\b0x[0-9a-f]+")
 
@@ -36,21 +37,89 @@ class IterateShared:
     Args:
         group: the workers.
         has_processes: whether the loader fetches in processes; what these draw follows from where they begin.
-        in_turns: whether each worker gets every W-th batch, unless the dataset divides itself.
     """
 
-    def __init__(self, group: Any, has_processes: bool, in_turns: bool) -> None:
+    def __init__(self, group: Any, has_processes: bool) -> None:
         self.group: Group = group
         self.has_processes = has_processes
-        self.in_turns = in_turns
 
     def __call__(self, make: Callable[[], Any]) -> Any:
         """Return an iterator over the batches of this rank."""
         shared = SharedIterator(make, self.group.random_numbers)
-        batches: Any = shared.iterator if self.has_processes else shared
-        if not self.in_turns:
-            return batches
-        return Turns(batches, self.group.global_rank, self.group.world_size, self.group.gather_objects)
+        return shared.iterator if self.has_processes else shared
+
+
+class IterateInTurns:
+    """Makes the iterators of a prediction over what has no indices: each worker gets every W-th batch.
+
+    Args:
+        rank: of the worker.
+        world_size: number of workers, W.
+        gather: returns the objects of all workers, by rank.
+        iterate: makes an iterator of what makes the loader's own, such as `IterateShared`.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        gather: Callable[[Any], list[Any]],
+        iterate: Callable[[Callable[[], Any]], Any] | None = None,
+    ) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.gather = gather
+        self.iterate = iterate
+        self.turns: Turns | None = None
+        self._left_out: tuple[Done, int | None] = Done(), None
+
+    def leave_out(self, done: Done, first: int | None) -> None:
+        """Leave out batches by their numbers.
+
+        Args:
+            done: numbers of batches that are left out.
+            first: how many batches there are at most; None for all.
+        """
+        self._left_out = done, first
+
+    def __call__(self, make: Callable[[], Any]) -> Any:
+        """Return an iterator over the batches of this rank."""
+        batches = make() if self.iterate is None else self.iterate(make)
+        self.turns = Turns(batches, self.rank, self.world_size, self.gather, *self._left_out)
+        return self.turns
+
+    def drawn(self, number: int) -> Drawn:
+        """Return which batch came as the given one to this worker."""
+        assert self.turns is not None
+        return Drawn("rank" if self.turns.divided else "batch", self.turns.numbers[number])
+
+
+class LoaderInTurns:
+    """A loader that is not a DataLoader, of which the workers predict the batches in turn.
+
+    Args:
+        loader: the user's.
+        iterate: makes its iterators.
+    """
+
+    def __init__(self, loader: Any, iterate: IterateInTurns) -> None:
+        self.loader = loader
+        self.iterate = iterate
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "loader" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.iterate(lambda: iter(self.loader))
+
+
+class SizedLoaderInTurns(LoaderInTurns):
+    """One with a length: that of the user's, as it may turn out that each worker has its own batches."""
+
+    def __len__(self) -> int:
+        return len(self.loader)
 
 
 class Turns:
@@ -64,14 +133,32 @@ class Turns:
         rank: of the worker.
         world_size: number of workers.
         gather: returns the objects of all workers, by rank.
+        done: numbers of batches that are left out.
+        first: how many batches there are at most; None for all.
+
+    Attributes:
+        divided: whether each worker has batches of its own; known once the first was asked for.
+        numbers: of the batches that this worker got, as one process would count them.
     """
 
-    def __init__(self, batches: Iterator[Any], rank: int, world_size: int, gather: Callable[[Any], list[Any]]) -> None:
+    def __init__(
+        self,
+        batches: Iterator[Any],
+        rank: int,
+        world_size: int,
+        gather: Callable[[Any], list[Any]],
+        done: Done | None = None,
+        first: int | None = None,
+    ) -> None:
         self.batches = batches
         self.rank = rank
         self.world_size = world_size
         self.gather = gather
-        self._turns: Iterator[Any] | None = None
+        self.done = Done() if done is None else done
+        self.first = first
+        self.divided = False
+        self.numbers = Recent()
+        self._turns: Iterator[tuple[int, Any]] | None = None
 
     def __iter__(self) -> Turns:
         return self
@@ -79,13 +166,27 @@ class Turns:
     def __next__(self) -> Any:
         if self._turns is None:
             self._turns = self._begin()
-        return next(self._turns)
+        number, batch = next(self._turns)
+        self.numbers.append(number)
+        return batch
 
-    def _begin(self) -> Iterator[Any]:
+    def _begin(self) -> Iterator[tuple[int, Any]]:
+        if self.world_size == 1:
+            return self._missing(enumerate(self.batches))
         first = list(itertools.islice(self.batches, 2))
         prints = self.gather(content_print(first))
         batches = itertools.chain(first, self.batches)
-        return itertools.islice(batches, self.rank, None, self.world_size) if len(set(prints)) == 1 else batches
+        self.divided = len(set(prints)) > 1
+        if self.divided:
+            return self._missing(zip(itertools.count(self.rank, self.world_size), batches, strict=False))
+        return itertools.islice(self._missing(enumerate(batches)), self.rank, None, self.world_size)
+
+    def _missing(self, numbered: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        for number, batch in numbered:
+            if self.first is not None and number >= self.first:
+                return
+            if number not in self.done:
+                yield number, batch
 
 
 def content_print(value: Any) -> str:

@@ -41,7 +41,6 @@ class HookCalls:
     of_module: Call | None = None
 
     def __call__(self, *args: Any) -> Any:
-        """Call the hook, with its name set on the module."""
         """Call all implementations; return what the module's returns."""
         scope = vars(self.module)
         outer, scope[lightning_logging.HOOK_NAME] = scope[lightning_logging.HOOK_NAME], self.name

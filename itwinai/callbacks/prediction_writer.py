@@ -1,0 +1,320 @@
+"""`PredictionWriter`: predictions in one file, in the order of the dataset, written while they are made."""
+
+from __future__ import annotations
+
+import logging
+import time
+import zlib
+from collections.abc import Mapping, Sequence, Sized
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from typing_extensions import override
+
+from itwinai.collectives import gather
+from itwinai.data.batch_size import samples_in
+from itwinai.drawn import Done, Drawn
+from itwinai.errors import ConfigurationError, MissingPackageError
+from itwinai.loops.prediction import LeanPredictionLoop
+
+log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from itwinai.predictions.shards import ShardBuffer, ShardFolder, Task
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Write what ``predict_step`` returns to one file: each sample once, in the order of the dataset.
+
+    Every worker writes shards as it goes, to the folder ``<output>.partial``. At the end they are joined without being
+    loaded, and the folder is removed. A prediction that was interrupted is resumed by the same call, also with another
+    number of workers: what is on disk is not predicted again. Memory stays flat, so ``trainer.predict`` returns nothing
+    unless you pass ``return_predictions=True``.
+
+    The column ``index`` is the index of the sample in the dataset; for an iterable dataset, its place in the order in
+    which one process would predict. Further columns follow from what ``predict_step`` returns: a tensor of shape
+    ``(batch, ...)`` is the column ``prediction``, with rows of shape ``(...)``; a dict has a column for each entry,
+    named ``entry`` or ``entry.inner``; a tuple has ``prediction.0``, ``prediction.1``; a list with one element per
+    sample may hold texts, numbers, dicts, and tensors of different lengths. bfloat16 becomes float32, and a complex
+    number a pair. With several loaders the column ``loader`` tells which one a row is from.
+
+    Args:
+        output: path of the file, whose ending names the format. ``.parquet``: a table, for pandas, DuckDB and others.
+            ``.zarr``: an array for each column, for xarray; what the dataset has as ``coordinates``, a dict of names
+            to arrays with a value per sample, is kept. ``.pt``, ``.safetensors``: a dict of tensors. With several
+            nodes it has to be on a file system that all share.
+        columns: what of each batch is written too, such as ids and targets: keys of a batch that is a dict, attributes
+            of an object; or a dict of names to keys or positions, as in ``{"target": 1}`` for batches ``(x, y)``.
+        overwrite: replace a file that is there, and what an interrupted prediction has left.
+
+    Raises:
+        ConfigurationError: the ending is that of no format; when predicting, the file is there, or an interrupted
+            prediction was one of other data, weights or columns.
+        MissingPackageError: pyarrow is not installed.
+
+    Example:
+        >>> trainer = ItwinaiTrainer(strategy="ddp", devices=2, callbacks=PredictionWriter("predictions.parquet"))
+        >>> trainer.predict(module, loader)
+    """
+
+    def __init__(
+        self,
+        output: str | Path,
+        columns: Sequence[str] | Mapping[str, str | int] = (),
+        overwrite: bool = False,
+    ) -> None:
+        super().__init__("batch")
+        try:
+            from itwinai.predictions.formats import format_of
+        except ImportError as error:
+            raise MissingPackageError(
+                "PredictionWriter needs the package pyarrow: pip install 'itwinai[predictions]'"
+            ) from error
+        self.output = Path(output)
+        format_of(self.output)
+        self.columns = dict(columns) if isinstance(columns, Mapping) else _named(columns)
+        self.overwrite = overwrite
+        self.samples: tuple[int, ...] = ()
+        self._buffers: dict[int, ShardBuffer] = {}
+        self._coordinates: list[Mapping[str, np.ndarray[Any, Any]]] = []
+        self._resumed = 0
+        self._began = 0.0
+
+    @property
+    def _folder(self) -> ShardFolder:
+        from itwinai.predictions.shards import ShardFolder
+
+        return ShardFolder(self.output.with_name(f"{self.output.name}.partial"))
+
+    def begin_predictions(
+        self, trainer: Trainer, samples: list[int | None], limits: list[int | None]
+    ) -> list[tuple[Done, int | None]]:
+        """Return what an interrupted prediction has done, and how many batches are to be predicted, for each loader.
+
+        Raises:
+            ConfigurationError: there is a file, or an interrupted prediction of something else.
+        """
+        from itwinai.predictions.shards import Task
+
+        begun: tuple[list[np.ndarray[Any, Any]], tuple[int | None, ...]] | ConfigurationError | None = None
+        if trainer.is_global_zero:
+            module = trainer.lightning_module
+            weights = None if getattr(trainer.strategy, "zero_stage_3", False) else _hash(module)
+            task = Task(tuple(samples), tuple(limits), tuple(self.columns), weights, type(module).__name__)
+            try:
+                begun = self._begin(task, trainer.world_size)
+            except ConfigurationError as error:
+                begun = error
+        begun = trainer.strategy.broadcast(begun)
+        if isinstance(begun, ConfigurationError):
+            raise begun
+        assert begun is not None
+        done, limits_before = begun
+        self._resumed = sum(map(len, done))
+        self._began = time.monotonic()
+        self._buffers = {}
+        self._coordinates = [_coordinates_of(loader) for loader in _loaders(trainer)]
+        return [(Done(numbers), limit) for numbers, limit in zip(done, limits_before, strict=True)]
+
+    def _begin(self, task: Task, world_size: int) -> tuple[list[np.ndarray[Any, Any]], tuple[int | None, ...]]:
+        """Look at what is on disk; return what is done for each loader, and the limits that it was begun with."""
+        from itwinai.predictions.merge import numbers_of
+
+        folder = self._folder
+        if self.overwrite:
+            folder.remove()
+        elif self.output.exists():
+            raise ConfigurationError(
+                f"{self.output} exists. Give another name, delete it, or replace it with "
+                "PredictionWriter(overwrite=True) (itwinai predict --overwrite).",
+                argument="output",
+            )
+        before = folder.task()
+        if before is None:
+            folder.begin(task)
+            return [np.empty(0, np.int64) for _ in task.loaders], task.limits
+        if (difference := before.differs_from(task)) is not None:
+            raise ConfigurationError(
+                f"{folder.path} holds an interrupted prediction of something else: {difference}. Give another name for "
+                "the output, delete the folder, or predict all samples again with PredictionWriter(overwrite=True) "
+                "(itwinai predict --overwrite).",
+                argument="output",
+            )
+        folder.clean()
+        done: list[list[np.ndarray[Any, Any]]] = [[np.empty(0, np.int64)] for _ in task.loaders]
+        for shard in folder.shards():
+            if shard.order == "rank" and shard.world_size != world_size:
+                raise ConfigurationError(
+                    f"{folder.path} holds an interrupted prediction of a dataset that divides itself among "
+                    f"{shard.world_size} workers, and this run has {world_size}: it is unknown which samples are "
+                    f"missing. Use {shard.world_size} workers, or predict all samples again with overwrite=True."
+                )
+            done[shard.loader].append(numbers_of(shard.keys(), shard.order))
+        numbers = [np.unique(np.concatenate(parts)) for parts in done]
+        if found := sum(map(len, numbers)):
+            rank_zero_info(f"itwinai: resuming {self.output}: {found:,} samples or batches are predicted already")
+        return numbers, before.limits
+
+    @override
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Add the rows of a batch to this worker's shards.
+
+        Raises:
+            ConfigurationError: ``predict_step`` has returned something that has not a row for each sample.
+        """
+        from itwinai.predictions.columns import columns_of, picked
+        from itwinai.predictions.shards import ROW_BITS, ShardBuffer
+
+        loop = trainer.predict_loop
+        drawn = loop.drawn if isinstance(loop, LeanPredictionLoop) else None
+        if drawn is None:
+            number = batch_idx * trainer.world_size + trainer.global_rank
+            drawn = Drawn("sample", number, batch_indices) if batch_indices else Drawn("rank", number)
+        if drawn.indices is not None:
+            rows = len(drawn.indices)
+            keys = np.asarray(drawn.indices, np.int64)
+        else:
+            rows = _rows(prediction, batch)
+            keys = (drawn.number << ROW_BITS) + np.arange(rows, dtype=np.int64)
+        columns = picked(batch, self.columns, rows) | columns_of(prediction, rows)
+        buffer = self._buffers.get(dataloader_idx)
+        if buffer is None:
+            for other in self._buffers.values():  # loaders come one after the other
+                other.flush()
+            buffer = self._buffers[dataloader_idx] = ShardBuffer(
+                self._folder, dataloader_idx, drawn.order, trainer.global_rank, trainer.world_size
+            )
+        buffer.add(keys, columns)
+
+    @override
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the shards of all workers.
+
+        Raises:
+            ConfigurationError: the workers do not share a file system, or the format cannot hold the columns.
+        """
+        from itwinai.predictions.joined import join
+
+        for buffer in self._buffers.values():
+            buffer.flush()
+        own = {index: buffer.rows for index, buffer in self._buffers.items()}
+        gathered = gather(trainer, own)
+        failure: BaseException | None = None
+        if trainer.is_global_zero:
+            try:
+                self._check_shared(gathered)
+                loaders = len(self._coordinates)
+                manifest = join(self._folder, self.output, loaders, self._coordinates, _about(trainer))
+                self.samples = manifest.samples
+                self._folder.remove()
+            except Exception as error:  # whatever it is, it is raised on all workers
+                failure = error
+        failure = trainer.strategy.broadcast(failure)
+        if failure is not None:
+            raise failure
+        self._buffers = {}
+        if trainer.is_global_zero:
+            seconds = max(time.monotonic() - self._began, 1e-9)
+            new = sum(sum(one.values()) for one in gathered)
+            rank_zero_info(
+                f"itwinai: {sum(self.samples):,} predictions in {self.output} ({new:,} in {seconds:.1f} s, "
+                f"{new / seconds:,.0f} samples/s)"
+            )
+
+    def _check_shared(self, gathered: list[dict[int, int]]) -> None:
+        """Raise an error if not all that the workers have written is in the folder."""
+        there = sum(shard.rows for shard in self._folder.shards())
+        written = sum(sum(one.values()) for one in gathered)
+        if there < written and not self._resumed:
+            raise ConfigurationError(
+                f"The workers have written {written:,} predictions to {self._folder.path}, and rank 0 finds {there:,} "
+                "of them. Write to a file system that all nodes share."
+            )
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write what this worker has predicted, so that the next call need not."""
+        buffers, self._buffers = self._buffers, {}
+        try:
+            for buffer in buffers.values():
+                buffer.flush()
+        except ConfigurationError as error:  # of the batches that have failed, which the user sees
+            log.debug(f"the last predictions are not kept: {error}")
+        if self._folder.path.exists():
+            rank_zero_info(f"itwinai: what is predicted is kept in {self._folder.path}; the same call resumes it")
+
+
+def _named(columns: Sequence[str]) -> dict[str, str | int]:
+    if isinstance(columns, str):
+        columns = [name.strip() for name in columns.split(",") if name.strip()]
+    return {str(name): name for name in columns}
+
+
+def _loaders(trainer: Trainer) -> list[Any]:
+    loop = trainer.predict_loop
+    return loop.loaders if isinstance(loop, LeanPredictionLoop) else []
+
+
+def _rows(prediction: Any, batch: Any) -> int:
+    """Return the number of samples of a batch without indices."""
+    rows = samples_in(prediction)
+    return rows if rows is not None else samples_in(batch) or 1
+
+
+def _coordinates_of(loader: Any) -> Mapping[str, np.ndarray[Any, Any]]:
+    """Return what a dataset says goes with its samples.
+
+    Raises:
+        ConfigurationError: an array has not a value for each sample.
+    """
+    dataset = getattr(loader, "dataset", None)
+    given = getattr(dataset, "coordinates", None)
+    if not isinstance(given, Mapping) or not isinstance(dataset, Sized):
+        return {}
+    arrays = {str(name): np.asarray(values) for name, values in given.items()}
+    for name, values in arrays.items():
+        if values.shape[:1] != (len(dataset),):
+            raise ConfigurationError(
+                f"{type(dataset).__name__}.coordinates['{name}'] has the shape {values.shape}, and the dataset has "
+                f"{len(dataset)} samples. Give one value for each."
+            )
+    return arrays
+
+
+def _about(trainer: Trainer) -> dict[str, Any]:
+    return {
+        "module": type(trainer.lightning_module).__name__,
+        "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+        "workers": trainer.world_size,
+        "itwinai": version("itwinai"),
+    }
+
+
+def _hash(module: LightningModule) -> str:
+    """Return what tells the weights of a module from others."""
+    checksum = 0
+    for name, value in sorted(module.state_dict().items()):
+        checksum = zlib.crc32(name.encode(), checksum)
+        if isinstance(value, Tensor):
+            dense = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
+            content = dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        else:
+            content = repr(value).encode()
+        checksum = zlib.crc32(content, checksum)
+    return f"{checksum:08x}"
