@@ -80,7 +80,7 @@ class UnequalShapesError(ItwinaiError, RuntimeError):
 
 
 class UnequalStepsError(ItwinaiError, RuntimeError):
-    """A worker ends an epoch, or the run, where another goes on."""
+    """A worker ends an epoch, or the run, where another continues."""
 
 
 class UnequalValuesError(ItwinaiError, RuntimeError):

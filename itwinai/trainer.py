@@ -44,7 +44,7 @@ from itwinai.compat.lightning_trainer import MisconfiguredTrainerError
 from itwinai.data.distributed_loaders import DistributedLoaders
 from itwinai.errors import UnknownArgumentError, did_you_mean
 from itwinai.launchers.base import raising_worker_failures
-from itwinai.launchers.cpu_affinity import available_cores, crowded_text
+from itwinai.launchers.cpu_affinity import available_cores, oversubscription_text
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
 from itwinai.loggers.hparams_redaction import hide_secrets
 from itwinai.loggers.registry import make_loggers
@@ -124,7 +124,7 @@ BUSY = 1.5
 def _warn_of_crowding() -> None:
     threads, cores = torch.get_num_threads(), available_cores()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if text := crowded_text(1, threads, cores):
+    if text := oversubscription_text(1, threads, cores):
         warn_user(text)
     elif threads > 1 and load > BUSY * cores:
         warn_user(
@@ -465,7 +465,7 @@ class ItwinaiTrainer(Trainer):
         self._portable().parts_of_workers = parts
 
     def prepare_restart(self) -> None:
-        """Let the next workers go on from the newest checkpoint that was written since the first were started."""
+        """Let the next workers resume from the newest checkpoint that was written since the first were started."""
         self._portable().since = self._fit_began
 
     def _portable(self) -> PortableConnector:

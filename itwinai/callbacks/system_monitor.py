@@ -124,7 +124,7 @@ class SystemMonitor(ReportingCallback):
         return openers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where the fit begins, which may go on from a checkpoint."""
+        """Note where the fit begins, which may resume from a checkpoint."""
         self._begun = lightning_loops.batches_done(trainer)
 
     def values_at_log_step(self, trainer: Trainer, batch: Any) -> dict[str, float]:

@@ -40,11 +40,11 @@ class PortableCheckpointIO(CheckpointIO):
         self._writer = BackgroundWriter()
         self._keeps_failures = False
         self._in_background = False
-        self._coming: list[str] = []
+        self._pending: list[str] = []
 
     @contextmanager
-    def keeping_failures(self, background: bool) -> Iterator[None]:
-        """Keep errors of what is written meanwhile for `take_failed`, which every worker can be told of.
+    def collecting_failures(self, background: bool) -> Iterator[None]:
+        """Keep errors of what is written meanwhile for `pop_failures`, which every worker can be told of.
 
         Args:
             background: write in the background.
@@ -59,15 +59,15 @@ class PortableCheckpointIO(CheckpointIO):
     def wait(self) -> None:
         """Wait until everything is written."""
         self._writer.wait()
-        self._coming = []
+        self._pending = []
 
-    def is_coming(self, path: str) -> bool:
+    def is_pending(self, path: str) -> bool:
         """Tell whether a file is being written, or about to be."""
-        return path in self._coming
+        return path in self._pending
 
-    def take_failed(self) -> list[tuple[str, BaseException]]:
+    def pop_failures(self) -> list[tuple[str, BaseException]]:
         """Return the paths that could not be written since the last call, each with what was raised."""
-        return self._writer.take_failed()
+        return self._writer.pop_failures()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint.
@@ -98,7 +98,7 @@ class PortableCheckpointIO(CheckpointIO):
             return
         if self._in_background:
             self._writer.write(checkpoint, path, write)
-            self._coming = [path]
+            self._pending = [path]
         else:
             self.wait()
             self._writer.write_now(checkpoint, path, write)
@@ -145,8 +145,8 @@ class PortableCheckpointIO(CheckpointIO):
     def teardown(self) -> None:
         """Wait until everything is written; warn of failures that have not been raised."""
         self._writer.close()
-        self._coming = []
-        for path, error in self.take_failed():
+        self._pending = []
+        for path, error in self.pop_failures():
             warn_user(f"The checkpoint {path} could not be written: {type(error).__name__}: {error}")
 
 
@@ -158,7 +158,7 @@ def _remove(path: str) -> None:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where a fit goes on.
+    """Where a fit resumes.
 
     Attributes:
         section: our part of the checkpoint.
@@ -184,11 +184,11 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
     """lightning's connector of checkpoints, with our part of the content.
 
     Attributes:
-        resumed: our part of the checkpoint that this fit goes on from, until the first epoch begins.
-        resume: what a fit goes on from if it is not told: a path, ``"auto"``, or None.
+        resumed: our part of the checkpoint that this fit resumes from, until the first epoch begins.
+        resume: what a fit resumes from if it is not told: a path, ``"auto"``, or None.
         since: of a run whose workers are started again, when they were started first; only checkpoints that were
             written since count.
-        first: what the workers that were started first went on from.
+        first: what the workers that were started first resumed from.
         parts_of_workers: on the caller, what only the workers of the last fit had; empty if it did not get that, None
             before any fit.
     """
@@ -237,7 +237,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
             if trainer.state.fn == "fit" and limit not in (None, -1) and epochs >= limit:
                 warn_user(
                     f"Nothing is left to train: the checkpoint has been trained for {epochs} epochs, and max_epochs="
-                    f"{limit} counts from the start of its first run. Raise max_epochs to go on."
+                    f"{limit} counts from the start of its first run. Raise max_epochs to continue."
                 )
         except MisconfigurationException as error:
             if self.resume != AUTO or self.selected is None:
@@ -309,7 +309,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         if "optimizer_states" not in checkpoint and self.trainer.strategy.lightning_restore_optimizer:
             raise CheckpointError(
                 f"The checkpoint {self.trainer.ckpt_path} holds the weights only (it was saved with weights_only, or "
-                "save_weights_only of ModelCheckpoint), so that no fit can go on from it. To begin a new fit with "
+                "save_weights_only of ModelCheckpoint), so that no fit can resume from it. To begin a new fit with "
                 "these weights, load them with load_from_checkpoint."
             )
         section = checkpoint_state.ItwinaiState.of(checkpoint)
@@ -345,7 +345,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
             ) from error
 
     def take_resumed(self) -> Resumed | None:
-        """Return our part of the checkpoint that this fit goes on from, once."""
+        """Return our part of the checkpoint that this fit resumes from, once."""
         resumed, self.resumed = self.resumed, None
         return resumed
 
@@ -381,7 +381,7 @@ def folders_of(trainer: Trainer) -> list[str]:
 
 
 def take_resumed(trainer: Trainer) -> Resumed | None:
-    """Return our part of the checkpoint that a fit goes on from, the first time it is asked for; or None."""
+    """Return our part of the checkpoint that a fit resumes from, the first time it is asked for; or None."""
     connector = lightning_checkpoints.checkpoint_connector(trainer)
     return connector.take_resumed() if isinstance(connector, PortableConnector) else None
 

@@ -93,7 +93,7 @@ def newest_unverified(folders: Iterable[str], since: float) -> str | None:
 
 
 def _newest_first(found: Iterable[Found], since: float) -> list[Found]:
-    """Return those checkpoints that a run can go on from, the newest first."""
+    """Return those checkpoints that a run can resume from, the newest first."""
     resumable = [one for one in found if one.manifest.about.get("resumable") and one.manifest.written_at >= since]
     return sorted(resumable, key=_age, reverse=True)
 

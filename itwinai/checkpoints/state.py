@@ -80,7 +80,7 @@ class ItwinaiState:
         parameter_names: names of the parameters of each group of each optimizer. The optimizers' states are keyed by
             numbers, as torch does it; these names say which parameters the numbers stand for.
         random_states: of each rank, as `pack_random_states` gives them.
-        positions: of the training loaders; None for a loader that cannot go on in mid-epoch.
+        positions: of the training loaders; None for a loader that cannot resume in mid-epoch.
         place: what of the fit is done; None if it was in the midst of something.
         progress: as in `Point`.
         history: as in `Point`.
@@ -180,7 +180,7 @@ def parts_of_workers(
 
 
 def training_samplers(trainer: Trainer) -> list[Resumable | None]:
-    """Return the sampler of each training loader, or None for a loader whose sampler cannot go on in mid-epoch."""
+    """Return the sampler of each training loader, or None for a loader whose sampler cannot resume in mid-epoch."""
     samplers = []
     for loader in lightning_dataloaders.training_loaders(trainer):
         found = (getattr(loader, name, None) for name in ("batch_sampler", "sampler"))

@@ -205,7 +205,7 @@ def make_result(state: Mapping[str, Any], trainer: Trainer) -> _ResultMetric:
 
 
 def write_result(metric: _ResultMetric, state: Mapping[str, Any], device: torch.device) -> None:
-    """Let a key go on with what `read_result` returned."""
+    """Let a key continue with what `read_result` returned."""
     metric._update_count = state["updates"]
     metric._computed = None
     metric.has_reset = False

@@ -16,7 +16,7 @@ from itwinai.compat import lightning_launching, lightning_logging, lightning_tra
 from itwinai.errors import WorkerError
 from itwinai.interfaces import Restartable, ServingWorkers
 from itwinai.launchers import payload as payloads
-from itwinai.launchers.script import HISTORY, Rerun, earlier_outcome, take_part
+from itwinai.launchers.script import HISTORY, Rerun, earlier_outcome, join_launch
 from itwinai.launchers.worker_failure import WorkerGroupError
 from itwinai.warn import warn_user
 
@@ -77,7 +77,7 @@ class PayloadLauncher(lightning_launching.Launcher):
         payload = payloads.Payload(trainer, function, args, kwargs)
         number, rerun = HISTORY.begin(), Rerun.of_this_process()
         if rerun is not None and number == rerun.number:
-            take_part(rerun, payload)
+            join_launch(rerun, payload)
         with ExitStack() as contexts:
             for callback in lightning_trainer.callbacks(trainer):
                 if isinstance(callback, ServingWorkers):

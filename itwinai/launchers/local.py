@@ -34,7 +34,7 @@ from itwinai.launchers.fork import ForkedProcess, fork, why_not_fork
 from itwinai.launchers.fork_server import ForkedWorker, ForkServerClient, can_fork, title_worker
 from itwinai.launchers.payload import Payload, Result
 from itwinai.launchers.payload import run as run_payload
-from itwinai.launchers.script import HISTORY, Rerun, ScriptOrder, script_command
+from itwinai.launchers.script import HISTORY, LaunchInstructions, Rerun, script_command
 from itwinai.launchers.state_sync import named_tensors
 from itwinai.launchers.worker import Start, die_with_caller, python_that_runs
 from itwinai.launchers.worker_failure import Failure, WorkerGroupError
@@ -252,8 +252,8 @@ class LocalLauncher(PayloadLauncher):
         assert command is not None
         number = HISTORY.begun - 1
         weights = {name: tensor.detach() for name, tensor in named_tensors(payload.trainer.lightning_module).items()}
-        order = ScriptOrder(rank_infos, payload.rng_states, weights)
-        write_whole(folder / "order.pickle", cloudpickle.dumps(order))
+        instructions = LaunchInstructions(rank_infos, payload.rng_states, weights)
+        write_whole(folder / "instructions.pickle", cloudpickle.dumps(instructions))
         for rank in rank_infos:
             rerun = Rerun(number, rank, str(folder), str(HISTORY.folder), os.getpid())
             self.processes[rank] = subprocess.Popen(

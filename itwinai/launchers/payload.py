@@ -47,7 +47,7 @@ OTHER_WAYS = (
 
 
 @dataclass
-class Kept:
+class FinalState:
     """What a strategy keeps of a run, over all workers, before it takes down what they share.
 
     Attributes:
@@ -69,7 +69,7 @@ class Payload:
         function: the entry point, a bound method of ``trainer``.
         args: positional arguments of ``function``.
         kwargs: keyword arguments of ``function``.
-        rng_states: global random states of the caller, so that every worker goes on where the caller stands.
+        rng_states: global random states of the caller, so that every worker continues where the caller is.
         arguments: the command line of the caller, which the user's code may read in a worker as well.
         settings: what the caller's process is set to.
     """
@@ -120,7 +120,7 @@ class Result:
         returned: what the entry point returned, on the CPU.
         predict_dataloaders: number of dataloaders that were predicted; 0 unless the entry point predicts.
         trace: what the run changed on the caller's objects, if it was asked for.
-        checkpoint: see `Kept`; of rank 0.
+        checkpoint: see `FinalState`; of rank 0.
         rng_states: where rank 0 stands in its random numbers.
     """
 
@@ -201,13 +201,13 @@ def run(payload: Payload, rank_info: RankInfo, on_failure: Callable[[BaseExcepti
         if observer is not None:
             vars(error)[TRACE] = _trace_of_failure(observer)
         raise
-    kept = strategy.kept
+    final = strategy.final_state
     return Result(
         rank=rank_info.rank,
         returned=move_data_to_device(returned, torch.device("cpu")),
         predict_dataloaders=len(trainer.num_predict_batches) if lightning_trainer.is_predicting(trainer) else 0,
-        trace=observer.trace(kept.metrics) if observer else None,
-        checkpoint=kept.checkpoint if rank_info.rank == 0 else None,
+        trace=observer.trace(final.metrics) if observer else None,
+        checkpoint=final.checkpoint if rank_info.rank == 0 else None,
         rng_states=lightning_trainer.collect_rng_states(include_cuda=False) if rank_info.rank == 0 else None,
     )
 

@@ -325,7 +325,7 @@ class RayLauncher(PayloadLauncher):
         ]
 
     def _fewer_workers(self) -> int | None:
-        """Return with how many workers a run may go on that has lost some; None if it may not."""
+        """Return with how many workers a run may continue that has lost some; None if it may not."""
         least = self.placement.min_workers
         if least is None or not self._were_placed or not self._missing():
             return None

@@ -1,4 +1,4 @@
-"""Log to MLflow while training goes on."""
+"""Log to MLflow during training."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ OPERATIONS = (
 )
 
 
-class TimedExchanges:
+class CollectiveTimer:
     """Tells a clock of all collective operations of DeepSpeed, until it is ended.
 
     All of them go through one object, its backend, whose operations are replaced on that object meanwhile.
@@ -65,7 +65,7 @@ class TimedExchanges:
 
 
 class _Handle:
-    """The handle of an operation that goes on beside the computation."""
+    """The handle of an operation that continues beside the computation."""
 
     def __init__(self, handle: Any, began: int, clock: StepClock) -> None:
         self._handle = handle

@@ -24,7 +24,7 @@ def gather_weights(module: nn.Module, keep: bool) -> dict[str, Any]:
         module: the module inside an engine.
         keep: whether this worker needs the result; the others get an empty dictionary.
     """
-    if not keeps_variables(module):
+    if not accepts_keep_vars(module):
         with whole_parameters(module, changed=False):
             return _gather_own_state(module, keep)
     whole: dict[int, Tensor | None] = {}
@@ -44,7 +44,7 @@ def gather_weights(module: nn.Module, keep: bool) -> dict[str, Any]:
     return state
 
 
-def keeps_variables(module: nn.Module) -> bool:
+def accepts_keep_vars(module: nn.Module) -> bool:
     """Tell whether ``state_dict`` takes ``keep_vars``; one that a user has written need not."""
     parameters = inspect.signature(module.state_dict).parameters.values()
     return any(one.name == "keep_vars" or one.kind == inspect.Parameter.VAR_KEYWORD for one in parameters)

@@ -53,7 +53,7 @@ def _is_of_user(hook: Callable[..., Any] | None) -> bool:
     )
 
 
-class WholeGradients:
+class UnshardedGradients:
     """Keeps gradients in the parameters, whole on each worker, until the engine steps.
 
     As it is, an engine reduces gradients in its step (stages 0 and 1) or to shards while backward runs (2 and 3), so
@@ -161,7 +161,7 @@ class EnginePrecision(DeepSpeedPrecision):
     def __init__(self, precision: Any, check: Callable[[], None]) -> None:
         super().__init__(precision)
         self.check = check
-        self.gradients: WholeGradients | None = None
+        self.gradients: UnshardedGradients | None = None
         self.stepping = False
 
     def convert_module(self, module: nn.Module) -> nn.Module:

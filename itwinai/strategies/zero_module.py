@@ -11,7 +11,7 @@ from itwinai.compat import deepspeed as compat_deepspeed
 from itwinai.strategies.zero_gather import whole_parameter
 
 
-class Original:
+class OriginalModule:
     """Remembers a module as it is before an engine takes it.
 
     Args:

@@ -173,7 +173,7 @@ class Runs:
                 self.client.log_batch(run_id, params=entities[first : first + _BATCH])
 
     def reopen(self, run: Any) -> str:
-        """Let one of MLflow's runs go on if it has ended, and return its id."""
+        """Let one of MLflow's runs continue if it has ended, and return its id."""
         if run.info.status != "RUNNING":
             with self.asking():
                 self.client.update_run(run.info.run_id, status="RUNNING")
@@ -274,7 +274,7 @@ class ParentRun:
         self._end_trials(runs, record)
         self._end(self.run_id, status)
 
-    def place_to_look(self) -> str:
+    def location_text(self) -> str:
         """Return where a person finds the run, or how to look at it."""
         return where_to_look(self.place.address, self.experiment_id, self.run_id)
 
@@ -311,7 +311,7 @@ def open_parent_run(
     """Return the run of a search in MLflow; None if no logger of its config is MLflow's.
 
     The experiment, and a database if there is no server, are made here: trials that begin at the same time would make
-    them several times. A search that is resumed goes on in the run that it has.
+    them several times. A search that is resumed continues in the run that it has.
 
     Args:
         given: what the config has at ``trainer.logger``.

@@ -23,7 +23,7 @@ from itwinai.tune.space import SearchSpace
 from itwinai.tune.stopper import SearchStopper
 from itwinai.tune.trainable import Trial
 from itwinai.tune.trial_names import trial_name
-from itwinai.tune.trial_spec import SearchOrder
+from itwinai.tune.trial_spec import TrialSpec
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as RayTrial
@@ -98,14 +98,14 @@ class Search:
         name = strategy if isinstance(strategy, str) and strategy != "auto" else ""
         return TrialResources(settings.workers_per_trial, settings.resources_per_worker, has_ray_workers, name)
 
-    def run(self, order: SearchOrder, course: SearchRecorder, stopper: SearchStopper, resume: bool) -> None:
+    def run(self, order: TrialSpec, course: SearchRecorder, stopper: SearchStopper, resume: bool) -> None:
         """Run the trials; returns when all have ended, or the search was interrupted.
 
         Args:
             order: what the actors have to know.
             course: what has happened so far.
             stopper: ends trials, and the search, early.
-            resume: go on with what an interrupted process has left in the folder.
+            resume: continue with what an interrupted process has left in the folder.
         """
         settings = self.settings
         single = settings.objectives[0] if len(settings.objectives) == 1 else None

@@ -176,7 +176,7 @@ def _median_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class KeepInside:
+class ClipToSpace:
     """Brings parameters that a scheduler has changed back to what the space allows.
 
     Ray multiplies a parameter by a factor and looks at neither bounds nor steps. A class and no function, because Ray
@@ -210,7 +210,7 @@ def _mutating_options(
                 "that unit."
             )
         options["perturbation_interval"] = max(1, (max_reports or 0) // 10)
-    options["custom_explore_fn"] = KeepInside(parameters, given.get("custom_explore_fn"))
+    options["custom_explore_fn"] = ClipToSpace(parameters, given.get("custom_explore_fn"))
     if name == "pb2":
         ranges = [(p.path, p.distribution) for p in parameters if isinstance(p.distribution, Range)]
         options["hyperparam_bounds"] = {path: [own.lower, own.upper] for path, own in ranges}

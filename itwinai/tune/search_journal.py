@@ -88,7 +88,7 @@ class SearchJournal:
     def write_report(self, trial: str, report: Report, checkpoint: str | None, at: float) -> None:
         """Write a report. Those of the same trial with the same number or a higher one count no longer.
 
-        A trial that goes on from a checkpoint repeats what it has done since then, with another outcome perhaps.
+        A trial that resumes from a checkpoint repeats what it has done since then, with another outcome perhaps.
 
         Args:
             trial: Ray's id of the trial.
@@ -113,7 +113,7 @@ class SearchJournal:
 
 
 def read_search(folder: str | os.PathLike[str]) -> SearchRecord:
-    """Return where a search stands that goes on in another process, or has ended.
+    """Return where a search stands that another process resumes, or has ended.
 
     Args:
         folder: of the search.

@@ -36,7 +36,7 @@ _WRITE_TIME_EVERY = 60.0
 
 
 class SearchRecorder(Callback):
-    """Keep the record of a search up to date, and in a file from which a later process goes on.
+    """Keep the record of a search up to date, and in a file from which a later process continues.
 
     Results are those of itwinai's trials: under the key ``itwinai`` a dictionary with ``checkpoint``, the path of the
     checkpoint that was saved with this report, if one was, and ``finished``, true in the last result of a trial that
@@ -47,7 +47,7 @@ class SearchRecorder(Callback):
     that it has had.
 
     The seconds of a trial are those since its actor was there, over all its starts: what is repeated after a failure
-    counts, to wait does not. Ray's ``time_total_s`` falls back to that of the checkpoint from which a trial goes on,
+    counts, to wait does not. Ray's ``time_total_s`` falls back to that of the checkpoint from which a trial continues,
     with PBT even that of another trial.
 
     Args:
@@ -59,7 +59,7 @@ class SearchRecorder(Callback):
         settings: searcher, scheduler, resources... as label and value, for people.
         ranges: what the parameters are drawn from, by path.
         number_of: returns the number of a trial, 0 for the first; by default they are counted as they start.
-        on_update: called with the record while the search goes on, a few times per second, and at its end. Pickled
+        on_update: called with the record during the search, a few times per second, and at its end. Pickled
             copies, which `ray.tune.Tuner` makes, have none.
     """
 
@@ -103,7 +103,7 @@ class SearchRecorder(Callback):
         return replace(record, trials=trials, seconds=self._clock.seconds())
 
     def setup(self, *args: Any, **info: Any) -> None:
-        """Read what an earlier process has written, and go on from it."""
+        """Read what an earlier process has written, and resume from it."""
         self._file = SearchJournal(self.folder)
         self._clock = _Clock(self._file.course.seconds)
         self._file.write_search(self._search, self._clock.seconds())
@@ -168,7 +168,7 @@ class SearchRecorder(Callback):
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Stop the clocks; trials that still run wait from now on until the search is resumed."""
         self._clock.stop()
-        # Of a search that was interrupted Ray has ended the trials meanwhile, as if they were not to go on.
+        # Of a search that was interrupted Ray has ended the trials meanwhile, as if they were not to be resumed.
         for trial_id in list(self._since):
             self._write(trial_id, replace(self._known(trial_id), status="waiting"))
         self._there.write_time(self._clock.seconds())

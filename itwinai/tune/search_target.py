@@ -12,7 +12,7 @@ from itwinai.trials.report_interval import parse_moment
 from itwinai.tune.distributions import Choice, Range
 from itwinai.tune.settings import Settings
 from itwinai.tune.space import Parameter, SearchSpace
-from itwinai.tune.train_functions import ConfiguredTrials, FunctionTrials
+from itwinai.tune.train_functions import ConfigFits, FunctionCalls
 from itwinai.tune.trial_config import BaseConfig
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class SearchTarget(Protocol):
 
 
 @dataclass(frozen=True)
-class FunctionSubject:
+class FunctionTarget:
     """A function of the user's own.
 
     Attributes:
@@ -90,7 +90,7 @@ class FunctionSubject:
 
     def trials(self, logger_for: LoggerFor) -> Callable[..., Any]:
         """Return what makes a call of the function of what was drawn."""
-        return FunctionTrials(self.function, self.space.active)
+        return FunctionCalls(self.function, self.space.active)
 
     def best_config(self, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return None."""
@@ -98,7 +98,7 @@ class FunctionSubject:
 
 
 @dataclass(frozen=True)
-class ConfiguredSubject:
+class ConfigTarget:
     """A config that `itwinai fit` takes.
 
     Attributes:
@@ -116,7 +116,7 @@ class ConfiguredSubject:
     @classmethod
     def parsed(
         cls, source: Sequence[str] | Mapping[str, Any], arguments: Sequence[str], settings: Settings
-    ) -> ConfiguredSubject:
+    ) -> ConfigTarget:
         """Parse a config, and check that the space fits it.
 
         Args:
@@ -176,7 +176,7 @@ class ConfiguredSubject:
 
     def trials(self, logger_for: LoggerFor) -> Callable[..., Any]:
         """Return what makes a fit of what was drawn."""
-        return ConfiguredTrials(self.base, self.space.active, logger_for)
+        return ConfigFits(self.base, self.space.active, logger_for)
 
     def best_config(self, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the config that `itwinai fit` takes with these parameters."""

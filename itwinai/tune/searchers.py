@@ -299,7 +299,7 @@ def _optuna(
     several = len(objectives) > 1
     metrics = [objective.metric for objective in objectives]
     modes: list[str] = [objective.mode for objective in objectives]
-    draw = Draw(space)
+    draw = DefineByRunSpace(space)
     with quiet_optuna():
         _try_sampler(_sampler(options, seed), draw, modes)
         return OptunaSearch(
@@ -312,7 +312,7 @@ def _optuna(
 
 
 @dataclass(frozen=True)
-class Draw:
+class DefineByRunSpace:
     """Draws a point from a trial of Optuna: only the parameters that are active.
 
     A class and no function, because Ray pickles it when it saves the search.
@@ -364,7 +364,7 @@ def _sampler(given: Mapping[str, Any], seed: int | None) -> BaseSampler:
         raise ConfigurationError(f"The sampler '{name}' of Optuna does not take these options: {error}") from error
 
 
-def _try_sampler(sampler: BaseSampler, draw: Draw, modes: Sequence[str]) -> None:
+def _try_sampler(sampler: BaseSampler, draw: DefineByRunSpace, modes: Sequence[str]) -> None:
     """Raise an error if a sampler cannot draw from the space or for several objectives, before any trial has run."""
     import optuna
 
@@ -438,7 +438,7 @@ def _of_ray(
 
 
 def _check_package(name: str) -> None:
-    """Raise an error unless what a searcher needs can be imported: Ray would go on without until the first trial."""
+    """Raise an error unless what a searcher needs can be imported: Ray would continue without until the first trial."""
     package = _PACKAGES[name]
     for module in package.modules:
         try:

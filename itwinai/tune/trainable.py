@@ -19,8 +19,8 @@ from itwinai.launchers.fork_server import ForkServerClient
 from itwinai.launchers.ray_worker_pool import RayWorkerPool
 from itwinai.trials.channel import Message
 from itwinai.trials.checkpoint_reference import read_reference, write_reference
-from itwinai.tune.trial_executor import ProcessRun, ThreadRun, TrialExecutor
-from itwinai.tune.trial_spec import MODULES, SearchOrder
+from itwinai.tune.trial_executor import ProcessExecutor, ThreadExecutor, TrialExecutor
+from itwinai.tune.trial_spec import MODULES, TrialSpec
 
 OWN = "itwinai"
 """Key of a result under which stands what is not a metric."""
@@ -29,8 +29,8 @@ OWN = "itwinai"
 class Trial(tune.Trainable):
     """One trial at a time, and with reused actors many, one after the other."""
 
-    def setup(self, config: dict[str, Any], order: SearchOrder | None = None) -> None:
-        """Take over what a trial is to do; it starts with the first step, when it is known what it goes on from."""
+    def setup(self, config: dict[str, Any], order: TrialSpec | None = None) -> None:
+        """Take over what a trial is to do; it starts with the first step, when it is known what it resumes from."""
         assert order is not None
         self.order = order
         self.drawn = config
@@ -74,7 +74,7 @@ class Trial(tune.Trainable):
         write_reference(checkpoint_dir, self.latest.get("checkpoint", ""))
 
     def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
-        """Go on from a checkpoint, of this trial or of another whose it takes over."""
+        """Continue from a checkpoint, of this trial or of another whose it takes over."""
         self._end()
         self.resume = (read_reference(checkpoint) if isinstance(checkpoint, str) else None) or None
 
@@ -97,10 +97,10 @@ class Trial(tune.Trainable):
         name = self.trial_name
         self.order.apply_to_process()  # Ray has gone to the folder of the trial
         if self.order.has_ray_workers(self.drawn):
-            return ThreadRun(self.order, self.drawn, name, self.resume, self.pool)
+            return ThreadExecutor(self.order, self.drawn, name, self.resume, self.pool)
         if self.fork_server is None or not self.fork_server.is_there():
             self.fork_server = _connect(self.order.fork_server_path)
-        return ProcessRun(self.order, self.drawn, name, self.resume, self.fork_server)
+        return ProcessExecutor(self.order, self.drawn, name, self.resume, self.fork_server)
 
     def _end(self) -> None:
         if self.run is not None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from itwinai.launchers.fork_server import ForkedWorker, ForkServerClient
     from itwinai.launchers.ray_worker_pool import RayWorkerPool
     from itwinai.launchers.worker_failure import Failure
-    from itwinai.tune.trial_spec import Assignment, SearchOrder
+    from itwinai.tune.trial_spec import Assignment, TrialSpec
 
 _LOOK_EVERY = 0.05
 _END_WITHIN = 30.0
@@ -41,10 +41,10 @@ class TrialExecutor(ABC):
         order: the search.
         drawn: what the searcher has drawn.
         name: of the trial.
-        resume: checkpoint to go on from.
+        resume: checkpoint to resume from.
     """
 
-    def __init__(self, order: SearchOrder, drawn: Mapping[str, Any], name: str, resume: str | None) -> None:
+    def __init__(self, order: TrialSpec, drawn: Mapping[str, Any], name: str, resume: str | None) -> None:
         import ray
 
         self.name = name
@@ -55,12 +55,12 @@ class TrialExecutor(ABC):
         self._start(order, order.assignment(drawn, name, session))
 
     def next_report(self) -> Message | None:
-        """Let the trial go on, and return what it reports next; None when it has ended.
+        """Let the trial continue, and return what it reports next; None when it has ended.
 
         Raises:
             TrialError: its code has raised an exception, or its process was killed.
         """
-        self._answer(Decision.GO_ON)
+        self._answer(Decision.CONTINUE)
         message = self._next_message()
         if message is None:
             self._raise_failure()
@@ -85,7 +85,7 @@ class TrialExecutor(ABC):
         self.server.close()
 
     @abstractmethod
-    def _start(self, order: SearchOrder, assignment: Assignment) -> None: ...
+    def _start(self, order: TrialSpec, assignment: Assignment) -> None: ...
 
     @abstractmethod
     def _has_ended(self) -> bool: ...
@@ -119,7 +119,7 @@ class TrialExecutor(ABC):
                 return None
 
 
-class ProcessRun(TrialExecutor):
+class ProcessExecutor(TrialExecutor):
     """A trial in a process of its own, forked off one that has imported everything.
 
     Args:
@@ -132,7 +132,7 @@ class ProcessRun(TrialExecutor):
 
     def __init__(
         self,
-        order: SearchOrder,
+        order: TrialSpec,
         drawn: Mapping[str, Any],
         name: str,
         resume: str | None,
@@ -151,7 +151,7 @@ class ProcessRun(TrialExecutor):
         self.process.stdin.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _start(self, order: SearchOrder, assignment: Assignment) -> None:
+    def _start(self, order: TrialSpec, assignment: Assignment) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="itwinai-trial-"))
         write_whole(self.folder / "payload.pickle", cloudpickle.dumps(assignment))
         entry = "itwinai.tune.trial_worker:run"
@@ -183,7 +183,7 @@ class ProcessRun(TrialExecutor):
             raise TrialError(f"the process of the trial {how}", "", self.output)
 
 
-class ThreadRun(TrialExecutor):
+class ThreadExecutor(TrialExecutor):
     """A trial in a thread of the actor, whose placement group its Ray workers are in.
 
     Args:
@@ -195,13 +195,13 @@ class ThreadRun(TrialExecutor):
     """
 
     def __init__(
-        self, order: SearchOrder, drawn: Mapping[str, Any], name: str, resume: str | None, pool: RayWorkerPool
+        self, order: TrialSpec, drawn: Mapping[str, Any], name: str, resume: str | None, pool: RayWorkerPool
     ) -> None:
         self.pool = pool
         self._error: BaseException | None = None
         super().__init__(order, drawn, name, resume)
 
-    def _start(self, order: SearchOrder, assignment: Assignment) -> None:
+    def _start(self, order: TrialSpec, assignment: Assignment) -> None:
         self.thread = threading.Thread(target=self._run, args=(assignment,), name="itwinai-trial", daemon=True)
         self.thread.start()
 

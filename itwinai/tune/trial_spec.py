@@ -29,7 +29,7 @@ class Assignment:
     """What a trial's process has to do.
 
     Attributes:
-        body_for: see `SearchOrder`.
+        body_for: see `TrialSpec`.
         drawn: what the searcher has drawn.
         name: of the trial.
         session: the trial, as a run sees it.
@@ -42,7 +42,7 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class SearchOrder:
+class TrialSpec:
     """What an actor has to know to run trials.
 
     Attributes:

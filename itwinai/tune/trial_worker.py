@@ -43,7 +43,7 @@ def train(assignment: Assignment) -> None:
 
 
 def _present(path: str | None, folder: str) -> str | None:
-    """Return the checkpoint to go on from.
+    """Return the checkpoint to resume from.
 
     It is the newest valid one of the trial's own, if the search knows of none, as after it was killed, or of one that
     was removed when a newer was saved.

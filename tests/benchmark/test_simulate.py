@@ -518,7 +518,7 @@ def test_numbers_of_workers(text: str, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "1,x", "1,...,4", "1,2,...", "1,2,...,7", "4,2,...,8", "2,2,...,4", "-1"])
-def test_what_are_no_numbers_of_workers(text: str) -> None:
+def test_what_are_not_numbers_of_workers(text: str) -> None:
     with pytest.raises(ConfigurationError):
         units.numbers_of_workers(text)
 

@@ -179,8 +179,8 @@ def test_nothing_is_removed_after_a_failed_write() -> None:
     writer.remove("previous", removed.append)
     writer.wait()
     assert removed == []
-    ((path, error),) = writer.take_failed()
-    assert path == "new" and str(error) == "no space" and writer.take_failed() == []
+    ((path, error),) = writer.pop_failures()
+    assert path == "new" and str(error) == "no space" and writer.pop_failures() == []
     writer.write({}, "newer", lambda content, path: None)
     writer.remove("previous", removed.append)
     writer.close()

@@ -493,7 +493,7 @@ def test_new_epoch_is_drawn_anew_by_rank_0(order: str) -> None:
 
 @pytest.mark.parametrize("same_seed", [False, True])
 @pytest.mark.parametrize("order", SHUFFLED)
-def test_second_iteration_of_an_epoch_goes_on_where_rank_0_is(order: str, same_seed: bool) -> None:
+def test_second_iteration_of_an_epoch_continues_where_rank_0_is(order: str, same_seed: bool) -> None:
     """As a loader that is shorter than another one, and begins anew within the epoch."""
     workers = three_workers(order, same_seed=same_seed)
     with random_states(seeded(4)):

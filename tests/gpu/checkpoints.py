@@ -144,7 +144,7 @@ def snapshot(bench: Bench) -> None:
 
 CHECKS = (
     Check("checkpoint-devices", "checkpoints", "from the GPU to the CPU and back, in mid-epoch", across_devices, 6, 60),
-    Check("checkpoint-random", "checkpoints", "random numbers of CUDA go on after a resume", random_numbers, 10, 60),
+    Check("checkpoint-random", "checkpoints", "random numbers of CUDA continue after a resume", random_numbers, 10, 60),
     Check("checkpoint-snapshot", "checkpoints", "a snapshot is not overtaken by training", snapshot, 17),
     Check("checkpoint-stall", "checkpoints", "2 GB of state in the background", stall, 18, 90),
 )

@@ -13,7 +13,7 @@ from ray import cloudpickle, tune
 
 from itwinai.errors import ConfigurationError
 from itwinai.trials.records import Objective
-from itwinai.tune.schedulers import KeepInside, check_together, make_scheduler
+from itwinai.tune.schedulers import ClipToSpace, check_together, make_scheduler
 from itwinai.tune.searchers import make_searcher, param_space
 from itwinai.tune.space import SearchSpace
 
@@ -144,12 +144,12 @@ def test_parameters_change_during_trials_and_stay_inside(name: str, local_ray: N
 
 def test_brought_back_inside() -> None:
     space = space_of(SPACE)
-    keep = KeepInside(space.mutable())
+    keep = ClipToSpace(space.mutable())
     changed = keep({"lr": 0.12, "width": 19, "depth": 5, "optimizer": "adam", "momentum": 1.2, "strategy": "ddp"})
     # A condition or a grid keeps a scheduler from changing a parameter at all.
     assert changed == {"lr": 0.1, "width": 16, "depth": 3, "optimizer": "adam", "momentum": 1.2, "strategy": "ddp"}
     assert pickle.loads(pickle.dumps(keep)) == keep
-    doubled = KeepInside(space.mutable(), lambda config: {**config, "width": config["width"] * 2})
+    doubled = ClipToSpace(space.mutable(), lambda config: {**config, "width": config["width"] * 2})
     assert doubled({"width": 16}) == {"width": 32}
 
 

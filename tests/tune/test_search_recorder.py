@@ -203,7 +203,7 @@ def test_a_trial_takes_over_another_one(tmp_path: Path, local_ray: None) -> None
     assert [report.metrics["loss"] for report in copied.reports[2:]] == [drawn[-1] + 1 / 3, drawn[-1] + 1 / 4]
 
 
-def test_a_search_goes_on_after_its_process_was_killed(tmp_path: Path, local_ray: None) -> None:
+def test_a_search_continues_after_its_process_was_killed(tmp_path: Path, local_ray: None) -> None:
     folder = tmp_path / "killed"
     folder.mkdir()
     output = tmp_path / "output"

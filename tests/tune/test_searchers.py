@@ -247,7 +247,7 @@ class InterruptWhileThere(tune.Callback):
 
 
 @pytest.mark.parametrize("spec", ["optuna", "random"])
-def test_search_goes_on_where_it_was_interrupted(spec: str, local_ray: None, tmp_path: Path) -> None:
+def test_search_continues_where_it_was_interrupted(spec: str, local_ray: None, tmp_path: Path) -> None:
     space, interrupt = space_of(CONDITIONAL), tmp_path / "interrupt"
     interrupt.touch()
     tuner = run_search(tmp_path, spec, space, LOSS, 6, callbacks=[InterruptWhileThere(interrupt)])

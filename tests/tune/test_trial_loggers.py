@@ -143,7 +143,7 @@ def test_mlflow_has_one_experiment_with_a_nested_run_per_trial(search: Search) -
     assert once == list(range(STEPS))
 
 
-def test_trial_that_is_started_again_goes_on_in_its_mlflow_run(search: Search) -> None:
+def test_trial_that_is_started_again_continues_in_its_mlflow_run(search: Search) -> None:
     client = MlflowClient(search.parent.tracking_uri)
     (run,) = client.search_runs([search.parent.experiment_id], "attributes.run_name = '000_lr=0.05'")
     history = client.get_metric_history(run.info.run_id, "step/loss")

@@ -158,7 +158,7 @@ def test_ray_workers_are_kept_for_the_next_trial(tmp_path: Path) -> None:
     assert max(others) < first  # without the imports
 
 
-def test_a_trial_that_is_killed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_trial_that_is_killed_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     space = {LR: {"choice": [0.1]}}
     died = search(tmp_path, config(epochs=4, die_once=str(tmp_path / "died")), space=space, num_samples=1)
     whole = search(tmp_path, config(epochs=4), space=space, num_samples=1, name="whole")

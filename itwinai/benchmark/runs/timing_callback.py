@@ -82,7 +82,7 @@ class TimingCallback(Callback):
         return {**vars(self), "step_clock": None, "_energy": None}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the fit go on until this callback ends it, and begin to read energy, once per node."""
+        """Let the fit run until this callback ends it, and begin to read energy, once per node."""
         self._forget()
         for scheduler in trainer.lr_scheduler_configs:
             scheduler.strict = False  # it may wait for a value of the validation, which does not take place
@@ -133,7 +133,7 @@ class TimingCallback(Callback):
             step = (time.perf_counter_ns() - self._warm_up_began) / 1e9 / (self.warmup - 1)
             steps = max(steps, min(round(self.seconds / step), MOST_STEPS))
         for scheduler in trainer.lr_scheduler_configs:
-            # The only one of torch's that refuses to go on after its end.
+            # The only one of torch's that raises an error after its end.
             if (end := getattr(scheduler.scheduler, "total_steps", None)) is not None:
                 steps = min(steps, max(end * trainer.accumulate_grad_batches - self.warmup, self.steps))
         return int(trainer.strategy.broadcast(steps))

@@ -37,7 +37,7 @@ def inspect(timeout: float, folder: Path, progress: ProgressLine) -> dict[str, A
     Args:
         timeout: seconds.
         folder: for files of children.
-        progress: is told what goes on.
+        progress: shows what is being done.
 
     Returns:
         Facts by the names that `inspect_here` gives them. What could not be imported is ``{"error": why}``.
