@@ -43,7 +43,7 @@ class TimedProgressBar(TQDMProgressBar):
 
     Args:
         interval: seconds between two drawings.
-        everywhere: draw the bar also where the output is no terminal.
+        everywhere: draw the bar also where the output is not a terminal.
         leave: keep the bar of each epoch.
         process_position: number of lines to leave above the bar, for bars of someone else.
     """

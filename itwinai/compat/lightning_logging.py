@@ -235,7 +235,7 @@ def is_first_iteration(connector: _LoggerConnector) -> bool:
 
 
 def goes_on_logging(connector: _LoggerConnector, hook: str) -> bool:
-    """Tell whether what a hook logs now is no new epoch, in which its values would have to be reset."""
+    """Tell whether what a hook logs now is not a new epoch, in which its values would have to be reset."""
     return connector._first_loop_iter is False or connector._current_fx == hook
 
 

@@ -57,7 +57,7 @@ class Rerun:
         rank: as which worker.
         folder: of that launch.
         history: the folder with what earlier launches have changed.
-        caller: the process id of the caller. What the script starts itself inherits the variables, and is no worker.
+        caller: the process id of the caller. What the script starts itself inherits the variables, and is not a worker.
     """
 
     number: int

@@ -522,14 +522,14 @@ def _from_ray(path: str, given: Any) -> Distribution:
 
 
 def _advice(path: str, given: Any) -> str:
-    """Return what to do with an entry that is no distribution."""
+    """Return what to do with an entry that is not a distribution."""
     if isinstance(given, (list, tuple)):
         return (
             f"The parameter '{path}' is a list, which does not say what to do with its values: write "
             "{choice: [...]} to draw one of them, or {grid: [...]} to try each."
         )
     return (
-        f"The parameter '{path}' is {given!r}, which is no distribution. A fixed value belongs into the config itself; "
+        f"The parameter '{path}' is {given!r}, which is not a distribution. Put a fixed value into the config itself; "
         f"the distributions are {', '.join(DISTRIBUTIONS)}."
     )
 

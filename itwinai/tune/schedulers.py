@@ -39,7 +39,7 @@ def make_scheduler(
       any.
     - ``median`` may stop a trial from its first report on.
     - ``pbt`` and ``pb2`` exchange weights and change parameters ten times over a trial, or at each report where its
-      length is not known. They change the parameters that have no condition and are no grid (``pb2`` of these only
+      length is not known. They change the parameters that have no condition and are not a grid (``pb2`` of these only
       ranges of numbers), or those of them that the option ``mutate`` lists, and never leave the bounds of the space.
       What they draw has no seed.
 
@@ -226,8 +226,8 @@ def _mutated(name: str, space: SearchSpace, mutate: Any) -> tuple[Parameter, ...
     only = "" if name == "pbt" else " and are ranges of numbers"
     if not able:
         raise ConfigurationError(
-            f"The scheduler '{name}' changes parameters that have no condition, are no grid{only}, and the space has "
-            "none: take another scheduler, or give it one."
+            f"The scheduler '{name}' changes parameters without a condition that are not a grid{only}, and the space "
+            "has none: use another scheduler, or give it one."
         )
     if mutate is None:
         return tuple(able)

@@ -144,7 +144,7 @@ class SearchRecorder(Callback):
         """Note that a trial has ended, by itself or by the scheduler."""
         if self._is_known(trial):
             end = self._ends.get(trial.trial_id, _End())
-            # That a function has returned is no result of its own: Ray marks its last one afterwards.
+            # That a function has returned is not a result of its own: Ray marks its last one afterwards.
             returned = trial.status == "RUNNING" and not end.was_marked and trial.last_result.get("done")
             self._note(trial, "finished" if end.by_itself or returned else "stopped")
 
@@ -298,7 +298,7 @@ def _error_of(trial: Trial) -> str:
 
 
 def _error_line(text: str) -> str:
-    """Return the line of a traceback that names the error; the first line of what is no traceback."""
+    """Return the line of a traceback that names the error; the first line of what is not a traceback."""
     lines = [line for line in text.splitlines() if line.strip()]
     frames = [place for place, line in enumerate(lines) if line.startswith('  File "')]
     after = lines[frames[-1] + 1 :] if frames else lines

@@ -130,7 +130,7 @@ class SearchSpace:
             if parameter.path == path:
                 return parameter
         raise ConfigurationError(
-            f"{wanted_for} names '{path}', which is no parameter of the space.{did_you_mean(path, self.paths)} "
+            f"{wanted_for} names '{path}', which is not a parameter of the space.{did_you_mean(path, self.paths)} "
             f"The parameters are {', '.join(self.paths)}."
         )
 
@@ -221,7 +221,7 @@ class SearchSpace:
         )
 
     def mutable(self) -> tuple[Parameter, ...]:
-        """Return the parameters that may change during a trial: those without a condition that are no grid."""
+        """Return the parameters that may change during a trial: those without a condition that are not a grid."""
         return tuple(
             parameter for parameter in self.parameters if not parameter.when and not parameter.distribution.is_grid
         )
@@ -304,7 +304,7 @@ def _values(parameter: Parameter) -> tuple[Any, ...]:
 def _check_path(path: Any) -> None:
     if not isinstance(path, str) or not all(path.split(".")):
         raise ConfigurationError(
-            f"{path!r} is no path of a parameter: write the names in the config with dots between, as in "
+            f"{path!r} is not a path of a parameter: write the names in the config with dots between, as in "
             "model.init_args.lr."
         )
     if "/" in path:
@@ -324,7 +324,7 @@ def _conditions(path: str, when: Any, distributions: Mapping[str, Distribution])
     for other, given in when.items():
         if other not in distributions:
             raise ConfigurationError(
-                f"The condition `when` of the parameter '{path}' is about '{other}', which is no parameter of the "
+                f"The condition `when` of the parameter '{path}' is about '{other}', which is not a parameter of the "
                 f"space.{did_you_mean(other, distributions)} A value that is fixed in the config needs no condition."
             )
         conditions[other] = _accepted(path, other, given, distributions[other])

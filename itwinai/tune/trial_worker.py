@@ -26,7 +26,7 @@ def run(packed: bytes, rank_info: RankInfo | None, on_failure: Callable[[BaseExc
 
     Args:
         packed: the pickled assignment.
-        rank_info: none: this is no worker of a group, but it may launch some.
+        rank_info: none: this is not a worker of a group, but it may launch some.
         on_failure: called with an exception at once.
         traced: without effect: what the run changes is not needed afterwards.
     """

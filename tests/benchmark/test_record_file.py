@@ -82,5 +82,5 @@ def test_what_is_no_benchmark_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="not what `itwinai benchmark` writes"):
         read_record(tmp_path)
     (tmp_path / RECORDS).write_text('{"cell": {"strategy": "ddp"}}\n')
-    with pytest.raises(ConfigurationError, match="Line 1 of .* is no measurement"):
+    with pytest.raises(ConfigurationError, match="Line 1 of .* is not a measurement"):
         read_measurements(tmp_path / RECORDS)

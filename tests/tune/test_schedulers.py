@@ -210,7 +210,7 @@ def test_schedulers_are_made_and_can_be_saved(spec: Any, max_reports: int | None
         ("pbt", BOTH, 9, "'pbt' compares trials by one objective"),
         ({"fifo": {"x": 1}}, LOSS, 9, "'fifo' has no option 'x'"),
         ({"pbt": {"hyperparam_mutations": {}}}, LOSS, 9, "no option 'hyperparam_mutations': that is known"),
-        ({"pbt": {"mutate": ["rl"]}}, LOSS, 9, "mutate names 'rl', which is no parameter.*'lr'"),
+        ({"pbt": {"mutate": ["rl"]}}, LOSS, 9, "mutate names 'rl', which is not a parameter.*'lr'"),
         ({"pbt": {"mutate": ["momentum"]}}, LOSS, 9, "'pbt' cannot change 'momentum'.*Those are lr, width, depth, opt"),
         ({"pbt": {"mutate": ["strategy"]}}, LOSS, 9, "'pbt' cannot change 'strategy'"),
         ({"pbt": {"mutate": []}}, LOSS, 9, "mutate of the scheduler 'pbt' is empty"),

@@ -177,10 +177,10 @@ def test_objects_of_ray_are_read() -> None:
         ("model.lr: {uniform: [0, 1], choice: [1]}", r"'model\.lr' needs one distribution, and has uniform, choice"),
         ("model.lr: {}", r"'model\.lr' needs one distribution, and has none"),
         ("model.lr: [1, 2]", r"'model\.lr' is a list.*\{choice: \[\.\.\.\]\}"),
-        ("model.lr: 0.1", r"'model\.lr' is 0\.1, which is no distribution"),
-        ("model..lr: {uniform: [0, 1]}", r"'model\.\.lr' is no path"),
+        ("model.lr: 0.1", r"'model\.lr' is 0\.1, which is not a distribution"),
+        ("model..lr: {uniform: [0, 1]}", r"'model\.\.lr' is not a path"),
         ("model/lr: {uniform: [0, 1]}", r"'model/lr' has a slash"),
-        ("3: {uniform: [0, 1]}", r"3 is no path"),
+        ("3: {uniform: [0, 1]}", r"3 is not a path"),
         ("", "must map paths"),
         (
             "a: {uniform: [0, 1], when: {optmizer: 1}}\noptimizer: {choice: [1]}",
