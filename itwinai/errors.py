@@ -105,7 +105,7 @@ class MissingMetricError(ConfigurationError):
 
 
 class LoggerError(ItwinaiError, RuntimeError):
-    """A logger's server is not there, or does not take what is logged."""
+    """A logger's server is not there, or does not accept what is logged."""
 
 
 class CheckpointError(ItwinaiError, RuntimeError):

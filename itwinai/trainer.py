@@ -60,7 +60,7 @@ from itwinai.trials.current_session import find_session
 from itwinai.unify import refuse_foreign
 from itwinai.warn import warn_user
 
-# A decorator that returns what it takes, for type checkers: they then know the arguments of what is decorated.
+# A decorator that returns its argument, for type checkers: they then know the arguments of what is decorated.
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -163,7 +163,7 @@ def _check_names(arguments: Iterable[str], init: Callable[..., Any]) -> None:
     for name in arguments:
         if name not in known:
             raise UnknownArgumentError(
-                f"ItwinaiTrainer has no argument '{name}'.{did_you_mean(name, known)} It takes every argument of "
+                f"ItwinaiTrainer has no argument '{name}'.{did_you_mean(name, known)} It accepts every argument of "
                 "lightning's Trainer, and those that help(ItwinaiTrainer) lists.",
                 argument=name,
             )
@@ -172,7 +172,7 @@ def _check_names(arguments: Iterable[str], init: Callable[..., Any]) -> None:
 class ItwinaiTrainer(Trainer):
     """Train any LightningModule, unchanged, on DDP, DeepSpeed, Horovod or Ray.
 
-    Takes every argument of `lightning.pytorch.Trainer`. `strategy` and `logger` accept more than there; those from
+    Accepts every argument of `lightning.pytorch.Trainer`. `strategy` and `logger` accept more than there; those from
     `split_batches` on are additional.
 
     Args:
@@ -210,7 +210,7 @@ class ItwinaiTrainer(Trainer):
         gradient_clip_algorithm: ``"norm"`` (default) or ``"value"``.
         deterministic: use deterministic algorithms only; ``"warn"`` warns where there is none.
         benchmark: let cuDNN search for the fastest algorithms.
-        inference_mode: evaluate under `torch.inference_mode`; ``False`` takes `torch.no_grad`.
+        inference_mode: evaluate under `torch.inference_mode`; ``False`` uses `torch.no_grad`.
         use_distributed_sampler: deal the batches of DataLoaders out to the workers, so that global batch k holds the
             samples that batch k of a single process would hold. Off, every worker iterates its loaders as they are.
         profiler: lightning's profiler of hooks: ``"simple"``, ``"advanced"``, ``"pytorch"``, or an instance.
@@ -222,7 +222,7 @@ class ItwinaiTrainer(Trainer):
         default_root_dir: folder for logs and checkpoints. The working folder by default.
         enable_autolog_hparams: log the module's hyperparameters at the start.
         model_registry: name under which the model is uploaded to Lightning's model hub.
-        split_batches: take a DataLoader's batch size as that of the global batch, and divide it among the workers.
+        split_batches: use a DataLoader's batch size as that of the global batch, and divide it among the workers.
             By default it is the batch size of each worker, as in lightning.
         weigh_uneven_batches: where the last global batch cannot be divided evenly, weigh each worker's loss by its
             number of samples. Right for losses that are means over a worker's own samples. Switch it off for losses
@@ -487,7 +487,7 @@ class ItwinaiTrainer(Trainer):
 
 
 def _loggers(given: Any, folder: Any) -> Any:
-    """Return what lightning takes as loggers, those that are given by name made."""
+    """Return what lightning accepts as loggers, those that are given by name made."""
     if (
         isinstance(given, (list, tuple))
         and given
@@ -572,6 +572,6 @@ def _check_gpus(accelerator: object, devices: object) -> None:
     if wanted > found:
         raise MisconfiguredTrainerError(
             f"accelerator={accelerator!r} with devices={devices!r} needs {wanted} GPUs, and torch {torch.__version__} "
-            f"finds {found} on this machine. Ask for fewer, take accelerator='cpu', or check CUDA_VISIBLE_DEVICES and "
+            f"finds {found} on this machine. Ask for fewer, use accelerator='cpu', or check CUDA_VISIBLE_DEVICES and "
             "that torch is built for CUDA."
         )

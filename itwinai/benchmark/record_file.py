@@ -85,7 +85,7 @@ def read_measurements(path: Path) -> tuple[Measurement, ...]:
         except ValueError:  # cut off
             continue
         where = f"Line {number} of {path} is not a measurement of a benchmark"
-        with reading(where, "Remove it, or take the folder of another benchmark."):
+        with reading(where, "Remove it, or use the folder of another benchmark."):
             measurements.append(from_plain(plain))
     return tuple(measurements)
 

@@ -229,7 +229,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         return {**state, "saved": [path for path in self._saved if path not in pending] + pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over lightning's state, and which checkpoints are kept."""
+        """Restore lightning's state, and which checkpoints are kept."""
         super().load_state_dict(state_dict)
         if self.dirpath == state_dict.get("dirpath"):
             self._saved = list(state_dict.get("saved", self._saved))

@@ -177,7 +177,7 @@ class TuneReportCallback(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of this trial, or of the one whose checkpoint it has copied."""
+        """Load the state of this trial, or of the one whose checkpoint it has copied."""
         self.reports = state_dict["reports"]
         self._last = dict(state_dict["last"])
         self._copied = state_dict["hyperparameters"]

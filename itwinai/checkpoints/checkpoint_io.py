@@ -210,7 +210,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
 
     @override
     def locate(self, path: str | os.PathLike[str]) -> str | None:
-        path = os.fspath(path)  # `ckpt_path` takes a Path as well
+        path = os.fspath(path)  # `ckpt_path` accepts a Path as well
         if path != AUTO:
             filesystem, place = fsspec.core.url_to_fs(path)
             if not filesystem.exists(place):
@@ -278,7 +278,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         if not parts:
             raise CheckpointError(
                 "This process has no optimizer states to save: the workers of the last fit have kept them, as the fit "
-                "did not end well, or as they are too large to be sent. Take a checkpoint that the run itself has "
+                "did not end well, or as they are too large to be sent. Use a checkpoint that the run itself has "
                 "saved (ModelCheckpoint), or save the weights alone with weights_only=True."
             )
         checkpoint.update(parts)

@@ -110,7 +110,7 @@ def export(module: torch.nn.Module, target: Path) -> None:
     """Write a module as a program: for ONNX (``.onnx``), or as ``torch.export`` saves it (``.pt2``).
 
     Args:
-        module: with an ``example_input_array``, which says what its ``forward`` takes.
+        module: with an ``example_input_array``, which has the arguments of its ``forward``.
         target: the file to write; its ending says which format.
 
     Raises:
@@ -120,7 +120,7 @@ def export(module: torch.nn.Module, target: Path) -> None:
     example = getattr(module, "example_input_array", None)
     if example is None:
         raise ConfigurationError(
-            f"{type(module).__name__} has no example_input_array, and without an example of what forward takes it "
+            f"{type(module).__name__} has no example_input_array, and without example arguments of forward it "
             "cannot be exported. Set self.example_input_array = torch.zeros(1, ...) in its __init__."
         )
     module.eval()

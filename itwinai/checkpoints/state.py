@@ -222,7 +222,7 @@ def match_optimizer_state(
     if missing:
         raise CheckpointError(
             f"The checkpoint holds no optimizer state for {len(missing)} parameters of this run: "
-            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. To take the weights alone, load them with "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. To use the weights alone, load them with "
             "load_from_checkpoint(path, strict=False) and fit without ckpt_path."
         )
     group_of = {name: group for names, group in zip(saved, groups, strict=True) for name in names}

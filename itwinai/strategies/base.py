@@ -152,7 +152,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         self.worker_source = LocalProcesses(kind)
 
     def reuse_workers(self, pool: RayWorkerPool) -> None:
-        """Take workers from a pool, and leave them there for the next run; only those of Ray outlive one.
+        """Use workers from a pool, and leave them there for the next run; only those of Ray outlive one.
 
         Args:
             pool: of the search that this run is a trial of.
@@ -178,7 +178,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         self.set_world_ranks()
 
     def set_world_ranks(self) -> None:
-        """Take the ranks from whoever launched the workers; only a process started by hand has to compute them."""
+        """Get the ranks from whoever launched the workers; only a process started by hand has to compute them."""
         environment = self.cluster_environment
         if environment is None:
             return

@@ -134,7 +134,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
 
     Raises:
         ConfigurationError: the name of the compression is unknown.
-        UnknownArgumentError: nothing takes one of the further arguments.
+        UnknownArgumentError: one of the further arguments is unknown.
     """
 
     strategy_name = "ddp"

@@ -68,7 +68,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         **kwargs: further arguments of lightning's DeepSpeedStrategy: see `DeepSpeedOptions`.
 
     Raises:
-        UnknownArgumentError: lightning's strategy does not take one of the further arguments.
+        UnknownArgumentError: lightning's strategy does not accept one of the further arguments.
         ConfigurationError: the stage does not exist.
         MissingPackageError: DeepSpeed is not installed.
     """
@@ -268,7 +268,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         if self._precision_of_engine(self.config) == torch.float16 or not compat_deepspeed.keep_gradients_whole(engine):
             raise ConfigurationError(
                 f"DeepSpeed does not support hooks on gradients ({named}) in stage {self.stage} with this precision: "
-                "until the step they are scaled, or accumulated elsewhere in another type. Take precision='bf16-mixed' "
+                "until the step they are scaled, or accumulated elsewhere in another type. Use precision='bf16-mixed' "
                 "or '32-true' without a `data_types` section in the config, or the strategy 'ddp'."
             )
         if self.stage > 1:

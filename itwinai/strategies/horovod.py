@@ -154,7 +154,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
 
     Raises:
         ConfigurationError: an option is unknown.
-        UnknownArgumentError: nothing takes one of the further arguments.
+        UnknownArgumentError: one of the further arguments is unknown.
         MissingPackageError: Horovod is not installed.
     """
 
@@ -508,7 +508,7 @@ class GradientSynchronizer:
                 self._pending[name] = self._all_reduce(name, parameter)
 
     def remove(self) -> None:
-        """Take the hooks off the parameters."""
+        """Remove the hooks from the parameters."""
         self.hooks.remove()
         for handle in self._handles:
             handle.remove()

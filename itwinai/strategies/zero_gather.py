@@ -45,7 +45,7 @@ def gather_weights(module: nn.Module, keep: bool) -> dict[str, Any]:
 
 
 def accepts_keep_vars(module: nn.Module) -> bool:
-    """Tell whether ``state_dict`` takes ``keep_vars``; one that a user has written need not."""
+    """Tell whether ``state_dict`` accepts ``keep_vars``; one that a user has written need not."""
     parameters = inspect.signature(module.state_dict).parameters.values()
     return any(one.name == "keep_vars" or one.kind == inspect.Parameter.VAR_KEYWORD for one in parameters)
 
@@ -140,7 +140,7 @@ class ShardedOptimizer:
         return {"state": state, "param_groups": param_groups} if keep else {}
 
     def scatter(self, whole: Mapping[str, Any]) -> None:
-        """Take over the state of the user's optimizer, as ``state_dict()`` gives it.
+        """Load the state of the user's optimizer, as ``state_dict()`` gives it.
 
         Args:
             whole: the same on all workers.

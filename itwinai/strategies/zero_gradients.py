@@ -140,7 +140,7 @@ class UnshardedGradients:
             torch.nn.utils.clip_grad_norm_(self.parameters, value)
 
     def end(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -150,7 +150,7 @@ class EnginePrecision(DeepSpeedPrecision):
     """lightning's precision plugin for DeepSpeed, with all hooks around backward and step as in one process.
 
     Args:
-        precision: as lightning takes it.
+        precision: as lightning accepts it.
         check: called before each step.
 
     Attributes:

@@ -12,7 +12,7 @@ from itwinai.strategies.zero_gather import whole_parameter
 
 
 class OriginalModule:
-    """Remembers a module as it is before an engine takes it.
+    """Remembers a module as it is before an engine wraps it.
 
     Args:
         module: the module.
@@ -69,7 +69,7 @@ class OriginalModule:
         return values
 
     def restore(self, values: dict[int, Tensor]) -> None:
-        """Take everything off that the engine, which is destroyed, has left: the next one would take it for its own.
+        """Remove everything that the engine, which is destroyed, has left: the next one would take it for its own.
 
         Args:
             values: of the parameters. Those without one stay as they are, sharded or not.

@@ -361,7 +361,7 @@ def _arguments(path: str, name: str, given: Any, names: Sequence[str]) -> dict[s
             if argument not in names:
                 raise ConfigurationError(
                     f"The distribution {name} of the parameter '{path}' has no argument '{argument}'."
-                    f"{did_you_mean(argument, names)} It takes {', '.join(names)}."
+                    f"{did_you_mean(argument, names)} It accepts {', '.join(names)}."
                 )
         by_name = dict(given)
     else:
@@ -377,7 +377,7 @@ def _arguments(path: str, name: str, given: Any, names: Sequence[str]) -> dict[s
 
 def _wrong_number(path: str, name: str, names: Sequence[str], given: int) -> ConfigurationError:
     return ConfigurationError(
-        f"The distribution {name} of the parameter '{path}' takes {len(names)} numbers, {', '.join(names)}: "
+        f"The distribution {name} of the parameter '{path}' needs {len(names)} numbers, {', '.join(names)}: "
         f"it was given {given}."
     )
 
@@ -514,7 +514,7 @@ def _from_ray(path: str, given: Any) -> Distribution:
         name = f"{quantized}{'log' if isinstance(sampler, LogUniform) else ''}{kind}"
         numbers = {"lower": given.lower, "upper": given.upper}
         if isinstance(given, Integer) and step not in (None, 1):
-            # Ray takes any bounds here, and draws the multiples between them.
+            # Ray accepts any bounds here, and draws the multiples between them.
             numbers = {"lower": math.ceil(given.lower / step) * step, "upper": math.floor(given.upper / step) * step}
         elif isinstance(given, Float):
             numbers = {argument: float(number) for argument, number in numbers.items()}

@@ -52,7 +52,7 @@ _ROLE = {"itwinai.role": "search"}
 _DONE: dict[Status, str] = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 _BEST = "itwinai.best."
 
-_LONGEST_KEY, _LONGEST_VALUE, _BATCH = 250, 500, 100  # what MLflow takes at least, whichever its version
+_LONGEST_KEY, _LONGEST_VALUE, _BATCH = 250, 500, 100  # what MLflow accepts at least, whichever its version
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ class ParentRun:
             files: reports that are kept with the run.
 
         Raises:
-            LoggerError: no server answers, or it does not take what is logged. Then all is as it was, or some of it is
+            LoggerError: no server answers, or it rejects what is logged. Then all is as it was, or some of it is
                 there; the same call later completes it.
         """
         runs = Runs(self.place)
@@ -390,13 +390,13 @@ def trial_run(place: MlflowLocation, name: str, tags: Mapping[str, Any], paramet
 
 
 def as_parameters(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return values as MLflow takes parameters, without secrets."""
+    """Return values as MLflow accepts parameters, without secrets."""
     shown: dict[str, Any] = without_secrets(plain(values))
     return {as_key(name): _text(value)[:_LONGEST_VALUE] for name, value in shown.items()}
 
 
 def as_key(name: str) -> str:
-    """Return a name as MLflow takes it."""
+    """Return a name as MLflow accepts it."""
     return _FORBIDDEN.sub("-", name)[:_LONGEST_KEY]
 
 

@@ -77,7 +77,7 @@ def make_scheduler(
     except ConfigurationError:
         raise
     except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigurationError(f"{called} does not take these options: {error}") from error
+        raise ConfigurationError(f"{called} does not accept these options: {error}") from error
 
 
 def check_together(scheduler: TrialScheduler | None, search_alg: SearchAlgorithm) -> None:
@@ -96,7 +96,7 @@ def check_together(scheduler: TrialScheduler | None, search_alg: SearchAlgorithm
     inner = getattr(search_alg, "searcher", search_alg)
     if isinstance(scheduler, PopulationBasedTraining) and not isinstance(inner, BasicVariantGenerator):
         raise ConfigurationError(
-            f"The schedulers pbt and pb2 choose parameters themselves, and so does {type(inner).__name__}: take the "
+            f"The schedulers pbt and pb2 choose parameters themselves, and so does {type(inner).__name__}: use the "
             "searcher 'random' with them, or another scheduler."
         )
     if (type(inner).__name__ == "TuneBOHB") != isinstance(scheduler, HyperBandForBOHB):
@@ -160,7 +160,7 @@ def _before_last(options: dict[str, Any], grace_given: bool, max_reports: int) -
     if grace_given:
         raise ConfigurationError(
             f"The scheduler 'asha' never ends a trial before its report {options['grace_period']}, the grace_period, "
-            f"and a trial reports {max_reports} times: give it a shorter grace_period, or take fifo."
+            f"and a trial reports {max_reports} times: give it a shorter grace_period, or use fifo."
         )
     return {**options, "grace_period": max_reports + 1, "max_t": max_reports + 1}
 

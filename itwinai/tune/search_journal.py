@@ -38,7 +38,7 @@ class SearchHistory:
     search: dict[str, Any] = field(default_factory=dict)
 
     def take(self, line: Line) -> None:
-        """Take in what a line says."""
+        """Apply a line."""
         self.seconds = line["at"]
         if "search" in line:
             self.search = dict(line["search"])

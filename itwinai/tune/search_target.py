@@ -50,7 +50,7 @@ class SearchTarget(Protocol):
         """Return what makes a trial of what was drawn."""
 
     def best_config(self, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the config that `itwinai fit` takes with these parameters; None if there is no config."""
+        """Return the config that `itwinai fit` accepts with these parameters; None if there is no config."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class FunctionTarget:
 
 @dataclass(frozen=True)
 class ConfigTarget:
-    """A config that `itwinai fit` takes.
+    """A config that `itwinai fit` accepts.
 
     Attributes:
         config: the whole config, defaults included.
@@ -179,7 +179,7 @@ class ConfigTarget:
         return ConfigFits(self.base, self.space.active, logger_for)
 
     def best_config(self, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the config that `itwinai fit` takes with these parameters."""
+        """Return the config that `itwinai fit` accepts with these parameters."""
         return self.base.of_best(parameters)
 
 
@@ -202,7 +202,7 @@ def _spelled_out(settings: Settings, config: Mapping[str, Any]) -> Settings:
 
 
 def _check_values(cli: ParsedCLI, config: Mapping[str, Any], space: SearchSpace, overrides: Mapping[str, Any]) -> None:
-    """Raise an error for the first value of the space that the config does not take."""
+    """Raise an error for the first value of the space that the config does not accept."""
     for path, value in overrides.items():
         cli.check(with_values(config, {path: value}), f"tune.overrides has {value!r} for '{path}'")
     for parameter in space.parameters:

@@ -267,7 +267,7 @@ def _check_learning(name: str, space: SearchSpace, num_samples: int, start_with:
     if grid is not None:
         raise ConfigurationError(
             f"The parameter '{grid}' is a grid, and the searcher '{name}' tries only values that look promising: it "
-            "does not go through all. Write {choice: [...]} for the parameter, or take the searcher 'random' or 'grid'."
+            "does not go through all. Write {choice: [...]} for the parameter, or use the searcher 'random' or 'grid'."
         )
     _check_start(start_with, num_samples)
 
@@ -347,7 +347,7 @@ def _sampler(given: Mapping[str, Any], seed: int | None) -> BaseSampler:
     name = options.pop("sampler", "TPESampler")
     names = [own for own in optuna.samplers.__all__ if own.endswith("Sampler") and own not in _UNFIT_SAMPLERS]
     if name in ("GridSampler", "BruteForceSampler"):
-        raise ConfigurationError(f"The sampler '{name}' of Optuna goes through all points: take the searcher 'grid'.")
+        raise ConfigurationError(f"The sampler '{name}' of Optuna goes through all points: use the searcher 'grid'.")
     if name not in names:
         raise ConfigurationError(
             f"Optuna has no sampler '{name}'.{did_you_mean(name, names)} Its samplers are {', '.join(names)}."
@@ -361,7 +361,7 @@ def _sampler(given: Mapping[str, Any], seed: int | None) -> BaseSampler:
     except ImportError as error:
         raise _missing(name, error) from error
     except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigurationError(f"The sampler '{name}' of Optuna does not take these options: {error}") from error
+        raise ConfigurationError(f"The sampler '{name}' of Optuna does not accept these options: {error}") from error
 
 
 def _try_sampler(sampler: BaseSampler, draw: DefineByRunSpace, modes: Sequence[str]) -> None:

@@ -210,7 +210,7 @@ class SearchSpace:
             if not isinstance(parameter.distribution, Choice):
                 raise ConfigurationError(
                     f"A grid search needs parameters with some values each, and '{parameter.path}' is "
-                    f"{parameter.distribution}. Write {{grid: [...]}} for it, or take the searcher 'random': that "
+                    f"{parameter.distribution}. Write {{grid: [...]}} for it, or use the searcher 'random': that "
                     "tries each point of the grid with drawn values of the rest."
                 )
         return SearchSpace(

@@ -36,7 +36,7 @@ class Tuner:
     config, a leaderboard, and a page with pictures.
 
     Args:
-        trainable: what is searched over: the path of a config file that `itwinai fit` takes, or several, of which the
+        trainable: what is searched over: the path of a config file that `itwinai fit` accepts, or several, of which the
             later ones win; such a config as a mapping; or a function that trains, which gets the parameters of a trial
             as a dictionary by path, and reports through `itwinai.callbacks.TuneReportCallback`.
         space: distributions by path in the config, as ``{"model.lr": {"loguniform": [1e-5, 1e-1]}}``; or of Ray, as

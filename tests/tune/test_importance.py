@@ -118,7 +118,7 @@ def test_reasons_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert (
         none(record_of(four, lambda one: one["lr"], 7))
-        == "only 7 trials have ended with a value, and it takes 8 at least"
+        == "only 7 trials have ended with a value, and it needs 8 at least"
     )
     assert none(record_of(four, lambda one: 1.0)) == "all trials have reached the same y"
     assert (

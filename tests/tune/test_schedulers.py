@@ -201,8 +201,8 @@ def test_schedulers_are_made_and_can_be_saved(spec: Any, max_reports: int | None
         ({"asha": {"grace": 2}}, LOSS, 9, "'asha' has no option 'grace'. Did you mean 'grace_period'"),
         ({"asha": {"metric": "loss"}}, LOSS, 9, "'asha' has no option 'metric': that is known from"),
         ({"asha": {"grace_period": 9}}, LOSS, 9, "never ends a trial before its report 9.* reports 9 times"),
-        ({"asha": {"grace_period": "x"}}, LOSS, 9, "'asha' does not take these options"),
-        ({"asha": {"reduction_factor": 1}}, LOSS, 9, "'asha' does not take these options: Reduction Factor"),
+        ({"asha": {"grace_period": "x"}}, LOSS, 9, "'asha' does not accept these options"),
+        ({"asha": {"reduction_factor": 1}}, LOSS, 9, "'asha' does not accept these options: Reduction Factor"),
         ({"asha": {"time_attr": "time_total_s"}}, LOSS, 9, "'asha' measures trials by 'time_total_s'.*max_t"),
         ("asha", LOSS, None, r"'asha' needs to know how often a trial reports.*asha: \{max_t: 20\}"),
         ("hyperband", LOSS, None, "'hyperband' needs to know how often a trial reports"),
@@ -216,7 +216,7 @@ def test_schedulers_are_made_and_can_be_saved(spec: Any, max_reports: int | None
         ({"pbt": {"mutate": []}}, LOSS, 9, "mutate of the scheduler 'pbt' is empty"),
         ({"pb2": {"mutate": ["optimizer"]}}, LOSS, 9, "'pb2' cannot change 'optimizer'.*ranges of numbers"),
         ({"pbt": {"time_attr": "time_total_s"}}, LOSS, 9, "'pbt' measures trials by.*perturbation_interval"),
-        ({"pbt": {"quantile_fraction": 0.9}}, LOSS, 9, "'pbt' does not take these options: .*quantile_fraction"),
+        ({"pbt": {"quantile_fraction": 0.9}}, LOSS, 9, "'pbt' does not accept these options: .*quantile_fraction"),
     ],
 )
 def test_what_is_wrong_is_said(spec: Any, objectives: list[Objective], max_reports: int | None, message: str) -> None:
@@ -234,7 +234,7 @@ def test_schedulers_and_searchers_that_do_not_work_together() -> None:
     space = space_of("lr: {uniform: [0, 1]}")
     optuna, _ = make_searcher("optuna", space, LOSS, 2, max_concurrent=2)
     random, _ = make_searcher("random", space, LOSS, 2)
-    with pytest.raises(ConfigurationError, match="so does OptunaSearch: take the searcher 'random'"):
+    with pytest.raises(ConfigurationError, match="so does OptunaSearch: use the searcher 'random'"):
         check_together(make_scheduler("pbt", space, LOSS, 9), optuna)
     with pytest.raises(ConfigurationError, match="'bohb' and the scheduler 'bohb' need each other"):
         check_together(make_scheduler("bohb", space, LOSS, 9), random)

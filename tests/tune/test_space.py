@@ -154,9 +154,9 @@ def test_objects_of_ray_are_read() -> None:
     ("text", "message"),
     [
         ("model.lr: {logunifrom: [1, 2]}", r"'model\.lr'.*'logunifrom'\. Did you mean 'loguniform'\?"),
-        ("model.lr: {uniform: [1]}", r"uniform of the parameter 'model\.lr' takes 2 numbers.*given 1"),
-        ("model.lr: {uniform: [1, 2, 3]}", r"'model\.lr' takes 2 numbers.*given 3"),
-        ("model.lr: {qrandn: [1, 2]}", r"'model\.lr' takes 3 numbers, mean, sd, q"),
+        ("model.lr: {uniform: [1]}", r"uniform of the parameter 'model\.lr' needs 2 numbers.*given 1"),
+        ("model.lr: {uniform: [1, 2, 3]}", r"'model\.lr' needs 2 numbers.*given 3"),
+        ("model.lr: {qrandn: [1, 2]}", r"'model\.lr' needs 3 numbers, mean, sd, q"),
         ("model.lr: {uniform: {lower: 1, uper: 2}}", r"'model\.lr' has no argument 'uper'\. Did you mean 'upper'"),
         ("model.lr: {uniform: [low, 2]}", r"lower of .* 'model\.lr' must be a finite number, not 'low'"),
         ("model.lr: {uniform: [0, .inf]}", r"upper of .* 'model\.lr' must be a finite number"),
