@@ -84,7 +84,7 @@ def hide_framework_frames(error: BaseException) -> None:
     notes = getattr(error, "__notes__", [])
     if hidden and not isinstance(error, ItwinaiError) and not any(VARIABLE in note for note in notes):
         note = f"[{hidden} frames of frameworks are hidden; {VARIABLE}=1 shows them]"
-        error.__notes__ = [note, *notes]  # Python 3.10 does not print it
+        vars(error)["__notes__"] = [note, *notes]  # Python 3.10 neither has add_note nor prints notes
 
 
 def shows_all_frames() -> bool:

@@ -97,7 +97,7 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
                 self._say_how_to_go_on(entry_point)
             raise
         except torch.OutOfMemoryError as error:
-            error.__notes__ = [*getattr(error, "__notes__", ()), _memory_advice(self)]
+            vars(error).setdefault("__notes__", []).append(_memory_advice(self))
             raise
         finally:
             self._portable().since = 0.0

@@ -18,7 +18,7 @@ from itwinai.tune.trial_config import BaseConfig
 if TYPE_CHECKING:
     from itwinai.config.lightning_cli import ParsedCLI
 
-LoggerFor = Callable[[Mapping[str, Any], str, str], Any]
+LoggerFor = Callable[[Mapping[str, Any], str, str, str | None], Any]
 
 
 class SearchTarget(Protocol):

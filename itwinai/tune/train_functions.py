@@ -45,17 +45,17 @@ class ConfigFits:
     Attributes:
         base: the user's config, and how trials differ from it.
         active: returns the parameters that hold of those that were drawn.
-        logger_for: returns ``trainer.logger`` for the trial's parameters, name and folder.
+        logger_for: returns ``trainer.logger`` for the trial's parameters, name, folder and checkpoint to resume from.
     """
 
     base: BaseConfig
     active: Callable[[Mapping[str, Any]], dict[str, Any]]
-    logger_for: Callable[[Mapping[str, Any], str, str], Any]
+    logger_for: Callable[[Mapping[str, Any], str, str, str | None], Any]
 
-    def __call__(self, drawn: Mapping[str, Any], name: str, folder: str) -> ConfigFit:
+    def __call__(self, drawn: Mapping[str, Any], name: str, folder: str, resume_path: str | None) -> ConfigFit:
         """Return the fit."""
         parameters = self.active(drawn)
-        config = self.base.of_trial(parameters, folder, self.logger_for(parameters, name, folder))
+        config = self.base.of_trial(parameters, folder, self.logger_for(parameters, name, folder, resume_path))
         return ConfigFit(config, folder)
 
 
@@ -88,6 +88,6 @@ class FunctionCalls:
     function: Callable[[dict[str, Any]], Any]
     active: Callable[[Mapping[str, Any]], dict[str, Any]]
 
-    def __call__(self, drawn: Mapping[str, Any], name: str, folder: str) -> FunctionCall:
+    def __call__(self, drawn: Mapping[str, Any], name: str, folder: str, resume_path: str | None) -> FunctionCall:
         """Return the call."""
         return FunctionCall(self.function, self.active(drawn))

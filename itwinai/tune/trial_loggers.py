@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from itwinai.checkpoints.sharded import manifest_of
 from itwinai.errors import ConfigurationError
 from itwinai.loggers.registry import LOGGERS
 from itwinai.run_info.redaction import without_secrets
@@ -84,9 +85,11 @@ class TrialLoggers:
     given: Any
     search: TrialContext
 
-    def __call__(self, parameters: Mapping[str, Any], name: str, folder: str) -> Any:
+    def __call__(self, parameters: Mapping[str, Any], name: str, folder: str, resume_path: str | None = None) -> Any:
         """Return what a trial has at ``trainer.logger``."""
-        run = replace(self.search, trial=name, folder=Path(folder), parameters=parameters)
+        manifest = None if resume_path is None else manifest_of(resume_path)
+        next_step = None if manifest is None else manifest.about.get("global_step")
+        run = replace(self.search, trial=name, folder=Path(folder), parameters=parameters, next_step=next_step)
         return logger_entries(self.given, run)
 
 

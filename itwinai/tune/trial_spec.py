@@ -46,8 +46,8 @@ class TrialSpec:
     """What an actor has to know to run trials.
 
     Attributes:
-        body_for: pickled function that returns what trains, from what was drawn, the trial's name and its folder; what
-            trains is a function of the session.
+        body_for: pickled function that returns what trains, from what was drawn, the trial's name, its folder
+            and the checkpoint to resume from; what trains is a function of the session.
         folder: of the search.
         strategy: of trials for which none is drawn.
         moment: when trials report, for people.

@@ -37,7 +37,7 @@ def train(assignment: Assignment) -> None:
     """Do what an assignment says, in this process."""
     session = assignment.session
     session.resume_path = _present(session.resume_path, session.folder)
-    body = pickle.loads(assignment.body_for)(assignment.drawn, assignment.name, session.folder)
+    body = pickle.loads(assignment.body_for)(assignment.drawn, assignment.name, session.folder, session.resume_path)
     with in_trial(session):
         body(session)
 
