@@ -20,7 +20,7 @@ class Snapshot:
     def __init__(self) -> None:
         self._buffers: dict[tuple[Any, ...], Tensor] = {}
 
-    def take(self, content: Any) -> Any:
+    def copy(self, content: Any) -> Any:
         """Return a copy of nested containers, with every tensor copied, shared ones once.
 
         Args:
@@ -84,7 +84,7 @@ class BackgroundWriter:
             write: does it; what it raises is kept for `pop_failures`.
         """
         self.wait()
-        snapshot = self._snapshot.take(content)
+        snapshot = self._snapshot.copy(content)
 
         self._submit(lambda: self.write_now(snapshot, path, write))
 

@@ -185,6 +185,7 @@ def on_signals(signals: Sequence[signal.Signals], act: Callable[[int], None]) ->
     def handle(signum: int, _frame: FrameType | None) -> None:
         act(signum)
 
+    # Back to what was there, and not to the default: notebooks, Ray and pytest have handlers of their own.
     previous: dict[int, Any] = {number: signal.signal(number, handle) for number in signals}
     try:
         yield previous

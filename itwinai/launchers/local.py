@@ -169,6 +169,7 @@ class LocalLauncher(PayloadLauncher):
 
     def _pass_on(self, signum: int) -> None:
         """Pass a signal on to the workers, so that they can end in an orderly way."""
+        # This process does not stop by itself: it waits for the workers, which save first, and reports what they say.
         self._passed_on = signum
         self.kill(signum)
 
@@ -280,12 +281,13 @@ class LocalLauncher(PayloadLauncher):
                 self.kill(self._passed_on)
             if interrupts:
                 signal.raise_signal(signal.SIGINT)
+            # Polled, not waited for: the failure of one worker ends the launch though the others hang in a collective.
             while any(process.poll() is None for process in self.processes.values()):
                 if self._dead(folder) or any(folder.glob("failure-*.pickle")):
                     break
                 time.sleep(0.02)
         except KeyboardInterrupt as interrupt:
-            self.kill(signal.SIGINT)
+            self.kill(signal.SIGINT)  # a terminal does not reach workers, which have sessions of their own
             with suppress(KeyboardInterrupt):  # pressed again: no more patience
                 self._wait_for_exit(GRACE)
             raise WorkerGroupError(interrupt, self._trace(folder)) from None

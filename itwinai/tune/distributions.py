@@ -74,7 +74,7 @@ class Distribution(ABC):
         return value
 
     @abstractmethod
-    def takes(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """Tell whether a parameter can have this value."""
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Distribution(ABC):
         """Return a value as written in YAML as what it means: numbers as texts become numbers."""
 
     def encode(self, value: Any) -> Any:
-        """Return the search value of a value that the distribution `takes`."""
+        """Return the search value of a value that the distribution `contains`."""
         return value
 
     def decode(self, value: Any) -> Any:
@@ -170,7 +170,7 @@ class Range(Numbers):
             drawn = trial.suggest_float(path, self.lower, self.upper, step=step, log=self.log)
         return self.nearest(drawn)
 
-    def takes(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """Tell whether a parameter can have this value."""
         if not _is_number(value) or not math.isfinite(value) or (self.integer and value != int(value)):
             return False
@@ -229,7 +229,7 @@ class Normal(Numbers):
         """Return the quantile of a value."""
         return min(max(NormalDist(self.mean, self.sd).cdf(value), _TAIL), 1 - _TAIL)
 
-    def takes(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """Tell whether a parameter can have this value."""
         return _is_number(value) and math.isfinite(value) and math.isclose(value, self.nearest(value), abs_tol=1e-300)
 
@@ -279,7 +279,7 @@ class Choice(Distribution):
         """Return a search value that an Optuna trial suggests."""
         return trial.suggest_categorical(path, self.search_values)
 
-    def takes(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """Tell whether a parameter can have this value."""
         return any(same(value, own) for own in self.values)
 
@@ -290,7 +290,7 @@ class Choice(Distribution):
     def read(self, value: Any) -> Any:
         """Return a value that may be a number that has been read as text."""
         number = read_exponent(value)
-        return value if self.takes(value) or not self.takes(number) else number
+        return value if self.contains(value) or not self.contains(number) else number
 
     def encode(self, value: Any) -> Any:
         """Return the scalar that stands for a value."""

@@ -93,7 +93,7 @@ class SearchRecorder(Callback):
         """Return the search as it stands."""
         if self._file is None:
             return self._search
-        record = record_of(self._file.course, self.folder)
+        record = record_of(self._file.history, self.folder)
         now = time.monotonic()
         running = {self._known(trial).number: now - since for trial, since in self._since.items()}
         trials = tuple(
@@ -105,7 +105,7 @@ class SearchRecorder(Callback):
     def setup(self, *args: Any, **info: Any) -> None:
         """Read what an earlier process has written, and resume from it."""
         self._file = SearchJournal(self.folder)
-        self._clock = _Clock(self._file.course.seconds)
+        self._clock = _Clock(self._file.history.seconds)
         self._file.write_search(self._search, self._clock.seconds())
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -159,7 +159,7 @@ class SearchRecorder(Callback):
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Note what has changed without a call: trials that wait, pause, or are ended with the search."""
         self._follow(trials)
-        if self._clock.seconds() - self._there.course.seconds > _WRITE_TIME_EVERY:
+        if self._clock.seconds() - self._there.history.seconds > _WRITE_TIME_EVERY:
             self._there.write_time(self._clock.seconds())
         if self.on_update is not None and time.monotonic() - self._updated > _UPDATE_EVERY:
             self.on_update(self.record())
@@ -192,10 +192,10 @@ class SearchRecorder(Callback):
         return self._file
 
     def _known(self, trial: str) -> TrialRecord:
-        return self._there.course.trials[trial]
+        return self._there.history.trials[trial]
 
     def _is_known(self, trial: Trial) -> bool:
-        return trial.trial_id in self._there.course.trials
+        return trial.trial_id in self._there.history.trials
 
     def _is_best(self, known: TrialRecord, report: Report) -> bool:
         """Tell whether a report is the one of its trial that counts: the best, or with several objectives the last."""
@@ -214,7 +214,7 @@ class SearchRecorder(Callback):
     def _note(self, trial: Trial, status: Status, **changed: Any) -> TrialRecord:
         """Write what is known of a trial, which may be new."""
         if not self._is_known(trial):
-            number = len(self._there.course.trials) if self.number_of is None else self.number_of(trial)
+            number = len(self._there.history.trials) if self.number_of is None else self.number_of(trial)
             known = TrialRecord(number, trial.custom_trial_name or str(trial), self.active(trial.config))
         else:
             known = self._known(trial.trial_id)
@@ -240,7 +240,7 @@ class SearchRecorder(Callback):
                 elif status != before:
                     self._note(trial, status)
         there = {trial.trial_id for trial in trials}
-        for trial_id, known in list(self._there.course.trials.items()):
+        for trial_id, known in list(self._there.history.trials.items()):
             # Ray saves the state of a search from time to time: later trials are lost with the process.
             if trial_id not in there and known.status in ("waiting", "running", "paused"):
                 self._write(trial_id, replace(known, status="stopped"))

@@ -77,7 +77,7 @@ class SearchRun:
         if (cores := available_cores()) < plan.resources.total.get("CPU", 0) and len(plan.nodes) == 1:
             self._say(f"{'':<12}the workers of a trial share {cores} cores of this machine: expect no speed-up")
         fingerprint.write(self.folder / FILE)
-        course = SearchRecorder(
+        recorder = SearchRecorder(
             self.settings.name,
             self.settings.objectives,
             self.target.space.paths,
@@ -89,11 +89,11 @@ class SearchRun:
         )
         parent = open_parent_run(self.target.logger, self.settings.name, self.folder, self._told())
         view = SearchView(plan.num_trials, plan.at_once, self.settings.seconds)
-        stopper = SearchStopper(self.settings, lambda: _is_hopeless(course.record()))
-        course.on_update = None if self.quiet else view.show
+        stopper = SearchStopper(self.settings, lambda: _is_hopeless(recorder.record()))
+        recorder.on_update = None if self.quiet else view.show
         with nullcontext() if self.quiet else view:
-            self.search.run(self._order(parent), course, stopper, self.resume)
-        return self._conclude(course.record(), parent)
+            self.search.run(self._trial_spec(parent), recorder, stopper, self.resume)
+        return self._conclude(recorder.record(), parent)
 
     def _plan(self) -> ResourcePlan:
         target = self.target
@@ -114,7 +114,7 @@ class SearchRun:
         ended = [trial.seconds for trial in read_record(path).trials if trial.status in ("finished", "stopped")]
         return sum(ended) / len(ended) if ended else None
 
-    def _order(self, parent: ParentRun | None) -> TrialSpec:
+    def _trial_spec(self, parent: ParentRun | None) -> TrialSpec:
         context = TrialContext(self.settings.name, search_id(self.folder) if parent else "", self.folder)
         if parent is not None:
             context = replace(context, parent_run_id=parent.run_id, tracking_uri=parent.tracking_uri)

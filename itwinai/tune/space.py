@@ -164,7 +164,7 @@ class SearchSpace:
         for path, given in point.items():
             distribution = self.find(path, wanted_for).distribution
             value = distribution.read(given)
-            if not distribution.takes(value):
+            if not distribution.contains(value):
                 raise ConfigurationError(
                     f"{wanted_for} has {given!r} for '{path}', which the space does not allow: {distribution}."
                 )
@@ -341,14 +341,14 @@ def _accepted(path: str, other: str, given: Any, distribution: Distribution) -> 
             f"The condition `when` of the parameter '{path}' is about '{other}', which is {distribution}: it will "
             "never have exactly some value. Conditions are about parameters with countable values."
         )
-    whole = not isinstance(given, (list, tuple)) or distribution.takes(given)
+    whole = not isinstance(given, (list, tuple)) or distribution.contains(given)
     values = tuple(distribution.read(value) for value in ([given] if whole else given))
     if not values:
         raise ConfigurationError(
             f"The condition `when` of the parameter '{path}' has no values for '{other}': it would never be active."
         )
     for value in values:
-        if not distribution.takes(value):
+        if not distribution.contains(value):
             raise ConfigurationError(
                 f"The condition `when` of the parameter '{path}' wants '{other}' to be {value!r}, which it can never "
                 f"be: {distribution}."

@@ -26,13 +26,13 @@ OWN = "itwinai"
 """Key of a result under which stands what is not a metric."""
 
 
-class Trial(tune.Trainable):
+class TrialTrainable(tune.Trainable):
     """One trial at a time, and with reused actors many, one after the other."""
 
-    def setup(self, config: dict[str, Any], order: TrialSpec | None = None) -> None:
+    def setup(self, config: dict[str, Any], spec: TrialSpec | None = None) -> None:
         """Take over what a trial is to do; it starts with the first step, when it is known what it resumes from."""
-        assert order is not None
-        self.order = order
+        assert spec is not None
+        self.spec = spec
         self.drawn = config
         self.resume: str | None = None
         self.run: TrialExecutor | None = None
@@ -60,7 +60,7 @@ class Trial(tune.Trainable):
         if not self.latest:
             raise TrialError(
                 f"the trial has ended without a report; by tune.report_on it reports at the end of each "
-                f"{self.order.moment}, and it seems to reach none",
+                f"{self.spec.moment}, and it seems to reach none",
                 "",
                 output,
             )
@@ -95,12 +95,12 @@ class Trial(tune.Trainable):
 
     def _start(self) -> TrialExecutor:
         name = self.trial_name
-        self.order.apply_to_process()  # Ray has gone to the folder of the trial
-        if self.order.has_ray_workers(self.drawn):
-            return ThreadExecutor(self.order, self.drawn, name, self.resume, self.pool)
+        self.spec.apply_to_process()  # Ray has gone to the folder of the trial
+        if self.spec.has_ray_workers(self.drawn):
+            return ThreadExecutor(self.spec, self.drawn, name, self.resume, self.pool)
         if self.fork_server is None or not self.fork_server.is_there():
-            self.fork_server = _connect(self.order.fork_server_path)
-        return ProcessExecutor(self.order, self.drawn, name, self.resume, self.fork_server)
+            self.fork_server = _connect(self.spec.fork_server_path)
+        return ProcessExecutor(self.spec, self.drawn, name, self.resume, self.fork_server)
 
     def _end(self) -> None:
         if self.run is not None:

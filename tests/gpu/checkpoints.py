@@ -129,7 +129,7 @@ def snapshot(bench: Bench) -> None:
     other = torch.cuda.Stream() if bench.cuda else None
     for number in range(3):
         value.fill_(number)
-        taken = keeper.take({"state": [value, value[: size // 2]], "name": "x"})
+        taken = keeper.copy({"state": [value, value[: size // 2]], "name": "x"})
         value.fill_(-1.0)
         bench.expect(f"take {number}, all alike", float((taken["state"][0] == number).all()), equal=1.0)
         bench.expect(f"take {number}, part", float(taken["state"][1].sum()), equal=number * (size // 2), within=1.0)
@@ -138,7 +138,7 @@ def snapshot(bench: Bench) -> None:
         with torch.cuda.stream(other):  # what is still being computed by another stream of the device
             torch.cuda._sleep(200_000_000)
             value.fill_(7.0)
-            taken = keeper.take({"state": [value]})
+            taken = keeper.copy({"state": [value]})
         bench.expect("from another stream", float((taken["state"][0] == 7.0).all()), equal=1.0)
 
 

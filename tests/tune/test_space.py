@@ -305,7 +305,7 @@ _ENTRIES = st.one_of(
 def test_what_ray_draws_is_what_the_distribution_takes(entry: dict[str, list[float]], seed: int) -> None:
     distribution = parse_distribution("x", entry)
     value = distribution.decode(distribution.domain().sample(random_state=numpy.random.default_rng(seed)))
-    assert distribution.takes(value)
+    assert distribution.contains(value)
     assert type(value) in (int, float)
     assert isinstance(value, int) == (isinstance(distribution, Choice) or distribution.integer)
     assert distribution.decode(distribution.encode(value)) == value
@@ -365,8 +365,8 @@ def test_the_nearest_can_be_drawn(entry: dict[str, list[float]], value: float) -
     if isinstance(distribution, Choice):
         return
     nearest = distribution.nearest(value)
-    assert distribution.takes(nearest) and distribution.nearest(nearest) == nearest
-    if distribution.takes(value):
+    assert distribution.contains(nearest) and distribution.nearest(nearest) == nearest
+    if distribution.contains(value):
         assert math.isclose(nearest, value, rel_tol=1e-6, abs_tol=1e-12)
 
 
