@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # everything may import this module, so that it imports nothing of the package when it runs
     import torch.distributed as dist
@@ -107,7 +107,12 @@ class WritesPredictions(Protocol):
 
     The prediction loop asks before the first batch, leaves out what is done, and returns no predictions unless the
     caller asks for them. `PredictionWriter` is one.
+
+    Attributes:
+        batch_size: of the loaders, in place of their own; ``"auto"`` for the fastest; None to leave them.
     """
+
+    batch_size: int | Literal["auto"] | None
 
     def begin_predictions(self, trainer: Trainer, samples: list[int | None], limits: list[int | None]) -> list[Any]:
         """Return what is done, as a `Done` for each loader and the number of batches to predict of it.

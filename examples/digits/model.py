@@ -60,6 +60,11 @@ class DigitsClassifier(L.LightningModule):
         """Log the loss and the accuracy of one test batch."""
         self._evaluate("test", self.test_accuracy, batch)
 
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return the digits, and how sure the network is of each."""
+        probabilities = self(batch[0]).softmax(dim=1)
+        return {"digit": probabilities.argmax(dim=1), "probabilities": probabilities}
+
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW with a learning rate that falls by a constant factor each epoch."""
         # AdamW divides a gradient by its own size. With the default eps of 1e-8, one that is zero but for

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -133,6 +134,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the folder, and remove what writers that were killed have left in it."""
         super().setup(trainer, pl_module, stage)
+        self._saves = stage == "fit"
         if trainer.is_global_zero and stage == "fit" and self.dirpath is not None:
             remove_parts(self.dirpath)
 
@@ -230,7 +232,10 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore lightning's state, and which checkpoints are kept."""
-        super().load_state_dict(state_dict)
+        with warnings.catch_warnings():
+            if not getattr(self, "_saves", True):  # that another run saves elsewhere
+                warnings.simplefilter("ignore")
+            super().load_state_dict(state_dict)
         if self.dirpath == state_dict.get("dirpath"):
             self._saved = list(state_dict.get("saved", self._saved))
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence, Sized
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -52,7 +52,9 @@ class PredictionWriter(BasePredictionWriter):
             nodes it has to be on a file system that all share.
         columns: what of each batch is written too, such as ids and targets: keys of a batch that is a dict, attributes
             of an object; or a dict of names to keys or positions, as in ``{"target": 1}`` for batches ``(x, y)``.
-        overwrite: replace a file that is there, and what an interrupted prediction has left.
+        overwrite: replace a file that exists, and what an interrupted prediction has left.
+        batch_size: of the loaders, in place of their own. ``"auto"`` tries larger ones on the first samples and uses
+            the fastest that fits into memory. Predictions may then differ in the last bits from one machine to another.
 
     Raises:
         ConfigurationError: the ending is that of no format; when predicting, the file is there, or an interrupted
@@ -69,6 +71,7 @@ class PredictionWriter(BasePredictionWriter):
         output: str | Path,
         columns: Sequence[str] | Mapping[str, str | int] = (),
         overwrite: bool = False,
+        batch_size: int | Literal["auto"] | None = None,
     ) -> None:
         super().__init__("batch")
         try:
@@ -81,6 +84,11 @@ class PredictionWriter(BasePredictionWriter):
         format_of(self.output)
         self.columns = dict(columns) if isinstance(columns, Mapping) else _named(columns)
         self.overwrite = overwrite
+        self.batch_size = batch_size
+        if not (batch_size is None or batch_size == "auto" or (isinstance(batch_size, int) and batch_size > 0)):
+            raise ConfigurationError(
+                f"batch_size={batch_size!r} is neither a number of samples nor 'auto'.", argument="batch_size"
+            )
         self.samples: tuple[int, ...] = ()
         self._buffers: dict[int, ShardBuffer] = {}
         self._coordinates: list[Mapping[str, np.ndarray[Any, Any]]] = []
@@ -92,6 +100,15 @@ class PredictionWriter(BasePredictionWriter):
         from itwinai.predictions.shards import ShardFolder
 
         return ShardFolder(self.output.with_name(f"{self.output.name}.partial"))
+
+    def check_output(self) -> None:
+        """Raise a `ConfigurationError` if the file exists and is not to be replaced."""
+        if self.output.exists() and not self.overwrite:
+            raise ConfigurationError(
+                f"{self.output} exists. Give another name, delete it, or replace it with "
+                "PredictionWriter(overwrite=True) (itwinai predict --overwrite).",
+                argument="output",
+            )
 
     def begin_predictions(
         self, trainer: Trainer, samples: list[int | None], limits: list[int | None]
@@ -130,14 +147,9 @@ class PredictionWriter(BasePredictionWriter):
         folder = self._folder
         if self.overwrite:
             folder.remove()
-        elif self.output.exists():
-            raise ConfigurationError(
-                f"{self.output} exists. Give another name, delete it, or replace it with "
-                "PredictionWriter(overwrite=True) (itwinai predict --overwrite).",
-                argument="output",
-            )
+        self.check_output()
         before = folder.task()
-        if before is None:
+        if before is None or not (shards := folder.shards()):
             folder.begin(task)
             return [np.empty(0, np.int64) for _ in task.loaders], task.limits
         if (difference := before.differs_from(task)) is not None:
@@ -149,7 +161,7 @@ class PredictionWriter(BasePredictionWriter):
             )
         folder.clean()
         done: list[list[np.ndarray[Any, Any]]] = [[np.empty(0, np.int64)] for _ in task.loaders]
-        for shard in folder.shards():
+        for shard in shards:
             if shard.order == "rank" and shard.world_size != world_size:
                 raise ConfigurationError(
                     f"{folder.path} holds an interrupted prediction of a dataset that divides itself among "
@@ -178,7 +190,7 @@ class PredictionWriter(BasePredictionWriter):
         Raises:
             ConfigurationError: ``predict_step`` has returned something that has not a row for each sample.
         """
-        from itwinai.predictions.columns import columns_of, picked
+        from itwinai.predictions.columns import columns_of, picked, rows_in
         from itwinai.predictions.shards import ROW_BITS, ShardBuffer
 
         loop = trainer.predict_loop
@@ -190,7 +202,8 @@ class PredictionWriter(BasePredictionWriter):
             rows = len(drawn.indices)
             keys = np.asarray(drawn.indices, np.int64)
         else:
-            rows = _rows(prediction, batch)
+            in_batch = samples_in(batch)  # a guess for batches of a kind of their own
+            rows = in_batch or 1 if (found := rows_in(prediction)) is None else found
             keys = (drawn.number << ROW_BITS) + np.arange(rows, dtype=np.int64)
         columns = picked(batch, self.columns, rows) | columns_of(prediction, rows)
         buffer = self._buffers.get(dataloader_idx)
@@ -233,7 +246,7 @@ class PredictionWriter(BasePredictionWriter):
             seconds = max(time.monotonic() - self._began, 1e-9)
             new = sum(sum(one.values()) for one in gathered)
             rank_zero_info(
-                f"itwinai: {sum(self.samples):,} predictions in {self.output} ({new:,} in {seconds:.1f} s, "
+                f"itwinai: {sum(self.samples):,} samples in {self.output} ({new:,} in {seconds:.1f} s, "
                 f"{new / seconds:,.0f} samples/s)"
             )
 
@@ -256,7 +269,7 @@ class PredictionWriter(BasePredictionWriter):
                 buffer.flush()
         except ConfigurationError as error:  # of the batches that have failed, which the user sees
             log.debug(f"the last predictions are not kept: {error}")
-        if self._folder.path.exists():
+        if self._folder.shards():
             rank_zero_info(f"itwinai: what is predicted is kept in {self._folder.path}; the same call resumes it")
 
 
@@ -269,12 +282,6 @@ def _named(columns: Sequence[str]) -> dict[str, str | int]:
 def _loaders(trainer: Trainer) -> list[Any]:
     loop = trainer.predict_loop
     return loop.loaders if isinstance(loop, LeanPredictionLoop) else []
-
-
-def _rows(prediction: Any, batch: Any) -> int:
-    """Return the number of samples of a batch without indices."""
-    rows = samples_in(prediction)
-    return rows if rows is not None else samples_in(batch) or 1
 
 
 def _coordinates_of(loader: Any) -> Mapping[str, np.ndarray[Any, Any]]:

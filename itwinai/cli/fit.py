@@ -39,10 +39,10 @@ model and data
   --model MODULE.CLASS              class of the model, if the config does not name it
   --data MODULE.CLASS               class of the data, if the config does not name it
   --model.NAME VALUE                an argument of the model; --data.NAME of the data
-  --ckpt_path PATH                  checkpoint to start from; auto for the newest valid one
+  --ckpt PATH                       checkpoint to start from; auto for the newest valid one
   --seed_everything N               seed [true: drawn for each run]
 
-workers
+{more}workers
   --strategy NAME                   ddp, deepspeed, deepspeed_stage_0 to _3, horovod, ray, ray_deepspeed,
                                     ray_horovod, or one of lightning's [auto: ddp for several workers]
   --devices N                       workers on each node [auto: all GPUs, or one process]
@@ -77,9 +77,27 @@ more
 """
 
 
+_OF_PREDICT = """\
+predictions
+  --output FILE                     one file in the order of the samples: .parquet, .zarr, .pt, .safetensors; an
+                                    interrupted prediction is resumed by the same command
+  --columns NAMES                   parts of the batches to write too: keys (id,station), or positions ({target: 1})
+  --split NAME                      predict the data of test, val or train in place of predict_dataloader
+  --batch-size N                    batch size of the loaders; auto for the fastest that fits [their own]
+  --overwrite                       replace a file that exists
+
+"""
+_OF_EVALUATION = """\
+metrics
+  --output FILE.json                write the metrics to a file
+
+"""
+
+
 def short_help(command: str) -> str:
     """Return what most people set, by groups."""
-    return _HELP.format(command=command, what=_WHAT[command])
+    more = {"predict": _OF_PREDICT, "validate": _OF_EVALUATION, "test": _OF_EVALUATION}.get(command, "")
+    return _HELP.format(command=command, what=_WHAT[command], more=more)
 
 
 def main(argv: list[str]) -> int:

@@ -14,7 +14,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("itwinai.cli.fit", "train a LightningModule from a config file"),
     "validate": ("itwinai.cli.fit", "evaluate on the validation data"),
     "test": ("itwinai.cli.fit", "evaluate on the test data"),
-    "predict": ("itwinai.cli.fit", "predict with a callback that writes files"),
+    "predict": ("itwinai.cli.fit", "write the predictions of a model to a file"),
     "tune": ("itwinai.cli.tune", "search for good hyperparameters of a run from a config file"),
     "benchmark": ("itwinai.cli.benchmark", "compare strategies and numbers of workers; see how far a model scales"),
     "config": ("itwinai.cli.config", "add class names to a config of your own LightningCLI"),

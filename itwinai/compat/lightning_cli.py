@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import jsonargparse
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 
 class CheckpointAwareCLI(LightningCLI):
     """Lightning's command line, which makes the model of a checkpoint with the checkpoint's hyperparameters."""
+
+    def add_subcommand_arguments(self, parser: LightningArgumentParser, subcommand: str) -> None:
+        """Add the arguments of one subcommand."""
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        self.add_subcommand_arguments(parser, subcommand)
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         # A checkpoint that a script has saved, and not this command, does not name its class, and lightning looks for

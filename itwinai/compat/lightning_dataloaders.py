@@ -293,6 +293,45 @@ def leave_out(loader: Any, done: Done, first: int | None) -> None:
         vars(loader.batch_sampler)["done"] = done
 
 
+def own_batch_size(loader: Any) -> int | None:
+    """Return the batch size of a loader of a prediction; None if a sampler of the user's decides, or it has none."""
+    sampler = without_index_wrapper(getattr(loader, "batch_sampler", None))
+    batches = getattr(sampler, "batches", sampler)
+    return batches.batch_size if type(batches) is BatchSampler else None
+
+
+def set_batch_size(loader: Any, size: int) -> None:
+    """Let a loader of a prediction, which has been prepared, give batches of another size.
+
+    Raises:
+        ConfigurationError: it has no batch size to change.
+    """
+    if own_batch_size(loader) is None or _PREPARED_FROM not in vars(loader):
+        raise ConfigurationError(
+            f"batch_size={size} cannot be set for this {type(loader).__name__}: it has no batch size, or a batch "
+            "sampler that decides. Leave batch_size out.",
+            argument="batch_size",
+        )
+    wrapper = loader.batch_sampler
+    sampler = without_index_wrapper(wrapper)
+    if hasattr(sampler, "batches"):  # ours, around a batch sampler that was made for this prediction
+        sampler.batches = BatchSampler(sampler.batches.sampler, size, False)
+        sampler.batch_size = size
+    elif wrapper is sampler:  # of an iterable dataset
+        vars(loader)["batch_sampler"] = BatchSampler(loader.sampler, size, loader.drop_last)
+    else:
+        wrapper._batch_sampler = BatchSampler(sampler.sampler, size, False)
+    vars(loader)["batch_size"] = size
+
+
+def first_batch(loader: DataLoader, size: int) -> Any:
+    """Return a batch of a loader's first samples, fetched in this process."""
+    dataset: Any = loader.dataset
+    indices = list(range(size))
+    fetched = dataset.__getitems__(indices) if hasattr(dataset, "__getitems__") else [dataset[one] for one in indices]
+    return loader.collate_fn(fetched)
+
+
 def _turns_of(loader: Any) -> Any:
     """Return what makes a loader's iterators, if the workers take its batches in turn."""
     made_by = vars(loader).get("_get_iterator") if isinstance(loader, DataLoader) else None

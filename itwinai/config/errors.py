@@ -25,7 +25,7 @@ from itwinai.config.source import (
     CLASS_SECTIONS,
     CONFIG_FLAGS,
     SHORT_FLAGS,
-    WATCH,
+    SWITCHES,
     Given,
     flags_of,
     read_config,
@@ -67,13 +67,13 @@ def mistake_in_flags(
         commands: names of subcommands, to know one at the wrong place.
     """
     flags = {flag: one for one in known for flag in one.flags}
-    shown = [flag for flag in (*SHORT_FLAGS, WATCH, *flags) if not flag.endswith(("+", ".help")) and len(flag) > 2]
+    shown = [flag for flag in (*SHORT_FLAGS, *SWITCHES, *flags) if not flag.endswith(("+", ".help")) and len(flag) > 2]
     for flag, value in flags_of(arguments):
         if not flag:
             hint = did_you_mean(f"--{value}", shown) if nearest(f"--{value}", shown, 0.8) else ""
             hint = f" Did you mean '-c {value}'?" if str(value).endswith((".yaml", ".yml")) else hint
             return f"'{value}' belongs to no flag.{hint} Everything after the command is a flag or its value."
-        if flag == WATCH:
+        if flag in SWITCHES and (flag == "--watch" or flag in flags):
             continue
         name = SHORT_FLAGS.get(flag, flag)
         argument = flags.get(name)

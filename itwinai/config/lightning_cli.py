@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
-from typing import Any, TypeVar
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import jsonargparse
 import yaml
@@ -18,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from itwinai.callbacks import PredictionWriter
 from itwinai.compat import lightning_cli
 from itwinai.compat import noise as compat_noise
 from itwinai.compat.jsonargparse import parser_arguments
@@ -33,6 +38,8 @@ from itwinai.config.source import (
     given_by,
 )
 from itwinai.errors import ConfigurationError, ItwinaiError
+from itwinai.io.atomic import write_whole
+from itwinai.io.versioned_json import finite
 from itwinai.launchers.ray_init import StartingRay
 from itwinai.loggers.registry import check_logger_names
 from itwinai.strategies.ray import RayStrategy
@@ -43,26 +50,24 @@ from itwinai.warn import warn_user
 
 _VERSION = tuple(int(part) for part in jsonargparse.__version__.split(".")[:2])
 
+OUTPUT_ARGUMENTS: Mapping[str, tuple[Any, str, tuple[str, ...]]] = {
+    "output": (
+        str | None,
+        "file to write: predictions as .parquet, .zarr, .pt or .safetensors; metrics as .json",
+        ("validate", "test", "predict"),
+    ),
+    "columns": (str | list[str] | dict[str, Any] | None, "parts of the batches to write: ids...", ("predict",)),
+    "split": (Literal["train", "val", "test"] | None, "data to predict instead of its own", ("predict",)),
+    "overwrite": (bool, "replace an output that exists", ("predict",)),
+    "batch_size": (int | str | None, "batch size of the loaders; auto for the fastest that fits", ("predict",)),
+}
+"""Arguments of subcommands that write a file: type, help, and which subcommands have it."""
+
 PREDICTIONS_LOST = """\
-itwinai: nothing keeps the predictions of this run: no callback writes them, and this command returns none. Unless your
-predict_step writes them itself, save this as writer.py in the current folder:
-
-  import torch
-  from lightning.pytorch.callbacks import BasePredictionWriter
-
-  class Writer(BasePredictionWriter):
-      def write_on_batch_end(self, trainer, module, prediction, indices, batch, batch_idx, dataloader_idx):
-          name = f"predictions-{trainer.global_rank}-{dataloader_idx}-{batch_idx}.pt"
-          torch.save({"indices": indices, "prediction": prediction}, name)
-
-and let the config have it:
-
-  trainer:
-    callbacks:
-      - class_path: writer.Writer
-        init_args: {write_interval: batch}
+itwinai: nothing keeps the predictions of this run: add --output predictions.parquet (or .zarr, .pt, .safetensors),
+unless your predict_step writes them itself.
 """
-_OF_SUBCOMMANDS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
+_OF_SUBCOMMANDS = ("ckpt_path", "weights_only", "verbose", "return_predictions", *OUTPUT_ARGUMENTS)
 
 
 class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
@@ -154,6 +159,16 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
                     f"{config['ckpt_path']}, with {name}={of_checkpoint[name]!r}."
                 )
 
+    def add_subcommand_arguments(self, parser: LightningArgumentParser, subcommand: str) -> None:
+        """Let what writes a file know where."""
+        for name, (kind, text, commands) in OUTPUT_ARGUMENTS.items():
+            if subcommand in commands:
+                parser.add_argument(f"--{name}", type=kind, default=False if kind is bool else None, help=text)
+
+    def _option(self, name: str) -> Any:
+        """Return an argument of the subcommand."""
+        return self.config[str(self.config["subcommand"])].get(name)
+
     def before_fit(self) -> None:
         """Check that there is data to train on."""
         self._check_data("train_dataloader")
@@ -170,11 +185,58 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
         if self.datamodule is None and not is_overridden(loader, self.model):
             raise ConfigurationError(no_data(type(self.model).__name__, loader))
 
+    def after_validate(self) -> None:
+        """Write the metrics."""
+        self._write_results()
+
+    def after_test(self) -> None:
+        """Write the metrics."""
+        self._write_results()
+
+    def _write_results(self) -> None:
+        output = self._option("output")
+        if output is None or not self.trainer.is_global_zero:
+            return
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        results = {
+            "command": self.config["subcommand"],
+            "metrics": metrics,
+            "checkpoint": self._option("ckpt_path"),
+            "model": type(self.model).__name__,
+            "workers": self.trainer.world_size,
+            "itwinai": version("itwinai"),
+        }
+        write_whole(Path(output), json.dumps(finite(results), indent=2) + "\n")
+        _say(f"itwinai: {len(metrics)} metrics in {output}")
+
     def before_predict(self) -> None:
-        """Check that there is data; say before a long run that its predictions will be lost, and what keeps them."""
+        """Check that there is data; write the predictions, or say before a long run that they will be lost."""
         self._check_data("predict_dataloader")
-        if not _keeps_predictions(self.trainer, self.model):
+        if (split := self._option("split")) is not None:
+            self._predict_split(split)
+        elif not any(is_overridden("predict_dataloader", one) for one in (self.model, self.datamodule) if one):
+            raise ConfigurationError(
+                f"{type(self.datamodule).__name__} has no predict_dataloader. Write one, or predict the data of "
+                "another stage: --split test (or val, train)."
+            )
+        if (output := self._option("output")) is not None:
+            callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+            columns, overwrite, batch_size = map(self._option, ("columns", "overwrite", "batch_size"))
+            callbacks.append(writer := PredictionWriter(output, columns or (), overwrite, batch_size))
+            writer.check_output()
+        elif not _keeps_predictions(self.trainer, self.model):
             _say(PREDICTIONS_LOST)
+
+    def _predict_split(self, split: str) -> None:
+        """Let the data of another stage be predicted."""
+        owner: Any = self.model if self.datamodule is None else self.datamodule
+        loader = f"{split}_dataloader"
+        if not is_overridden(loader, owner):
+            raise ConfigurationError(f"--split {split}: {type(owner).__name__} has no {loader}.")
+        vars(owner)["predict_dataloader"] = getattr(owner, loader)
+        if self.datamodule is not None:
+            stage = {"train": "fit", "val": "validate"}.get(split, split)
+            vars(owner)["setup"] = partial(_setup_as, owner.setup, stage)
 
     def after_predict(self) -> None:
         """Say it again, where it is seen."""
@@ -204,6 +266,11 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
             raise ConfigurationError(told) from None
         if self.starting_ray is not None and isinstance(self.trainer.strategy, RayStrategy):
             self.trainer.strategy.connect_by(self.starting_ray)
+
+
+def _setup_as(setup: Callable[[str], None], other: str, stage: str) -> None:
+    """Prepare the data of another stage than the one that begins."""
+    setup(other)
 
 
 @rank_zero_only

@@ -18,8 +18,11 @@ SHORT_FLAGS = {
     "--num-nodes": "--trainer.num_nodes",
     "--num_nodes": "--trainer.num_nodes",
     "--logger": "--trainer.logger",
+    "--ckpt": "--ckpt_path",
+    "--batch-size": "--batch_size",
 }
-WATCH = "--watch"
+SWITCHES = {"--watch": "--trainer.watch=true", "--overwrite": "--overwrite=true"}
+"""Flags without a value, and what they stand for."""
 
 CONFIG_FLAGS = ("-c", "--config")
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
@@ -84,8 +87,8 @@ def expand_short_flags(argv: Sequence[str]) -> list[str]:
     arguments = iter(argv)
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        if argument == WATCH:
-            moved.append("--trainer.watch=true")
+        if argument in SWITCHES:
+            moved.append(SWITCHES[argument])
             continue
         if flag not in SHORT_FLAGS:
             kept.append(argument)

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from lightning.fabric.utilities.data import sized_len
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import BasePredictionWriter
 from typing_extensions import override
 
@@ -13,7 +14,8 @@ from itwinai.compat import lightning_dataloaders, lightning_loops, lightning_tra
 from itwinai.data.weights import Weighing, sampler_of
 from itwinai.drawn import Done, Drawn
 from itwinai.interfaces import WritesPredictions
-from itwinai.loops.hook_plan import BatchTransfer, ProfilerSpans, draw_hook, draw_step
+from itwinai.loops.batch_size import fastest_batch_size, set_batch_size
+from itwinai.loops.hook_plan import BatchTransfer, ProfilerSpans, draw_hook, draw_step, is_written
 
 
 class PredictionPlan:
@@ -75,8 +77,13 @@ class LeanPredictionLoop(lightning_loops.PredictionLoop):
     @override
     def setup_data(self) -> None:
         super().setup_data()
-        for loader in self.loaders:
+        sizes = [writer.batch_size for writer in self._writers if writer.batch_size is not None]
+        for index, loader in enumerate(self.loaders):
             lightning_dataloaders.note_indices(loader)
+            if sizes:
+                size = fastest_batch_size(self.trainer, loader, index) if sizes[0] == "auto" else sizes[0]
+                if size is not None:
+                    self.max_batches[index] = set_batch_size(loader, size, self.max_batches[index])
         if self._writers and self.loaders:
             self._leave_out_what_is_done()
 
@@ -129,7 +136,11 @@ class LeanPredictionLoop(lightning_loops.PredictionLoop):
         if plan.on_batch_start is not None:
             plan.on_batch_start(batch, batch_idx, *which)
         progress.increment_started()
-        output = plan.step(batch, batch_idx, *which) if plan.takes_batch_idx else plan.step(batch, *which)
+        try:
+            output = plan.step(batch, batch_idx, *which) if plan.takes_batch_idx else plan.step(batch, *which)
+        except Exception as error:
+            self._explain(error, batch)
+            raise
         if output is None:
             self.warn_of_none()
         progress.increment_processed()
@@ -138,6 +149,17 @@ class LeanPredictionLoop(lightning_loops.PredictionLoop):
         progress.increment_completed()
         if keeps:
             self.keep(output, dataloader_idx)
+
+    def _explain(self, error: Exception, batch: Any) -> None:
+        """Add to an error that lightning's own ``predict_step`` is to blame, if it is."""
+        module = self.trainer.lightning_module
+        if isinstance(batch, (list, tuple)) and not is_written(module, "predict_step", LightningModule):
+            note = (
+                f"itwinai: {type(module).__name__} has no predict_step, and lightning's calls forward with the whole "
+                f"batch, a {type(batch).__name__} of {len(batch)}. Write one that uses the inputs alone:\n"
+                "    def predict_step(self, batch, batch_idx):\n        return self(batch[0])"
+            )
+            vars(error)["__notes__"] = [*getattr(error, "__notes__", ()), note]  # Python 3.10 has no add_note
 
 
 def _common(done: list[Done]) -> Done:

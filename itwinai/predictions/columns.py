@@ -43,6 +43,16 @@ def columns_of(value: Any, samples: int, name: str = "prediction") -> dict[str, 
     return columns
 
 
+def rows_in(value: Any) -> int | None:
+    """Return for how many samples a value has a row; None if it does not tell."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.shape[0] if value.ndim else None
+    if isinstance(value, list):
+        return len(value)
+    parts = _parts(value, -1)
+    return next((rows for part in parts.values() if (rows := rows_in(part)) is not None), None) if parts else None
+
+
 def picked(batch: Any, wanted: Mapping[str, str | int], samples: int) -> dict[str, Column]:
     """Return columns of the batch itself, such as ids.
 

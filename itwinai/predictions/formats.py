@@ -21,7 +21,7 @@ from itwinai.predictions.shards import KEY
 LOADER = "loader"
 """Column with the index of the loader, where there are several."""
 
-_ROW_GROUP_BYTES = 32 << 20
+_ROW_GROUP_BYTES = 8 << 20
 _ZARR_CHUNK_BYTES = 4 << 20
 
 
@@ -206,6 +206,8 @@ class TensorFile(PredictionFile):
     def finish(self) -> None:
         """Write the dictionary of the columns, which are mapped into memory for that."""
         tensors = {}
+        if not self._columns:
+            self._append(KEY, np.empty(0, np.int64))
         for name, (dtype, shape) in self._columns.items():
             whole = (self._rows[name], *shape)
             mapped = (

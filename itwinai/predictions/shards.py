@@ -32,7 +32,7 @@ KEY = "index"
 ROW_BITS = 32
 """The key of a row in a batch without indices: the batch's number times two to the power of this, plus the row."""
 
-SHARD_BYTES = 64 << 20
+SHARD_BYTES = 8 << 20
 SHARD_SECONDS = 60.0
 """A worker writes a shard when it holds so much, or so long after the last one: a killed run loses no more."""
 

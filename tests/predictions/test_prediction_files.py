@@ -1,0 +1,55 @@
+"""Predictions on disk: each sample once, in the order of the dataset, under every strategy and number of workers."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tests.conftest import RunCommand, python
+from tests.predictions.cases import INDEXED, Case, cases, check, draw_cases, predict
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(case=cases())
+def test_one_process(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
+    check(case, 1, predict(case, "auto", 1, tmp_path_factory.getbasetemp() / "drawn"))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_of_our_own(workers: int, tmp_path: Path) -> None:
+    for case in draw_cases(12):
+        check(case, workers, predict(case, "ddp", workers, tmp_path / "out"))
+
+
+GROUPS = {
+    2: "ddp,deepspeed_stage_1,deepspeed_stage_3",
+    4: "ddp,deepspeed_stage_3",
+}
+
+
+@pytest.mark.parametrize("workers", GROUPS)
+def test_groups_under_torchrun(workers: int, run_command: RunCommand, tmp_path: Path) -> None:
+    (tmp_path / "cases.pickle").write_bytes(pickle.dumps(draw_cases(30 if workers == 2 else 15)))
+    script = ["tests/predictions/joined.py", str(tmp_path), str(workers), GROUPS[workers]]
+    ended = run_command(
+        python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), *script)
+    )
+    assert ended.code == 0, ended.output
+    assert not pickle.loads((tmp_path / "found.pickle").read_bytes())
+
+
+def test_horovod(run_command: RunCommand, tmp_path: Path) -> None:
+    (tmp_path / "cases.pickle").write_bytes(pickle.dumps(draw_cases(20)))
+    launcher = [str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", "2"]
+    ended = run_command([*launcher, *python("tests/predictions/joined.py", str(tmp_path), "2", "horovod")])
+    assert ended.code == 0, ended.output
+    assert not pickle.loads((tmp_path / "found.pickle").read_bytes())
+
+
+def test_ray(local_ray: None, tmp_path: Path) -> None:
+    for case in draw_cases(6, INDEXED):
+        check(case, 2, predict(case, "ray", 2, tmp_path / "out"))
