@@ -192,7 +192,7 @@ def test_two_workers_report_once_and_stop_together(tmp_path: Path, strategy: str
     ("arguments", "message"),
     [
         ({"on": "validaton"}, "Did you mean 'validation'"),
-        ({"on": "0steps"}, "no moment to report at"),
+        ({"on": "0steps"}, "not a moment to report at"),
         ({"mode": "low"}, "choose 'min' or 'max'"),
         ({"best_only": True}, "name the metrics"),
         ({"checkpoint_every": -1}, "0 or more"),

@@ -21,7 +21,7 @@ from itwinai.trials.records import Objective, Report, SearchRecord, Status, Tria
 from itwinai.tune.progress import Events, View, progress_of
 from itwinai.tune.progress_display import SearchView
 from tests.conftest import REPOSITORY, RunCommand, python
-from tests.support.shown import LOSS, PATHS, course
+from tests.support.shown import LOSS, PATHS, recorder
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
@@ -219,7 +219,7 @@ def test_a_search_that_continues_does_not_tell_again_what_was_before() -> None:
 def test_looks_are_no_closer_than_the_interval_and_the_last_is_not_missed() -> None:
     stream = io.StringIO()
     with SearchView(total=10, stream=stream, every=0.0, interval=3600.0) as view:
-        for number, one in enumerate(course()):
+        for number, one in enumerate(recorder()):
             view.show(replace(one, seconds=float(number)))
     counts = [line for line in stream.getvalue().splitlines() if "trials done" in line]
     assert [line.partition(";")[0] for line in counts] == [
