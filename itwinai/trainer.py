@@ -88,13 +88,13 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
         except SIGTERMException as stopped:
             # lightning leaves the code out, and a scheduler would take the run for a finished one.
             stopped.code = stopped.code or 128 + getattr(stopped, "signum", signal.SIGTERM)
-            self._say_how_to_go_on(entry_point)
+            self._say_how_to_resume(entry_point)
             raise
         except SystemExit:
             if self.interrupted:  # by Ctrl-C
                 if self.global_step:  # Ray's workers do not say how far they came
                     rank_zero_info(f"itwinai: stopped in epoch {self.current_epoch}, after {self.global_step} steps")
-                self._say_how_to_go_on(entry_point)
+                self._say_how_to_resume(entry_point)
             raise
         except torch.OutOfMemoryError as error:
             vars(error).setdefault("__notes__", []).append(_memory_advice(self))
@@ -448,7 +448,7 @@ class ItwinaiTrainer(Trainer):
         if entry_point is Trainer.fit and path and self.is_global_zero:
             rank_zero_info(f"itwinai: {'best' if callback.monitor else 'last'} checkpoint {path}")
 
-    def _say_how_to_go_on(self, entry_point: Callable[..., Any]) -> None:
+    def _say_how_to_resume(self, entry_point: Callable[..., Any]) -> None:
         """Name the newest checkpoint of a fit that has been stopped."""
         if entry_point is not Trainer.fit or not self.is_global_zero:
             return

@@ -157,7 +157,7 @@ def _remove(path: str) -> None:
 
 
 @dataclass(frozen=True)
-class Resumed:
+class ResumeState:
     """Where a fit resumes.
 
     Attributes:
@@ -170,7 +170,7 @@ class Resumed:
     in_epoch: bool
     batches: int
 
-    def goes_on_in_epoch(self, batches: int) -> bool:
+    def continues_epoch(self, batches: int) -> bool:
         """Tell whether the epoch that is about to run is that of the checkpoint, after some of its batches.
 
         lightning begins the next epoch if the checkpoint was written at the end of the last batch.
@@ -193,7 +193,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
             before any fit.
     """
 
-    resumed: Resumed | None = None
+    resumed: ResumeState | None = None
     resume: str | None = None
     since = 0.0
     first: str | None = None
@@ -319,7 +319,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         self.resumed = (
             None
             if section is None
-            else Resumed(
+            else ResumeState(
                 section,
                 in_epoch=lightning_loops.is_epoch_begun(self.trainer),
                 batches=self.trainer.fit_loop.epoch_loop.batch_progress.current.ready,
@@ -344,7 +344,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
                 + ("." if shapes else ", or set strict_loading = False in it to load what fits.")
             ) from error
 
-    def take_resumed(self) -> Resumed | None:
+    def pop_resume_state(self) -> ResumeState | None:
         """Return our part of the checkpoint that this fit resumes from, once."""
         resumed, self.resumed = self.resumed, None
         return resumed
@@ -380,10 +380,10 @@ def folders_of(trainer: Trainer) -> list[str]:
     return list(dict.fromkeys(folders))
 
 
-def take_resumed(trainer: Trainer) -> Resumed | None:
+def pop_resume_state(trainer: Trainer) -> ResumeState | None:
     """Return our part of the checkpoint that a fit resumes from, the first time it is asked for; or None."""
     connector = lightning_checkpoints.checkpoint_connector(trainer)
-    return connector.take_resumed() if isinstance(connector, PortableConnector) else None
+    return connector.pop_resume_state() if isinstance(connector, PortableConnector) else None
 
 
 def _shape(value: Any) -> tuple[int, ...]:
