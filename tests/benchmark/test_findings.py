@@ -294,7 +294,7 @@ def test_a_failed_cell_has_no_result_and_its_error_is_told_once() -> None:
 # ------------------------------------------------------------------------------------------------------ doubts
 
 
-def test_absurd_efficiencies_are_no_finding() -> None:
+def test_implausible_efficiencies_are_left_out_of_findings() -> None:
     record = slowed_baseline()
     found = found_in(record)
     assert found.warnings[0].startswith("An efficiency of 1,000 % (ddp with 1 and 2 workers) is not plausible: more ")

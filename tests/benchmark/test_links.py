@@ -100,7 +100,7 @@ def test_links_come_back_from_their_file(tmp_path: Path, between: bool) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', '{"version": 99, "within": []}', "\x00"])
-def test_what_is_no_file_of_links_is_named(tmp_path: Path, text: str) -> None:
+def test_invalid_links_file_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "links.json").write_text(text)
     with pytest.raises(ConfigurationError, match="links.json"):
         read_links(tmp_path / "links.json")

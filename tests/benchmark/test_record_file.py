@@ -70,7 +70,7 @@ def test_a_line_that_was_cut_off_is_left_out_and_the_next_one_is_whole(tmp_path:
     assert read_measurements(path) == (GOOD, BAD)
 
 
-def test_what_is_no_benchmark_is_said(tmp_path: Path) -> None:
+def test_invalid_benchmark_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no benchmark in .*nowhere"):
         read_record(tmp_path / "nowhere")
     write_head(BenchmarkRecord("name"), tmp_path)

@@ -170,7 +170,7 @@ def test_law_needs_no_cell_with_one_worker() -> None:
     assert found.speedup(8).mean == pytest.approx(amdahl()(1) / amdahl()(8))
 
 
-def test_steps_that_become_shorter_with_weak_scaling_do_not_continue_so() -> None:
+def test_steps_that_become_shorter_with_weak_scaling_are_not_extrapolated() -> None:
     """No term does that: a cache that suddenly fits helps once."""
     found = law_of(lambda workers: 0.1 - 0.002 * workers, "weak")
     assert found.name == "ideal scaling"

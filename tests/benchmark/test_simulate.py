@@ -495,7 +495,7 @@ def test_numbers(text: str, expected: int) -> None:
         (units.number, "3x", "unknown unit 'x'"),
     ],
 )
-def test_what_is_no_amount_is_named(read: object, text: str, message: str) -> None:
+def test_invalid_amounts_are_errors(read: object, text: str, message: str) -> None:
     assert callable(read)
     with pytest.raises(ConfigurationError, match=message):
         read(text)
@@ -518,7 +518,7 @@ def test_numbers_of_workers(text: str, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "1,x", "1,...,4", "1,2,...", "1,2,...,7", "4,2,...,8", "2,2,...,4", "-1"])
-def test_what_are_not_numbers_of_workers(text: str) -> None:
+def test_invalid_numbers_of_workers_are_errors(text: str) -> None:
     with pytest.raises(ConfigurationError):
         units.numbers_of_workers(text)
 
@@ -549,7 +549,7 @@ def test_the_command_shows_what_the_model_says(tmp_path: Path, capsys: pytest.Ca
     assert picture.read_text().startswith("<svg") and "zero3" in picture.read_text()
 
 
-def test_what_is_not_known_is_not_shown_as_zero(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_values_are_not_shown_as_zero(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark_simulate.simulate([*BY_FLAGS, *LINK_FLAGS, "--workers", "2"]) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.lstrip().startswith("2 ")]
     assert row.split()[-2:] == ["-", "-"]
@@ -584,7 +584,7 @@ def test_numbers_that_the_batch_does_not_allow_are_left_out_and_named(capsys: py
         (["--from", "no/such/folder", *LINK_FLAGS], "no benchmark in no/such/folder"),
     ],
 )
-def test_flags_that_make_no_sense_are_errors(flags: list[str], message: str) -> None:
+def test_invalid_flags_are_errors(flags: list[str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         benchmark_simulate.simulate(flags)
 

@@ -199,7 +199,7 @@ def test_two_workers_report_once_and_stop_together(tmp_path: Path, strategy: str
         ({"keep": 0}, "1 or more"),
     ],
 )
-def test_arguments_that_make_no_sense(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         TuneReportCallback(**arguments)
 

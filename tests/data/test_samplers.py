@@ -342,7 +342,7 @@ def test_only_the_last_two_global_batches_differ_when_samples_are_lent() -> None
     ]
 
 
-def test_batches_that_hold_every_sample_are_lent_from_but_not_emptied() -> None:
+def test_batches_that_hold_every_sample_lose_some_but_not_all() -> None:
     """With one sample per worker and batch there is nothing to borrow_samples: the lender would lack it."""
     dealt = workers_of(lambda: BatchSampler(SequentialSampler(range(5)), 1, False), 4, borrow_samples=True).iterate()
     assert [batches[0] for batches in dealt] == [[0], [1], [2], [3]]

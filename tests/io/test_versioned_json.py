@@ -32,7 +32,7 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', "[1]", "7", "{", ""])
-def test_what_is_none_of_ours(text: str) -> None:
+def test_documents_of_other_formats(text: str) -> None:
     with (
         pytest.raises(ConfigurationError, match=r"^a\.json is not a record \(\w+: .+\)\. Give another\.$"),
         reading("a.json is not a record", "Give another."),

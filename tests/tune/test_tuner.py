@@ -269,9 +269,7 @@ def test_a_function_is_searched_over(tmp_path: Path) -> None:
         ({"start_with": True, "space": {"model.lr": {"uniform": [1, 2]}}}, "lr"),
     ],
 )
-def test_settings_that_make_no_sense_are_errors_before_any_trial(
-    tmp_path: Path, settings: dict[str, Any], message: str
-) -> None:
+def test_invalid_settings_are_errors_before_any_trial(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         search(tmp_path, **{"space": {"model.lr": {"uniform": [0.1, 1]}}, **settings})
     assert not (tmp_path / "search").exists()
