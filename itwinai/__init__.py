@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from itwinai.unify import unify_if_asked, unify_lightning
 
 if TYPE_CHECKING:
+    from itwinai.predictor import Predictor
     from itwinai.trainer import ItwinaiTrainer
 
 __version__ = "0.1.0"
-__all__ = ["ItwinaiTrainer", "__version__", "unify_lightning"]
+__all__ = ["ItwinaiTrainer", "Predictor", "__version__", "unify_lightning"]
 
 unify_if_asked()
 
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from itwinai.trainer import ItwinaiTrainer
 
         return ItwinaiTrainer
+    if name == "Predictor":
+        from itwinai.predictor import Predictor
+
+        return Predictor
     raise AttributeError(f"module 'itwinai' has no attribute '{name}'")
 
 

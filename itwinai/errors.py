@@ -116,6 +116,14 @@ class MissingCheckpointError(CheckpointError, FileNotFoundError):
     """There is no checkpoint at the path that was given."""
 
 
+class ExportError(ItwinaiError, RuntimeError):
+    """A module that was written as a program gives other outputs than the module itself."""
+
+
+class PredictorError(ItwinaiError, ValueError):
+    """A `Predictor` is closed, or its inputs or outputs do not have one row per sample."""
+
+
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint file is not what was written: cut off, changed, or something else altogether."""
 

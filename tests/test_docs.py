@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 import yaml
@@ -90,3 +92,11 @@ def test_first_model_and_predictions(own_modules: None) -> None:
     collected = runpy.run_path("collect.py")["predictions"]
     assert len(collected) == 256
     torch.testing.assert_close(collected, torch.load("predictions.pt"), rtol=1e-5, atol=1e-5)
+
+    follow(REPOSITORY / "docs/how-to/use-a-trained-model.md")
+    discharge = runpy.run_path("ask.py")["discharge"]
+    assert discharge.shape == (1000,)
+    runpy.run_path("write.py")
+    session = onnxruntime.InferenceSession("river.onnx")
+    rain = runpy.run_path("ask.py")["rain"].astype("float32")
+    np.testing.assert_allclose(session.run(None, {"rain": rain})[0], discharge, rtol=1e-4, atol=1e-5)

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_type_hints
 
@@ -16,7 +17,7 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 
-from itwinai import ItwinaiTrainer
+from itwinai import ItwinaiTrainer, Predictor
 from itwinai.callbacks import ModelCheckpoint
 from tests.conftest import REPOSITORY
 
@@ -59,8 +60,8 @@ def test_checkpoint_callback_has_the_arguments_of_lightning_s() -> None:
     assert {name: made[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize("documented", [ItwinaiTrainer, ModelCheckpoint])
-def test_every_argument_is_documented(documented: type) -> None:
+@pytest.mark.parametrize("documented", [ItwinaiTrainer, ModelCheckpoint, Predictor, Predictor.load])
+def test_every_argument_is_documented(documented: Callable[..., object]) -> None:
     """`itwinai fit --help` takes the descriptions from there."""
     names = [line.split(":")[0].strip() for line in (documented.__doc__ or "").splitlines() if ": " in line]
     assert [name for name in inspect.signature(documented).parameters if name not in names] == []
@@ -96,7 +97,7 @@ def test_public_names_are_listed(name: str) -> None:
 
 
 SCRIPT = """
-from itwinai import ItwinaiTrainer
+from itwinai import ItwinaiTrainer, Predictor
 from itwinai.callbacks import LoggingCallback, ModelCheckpoint
 from itwinai.loggers import JSONLLogger
 from itwinai.strategies import DDPStrategy, DeepSpeedStrategy, HorovodStrategy, RayStrategy
@@ -107,6 +108,7 @@ def search(tuner: Tuner) -> SearchResult:
     return tuner.fit()
 
 
+predictor = Predictor.load("a.ckpt", batch_size=64)
 trainer = ItwinaiTrainer(
     strategy=DDPStrategy(), devices=2, max_epochs=3, callbacks=[ModelCheckpoint("checkpoints", every="10min")]
 )
@@ -115,6 +117,7 @@ MISTAKES = """
 ItwinaiTrainer(max_epoch=3)
 ItwinaiTrainer(max_epochs="three")
 ModelCheckpoint(monitr="val_loss")
+Predictor.load("a.ckpt", batchsize=3)
 """
 
 
@@ -146,5 +149,5 @@ def test_editable_install_is_followed_by_type_checkers(tmp_path: Path) -> None:
     )
     first = len(SCRIPT.splitlines()) + 2
     errors = [line.partition(": error: ") for line in checked.stdout.splitlines() if ": error: " in line]
-    assert [where for where, _, _ in errors] == [f"wrong.py:{first + number}" for number in range(3)], checked.stdout
+    assert [where for where, _, _ in errors] == [f"wrong.py:{first + number}" for number in range(4)], checked.stdout
     assert '"max_epoch"' in errors[0][2] and 'did you mean "max_epochs"' in errors[0][2]

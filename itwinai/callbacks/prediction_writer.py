@@ -22,6 +22,7 @@ from itwinai.collectives import gather
 from itwinai.data.batch_size import samples_in
 from itwinai.drawn import Done, Drawn
 from itwinai.errors import ConfigurationError, MissingPackageError
+from itwinai.io.atomic import remove_parts
 from itwinai.loops.prediction import LeanPredictionLoop
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class PredictionWriter(BasePredictionWriter):
             nodes it has to be on a file system that all share.
         columns: what of each batch is written too, such as ids and targets: keys of a batch that is a dict, attributes
             of an object; or a dict of names to keys or positions, as in ``{"target": 1}`` for batches ``(x, y)``.
-        overwrite: replace a file that exists, and what an interrupted prediction has left.
+        overwrite: predict all samples, and replace a file that exists and what an interrupted prediction has left.
         batch_size: of the loaders, in place of their own. ``"auto"`` tries larger ones on the first samples and uses
             the fastest that fits into memory. Predictions may then differ in the last bits from one machine to another.
 
@@ -102,8 +103,8 @@ class PredictionWriter(BasePredictionWriter):
         return ShardFolder(self.output.with_name(f"{self.output.name}.partial"))
 
     def check_output(self) -> None:
-        """Raise a `ConfigurationError` if the file exists and is not to be replaced."""
-        if self.output.exists() and not self.overwrite:
+        """Raise a `ConfigurationError` if the file exists, nothing is resumed, and it is not to be replaced."""
+        if self.output.exists() and not self.overwrite and self._folder.task() is None:
             raise ConfigurationError(
                 f"{self.output} exists. Give another name, delete it, or replace it with "
                 "PredictionWriter(overwrite=True) (itwinai predict --overwrite).",
@@ -145,6 +146,7 @@ class PredictionWriter(BasePredictionWriter):
         from itwinai.predictions.merge import numbers_of
 
         folder = self._folder
+        remove_parts(self.output.parent)  # of one that was killed
         if self.overwrite:
             folder.remove()
         self.check_output()
@@ -269,8 +271,11 @@ class PredictionWriter(BasePredictionWriter):
                 buffer.flush()
         except ConfigurationError as error:  # of the batches that have failed, which the user sees
             log.debug(f"the last predictions are not kept: {error}")
+        without = " without overwrite" if self.overwrite else ""
         if self._folder.shards():
-            rank_zero_info(f"itwinai: what is predicted is kept in {self._folder.path}; the same call resumes it")
+            rank_zero_info(
+                f"itwinai: what is predicted is kept in {self._folder.path}; the same call{without} resumes it"
+            )
 
 
 def _named(columns: Sequence[str]) -> dict[str, str | int]:

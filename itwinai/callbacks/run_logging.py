@@ -233,6 +233,8 @@ class LoggingCallback(ReportingCallback):
     # --------------------------------------------------------------------------------------------------- model
 
     def _keep_model(self, module: LightningModule) -> None:
+        if self._example is None:  # there was no log step
+            self._example = getattr(module, "example_input_array", None)
         try:
             whole = copy.deepcopy(module).cpu()
             if whole.hparams:

@@ -21,7 +21,7 @@ from itwinai.checkpoints import portable_file, sharded
 from itwinai.checkpoints import state as checkpoint_state
 from itwinai.checkpoints.async_writer import BackgroundWriter
 from itwinai.checkpoints.discovery import AUTO, newest_valid
-from itwinai.checkpoints.naming import EXTENSION, FOLDER
+from itwinai.checkpoints.naming import EXTENSION, FOLDER, MODULE_CLASS, class_name_of
 from itwinai.collectives import gather_of
 from itwinai.compat import lightning_checkpoints, lightning_loops
 from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError, did_you_mean
@@ -259,6 +259,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
 
     @override
     def complete(self, checkpoint: dict[str, Any], weights_only: bool) -> None:
+        checkpoint.setdefault(MODULE_CLASS, class_name_of(self.trainer.lightning_module))
         if weights_only or not self._knows_all_workers():
             return
         if lightning_loops.is_accumulating(self.trainer):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from itwinai.checkpoints import portable_file, sharded, state
+from itwinai.checkpoints.naming import MODULE_CLASS
 from itwinai.errors import CheckpointError, ConfigurationError, require
 from itwinai.io.atomic import part_name
 
@@ -36,7 +37,7 @@ def to_weights(source: Path, target: Path, weights_only: bool = True) -> None:
         target: the file to write.
         weights_only: see `itwinai.checkpoints.portable_file.read`.
     """
-    _written(target, lambda part: torch.save(weights_of(sharded.read_any(source, weights_only), source), part))
+    written_beside(target, lambda part: torch.save(weights_of(sharded.read_any(source, weights_only), source), part))
 
 
 def to_safetensors(source: Path, target: Path, weights_only: bool = True) -> None:
@@ -58,7 +59,7 @@ def to_safetensors(source: Path, target: Path, weights_only: bool = True) -> Non
     metadata = {name: str(about[name]) for name in ("epoch", "global_step", "strategy", "world_size")}
     # Tied weights share memory, which the format knows nothing of.
     weights = {name: tensor.contiguous().clone() for name, tensor in weights_of(checkpoint, source).items()}
-    _written(target, lambda part: save_file(weights, part, metadata={"format": "pt", **metadata}))
+    written_beside(target, lambda part: save_file(weights, part, metadata={"format": "pt", **metadata}))
 
 
 def to_engine_folder(source: Path, target: Path, weights_only: bool = True) -> None:
@@ -103,40 +104,10 @@ def from_engine_folder(source: Path, target: Path, read: Callable[[Path], dict[s
     portable_file.write(kept, target, state.describe(kept), written_at=time.time())
 
 
-_LIGHTNINGS = ("epoch", "global_step", "pytorch-lightning_version", "hparams_name", "hyper_parameters")
+_LIGHTNINGS = ("epoch", "global_step", "pytorch-lightning_version", "hparams_name", "hyper_parameters", MODULE_CLASS)
 
 
-def export(module: torch.nn.Module, target: Path) -> None:
-    """Write a module as a program: for ONNX (``.onnx``), or as ``torch.export`` saves it (``.pt2``).
-
-    Args:
-        module: with an ``example_input_array``, which has the arguments of its ``forward``.
-        target: the file to write; its ending says which format.
-
-    Raises:
-        ConfigurationError: the module has no example, or the ending is unknown.
-        MissingPackageError: a package that ONNX needs is not installed.
-    """
-    example = getattr(module, "example_input_array", None)
-    if example is None:
-        raise ConfigurationError(
-            f"{type(module).__name__} has no example_input_array, and without example arguments of forward it "
-            "cannot be exported. Set self.example_input_array = torch.zeros(1, ...) in its __init__."
-        )
-    module.eval()
-    arguments = example if isinstance(example, tuple) else (example,)
-    if target.suffix == ".pt2":
-        program = torch.export.export(module, arguments)
-        _written(target, lambda part: torch.export.save(program, part))
-    elif target.suffix == ".onnx":
-        for package in ("onnx", "onnxscript"):
-            require(package, "Install it with `pip install 'itwinai[export]'`.", "The format ONNX")
-        _written(target, lambda part: torch.onnx.export(module, arguments, part, dynamo=True, external_data=False))
-    else:
-        raise ConfigurationError(f"{target} ends in none of .safetensors, .onnx and .pt2, which say what to write.")
-
-
-def _written(target: Path, write: Callable[[str], object]) -> None:
+def written_beside(target: Path, write: Callable[[str], object]) -> None:
     """Let a file be written beside its place, and rename it."""
     # In a folder of its own: torch.export looks at the ending, and ONNX keeps large weights in a file beside the model.
     folder = target.with_name(part_name(target.name))

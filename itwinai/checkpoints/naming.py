@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningModule, Trainer
 
 EXTENSION = ".ckpt"
 """What the names of checkpoints end with, of files and of folders of shards. Lightning adds the same one."""
@@ -28,6 +28,10 @@ Lightning calls the newest one ``last`` (``save_last=True``), and appends ``-v1`
 """
 
 
+MODULE_CLASS = "module_class"
+"""Key of a checkpoint's content: the name of its module's class, see `class_name_of`."""
+
+
 def is_checkpoint(path: str) -> bool:
     """Tell from its name whether a path is that of a checkpoint."""
     return path.endswith(EXTENSION)
@@ -41,6 +45,11 @@ def is_preempted(path: str) -> bool:
 def strategy_name_of(trainer: Trainer) -> str:
     """Return the name of a run's strategy, as manifests and run pages have it; the class of one without a name."""
     return str(getattr(trainer.strategy, "strategy_name", None) or type(trainer.strategy).__name__)
+
+
+def class_name_of(module: LightningModule) -> str:
+    """Return the name of a module's class, as ``package.module.Class``."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def trial_folder(folder: str) -> str:

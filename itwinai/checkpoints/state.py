@@ -15,15 +15,15 @@ import lightning
 import torch
 from torch import nn
 
-from itwinai.checkpoints.naming import strategy_name_of
+from itwinai.checkpoints.naming import MODULE_CLASS, class_name_of, strategy_name_of
 from itwinai.checkpoints.portable_file import FORMAT
-from itwinai.compat import lightning_dataloaders
+from itwinai.compat import lightning_checkpoints, lightning_dataloaders
 from itwinai.data.loader_state import Position, Resumable
 from itwinai.data.rng_state import RandomStates, pack_random_states
 from itwinai.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningModule, Trainer
 
 KEY = "itwinai"
 """The key of our part in the dictionary of a checkpoint."""
@@ -239,6 +239,20 @@ def match_optimizer_state(
                 result["state"][number] = state["state"][numbers[name]]
             number += 1
     return result
+
+
+def checkpoint_of(module: LightningModule) -> dict[str, Any]:
+    """Return the content of a checkpoint with a module's weights and hyperparameters, and no state of a run."""
+    content: dict[str, Any] = {
+        "pytorch-lightning_version": lightning.__version__,
+        "state_dict": module.state_dict(),
+        MODULE_CLASS: class_name_of(module),
+    }
+    if module.hparams:
+        content["hparams_name"] = lightning_checkpoints.hyperparameters_name(module)
+        content["hyper_parameters"] = dict(module.hparams)
+    module.on_save_checkpoint(content)
+    return content
 
 
 def describe(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,11 @@ import datetime
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from itwinai.cli.arguments import ArgumentParser
 
-if TYPE_CHECKING:
-    from torch import nn
-
+_CLASS = "the LightningModule's class, as package.module.Class; by default the one that the checkpoint names"
 _UNSAFE = "allow values other than tensors and plain ones, which may execute any code of the file"
 
 
@@ -64,12 +62,12 @@ def _parser() -> argparse.ArgumentParser:
 
     text = (
         "Export: the weights (TARGET ends in .safetensors), or the module as a program (.onnx, .pt2), which needs its "
-        "class and an example_input_array in it."
+        "class and an example_input_array in it. A program is written if its outputs are those of the module."
     )
     export = commands.add_parser("export", help="to safetensors, ONNX or torch.export", description=text)
     export.add_argument("source", type=Path, metavar="SOURCE")
     export.add_argument("target", type=Path, metavar="TARGET")
-    export.add_argument("--module", metavar="CLASS", help="the LightningModule's class, as package.module.Class")
+    export.add_argument("--module", metavar="CLASS", help=_CLASS)
     export.add_argument("--unsafe", action="store_true", help=_UNSAFE)
     export.set_defaults(run=_export)
     return parser
@@ -169,37 +167,19 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from itwinai.checkpoints import convert
-
     if arguments.target.suffix == ".safetensors":
-        convert.to_safetensors(arguments.source, arguments.target, not arguments.unsafe)
+        from itwinai.checkpoints.convert import to_safetensors
+
+        to_safetensors(arguments.source, arguments.target, not arguments.unsafe)
     else:
-        convert.export(_module(arguments), arguments.target)
+        from itwinai.checkpoints.export import export
+        from itwinai.checkpoints.module_loading import load_module
+
+        sys.path.insert(0, "")
+        module = load_module(arguments.source, arguments.module, weights_only=not arguments.unsafe)
+        export(module, arguments.target)
     print(f"written: {arguments.target}")
     return 0
-
-
-def _module(arguments: argparse.Namespace) -> nn.Module:
-    from importlib import import_module
-
-    from itwinai.checkpoints import portable_file
-    from itwinai.errors import ConfigurationError
-
-    if arguments.module is None:
-        raise ConfigurationError(
-            f"To export a program as {arguments.target.name} takes the module's class: --module package.module.Class"
-        )
-    sys.path.insert(0, "")
-    package, _, name = arguments.module.rpartition(".")
-    try:
-        module_class = getattr(import_module(package), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(f"--module {arguments.module}: {error}. Write it as package.module.Class.") from None
-    portable_file.verify(arguments.source)
-    module: nn.Module = module_class.load_from_checkpoint(
-        arguments.source, map_location="cpu", weights_only=not arguments.unsafe
-    )
-    return module
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

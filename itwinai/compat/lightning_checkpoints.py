@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
+from lightning.pytorch.core.saving import _load_state
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from datetime import timedelta
 
-    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 if TYPE_CHECKING:  # which cannot follow a function that makes a class
@@ -118,6 +119,27 @@ class CheckpointConnector(_CheckpointConnector):
 def replace_checkpoint_connector(trainer: Trainer, connector_class: type[CheckpointConnector]) -> None:
     """Let another class collect what is in the trainer's checkpoints."""
     trainer._checkpoint_connector = connector_class(trainer)
+
+
+def module_from(
+    module_class: type[LightningModule], checkpoint: dict[str, Any], init_args: dict[str, Any]
+) -> LightningModule:
+    """Make a module of a checkpoint's content, as ``load_from_checkpoint`` does of a file.
+
+    Args:
+        module_class: its class.
+        checkpoint: hyperparameters and weights.
+        init_args: arguments of the class beside the hyperparameters, or in their place.
+    """
+    checkpoint.setdefault(module_class.CHECKPOINT_HYPER_PARAMS_KEY, {}).update(init_args)
+    module = _load_state(module_class, checkpoint, **init_args)
+    assert isinstance(module, module_class)
+    return module
+
+
+def hyperparameters_name(module: LightningModule) -> str | None:
+    """Return the name of the argument that is all of a module's hyperparameters, if they were saved as one."""
+    return getattr(module, "_hparams_name", None)
 
 
 def checkpoint_connector(trainer: Trainer) -> _CheckpointConnector:

@@ -28,6 +28,9 @@ _NOISE_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     # The training loop says it after the first epoch, and only if values are logged on steps.
     r"The number of training batches \(\d+\) is smaller than the logging interval",
+    # torch's exporter calls what torch deprecates, and takes the parts of an LSTM for attributes of yours.
+    "_check_is_size will be removed in a future PyTorch release",
+    "The tensor attributes? .*_flat_weights.* assigned during export",
 )
 
 # What lines of the log begin with that say what is not there, or recommend a product.
@@ -36,10 +39,15 @@ _NOISE_MESSAGES = (
     "TPU available: False",
     "💡 Tip: For seamless cloud",
     "Setting accelerator to CPU",
+    "torchvision is not installed. Skipping",
     "Trainer already configured with model summary callbacks: [<class 'itwinai.",
 )
 
-_NOISY_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "DeepSpeed")
+_NOISY_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "DeepSpeed",
+    "torch.onnx._internal.exporter._registration",
+)
 
 
 def _is_verbose() -> bool:

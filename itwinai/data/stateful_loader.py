@@ -50,7 +50,7 @@ class StreamLoader(DataLoader):
         self._ended = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the datasets of all workers, after the batches that were trained; forevery worker."""
+        """Return the states of the datasets of all workers, after the batches that were trained; for every worker."""
         batches, over = self.consumed()
         states: dict[int, Any] = getattr(self, "_states", {})
         own = None

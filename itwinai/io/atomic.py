@@ -60,4 +60,13 @@ def _is_alive(pid: int) -> bool:
         return False
     except PermissionError:  # someone else's
         return True
-    return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Tell whether a process has ended, and its parent has not asked how: in containers often none ever does."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # another system, or the process is gone meanwhile
+        return False
+    return status.rpartition(")")[2].split()[0] == "Z"

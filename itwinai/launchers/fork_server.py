@@ -251,7 +251,7 @@ def can_fork() -> bool:
 
 
 def serve(connection: socket.socket) -> None:
-    """Fork a worker forevery request, and tell when it ends; return when the caller is gone.
+    """Fork a worker for every request, and tell when it ends; return when the caller is gone.
 
     In a forked worker this does not return: it ends with SystemExit.
     """

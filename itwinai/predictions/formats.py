@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,7 @@ class PredictionFile(ABC):
     """A file that tables are added to, one loader after the other.
 
     Args:
-        path: of the file while it is written.
+        path: of the file, in an empty folder.
         schemas: of the tables of each loader.
         rows: number of rows of each loader, or more.
         coordinates: arrays that go with the samples, by name, for each loader.
@@ -163,7 +162,7 @@ class TensorFile(PredictionFile):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._folder = self.path.with_name(f"{self.path.name}.columns")
+        self._folder = self.path.with_name("columns")
         self._folder.mkdir()
         self._columns: dict[str, tuple[Any, tuple[int, ...]]] = {}
         self._rows: dict[str, int] = {}
@@ -217,7 +216,6 @@ class TensorFile(PredictionFile):
                 warnings.simplefilter("ignore")  # that the array cannot be written to: it is only read
                 tensors[name] = torch.from_numpy(mapped)
         self.save(tensors, self.path)
-        shutil.rmtree(self._folder)
 
 
 class TorchFile(TensorFile):

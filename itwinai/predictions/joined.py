@@ -82,25 +82,28 @@ def join(
     schemas = [common_schema([shard.schema() for shard in group]) if group else _EMPTY for group in groups]
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(part_name(output.name))
+    beside.mkdir()
     samples = [0] * loaders
     try:
-        file = format_of(output)(beside, schemas, [sum(one.rows for one in group) for group in groups], coordinates)
+        rows = [sum(one.rows for one in group) for group in groups]
+        file = format_of(output)(beside / output.name, schemas, rows, coordinates)
         for loader, group in enumerate(groups):
             for table in merged(group) if group else ():
                 file.add(loader, table)
                 samples[loader] += len(table)
         file.finish()
-        size, digest = _digest(beside)
+        size, digest = _digest(beside / output.name)
         columns = {one.name: str(one.type) for schema in schemas for one in schema}
         manifest = Manifest(tuple(samples), columns, size, digest, time.time(), dict(about))
+        # Before the file: one that is there has a manifest.
+        write_whole(
+            manifest_path(output), json.dumps(finite({"version": VERSION, **asdict(manifest)}), indent=2) + "\n"
+        )
         if output.is_dir():
-            shutil.rmtree(output)
-        os.replace(beside, output)
-    except BaseException:
-        for left in (beside, beside.with_name(f"{beside.name}.columns")):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-        raise
-    write_whole(manifest_path(output), json.dumps(finite({"version": VERSION, **asdict(manifest)}), indent=2) + "\n")
+            os.replace(output, beside / "replaced")
+        os.replace(beside / output.name, output)
+    finally:
+        shutil.rmtree(beside)
     return manifest
 
 

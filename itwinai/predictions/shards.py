@@ -146,8 +146,11 @@ class ShardFolder:
         remove_parts(self.path)
 
     def remove(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the folder, as a whole: what a killed process has left of it is not resumed."""
+        if self.path.exists():
+            beside = self.path.with_name(part_name(self.path.name))
+            os.replace(self.path, beside)
+            shutil.rmtree(beside)
 
     def shards(self) -> list[Shard]:
         """Return the whole shards. One that a power cut has damaged counts as absent, and is removed."""

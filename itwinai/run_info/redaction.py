@@ -60,7 +60,7 @@ _KNOWN_SHAPE = re.compile(
 
 
 def without_secrets(value: Any) -> Any:
-    """Return a copy of nested values in which ``"***"`` stands forevery secret.
+    """Return a copy of nested values in which ``"***"`` stands for every secret.
 
     Hidden are strings under a name that tells of a secret (see `is_secret_name`), and in all other strings: logins
     in URLs, what follows such a name (``?token=...``, ``--api-key ...``, ``"password": ...``, ``Authorization: ...``),

@@ -10,8 +10,10 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from torch import Tensor
 
+from itwinai import Predictor
 from itwinai.callbacks import ModelCheckpoint
 from itwinai.checkpoints import portable_file, sharded
 from itwinai.checkpoints.discovery import newest_valid
@@ -40,6 +42,15 @@ def sharding() -> DeepSpeedStrategy:
 def test_shards_continue(reader: str, workers: int, shards: Path, reference: Tensor) -> None:
     weights = train(sharding() if reader == "sharding" else reader, workers, [], shards)
     assert relative_difference(weights, reference) <= 1e-5
+
+
+def test_predictor_reads_shards(shards: Path) -> None:
+    x = torch.ones(3, 8)
+    weights = sharded.read_any(shards)["state_dict"]
+    with Predictor.load(shards) as predictor:
+        for name, value in predictor.module.state_dict().items():
+            assert torch.equal(value, weights[name])
+        torch.testing.assert_close(predictor((x,)), predictor.module.net(x).flatten().detach())
 
 
 def test_damaged_shards_are_found(shards: Path, tmp_path: Path) -> None:

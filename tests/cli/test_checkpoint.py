@@ -103,11 +103,10 @@ def test_to_and_from_an_engines_folder(folder: Path, tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize("ending", ["pt2", "onnx"])
 def test_programs(ending: str, folder: Path, tmp_path: Path) -> None:
     target = tmp_path / f"a.{ending}"
-    arguments = [str(folder / "a.ckpt"), str(target), "--module", "tests.cli.test_checkpoint.Exported"]
-    assert main(["checkpoint", "export", *arguments]) == 0
+    assert main(["checkpoint", "export", str(folder / "a.ckpt"), str(target)]) == 0  # the checkpoint names its class
     module = Exported()
     module.load_state_dict(expected(folder))
-    x = torch.randn(2, 8)
+    x = torch.randn(5, 8)  # the example has two
     if ending == "pt2":
         result = torch.export.load(target).module()(x)
     else:
@@ -142,8 +141,9 @@ def test_weights_beside_a_large_program(folder: Path, tmp_path: Path, monkeypatc
     ("arguments", "message"),
     [
         (["inspect", "nothing.ckpt"], "nothing.ckpt: No such file or directory"),
-        (["export", "{a}", "{folder}/x.onnx"], "--module package.module.Class"),
+        (["export", "{folder}/old.ckpt", "{folder}/x.onnx"], "does not say of which class"),
         (["export", "{a}", "{folder}/x.onnx", "--module", "no.Such"], "No module named 'no'"),
+        (["export", "{a}", "{folder}/x.onnx", "--module", "tests.support.cases.Regresion"], "mean 'Regression'"),
         (["export", "{a}", "{folder}/x.txt", "--module", "tests.cli.test_checkpoint.Exported"], "ends in none of"),
         (["export", "{a}", "{folder}/x.pt2", "--module", "tests.support.cases.Regression"], "no example_input_array"),
         (["convert", "{folder}", "{folder}/x.ckpt"], "no DeepSpeed engine wrote it"),
@@ -153,6 +153,7 @@ def test_weights_beside_a_large_program(folder: Path, tmp_path: Path, monkeypatc
 )
 def test_refusals(arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "none").mkdir(exist_ok=True)
+    torch.save({"state_dict": {}}, folder / "old.ckpt")
     given = [argument.format(a=folder / "a.ckpt", folder=folder) for argument in arguments]
     assert main(["checkpoint", *given]) == 1
     assert message in capsys.readouterr().err

@@ -9,12 +9,14 @@ from typing import Any
 
 import lightning as L
 import pytest
-from lightning.pytorch import Callback
+import torch
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 from torch import nn
 
 from itwinai.callbacks import ModelCheckpoint
+from itwinai.checkpoints.state import checkpoint_of
 from itwinai.compat import lightning_checkpoints
 from tests.compat.examples import connected
 from tests.support.cases import Regression, loader
@@ -180,3 +182,24 @@ def test_checkpoint_callback_of_the_user_s_own_is_called_per_batch() -> None:
     changed.on_train_batch_end = lambda *args: None  # type: ignore[method-assign]
     assert not lightning_checkpoints.does_nothing_per_batch(changed)
     assert not lightning_checkpoints.does_nothing_per_batch(Callback())
+
+
+class Configured(LightningModule):
+    """Has its hyperparameters as one argument."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.save_hyperparameters(options)
+        self.layer = nn.Linear(options["width"], 1)
+
+
+def test_module_is_made_of_a_checkpoint_s_content(tmp_path: Path) -> None:
+    module = Configured({"width": 3})
+    content = checkpoint_of(module)
+    assert content["hparams_name"] == lightning_checkpoints.hyperparameters_name(module) == "options"
+    assert lightning_checkpoints.hyperparameters_name(Regression()) is None
+    torch.save(content, tmp_path / "a.ckpt")
+    made = lightning_checkpoints.module_from(Configured, content, {})
+    expected = Configured.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert made.hparams == expected.hparams == {"width": 3}
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in made.state_dict().items())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities import rank_zero as pytorch_rank_zero
 
+from itwinai.checkpoints.export import export
 from itwinai.compat import noise as compat_noise
 from tests.conftest import RunCommand, python
 
@@ -39,6 +42,14 @@ def test_noise_is_silenced_for_a_while(caplog: pytest.LogCaptureFixture, monkeyp
         Trainer(accelerator="cpu", devices=1, logger=True)
     said = [record.getMessage()[:13] for record in caplog.records[2:]]
     assert said == ["GPU available", "TPU available", "💡 Tip: For se"]
+
+
+def test_exports_are_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        export(torch.nn.LSTM(1, 2, batch_first=True), tmp_path / "a.onnx", torch.zeros(2, 3, 1))
+    assert [str(warning.message) for warning in caught] == []
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_torch_prints_errors_alone_in_workers(run_command: RunCommand) -> None:

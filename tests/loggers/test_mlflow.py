@@ -15,22 +15,31 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import mlflow as mlflow_api
 import pytest
+import requests
 import torch
 from lightning.pytorch.loggers import MLFlowLogger as LightningMLFlowLogger
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
-from itwinai.callbacks import ModelCheckpoint
+from itwinai import Predictor
+from itwinai.callbacks import LoggingCallback, ModelCheckpoint
+from itwinai.errors import CheckpointError, MissingCheckpointError
 from itwinai.loggers import async_queue, mlflow
 from itwinai.loggers.adapters.files import hand_over, within
+from itwinai.loggers.adapters.mlflow import _pickled
 from itwinai.loggers.mlflow import LoggerError, MLFlowLogger, resend
 from itwinai.loggers.mlflow_client import AwayError, Point, send, write_unsent
+from tests.conftest import REPOSITORY, assert_no_process_left
 from tests.support.cases import Regression, loader, make_trainer
 from tests.support.mlflow_server import Server, free_port
+from tests.support.predicted import Transferred
 
 pytestmark = pytest.mark.usefixtures("no_mlflow_address")
 
@@ -430,6 +439,96 @@ def test_name_that_mlflow_refuses_is_an_error_of_the_next_call(server: Server, t
     with pytest.raises(LoggerError, match="exceeds the maximum length"):
         logger.log_metrics({"a": 1.0})
     logger.finalize("failed")  # as the trainer does then; the error is on its way already
+
+
+# ----------------------------------------------------------------------------------------------------- trained models
+
+
+@pytest.fixture(scope="module")
+def logged(server: Server) -> tuple[str, Transferred]:
+    """The run of a short fit that has logged its module, and the module."""
+    logger = MLFlowLogger("models", tracking_uri=server.address)
+    module = Transferred(4, bias=0.5)
+    data = DataLoader(TensorDataset(torch.randn(8, 4)), batch_size=4)
+    make_trainer("auto", 1, logger=logger, callbacks=[LoggingCallback(model=True)], max_epochs=1).fit(module, data)
+    return logger.run_id, module
+
+
+X = torch.linspace(-1, 1, 12).reshape(3, 4)
+
+
+def test_logged_model_is_served(logged: tuple[str, Transferred], server: Server, tmp_path: Path) -> None:
+    run_id, module = logged
+    port = free_port()
+    command = [
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        f"runs:/{run_id}/model",
+        "--env-manager",
+        "local",
+        "--port",
+        str(port),
+    ]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": server.address, "PYTHONPATH": str(REPOSITORY)}
+    output = tmp_path / "serving.txt"
+    with output.open("wb") as file:
+        serving = subprocess.Popen(
+            [sys.executable, "-m", *command, "--port", str(port)],
+            cwd=tmp_path,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        wait_for_answer(f"{address}/ping", serving, output)
+        answer = requests.post(f"{address}/invocations", json={"inputs": X.tolist()}, timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(serving.pid, signal.SIGKILL)
+        serving.wait()
+    assert answer.ok, answer.text + output.read_text()
+    torch.testing.assert_close(torch.tensor(answer.json()["predictions"]), module(X).detach())
+    assert_no_process_left(serving.pid)
+
+
+def test_predictor_loads_what_was_logged(
+    logged: tuple[str, Transferred], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the run, from the registry and from a folder; of the class that the model names, and nothing unpickled."""
+    run_id, module = logged
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    registered = mlflow_api.register_model(f"runs:/{run_id}/model", "discharge")
+    local = mlflow_api.artifacts.download_artifacts(artifact_uri=f"runs:/{run_id}/model", dst_path=str(tmp_path))
+    for source in (f"runs:/{run_id}/model", f"models:/discharge/{registered.version}", local):
+        with Predictor.load(source, method="forward") as predictor:
+            torch.testing.assert_close(predictor(X), module(X).detach())
+            assert predictor.module.hparams == {"width": 4, "bias": 0.5}
+
+
+def test_model_that_is_pickled_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mlflow_api.pytorch.save_model(Transferred(4), tmp_path / "model", **_pickled())
+    with pytest.raises(CheckpointError, match="can execute any code. .* pass weights_only=False"):
+        Predictor.load(tmp_path / "model")
+    with Predictor.load(tmp_path / "model", weights_only=False) as predictor:
+        assert predictor((X,)).shape == (3, 3)
+    with pytest.raises(MissingCheckpointError, match="models:/NAME/VERSION"):
+        Predictor.load("models:/nothing/1")
+
+
+def wait_for_answer(address: str, process: subprocess.Popen[bytes], output: Path) -> None:
+    until = time.monotonic() + 120
+    while True:
+        with suppress(requests.ConnectionError):
+            if requests.get(address, timeout=60).ok:
+                return
+        assert process.poll() is None and time.monotonic() < until, output.read_text()
+        time.sleep(0.1)
 
 
 # ---------------------------------------------------------------------------------------------------- without a server

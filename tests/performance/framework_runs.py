@@ -55,7 +55,7 @@ class Ended:
 
 
 def cell_of(contender: str, model: str, workers: int) -> Cell:
-    """Return the cell of a contender; the global batch is the same forevery number of workers."""
+    """Return the cell of a contender; the global batch is the same for every number of workers."""
     return Cell(contender, workers, "strong", (("model", model),))
 
 

@@ -1,9 +1,8 @@
-"""Predictions that are drawn: of what data, how it is loaded, what is returned; and the rows that have to be on disk."""
+"""Predictions that are drawn: of what data, how it is loaded, what is returned; and the rows that have to be there."""
 
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,8 +235,7 @@ def expected_rows(case: Case, workers: int) -> list[list[int]]:
 
 
 def predict(case: Case, strategy: Any, devices: Any, folder: Path) -> Path:
-    """Predict to a file in a folder, which is empty before."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Predict to a file in a folder, which is new."""
     output = folder / f"predictions{case.ending}"
     trainer = make_trainer(
         strategy,
@@ -265,10 +263,7 @@ def check(case: Case, workers: int, output: Path) -> None:
             assert not samples
             continue
         own = columns["id"].tolist()
-        if case.source in STREAMS and case.loader_workers:  # their processes take turns by batches
-            assert sorted(own) == samples
-            samples = own
-        elif case.source == "divided stream":  # of each rank's first batch, then of its second
+        if case.source == "divided stream" or (case.source in STREAMS and case.loader_workers):  # in turn, by batches
             assert sorted(own) == samples
             samples = own
         assert own == samples

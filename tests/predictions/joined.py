@@ -16,11 +16,11 @@ folder, workers, strategies = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].s
 torch.set_num_threads(1)
 found: list[str] = []
 for strategy in strategies:
-    for case in pickle.loads((folder / "cases.pickle").read_bytes()):
+    for number, case in enumerate(pickle.loads((folder / "cases.pickle").read_bytes())):
         if strategy == "deepspeed_stage_3" and case.source in ("stream", "divided stream", "list of batches"):
             continue  # an error there
         try:
-            output = predict(case, strategy, "auto", folder / "out")
+            output = predict(case, strategy, "auto", folder / f"{strategy}-{number}")
             if rank_zero_only.rank == 0:
                 check(case, workers, output)
         except AssertionError:

@@ -16,13 +16,13 @@ from tests.predictions.cases import INDEXED, Case, cases, check, draw_cases, pre
 @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=cases())
 def test_one_process(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
-    check(case, 1, predict(case, "auto", 1, tmp_path_factory.getbasetemp() / "drawn"))
+    check(case, 1, predict(case, "auto", 1, tmp_path_factory.mktemp("drawn")))
 
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_workers_of_our_own(workers: int, tmp_path: Path) -> None:
-    for case in draw_cases(12):
-        check(case, workers, predict(case, "ddp", workers, tmp_path / "out"))
+    for number, case in enumerate(draw_cases(12)):
+        check(case, workers, predict(case, "ddp", workers, tmp_path / str(number)))
 
 
 GROUPS = {
@@ -51,5 +51,5 @@ def test_horovod(run_command: RunCommand, tmp_path: Path) -> None:
 
 
 def test_ray(local_ray: None, tmp_path: Path) -> None:
-    for case in draw_cases(6, INDEXED):
-        check(case, 2, predict(case, "ray", 2, tmp_path / "out"))
+    for number, case in enumerate(draw_cases(6, INDEXED)):
+        check(case, 2, predict(case, "ray", 2, tmp_path / str(number)))

@@ -83,7 +83,7 @@ class Regression(L.LightningModule):
 
 
 def loader(batch_size: int, *, shuffle: bool = False, samples: int = SAMPLES) -> DataLoader:
-    """Return a loader of the same data foreverybody."""
+    """Return a loader of the same data for everybody."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(samples, 8, generator=generator)
     return DataLoader(TensorDataset(x, x.sum(1, keepdim=True).sin()), batch_size=batch_size, shuffle=shuffle)

@@ -160,7 +160,7 @@ WARM = Warm()
 
 
 def _serve(listening: socket.socket) -> tuple[list[str], str, dict[str, str], int] | None:
-    """Fork a copy forevery request; return it there. Return None here, at the end."""
+    """Fork a copy for every request; return it there. Return None here, at the end."""
     running: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor of the process
     with selectors.DefaultSelector() as selector:
         selector.register(listening, selectors.EVENT_READ)

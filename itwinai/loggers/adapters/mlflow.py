@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
+from itwinai.checkpoints import portable_file
+from itwinai.checkpoints.naming import EXTENSION
+from itwinai.checkpoints.state import checkpoint_of, describe
 from itwinai.errors import LoggerError
 from itwinai.loggers.adapters.base import RankedAdapter
 from itwinai.loggers.adapters.files import within
 from itwinai.loggers.mlflow import MLFlowLogger
 from itwinai.loggers.mlflow_client import AwayError, check_answers, is_server, quiet, where_to_look
 from itwinai.run_info.redaction import without_secrets
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -25,6 +30,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from itwinai.run_info.run import RunFacts
+
+
+CHECKPOINT = f"module{EXTENSION}"
+"""Name of the checkpoint in the folder of a model."""
 
 
 class MLflowAdapter(RankedAdapter):
@@ -92,6 +101,7 @@ class MLflowAdapter(RankedAdapter):
             # What every user of this knows: a module is pickled, torch has a local version.
             with quiet(logging.ERROR, "mlflow.pytorch", "mlflow.utils.requirements_utils"):
                 mlflow.pytorch.save_model(module, f"{folder}/model", signature=signature, **_pickled())
+            _add_checkpoint(module, Path(folder, "model", CHECKPOINT))
             self._client.log_artifacts(self._run, f"{folder}/model", "model")
 
     @override
@@ -113,6 +123,18 @@ def _upload(client: Any, run: str, files: Sequence[Path], base: Path) -> None:
     for path in files:
         place = path.parent.relative_to(base).as_posix()
         client.log_artifact(run, str(path), None if place == "." else place)
+
+
+def _add_checkpoint(module: LightningModule, path: Path) -> None:
+    """Write a checkpoint of a module's weights, which loads without executing code, unlike the pickled module."""
+    try:
+        content = checkpoint_of(module)
+        portable_file.write(content, path, describe(content), written_at=time.time())
+    except Exception as error:  # hooks of the user, who may expect a trainer
+        warn_user(
+            f"The MLflow model has no checkpoint in it, so that Predictor.load takes it with weights_only=False only: "
+            f"{type(error).__name__}: {error}"
+        )
 
 
 def _pickled() -> dict[str, str]:

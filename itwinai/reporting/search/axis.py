@@ -37,7 +37,7 @@ class Axis:
     """An axis of values.
 
     Attributes:
-        kind: ``linear`` and ``log`` for numbers, ``choice`` foreverything else.
+        kind: ``linear`` and ``log`` for numbers, ``choice`` for everything else.
         low: where numbers begin.
         high: where they end.
         whole: whether all are whole numbers.

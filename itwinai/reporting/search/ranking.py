@@ -1,4 +1,4 @@
-"""The order of the trials of a search, computed once foreverything that shows it."""
+"""The order of the trials of a search, computed once for everything that shows it."""
 
 from __future__ import annotations
 
