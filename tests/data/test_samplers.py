@@ -288,7 +288,7 @@ def test_global_batch_holds_the_samples_of_one_process(run: Run, even_batches: b
 
 @properties
 @given(run=runs, borrow_samples=st.booleans())
-def test_lockstep_means_equally_many_batches_as_announced(run: Run, borrow_samples: bool) -> None:
+def test_even_batches_means_equally_many_batches_as_announced(run: Run, borrow_samples: bool) -> None:
     workers = run.workers(even_batches=True, borrow_samples=borrow_samples)
     number = len(run.global_batches())
     assert [len(batches) for batches in workers.iterate()] == [number] * run.world_size
@@ -297,7 +297,7 @@ def test_lockstep_means_equally_many_batches_as_announced(run: Run, borrow_sampl
 
 @properties
 @given(run=runs, borrow_samples=st.booleans())
-def test_without_lockstep_every_sample_comes_exactly_once(run: Run, borrow_samples: bool) -> None:
+def test_without_even_batches_every_sample_comes_exactly_once(run: Run, borrow_samples: bool) -> None:
     dealt = run.workers(even_batches=False, borrow_samples=borrow_samples).iterate()
     # In this order the predictions of the workers are put together.
     assert in_order(dealt) == list(itertools.chain(*run.global_batches()))
