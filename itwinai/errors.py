@@ -84,7 +84,7 @@ class MetricMergeError(ItwinaiError, RuntimeError):
 
 
 class UnequalStepsError(ItwinaiError, RuntimeError):
-    """A worker ends an epoch, or the run, where another goes on."""
+    """A worker ends an epoch, or the run, where another continues."""
 
 
 class UnequalValuesError(ItwinaiError, RuntimeError):
@@ -109,7 +109,7 @@ class MissingMetricError(ConfigurationError):
 
 
 class LoggerError(ItwinaiError, RuntimeError):
-    """A logger's server is not there, or does not take what is logged."""
+    """A logger's server is not there, or does not accept what is logged."""
 
 
 class CheckpointError(ItwinaiError, RuntimeError):

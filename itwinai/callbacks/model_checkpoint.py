@@ -1,4 +1,4 @@
-"""Save checkpoints while training goes on."""
+"""Save checkpoints during training."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait until everything is written."""
         super().on_train_end(trainer, pl_module)
-        self.settle(trainer)
+        self.wait_for_writes(trainer)
 
     @override
     def format_checkpoint_name(
@@ -173,9 +173,9 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
             return
         path = self.format_checkpoint_name({}, filename=PREEMPTED)
         self._save_checkpoint(trainer, path)
-        self.settle(trainer)
+        self.wait_for_writes(trainer)
 
-    def settle(self, trainer: Trainer) -> None:
+    def wait_for_writes(self, trainer: Trainer) -> None:
         """Wait until everything is written; all workers have to call it.
 
         Raises:
@@ -190,12 +190,12 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         """Tell whether a file exists, or is being written; the same on all workers."""
         plugin = trainer.strategy.checkpoint_io
         if isinstance(plugin, PortableCheckpointIO):
-            coming = trainer.is_global_zero and plugin.is_coming(str(filepath))
-            if trainer.strategy.reduce_boolean_decision(coming, all=False):
+            pending = trainer.is_global_zero and plugin.is_pending(str(filepath))
+            if trainer.strategy.reduce_boolean_decision(pending, all=False):
                 return True
         return super().file_exists(filepath, trainer)
 
-    def before_choice(self, trainer: Trainer) -> None:
+    def drop_failed(self, trainer: Trainer) -> None:
         """Forget what could not be written, so that it neither counts as kept nor takes the place of another."""
         self._look_for_failures(trainer)
 
@@ -208,7 +208,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
             return
         # Some loggers upload a checkpoint as soon as it is saved, and then it has to be there.
         at_once = any(lightning_logging.uploads_at_once(logger, self) for logger in trainer.loggers)
-        with plugin.keeping_failures(self.background and not at_once):
+        with plugin.collecting_failures(self.background and not at_once):
             yield
         if at_once or not self.background:
             self._look_for_failures(trainer)
@@ -227,11 +227,11 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         if self.keep is None:
             return state
         # With the one that this state is about to be in.
-        coming = [self.saving_to] if self.saving_to and not is_preempted(self.saving_to) else []
-        return {**state, "saved": [path for path in self._saved if path not in coming] + coming}
+        pending = [self.saving_to] if self.saving_to and not is_preempted(self.saving_to) else []
+        return {**state, "saved": [path for path in self._saved if path not in pending] + pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over lightning's state, and which checkpoints are kept."""
+        """Restore lightning's state, and which checkpoints are kept."""
         with warnings.catch_warnings():
             if not getattr(self, "_saves", True):  # that another run saves elsewhere
                 warnings.simplefilter("ignore")
@@ -253,7 +253,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         plugin = trainer.strategy.checkpoint_io
         if not isinstance(plugin, PortableCheckpointIO):
             return
-        failed = [(path, f"{type(error).__name__}: {error}") for path, error in plugin.take_failed()]
+        failed = [(path, f"{type(error).__name__}: {error}") for path, error in plugin.pop_failures()]
         for path, reason in trainer.strategy.broadcast(failed):
             self.forget(path)
             self._saved = [saved for saved in self._saved if saved != path]
@@ -261,7 +261,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
             if self.on_error == "stop":
                 raise CheckpointError(
                     f"{message} Make room or choose another dirpath, and resume; with on_error='continue' training "
-                    "goes on all the same."
+                    "continues anyway."
                 )
             warn_user(f"{message} Training continues.")
 

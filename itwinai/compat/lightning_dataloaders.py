@@ -442,7 +442,7 @@ def iterates_plainly(dataloader: DataLoader) -> bool:
 
 
 class _LaterLoader(CombinedLoader):
-    """Training loaders that are not iterated before it is known where they go on."""
+    """Training loaders that are not iterated before it is known where they continue."""
 
     waits: bool
 

@@ -210,7 +210,7 @@ def make_result(state: Mapping[str, Any], trainer: Trainer) -> _ResultMetric:
 
 
 def write_result(metric: _ResultMetric, state: Mapping[str, Any], device: torch.device) -> None:
-    """Let a key go on with what `read_result` returned."""
+    """Let a key continue with what `read_result` returned."""
     metric._update_count = state["updates"]
     metric._computed = None
     metric.has_reset = False
@@ -240,7 +240,7 @@ def is_first_iteration(connector: _LoggerConnector) -> bool:
 
 
 def goes_on_logging(connector: _LoggerConnector, hook: str) -> bool:
-    """Tell whether what a hook logs now is no new epoch, in which its values would have to be reset."""
+    """Tell whether what a hook logs now is not a new epoch, in which its values would have to be reset."""
     return connector._first_loop_iter is False or connector._current_fx == hook
 
 

@@ -42,7 +42,7 @@ def read_metric(metric: Metric) -> dict[str, Any] | None:
 
 
 def write_metric(metric: Metric, kept: Mapping[str, Any]) -> None:
-    """Let a metric go on with what `read_metric` returned."""
+    """Let a metric continue with what `read_metric` returned."""
     for name, value in kept["states"].items():
         there = (
             value.to(metric.device, copy=True) if isinstance(value, Tensor) else [v.to(metric.device) for v in value]

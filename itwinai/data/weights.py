@@ -139,6 +139,6 @@ class StepWeights:
             f"Step {step} of the epoch takes a batch from each of {len(weights)} training loaders, and their last "
             f"batches are divided unevenly among {self.trainer.world_size} workers, each in another way (weights "
             f"{weights}). No weight of a worker's loss lets the samples of all loaders count alike, as in one process. "
-            "Take drop_last=True for these loaders, or numbers of samples that can be divided; or accept it with "
+            "Use drop_last=True for these loaders, or numbers of samples that can be divided; or accept it with "
             "ItwinaiTrainer(weigh_uneven_batches=False), which lets the loss of each worker count alike."
         )

@@ -27,13 +27,13 @@ from itwinai.data.rank_streams import RankStreams
 from itwinai.data.weights import StepWeights, check_drawn, sampler_of
 from itwinai.errors import ConfigurationError, MetricMergeError
 from itwinai.interfaces import WorkerSource
-from itwinai.launchers.cpu_affinity import available_cores, crowded_text, own_cores
+from itwinai.launchers.cpu_affinity import available_cores, oversubscription_text, own_cores
 from itwinai.launchers.environment import PlacedEnvironment, WorkerKind, launcher_name
-from itwinai.launchers.payload import Kept
+from itwinai.launchers.payload import FinalState
 from itwinai.loops.torchmetrics_sync import MetricSync
 from itwinai.profiling.step_timer import Communication, StepClock
 from itwinai.strategies import drift
-from itwinai.strategies.backward import Change, ParameterWatch, shortened
+from itwinai.strategies.backward import Change, ParameterMonitor, shortened
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from itwinai.launchers.ray_worker_pool import RayWorkerPool
 
 # Of a larger model the optimizers' states stay with the workers: 2 GiB in fp32.
-MOST_KEPT_ELEMENTS = 2**29
+MOST_STATE_ELEMENTS = 2**29
 
 BINDING = ("srun", "mpirun", "jsrun")
 """Launchers that may give each worker cores of its own."""
@@ -92,13 +92,13 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
     """
 
     worker_source: WorkerSource
-    kept: Kept = Kept()
+    final_state: FinalState = FinalState()
     _is_launched = False
     _weights: StepWeights | None = None
     _random_numbers: RankStreams | None = None
     strategy_name: str
     check_drift: bool = True
-    _watch: ParameterWatch | None = None
+    _watch: ParameterMonitor | None = None
     _epoch: int | None = None
     _agreements = 0
     _nodes = 1
@@ -154,7 +154,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         self.worker_source = LocalProcesses(kind)
 
     def reuse_workers(self, pool: RayWorkerPool) -> None:
-        """Take workers from a pool, and leave them there for the next run; only those of Ray outlive one.
+        """Use workers from a pool, and leave them there for the next run; only those of Ray outlive one.
 
         Args:
             pool: of the search that this run is a trial of.
@@ -175,12 +175,12 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
             environment: the worker's ranks in its group.
         """
         self.cluster_environment = environment
-        self.kept, self._is_launched = Kept(), True
+        self.final_state, self._is_launched = FinalState(), True
         self.drop_launcher()
         self.set_world_ranks()
 
     def set_world_ranks(self) -> None:
-        """Take the ranks from whoever launched the workers; only a process started by hand has to compute them."""
+        """Get the ranks from whoever launched the workers; only a process started by hand has to compute them."""
         environment = self.cluster_environment
         if environment is None:
             return
@@ -345,17 +345,17 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         """Return the store by which the workers have found each other, or None if they have none."""
         return compat_torch.default_store() if dist.is_initialized() else None
 
-    def keep_for_caller(self) -> None:
+    def collect_final_state(self) -> None:
         """Collect what the caller cannot have otherwise, while the workers are still connected; all have to call it."""
         module = self.lightning_module
         # After an exception the other workers may be gone.
         if not self._is_launched or module is None or module.trainer.state.status == TrainerStatus.INTERRUPTED:
             return
         self._is_launched = False  # once per run
-        self.kept = Kept(self._checkpoint_parts(module.trainer), self._metric_states(module))
+        self.final_state = FinalState(self._checkpoint_parts(module.trainer), self._metric_states(module))
 
     def _checkpoint_parts(self, trainer: Trainer) -> dict[str, Any] | None:
-        if trainer.state.fn != TrainerFn.FITTING or self._state_elements(trainer) > MOST_KEPT_ELEMENTS:
+        if trainer.state.fn != TrainerFn.FITTING or self._state_elements(trainer) > MOST_STATE_ELEMENTS:
             return None
         parts = parts_of_workers(trainer, self.gather_objects, self.parameter_names())
         return move_data_to_device(parts, torch.device("cpu")) if self.is_global_zero else None
@@ -388,7 +388,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
 
     # ------------------------------------------------------------------------------- what workers have in common
 
-    def look_at_parameters(self, watch: ParameterWatch) -> Change | None:
+    def check_parameter_changes(self, watch: ParameterMonitor) -> Change | None:
         """Look for parameters that were added, replaced, frozen or unfrozen since the last step, on all workers alike.
 
         Args:
@@ -408,11 +408,11 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         change = watch.look()
         if not begins and not change:
             return None
-        self.agree_on_parameters(watch.parameters, together=begins)
+        self.check_same_parameters(watch.parameters, together=begins)
         self._epoch = epoch
         return change
 
-    def agree_on_parameters(self, parameters: Mapping[str, Tensor], together: bool) -> None:
+    def check_same_parameters(self, parameters: Mapping[str, Tensor], together: bool) -> None:
         """Check that all workers train the same parameters, at the same learning rates.
 
         Args:
@@ -436,7 +436,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
             drift.gather(store, self.global_rank, self.world_size, mine), self.lightning_module.trainer
         )
 
-    def refuse_late_parameters(self, watch: ParameterWatch) -> None:
+    def refuse_parameters_made_in_step(self, watch: ParameterMonitor) -> None:
         """Refuse parameters that a training step has made: each worker has drawn other values for them.
 
         Raises:
@@ -468,7 +468,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
 
     @override
     def teardown(self) -> None:
-        self.keep_for_caller()
+        self.collect_final_state()
         self._weights = self._random_numbers = None
         if self._watch is not None:
             self._watch.end()
@@ -499,7 +499,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
             and len(own_cores()) < (os.cpu_count() or 1)
         ):
             workers = 1  # bound to cores of its own
-        if text := crowded_text(workers, workers * torch.get_num_threads(), available_cores()):
+        if text := oversubscription_text(workers, workers * torch.get_num_threads(), available_cores()):
             warn_user(text)
 
     def describe_backend(self) -> str:

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from itwinai.benchmark.records import Cell
-from itwinai.benchmark.runs.schedule import interleaved
+from itwinai.benchmark.runner import interleaved
 from tests.performance import framework_report as report
 from tests.performance.framework_cases import BATCH_SIZES, MODEL_TITLES, QUICK, RAW, TITLES, Effort
 from tests.performance.framework_report import Sample
