@@ -93,7 +93,7 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
             raise
         except SystemExit:
             if self.interrupted:  # by Ctrl-C
-                if self.global_step:  # Ray's workers do not say how far they came
+                if self.global_step:  # a worker that was busy may not have said how far it came
                     rank_zero_info(f"itwinai: stopped in epoch {self.current_epoch}, after {self.global_step} steps")
                 self._say_how_to_go_on(entry_point)
             raise
