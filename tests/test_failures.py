@@ -52,7 +52,7 @@ def test_unknown_strategy(name: str, nearest: str) -> None:
 
 
 @pytest.mark.parametrize("devices", [0, -3, -1, "two", "", [], [0, 1], None])
-def test_devices_that_are_no_number_of_workers(devices: Any) -> None:
+def test_devices_that_are_not_number_of_workers(devices: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"devices=.* is not a number of workers\. Give 1 or more") as error:
         ItwinaiTrainer(accelerator="cpu", devices=devices)
     assert error.value.argument == "devices"
@@ -198,7 +198,7 @@ def test_more_ray_workers_than_this_machine_can_start() -> None:
         make_trainer("ray", 1000, max_epochs=1).fit(Regression(), loader(8))
 
 
-def test_a_loss_that_is_no_number_any_more_is_told_once() -> None:
+def test_a_loss_that_is_not_number_any_more_is_told_once() -> None:
     class Lost(Regression):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return super().training_step(batch, batch_idx) * float("nan")

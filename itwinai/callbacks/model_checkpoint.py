@@ -1,4 +1,4 @@
-"""Save checkpoints while training goes on."""
+"""Save checkpoints during training."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         def end() -> None:
             if self.every is not None and trainer.global_step > self._began[0]:
                 self.save_end(trainer)
-            self.settle(trainer)
+            self.wait_for_writes(trainer)
 
         when_hooks_are_done(trainer, end)
 
@@ -181,9 +181,9 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
             return
         path = self.format_checkpoint_name({}, filename=PREEMPTED)
         self._save_checkpoint(trainer, path)
-        self.settle(trainer)
+        self.wait_for_writes(trainer)
 
-    def settle(self, trainer: Trainer) -> None:
+    def wait_for_writes(self, trainer: Trainer) -> None:
         """Wait until everything is written; all workers have to call it.
 
         Raises:
@@ -198,12 +198,12 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         """Tell whether a file exists, or is being written; the same on all workers."""
         plugin = trainer.strategy.checkpoint_io
         if isinstance(plugin, PortableCheckpointIO):
-            coming = trainer.is_global_zero and plugin.is_coming(str(filepath))
-            if trainer.strategy.reduce_boolean_decision(coming, all=False):
+            pending = trainer.is_global_zero and plugin.is_pending(str(filepath))
+            if trainer.strategy.reduce_boolean_decision(pending, all=False):
                 return True
         return super().file_exists(filepath, trainer)
 
-    def before_choice(self, trainer: Trainer) -> None:
+    def drop_failed(self, trainer: Trainer) -> None:
         """Forget what could not be written, so that it neither counts as kept nor takes the place of another."""
         self._look_for_failures(trainer)
 
@@ -216,7 +216,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
             return
         # Some loggers upload a checkpoint as soon as it is saved, and then it has to be there.
         at_once = any(lightning_logging.uploads_at_once(logger, self) for logger in trainer.loggers)
-        with plugin.keeping_failures(self.background and not at_once):
+        with plugin.collecting_failures(self.background and not at_once):
             yield
         if at_once or not self.background:
             self._look_for_failures(trainer)
@@ -235,11 +235,11 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         if self.keep is None:
             return state
         # With the one that this state is about to be in.
-        coming = [self.saving_to] if self.saving_to and not is_preempted(self.saving_to) else []
-        return {**state, "saved": [path for path in self._saved if path not in coming] + coming}
+        pending = [self.saving_to] if self.saving_to and not is_preempted(self.saving_to) else []
+        return {**state, "saved": [path for path in self._saved if path not in pending] + pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over lightning's state, and which checkpoints are kept."""
+        """Restore lightning's state, and which checkpoints are kept."""
         with warnings.catch_warnings():
             if not getattr(self, "_saves", True):  # that another run saves elsewhere
                 warnings.simplefilter("ignore")
@@ -261,7 +261,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         plugin = trainer.strategy.checkpoint_io
         if not isinstance(plugin, PortableCheckpointIO):
             return
-        failed = [(path, f"{type(error).__name__}: {error}") for path, error in plugin.take_failed()]
+        failed = [(path, f"{type(error).__name__}: {error}") for path, error in plugin.pop_failures()]
         for path, reason in trainer.strategy.broadcast(failed):
             self.forget(path)
             self._saved = [saved for saved in self._saved if saved != path]
@@ -269,7 +269,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
             if self.on_error == "stop":
                 raise CheckpointError(
                     f"{message} Make room or choose another dirpath, and resume; with on_error='continue' training "
-                    "goes on all the same."
+                    "continues anyway."
                 )
             warn_user(f"{message} Training continues.")
 

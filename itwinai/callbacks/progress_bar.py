@@ -35,7 +35,7 @@ VALUES = 5
 
 
 class TimedProgressBar(TQDMProgressBar):
-    """Show how far a run is, how many samples it takes per second, and how long it will go on.
+    """Show how far a run is, how many samples it takes per second, and how much longer it takes.
 
     lightning's bar is drawn at every batch, which for small models costs more than the training step. This one is
     drawn ten times a second. Where the output is neither a terminal nor a notebook, a line per epoch takes its place,
@@ -43,7 +43,7 @@ class TimedProgressBar(TQDMProgressBar):
 
     Args:
         interval: seconds between two drawings.
-        everywhere: draw the bar also where the output is no terminal.
+        everywhere: draw the bar also where the output is not a terminal.
         leave: keep the bar of each epoch.
         process_position: number of lines to leave above the bar, for bars of someone else.
     """
@@ -253,7 +253,7 @@ class TimedProgressBar(TQDMProgressBar):
             self._waiting = line
 
     def _line(self, trainer: Trainer, epoch: int, metrics: Mapping[str, Any], batches: str = "") -> str:
-        """Return what a line says: where the run is, what it has logged, how fast it is, and how long it will go on."""
+        """Return what a line says: where the run is, what it has logged, how fast it is, and the time left."""
         end = f"/{trainer.max_epochs}" if trainer.max_epochs not in (None, -1) else ""
         parts = [f"epoch {epoch + 1}{end}", batches, f"step {trainer.global_step}"]
         parts += [f"{name} {value:.4g}" for name, value in _values(metrics).items()]
@@ -280,7 +280,7 @@ class TimedProgressBar(TQDMProgressBar):
         return size or 0
 
     def _seconds_left(self, trainer: Trainer, now: float) -> float | None:
-        """Return how long the fit will go on, validation included, or None where that cannot be told."""
+        """Return how much longer the fit takes, validation included, or None where that cannot be told."""
         done = trainer.fit_loop.total_batch_idx + 1
         ends = []
         if trainer.max_epochs not in (None, -1):

@@ -19,6 +19,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("itwinai.cli.benchmark", "compare strategies and numbers of workers; see how far a model scales"),
     "config": ("itwinai.cli.config", "add class names to a config of your own LightningCLI"),
     "checkpoint": ("itwinai.cli.checkpoint", "inspect, verify, convert and export checkpoints"),
+    "predictions": ("itwinai.cli.predictions", "verify and inspect files of predictions"),
     "doctor": ("itwinai.cli.doctor", "show what is installed, and try every strategy"),
     "install": ("itwinai.cli.install", "build and install Horovod, which has no ready-made package"),
 }
@@ -26,7 +27,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
 
 def usage() -> str:
     """Return the text of ``itwinai --help``."""
-    rows = "\n".join(f"  {name:<12}{text}" for name, (_, text) in _COMMANDS.items())
+    rows = "\n".join(f"  {name:<13}{text}" for name, (_, text) in _COMMANDS.items())
     return (
         "usage: itwinai COMMAND ...\n\n"
         "Run any LightningModule unchanged on DDP, DeepSpeed, Horovod or Ray, chosen by one flag.\n\n"

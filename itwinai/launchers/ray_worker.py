@@ -69,7 +69,7 @@ class RayWorker:
         def report(error: BaseException) -> None:
             failures.append(Failure.of(rank_info.rank, error))
             if threading.current_thread() is not threading.main_thread():
-                Mailbox.leave(mailbox, failures[0])
+                Mailbox.post(mailbox, failures[0])
 
         try:
             result = payload.run_packed(packed, rank_info, report, traced=rank_info.rank == 0)
@@ -96,7 +96,7 @@ class Mailbox:
         return self.failure
 
     @classmethod
-    def leave(cls, name: str, failure: Failure) -> None:
+    def post(cls, name: str, failure: Failure) -> None:
         """Start the actor, unless another worker has, and wait until it holds a failure."""
         import ray
 
@@ -105,7 +105,7 @@ class Mailbox:
         ray.get(actor.read.remote())
 
     @staticmethod
-    def take(name: str) -> Failure | None:
+    def pop(name: str) -> Failure | None:
         """End the actor and return what it holds; None if it was never started."""
         import ray
 

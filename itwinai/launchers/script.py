@@ -59,7 +59,7 @@ class Rerun:
         rank: as which worker.
         folder: of that launch.
         history: the folder with what earlier launches have changed.
-        caller: the process id of the caller. What the script starts itself inherits the variables, and is no worker.
+        caller: the process id of the caller. What the script starts itself inherits the variables, and is not a worker.
     """
 
     number: int
@@ -83,7 +83,7 @@ class Rerun:
 
 
 @dataclass(frozen=True)
-class ScriptOrder:
+class LaunchInstructions:
     """What a process that has run the script as far as its launch is told there.
 
     Attributes:
@@ -146,7 +146,7 @@ def earlier_outcome(rerun: Rerun, number: int) -> Sequence[Result] | BaseExcepti
     return outcome
 
 
-def take_part(rerun: Rerun, payload: Payload) -> NoReturn:
+def join_launch(rerun: Rerun, payload: Payload) -> NoReturn:
     """Be the worker that this process runs the script for, and end with the run.
 
     Args:
@@ -156,14 +156,14 @@ def take_part(rerun: Rerun, payload: Payload) -> NoReturn:
     folder = Path(rerun.folder)
     worker.die_with_caller(os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    order: ScriptOrder = pickle.loads((folder / "order.pickle").read_bytes())
+    instructions: LaunchInstructions = pickle.loads((folder / "instructions.pickle").read_bytes())
     own = named_tensors(payload.trainer.lightning_module)
-    for name, tensor in order.tensors.items():
+    for name, tensor in instructions.tensors.items():
         if name in own and own[name].shape == tensor.shape:
             own[name].detach().copy_(tensor)
-    payload.rng_states = order.rng_states
     know_classes()
-    rank_info = order.rank_infos[rerun.rank]
+    payload.rng_states = instructions.rng_states
+    rank_info = instructions.rank_infos[rerun.rank]
     variables = {name: value for name, value in os.environ.items() if name != _VARIABLE}
 
     def run(report: Callable[[BaseException], None]) -> Result:

@@ -70,8 +70,8 @@ class Shared:
     Attributes:
         objects: by key.
         keys: the key of each object, by its id.
-        held: the tensors among them that are no part of the trained module, such as those of an average of it.
-        modules: the modules among them that are no part of the trained one, by their path.
+        held: the tensors among them that are not part of the trained module, such as those of an average of it.
+        modules: the modules among them that are not part of the trained one, by their path.
     """
 
     def __init__(self, trainer: Trainer, arguments: tuple[Any, ...]) -> None:

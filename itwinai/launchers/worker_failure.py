@@ -85,8 +85,8 @@ class Failure:
             below.__cause__ = above if description.is_cause else None
             below.__suppress_context__ = description.is_cause
             below.__context__ = above
-        # Python 3.10 does not print notes.
-        errors[0].__notes__ = [*getattr(errors[0], "__notes__", ()), f"[rank {self.rank}]"]
+        # Python 3.10 neither has add_note nor prints notes.
+        vars(errors[0]).setdefault("__notes__", []).append(f"[rank {self.rank}]")
         return errors[0]
 
 

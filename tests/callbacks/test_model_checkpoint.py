@@ -154,11 +154,11 @@ def test_snapshot_is_a_copy() -> None:
     weight = torch.ones(3)
     content = {"a": weight, "tied": weight, "b": [weight[:2], (1, "x")], "c": {"d": torch.zeros(0)}}
     snapshot = Snapshot()
-    first = snapshot.take(content)
+    first = snapshot.copy(content)
     weight.zero_()
     assert torch.equal(first["a"], torch.ones(3)) and first["tied"] is first["a"]
     assert torch.equal(first["b"][0], torch.ones(2)) and first["b"][1] == (1, "x")
-    second = snapshot.take(content)
+    second = snapshot.copy(content)
     assert second["a"].data_ptr() == first["a"].data_ptr()  # its memory is used again
     assert torch.equal(second["a"], torch.zeros(3))
 
@@ -193,8 +193,8 @@ def test_nothing_is_removed_after_a_failed_write() -> None:
     writer.remove("previous", removed.append)
     writer.wait()
     assert removed == []
-    ((path, error),) = writer.take_failed()
-    assert path == "new" and str(error) == "no space" and writer.take_failed() == []
+    ((path, error),) = writer.pop_failures()
+    assert path == "new" and str(error) == "no space" and writer.pop_failures() == []
     writer.write({}, "newer", lambda content, path: None)
     writer.remove("previous", removed.append)
     writer.close()

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 
 from itwinai.callbacks import ModelCheckpoint
-from itwinai.loops.deferred_save import LaterSaves, when_hooks_are_done
+from itwinai.loops.deferred_save import DeferredSaves, when_hooks_are_done
 from tests.support.cases import Regression, loader, make_trainer
 
 
@@ -101,9 +101,9 @@ def test_actions_wait_for_the_hooks() -> None:
 
 
 def test_what_waits_can_be_left_undone() -> None:
-    saves, done = LaterSaves(make_trainer("auto", 1)), []
+    saves, done = DeferredSaves(make_trainer("auto", 1)), []
     saves.collects = True
-    assert saves.add(lambda: done.append(1)) and saves.postpone("a", lambda: done.append(2)) and saves.is_coming("a")
+    assert saves.add(lambda: done.append(1)) and saves.postpone("a", lambda: done.append(2)) and saves.is_pending("a")
     saves.forget()
     saves.flush()
-    assert not done and not saves.is_coming("a") and not saves.postpone("b", lambda: None)
+    assert not done and not saves.is_pending("a") and not saves.postpone("b", lambda: None)

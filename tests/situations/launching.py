@@ -508,6 +508,6 @@ SITUATIONS = (
     ),
     Situation("An exception around `fit` that the script catches", exception_around_fit, {"ddp": "right"}),
     Situation("`torch.autocast` around `fit`", autocast_around_fit, {"ddp": "right"}),
-    Situation("A second fit goes on drawing", second_fit(generator=False), everywhere()),
+    Situation("A second fit continues the random numbers", second_fit(generator=False), everywhere()),
     Situation("A second fit with a generator of its own", second_fit(generator=True), everywhere()),
 )
