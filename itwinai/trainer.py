@@ -75,6 +75,7 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
         self._fit_began = time.time()
         if entry_point is Trainer.fit:
             self._portable().parts_of_workers = {}
+            self.strategy.optimizers, self.strategy.lr_scheduler_configs = [], []
         try:
             with (
                 compat_noise.known_noise_silenced(),
@@ -92,7 +93,7 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
             raise
         except SystemExit:
             if self.interrupted:  # by Ctrl-C
-                if self.global_step:  # Ray's workers do not say how far they came
+                if self.global_step:  # a worker that was busy may not have said how far it came
                     rank_zero_info(f"itwinai: stopped in epoch {self.current_epoch}, after {self.global_step} steps")
                 self._say_how_to_resume(entry_point)
             raise

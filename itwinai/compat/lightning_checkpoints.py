@@ -210,6 +210,13 @@ class ModelCheckpoint(UnlistedModelCheckpoint):
     def drop_failed(self, trainer: Trainer) -> None:
         """Bring the record of what there is up to date, before it is decided what is saved and removed."""
 
+    def save_end(self, trainer: Trainer) -> None:
+        """Save as at the end of an interval, unless the last step was saved."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
+
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         self.drop_failed(trainer)
         super()._save_topk_checkpoint(trainer, monitor_candidates)

@@ -34,7 +34,7 @@ from itwinai.launchers.fork import ForkedProcess, fork, why_not_fork
 from itwinai.launchers.fork_server import ForkedWorker, ForkServerClient, can_fork, title_worker
 from itwinai.launchers.payload import Payload, Result
 from itwinai.launchers.payload import run as run_payload
-from itwinai.launchers.script import HISTORY, LaunchInstructions, Rerun, script_command
+from itwinai.launchers.script import HISTORY, LaunchInstructions, Rerun, know_classes, script_command
 from itwinai.launchers.state_sync import named_tensors
 from itwinai.launchers.worker import Start, die_with_caller, python_that_runs
 from itwinai.launchers.worker_failure import Failure, WorkerGroupError
@@ -263,6 +263,7 @@ class LocalLauncher(PayloadLauncher):
                 env={**self._environment(), **rerun.variables()},
                 start_new_session=True,
             )
+        know_classes()
 
     def _wait(self, folder: Path, start: Callable[[Mapping[int, Any]], None], handlers: Mapping[int, Any]) -> None:
         """Start the workers and wait until all have ended; if one fails, end the others and raise its error.

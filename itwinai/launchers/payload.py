@@ -214,7 +214,7 @@ def run(payload: Payload, rank_info: RankInfo, on_failure: Callable[[BaseExcepti
 
 def _trace_of_failure(observer: StateDiff) -> bytes | None:
     try:
-        return observer.trace({})
+        return observer.trace({}, finished=False)
     except Exception:  # the failure itself is what the caller has to see
         log.debug("what the run has changed before it failed cannot be told", exc_info=True)
         return None
@@ -239,6 +239,8 @@ def apply(payload: Payload, results: Sequence[Result]) -> Any:
         lightning_trainer.set_rng_states(first.rng_states)
     if first.checkpoint is not None and isinstance(payload.trainer, KeepsCheckpoint):
         payload.trainer.keep_checkpoint(first.checkpoint)
+        for optimizer, state in zip(payload.trainer.optimizers, first.checkpoint["optimizer_states"], strict=False):
+            optimizer.load_state_dict(state)
     lightning_trainer.attach(payload.trainer, payload.trainer.lightning_module, payload.datamodule)
     if first.predict_dataloaders == 0 or first.returned is None:
         return first.returned

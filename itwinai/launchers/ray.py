@@ -196,10 +196,11 @@ class RayLauncher(PayloadLauncher):
                     actors = []
                 return results
             except KeyboardInterrupt as interrupt:
+                ended: list[Any] = []
                 with suppress(KeyboardInterrupt):  # pressed again: no more patience
                     self.kill(signal.SIGINT)
-                    ray.wait(list(running), num_returns=len(running) or 1, timeout=GRACE)
-                raise WorkerGroupError(interrupt) from None
+                    ended, _ = ray.wait(list(running), num_returns=len(running) or 1, timeout=GRACE)
+                raise WorkerGroupError(interrupt, _trace(_outcomes(ended))) from None
             finally:
                 self.processes = []
                 for actor in actors:
@@ -426,12 +427,27 @@ class RayLauncher(PayloadLauncher):
             text = " ".join(line for line in str(loss).splitlines() if not line.startswith("\t"))  # ids of Ray's own
             raise WorkerGroupError(WorkerError(f"rank {rank} died without a Python exception: {text}"))
         if failures:
-            raise WorkerGroupError(min(failures, key=lambda failure: failure.time).exception())
+            first = min(failures, key=lambda failure: failure.time)
+            raise WorkerGroupError(first.exception(), _trace(failures))
         return results
 
 
 Bundle = tuple[int, str]
 """Number of a bundle in its placement group, and the id of the node that it is on."""
+
+
+def _outcomes(ended: Iterable[Any]) -> Iterator[Result | Failure]:
+    """Yield what actors have returned, but for those that were lost."""
+    import ray
+
+    for reference in ended:
+        with suppress(ray.exceptions.RayError):
+            yield ray.get(reference)
+
+
+def _trace(outcomes: Iterable[Result | Failure]) -> bytes | None:
+    """Return what the run has changed until it failed, if a worker that could tell has."""
+    return next((one.trace for one in outcomes if one.trace is not None), None)
 
 
 def _sorted_by_node(group: Any, bundles: Iterable[int]) -> list[Bundle]:

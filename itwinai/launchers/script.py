@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 import cloudpickle
 from torch import Tensor
 
+from itwinai.compat import cloudpickle as compat_cloudpickle
+from itwinai.compat import python as compat_python
 from itwinai.io.atomic import write_whole
 from itwinai.launchers import worker
 from itwinai.launchers.environment import RankInfo
@@ -130,8 +132,16 @@ class LaunchHistory:
 HISTORY = LaunchHistory()
 
 
+def know_classes() -> None:
+    """Let the script's classes be the same for all processes that run the script, in what they send each other."""
+    compat_cloudpickle.register_script_classes(
+        cls for cls in compat_python.objects_of(type) if issubclass(type(cls), type)
+    )
+
+
 def earlier_outcome(rerun: Rerun, number: int) -> Sequence[Result] | BaseException:
     """Return how an earlier launch has ended: its results, or the error with which it failed."""
+    know_classes()
     outcome: Sequence[Result] | BaseException = pickle.loads(_file(Path(rerun.history), number).read_bytes())
     return outcome
 
@@ -151,6 +161,7 @@ def join_launch(rerun: Rerun, payload: Payload) -> NoReturn:
     for name, tensor in instructions.tensors.items():
         if name in own and own[name].shape == tensor.shape:
             own[name].detach().copy_(tensor)
+    know_classes()
     payload.rng_states = instructions.rng_states
     rank_info = instructions.rank_infos[rerun.rank]
     variables = {name: value for name, value in os.environ.items() if name != _VARIABLE}

@@ -163,6 +163,17 @@ def leave_group() -> None:
         dist.destroy_process_group()
 
 
+def leave_group_of_sockets() -> None:
+    """Leave a process group after a failure if that closes connections, by which the others notice it.
+
+    That of NCCL may wait for the others instead.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
+
+
 def exit_at_once(code: int = 0, files: Iterable[Any] = ()) -> NoReturn:
     """End this process as the interpreter would, but for tidying up its memory.
 

@@ -52,12 +52,14 @@ class Failure:
         text: the traceback as text.
         raised: the exception, and those behind it.
         time: when it happened, in seconds since the epoch, to find the first of several failures.
+        trace: what the run has changed until then, where it does not travel in a file of its own.
     """
 
     rank: int
     text: str
     raised: list[Raised]
     time: float = field(default_factory=time.time)
+    trace: bytes | None = None
 
     @classmethod
     def of(cls, rank: int, error: BaseException) -> Failure:

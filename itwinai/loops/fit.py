@@ -153,6 +153,12 @@ class LeanFitLoop(lightning_loops.FitLoop):
             self.epoch_progress.increment_completed()
 
     @override
+    def on_run_end(self) -> None:
+        self.saves.collects = True
+        super().on_run_end()
+        self.saves.flush()
+
+    @override
     def on_advance_start(self) -> None:
         self.place = self.held = None
         if self.resumed is not None and self.resumed.section.place in _ALL_DONE:

@@ -168,6 +168,10 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         """Return names of modules to import once, before workers become copies of the process that has them."""
         return ()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Those of the last fit are there for the script to look at.
+        return {**super().__getstate__(), "_optimizers": [], "lr_scheduler_configs": []}
+
     def become_worker(self, environment: PlacedEnvironment) -> None:
         """Turn this strategy, unpickled in a new process, into the strategy of one worker.
 
@@ -176,6 +180,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         """
         self.cluster_environment = environment
         self.final_state, self._is_launched = FinalState(), True
+        self.optimizers, self.lr_scheduler_configs = [], []
         self.drop_launcher()
         self.set_world_ranks()
 

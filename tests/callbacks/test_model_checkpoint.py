@@ -112,7 +112,21 @@ def test_it_is_the_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("strategy", "workers"), [("auto", 1), ("ddp", 2)])
 def test_newest_are_kept(strategy: str, workers: int, tmp_path: Path) -> None:
     fit(ModelCheckpoint(tmp_path, filename="{step}", every="5steps", keep=2), strategy, workers)
-    assert names(tmp_path) == ["step=30.ckpt", "step=35.ckpt"]
+    assert names(tmp_path) == ["step=35.ckpt", "step=39.ckpt"]  # and the end
+
+
+def test_a_finished_run_is_resumed_from_its_end(tmp_path: Path) -> None:
+    """What comes after the last interval is saved once, and not trained again."""
+    callback = ModelCheckpoint(tmp_path, filename="{step}", every="10h")
+    fit(callback, epochs=2)
+    assert names(tmp_path) == ["step=26.ckpt"]
+    longer = ModelCheckpoint(tmp_path, filename="{step}", every="10h", keep=5)
+    resumed = fit(longer, epochs=3, resume="auto")
+    assert len(resumed.steps_seen) == 13
+    fit(ModelCheckpoint(tmp_path, filename="{step}", every="10h"), epochs=3, resume="auto")  # nothing is left to train
+    assert names(tmp_path) == ["step=26.ckpt", "step=39.ckpt"]
+    fit(ModelCheckpoint(tmp_path / "stock", train_time_interval=timedelta(hours=10)))
+    assert not list((tmp_path / "stock").glob("*"))  # as lightning does
 
 
 class Clocked(Regression):
@@ -133,7 +147,7 @@ def test_time_between_checkpoints(strategy: str, workers: int, tmp_path: Path) -
     callback = ModelCheckpoint(tmp_path, filename="{step}", every="0.1s", keep=100)
     trainer = make_trainer(strategy, workers, max_epochs=1, callbacks=[callback], enable_checkpointing=True)
     trainer.fit(Clocked(), loader(8 // workers))
-    assert names(tmp_path) == ["step=10.ckpt", "step=5.ckpt"]
+    assert names(tmp_path) == ["step=10.ckpt", "step=13.ckpt", "step=5.ckpt"]
 
 
 def test_snapshot_is_a_copy() -> None:

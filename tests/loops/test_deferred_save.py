@@ -85,6 +85,10 @@ class Asks(L.Callback):
         when_hooks_are_done(trainer, lambda: self.done.append(("batch", int(module.counts[0]) - before)))
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        when_hooks_are_done(trainer, lambda: self.done.append(("train end", int(module.counts[0]))))
+        module.counts[0] += 100
+
+    def on_fit_end(self, trainer: L.Trainer, module: Any) -> None:
         when_hooks_are_done(trainer, lambda: self.done.append(("at once", 0)))
         assert self.done[-1] == ("at once", 0)
 
@@ -93,7 +97,7 @@ def test_actions_wait_for_the_hooks() -> None:
     asks = Asks()
     trainer = make_trainer("auto", 1, max_epochs=1, callbacks=[asks], limit_train_batches=2)
     trainer.fit(Counts(), loader(8))
-    assert asks.done == [("batch", 1), ("batch", 1), ("at once", 0)]
+    assert asks.done == [("batch", 1), ("batch", 1), ("train end", 102), ("at once", 0)]
 
 
 def test_what_waits_can_be_left_undone() -> None:
