@@ -169,6 +169,13 @@ def test_unknown_names_on_the_command_line(flag: str, name: str, meant: str, run
     assert f"Did you mean '{meant}'?" in ended.output
 
 
+def test_a_file_that_is_no_checkpoint(run_command: RunCommand) -> None:
+    command = python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", "--ckpt", "config.yaml", "--devices", "1")
+    ended = run_command([*command, "--trainer.logger", "false"], cwd=DIGITS)
+    assert ended.code != 0 and "Traceback" not in ended.output
+    assert "The checkpoint config.yaml is damaged: it is not a file that torch.save has written" in ended.output
+
+
 def test_a_run_is_watched_and_keeps_its_secrets(run_command: RunCommand, tmp_path: Path) -> None:
     secret = "do-not-tell-this"
     (tmp_path / "secretive.py").write_text(
