@@ -104,7 +104,7 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
         except RuntimeError as error:
             for message, advice in _LOSS_ADVICE.items():
                 if message in str(error):
-                    error.__notes__ = [*getattr(error, "__notes__", ()), f"itwinai: {advice}"]
+                    vars(error).setdefault("__notes__", []).append(f"itwinai: {advice}")
             raise
         finally:
             self._portable().since = 0.0
