@@ -79,8 +79,12 @@ class UnequalShapesError(ItwinaiError, RuntimeError):
     """The workers want to gather tensors of different shapes."""
 
 
+class MetricMergeError(ItwinaiError, RuntimeError):
+    """What the workers have accumulated in a metric cannot be merged to what one process would have."""
+
+
 class UnequalStepsError(ItwinaiError, RuntimeError):
-    """A worker ends an epoch, or the run, where another goes on."""
+    """A worker ends an epoch, or the run, where another continues."""
 
 
 class UnequalValuesError(ItwinaiError, RuntimeError):
@@ -105,7 +109,7 @@ class MissingMetricError(ConfigurationError):
 
 
 class LoggerError(ItwinaiError, RuntimeError):
-    """A logger's server is not there, or does not take what is logged."""
+    """A logger's server is not there, or does not accept what is logged."""
 
 
 class CheckpointError(ItwinaiError, RuntimeError):

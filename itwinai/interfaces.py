@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # everything may import this module, so that it imports nothi
     from itwinai.data.rank_streams import RankStreams
     from itwinai.launchers.base import PayloadLauncher
     from itwinai.launchers.environment import PlacedEnvironment
-    from itwinai.launchers.payload import Kept
+    from itwinai.launchers.payload import FinalState
     from itwinai.profiling.step_timer import StepClock
     from itwinai.reporting.sections import Section
 
@@ -174,10 +174,10 @@ class Worker(Protocol):
     Called in the new process, before the entry point runs. `LaunchedStrategy` implements it for all of itwinai's.
 
     Attributes:
-        kept: what the workers have kept for the caller, when the run has ended.
+        final_state: what the workers have collected for the caller, when the run has ended.
     """
 
-    kept: Kept
+    final_state: FinalState
 
     def worker_imports(self) -> tuple[str, ...]:
         """Return names of modules to import once, before workers become copies of the process that has them."""
@@ -259,7 +259,7 @@ class Restartable(Protocol):
     max_restarts: int
 
     def prepare_restart(self) -> None:
-        """Let the next workers go on from the newest checkpoint that was written since the first were started."""
+        """Let the next workers resume from the newest checkpoint that was written since the first were started."""
 
 
 @runtime_checkable
@@ -280,7 +280,7 @@ class Abortable(Protocol):
 
 @runtime_checkable
 class Stateful(Protocol):
-    """An iterable dataset that can go on in the midst of its samples.
+    """An iterable dataset that can resume in the midst of its samples.
 
     Its state goes into checkpoints, so that a run resumes at the exact sample. See `StreamLoader`.
     """

@@ -76,7 +76,7 @@ def hides_framework_frames(entry_point: Callable[P, R]) -> Callable[P, R]:
 
 
 def hide_framework_frames(error: BaseException) -> None:
-    """Take the frames of frameworks out of an exception's traceback, and out of those of the exceptions behind it.
+    """Remove the frames of frameworks from an exception's traceback, and from those of the exceptions behind it.
 
     The innermost frame stays unless it only raises: it may be the call of torch that the user's line leads to. The
     exceptions of itwinai say by themselves what is wrong. A note says how many frames are hidden.
@@ -87,7 +87,7 @@ def hide_framework_frames(error: BaseException) -> None:
     notes = getattr(error, "__notes__", [])
     if hidden and not isinstance(error, ItwinaiError) and not any(VARIABLE in note for note in notes):
         note = f"[{hidden} frames of frameworks are hidden; {VARIABLE}=1 shows them]"
-        error.__notes__ = [note, *notes]  # Python 3.10 does not print it
+        vars(error)["__notes__"] = [note, *notes]  # Python 3.10 neither has add_note nor prints notes
 
 
 def shows_all_frames() -> bool:
@@ -164,7 +164,7 @@ def _line_table(distance: int) -> bytes:
 
 
 def _hide(error: BaseException) -> int:
-    """Take the frames of frameworks out of one traceback; return how many there were."""
+    """Remove the frames of frameworks from one traceback; return how many there were."""
     entries = []
     traceback = error.__traceback__
     while traceback is not None:

@@ -44,7 +44,7 @@ from itwinai.compat.lightning_trainer import MisconfiguredTrainerError
 from itwinai.data.distributed_loaders import DistributedLoaders
 from itwinai.errors import PayloadError, UnknownArgumentError, did_you_mean
 from itwinai.launchers.base import raising_worker_failures
-from itwinai.launchers.cpu_affinity import available_cores, crowded_text
+from itwinai.launchers.cpu_affinity import available_cores, oversubscription_text
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
 from itwinai.loggers.hparams_redaction import hide_secrets
 from itwinai.loggers.registry import make_loggers
@@ -60,7 +60,7 @@ from itwinai.trials.current_session import find_session
 from itwinai.unify import refuse_foreign
 from itwinai.warn import warn_user
 
-# A decorator that returns what it takes, for type checkers: they then know the arguments of what is decorated.
+# A decorator that returns its argument, for type checkers: they then know the arguments of what is decorated.
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -76,6 +76,7 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
         self._fit_began = time.time()
         if entry_point is Trainer.fit:
             self._portable().parts_of_workers = {}
+            self.strategy.optimizers, self.strategy.lr_scheduler_configs = [], []
         try:
             with (
                 compat_noise.known_noise_silenced(),
@@ -89,16 +90,16 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
         except SIGTERMException as stopped:
             # lightning leaves the code out, and a scheduler would take the run for a finished one.
             stopped.code = stopped.code or 128 + getattr(stopped, "signum", signal.SIGTERM)
-            self._say_how_to_go_on(entry_point)
+            self._say_how_to_resume(entry_point)
             raise
         except SystemExit:
             if self.interrupted:  # by Ctrl-C
-                if self.global_step:  # Ray's workers do not say how far they came
+                if self.global_step:  # a worker that was busy may not have said how far it came
                     rank_zero_info(f"itwinai: stopped in epoch {self.current_epoch}, after {self.global_step} steps")
-                self._say_how_to_go_on(entry_point)
+                self._say_how_to_resume(entry_point)
             raise
         except torch.OutOfMemoryError as error:
-            error.__notes__ = [*getattr(error, "__notes__", ()), _memory_advice(self)]
+            vars(error).setdefault("__notes__", []).append(_memory_advice(self))
             raise
         except RuntimeError as error:
             for message, advice in _LOSS_ADVICE.items():
@@ -142,7 +143,7 @@ BUSY = 1.5
 def _warn_of_crowding() -> None:
     threads, cores = torch.get_num_threads(), available_cores()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if text := crowded_text(1, threads, cores):
+    if text := oversubscription_text(1, threads, cores):
         warn_user(text)
     elif threads > 1 and load > BUSY * cores:
         warn_user(
@@ -181,7 +182,7 @@ def _check_names(arguments: Iterable[str], init: Callable[..., Any]) -> None:
     for name in arguments:
         if name not in known:
             raise UnknownArgumentError(
-                f"ItwinaiTrainer has no argument '{name}'.{did_you_mean(name, known)} It takes every argument of "
+                f"ItwinaiTrainer has no argument '{name}'.{did_you_mean(name, known)} It accepts every argument of "
                 "lightning's Trainer, and those that help(ItwinaiTrainer) lists.",
                 argument=name,
             )
@@ -190,7 +191,7 @@ def _check_names(arguments: Iterable[str], init: Callable[..., Any]) -> None:
 class ItwinaiTrainer(Trainer):
     """Train any LightningModule, unchanged, on DDP, DeepSpeed, Horovod or Ray.
 
-    Takes every argument of `lightning.pytorch.Trainer`. `strategy` and `logger` accept more than there; those from
+    Accepts every argument of `lightning.pytorch.Trainer`. `strategy` and `logger` accept more than there; those from
     `split_batches` on are additional.
 
     Args:
@@ -228,7 +229,7 @@ class ItwinaiTrainer(Trainer):
         gradient_clip_algorithm: ``"norm"`` (default) or ``"value"``.
         deterministic: use deterministic algorithms only; ``"warn"`` warns where there is none.
         benchmark: let cuDNN search for the fastest algorithms.
-        inference_mode: evaluate under `torch.inference_mode`; ``False`` takes `torch.no_grad`.
+        inference_mode: evaluate under `torch.inference_mode`; ``False`` uses `torch.no_grad`.
         use_distributed_sampler: deal the batches of DataLoaders out to the workers, so that global batch k holds the
             samples that batch k of a single process would hold. Off, every worker iterates its loaders as they are.
         profiler: lightning's profiler of hooks: ``"simple"``, ``"advanced"``, ``"pytorch"``, or an instance.
@@ -240,7 +241,7 @@ class ItwinaiTrainer(Trainer):
         default_root_dir: folder for logs and checkpoints. The working folder by default.
         enable_autolog_hparams: log the module's hyperparameters at the start.
         model_registry: name under which the model is uploaded to Lightning's model hub.
-        split_batches: take a DataLoader's batch size as that of the global batch, and divide it among the workers.
+        split_batches: use a DataLoader's batch size as that of the global batch, and divide it among the workers.
             By default it is the batch size of each worker, as in lightning.
         weigh_uneven_batches: where the last global batch cannot be divided evenly, weigh each worker's loss by its
             number of samples. Right for losses that are means over a worker's own samples. Switch it off for losses
@@ -459,6 +460,14 @@ class ItwinaiTrainer(Trainer):
     test = _entry_point_of_lightning(Trainer.test)
     predict = _entry_point_of_lightning(Trainer.predict)
 
+    @property
+    def is_repeated_batch(self) -> bool:
+        """Whether the batch in work counts on another worker, and is here so that this one stays in step with it.
+
+        Metrics and logged values leave such a batch out. What a module collects itself has to look at this.
+        """
+        return bool(getattr(lightning_logging.active_results(self), "weight", 1.0) == 0.0)
+
     def _say_where_checkpoint_is(self, entry_point: Callable[..., Any]) -> None:
         """Name the best checkpoint of a fit that has ended, or the last one."""
         callback: Any = self.checkpoint_callback
@@ -466,7 +475,7 @@ class ItwinaiTrainer(Trainer):
         if entry_point is Trainer.fit and path and self.is_global_zero:
             rank_zero_info(f"itwinai: {'best' if callback.monitor else 'last'} checkpoint {path}")
 
-    def _say_how_to_go_on(self, entry_point: Callable[..., Any]) -> None:
+    def _say_how_to_resume(self, entry_point: Callable[..., Any]) -> None:
         """Name the newest checkpoint of a fit that has been stopped."""
         if entry_point is not Trainer.fit or not self.is_global_zero:
             return
@@ -483,7 +492,7 @@ class ItwinaiTrainer(Trainer):
         self._portable().parts_of_workers = parts
 
     def prepare_restart(self) -> None:
-        """Let the next workers go on from the newest checkpoint that was written since the first were started."""
+        """Let the next workers resume from the newest checkpoint that was written since the first were started."""
         self._portable().since = self._fit_began
 
     def _portable(self) -> PortableConnector:
@@ -505,7 +514,7 @@ class ItwinaiTrainer(Trainer):
 
 
 def _loggers(given: Any, folder: Any) -> Any:
-    """Return what lightning takes as loggers, those that are given by name made."""
+    """Return what lightning accepts as loggers, those that are given by name made."""
     if (
         isinstance(given, (list, tuple))
         and given
@@ -597,6 +606,6 @@ def _check_gpus(accelerator: object, devices: object) -> None:
     if wanted > found:
         raise MisconfiguredTrainerError(
             f"accelerator={accelerator!r} with devices={devices!r} needs {wanted} GPUs, and torch {torch.__version__} "
-            f"finds {found} on this machine. Ask for fewer, take accelerator='cpu', or check CUDA_VISIBLE_DEVICES and "
+            f"finds {found} on this machine. Ask for fewer, use accelerator='cpu', or check CUDA_VISIBLE_DEVICES and "
             "that torch is built for CUDA."
         )

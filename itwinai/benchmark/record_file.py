@@ -84,8 +84,8 @@ def read_measurements(path: Path) -> tuple[Measurement, ...]:
             plain = json.loads(line)
         except ValueError:  # cut off
             continue
-        where = f"Line {number} of {path} is no measurement of a benchmark"
-        with reading(where, "Remove it, or take the folder of another benchmark."):
+        where = f"Line {number} of {path} is not a measurement of a benchmark"
+        with reading(where, "Remove it, or use the folder of another benchmark."):
             measurements.append(from_plain(plain))
     return tuple(measurements)
 

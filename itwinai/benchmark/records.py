@@ -20,7 +20,7 @@ class Cell:
     """One combination of what a benchmark varies.
 
     Attributes:
-        strategy: as the trainer takes it; or `SINGLE`.
+        strategy: as the trainer accepts it; or `SINGLE`.
         workers: their number, over all nodes.
         scaling: strong or weak. With one worker both are the same, and only the first of the settings is measured.
         axes: path in the config and value, as YAML, of all else that varies: ``("trainer.precision",

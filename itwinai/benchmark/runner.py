@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -12,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from itwinai.benchmark.record_file import HEAD, RECORDS, append_measurement, read_measurements, read_record, write_head
-from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Measurement
+from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Cell, Measurement
 from itwinai.benchmark.runs.machine_info import code_of, machine_facts
 from itwinai.benchmark.runs.progress import BenchmarkProgress, plan_text
 from itwinai.benchmark.runs.run_config import RunConfigs, most_on_a_node
 from itwinai.benchmark.runs.run_executor import PlannedRun, folder_of_run, run_all
 from itwinai.benchmark.runs.run_worker import RunRequest
-from itwinai.benchmark.runs.schedule import interleaved
 from itwinai.benchmark.runs.slurm import Job, SlurmJobs
 from itwinai.benchmark.settings import Settings, cells_of
 from itwinai.errors import ConfigurationError, MissingPackageError
@@ -224,6 +224,26 @@ class Benchmark:
     @staticmethod
     def _say(text: str) -> None:
         print(text, flush=True)
+
+
+def interleaved(cells: Sequence[Cell], repeats: int, seed: int = 0) -> list[tuple[Cell, int]]:
+    """Return the runs, each a cell and the number of its repeat: all cells before the next repeat, in random order.
+
+    A machine that gets slower in the course of a benchmark, as it warms up or others begin to use it, then slows down
+    all cells alike, and none is favoured by what runs before it: the randomized block design of experiments (Fisher,
+    1935).
+
+    Args:
+        cells: what is run.
+        repeats: how often.
+        seed: of the orders.
+    """
+    runs: list[tuple[Cell, int]] = []
+    for repeat in range(repeats):
+        block = list(cells)
+        random.Random(f"{seed}-{repeat}").shuffle(block)
+        runs += [(cell, repeat) for cell in block]
+    return runs
 
 
 def conclude(record: BenchmarkRecord, folder: Path) -> None:

@@ -15,7 +15,7 @@ class Settings:
     """The settings of a benchmark.
 
     Attributes:
-        strategies: as the trainer takes them.
+        strategies: as the trainer accepts them.
         workers: numbers of workers, over all nodes.
         repeats: runs of each cell. Fewer than 3 cannot separate differences from chance.
         scalings: how the batch goes with the number of workers: ``strong``, ``weak``, or both.

@@ -35,7 +35,7 @@ def with_defaults(
     Args:
         given: the user's.
         watch: add those that watch a run.
-        loggers: as lightning takes them; False is none, and then there is nothing to log to.
+        loggers: as lightning accepts them; False is none, and then there is nothing to log to.
         progress: add a progress bar.
         summary: add a summary of the model.
         checkpoints: add one that saves checkpoints.
@@ -86,7 +86,7 @@ class ModuleCallbacks(lightning_trainer.CallbackConnector):
         self.defaults = list(defaults)
 
     def joined(self, brought: list[Callback]) -> None:
-        """Take out the defaults of whose kind the module has brought one.
+        """Remove the defaults of whose kind the module has brought one.
 
         Raises:
             ConfigurationError: a finder is among the callbacks, and there are several workers.

@@ -1,4 +1,4 @@
-"""Save checkpoints while training goes on."""
+"""Save checkpoints during training."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from itwinai.checkpoints.naming import PATTERN, PREEMPTED, is_preempted
 from itwinai.compat import lightning_checkpoints, lightning_logging, lightning_loops
 from itwinai.errors import CheckpointError, ConfigurationError
 from itwinai.io.atomic import remove_parts
+from itwinai.loops.deferred_save import when_hooks_are_done
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
     Args:
         dirpath: folder or URL; by default the logger's folder, or ``default_root_dir``, with ``checkpoints`` added.
         filename: pattern as in lightning, like ``{epoch}-{val_loss:.2f}``.
-        every: how often: ``"500steps"``, ``"10min"`` (also ``s`` and ``h``), ``"2epochs"``. By default at the end of
-            every epoch.
+        every: how often: ``"500steps"``, ``"10min"`` (also ``s`` and ``h``), ``"2epochs"``, and at the end of the run,
+            so that a later run resumes from there. By default at the end of every epoch.
         keep: without ``monitor``, how many of the newest checkpoints are kept; by default 1.
         background: write in the background. Off, training is blocked until the file is written.
         on_error: what to do when a checkpoint cannot be written, as on a full disk: ``"stop"`` ends the run with an
@@ -53,9 +54,9 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         save_weights_only: leave out optimizers, loops and callbacks; such a file cannot be resumed from.
         mode: ``"min"`` or ``"max"`` of ``monitor`` is best.
         auto_insert_metric_name: write ``epoch=1`` rather than ``1`` into the name.
-        every_n_train_steps: save every so many steps; ``every="500steps"``.
-        train_time_interval: save after this time; ``every="10min"``.
-        every_n_epochs: save every so many epochs; ``every="2epochs"``.
+        every_n_train_steps: save every so many steps, as lightning does, which may leave out the end.
+        train_time_interval: save after this time, likewise.
+        every_n_epochs: save every so many epochs, likewise.
         save_on_train_epoch_end: save at the end of the training epoch rather than of the validation.
         enable_version_counter: write ``-v1`` beside a file of the same name rather than over it.
 
@@ -118,6 +119,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
             enable_version_counter=enable_version_counter,
             **triggers,
         )
+        self.every = every
         self.keep = keep
         self.background = background
         self.on_error = on_error
@@ -157,9 +159,15 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
                 self._next_look = trainer.global_step + trainer.strategy.broadcast(self._steps_to_wait(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait until everything is written."""
+        """Save the end, if ``every`` has been given, and wait until everything is written."""
         super().on_train_end(trainer, pl_module)
-        self.settle(trainer)
+
+        def end() -> None:
+            if self.every is not None and trainer.global_step > self._began[0]:
+                self.save_end(trainer)
+            self.wait_for_writes(trainer)
+
+        when_hooks_are_done(trainer, end)
 
     @override
     def format_checkpoint_name(
@@ -173,9 +181,9 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
             return
         path = self.format_checkpoint_name({}, filename=PREEMPTED)
         self._save_checkpoint(trainer, path)
-        self.settle(trainer)
+        self.wait_for_writes(trainer)
 
-    def settle(self, trainer: Trainer) -> None:
+    def wait_for_writes(self, trainer: Trainer) -> None:
         """Wait until everything is written; all workers have to call it.
 
         Raises:
@@ -190,12 +198,12 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         """Tell whether a file exists, or is being written; the same on all workers."""
         plugin = trainer.strategy.checkpoint_io
         if isinstance(plugin, PortableCheckpointIO):
-            coming = trainer.is_global_zero and plugin.is_coming(str(filepath))
-            if trainer.strategy.reduce_boolean_decision(coming, all=False):
+            pending = trainer.is_global_zero and plugin.is_pending(str(filepath))
+            if trainer.strategy.reduce_boolean_decision(pending, all=False):
                 return True
         return super().file_exists(filepath, trainer)
 
-    def before_choice(self, trainer: Trainer) -> None:
+    def drop_failed(self, trainer: Trainer) -> None:
         """Forget what could not be written, so that it neither counts as kept nor takes the place of another."""
         self._look_for_failures(trainer)
 
@@ -208,7 +216,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
             return
         # Some loggers upload a checkpoint as soon as it is saved, and then it has to be there.
         at_once = any(lightning_logging.uploads_at_once(logger, self) for logger in trainer.loggers)
-        with plugin.keeping_failures(self.background and not at_once):
+        with plugin.collecting_failures(self.background and not at_once):
             yield
         if at_once or not self.background:
             self._look_for_failures(trainer)
@@ -227,11 +235,11 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         if self.keep is None:
             return state
         # With the one that this state is about to be in.
-        coming = [self.saving_to] if self.saving_to and not is_preempted(self.saving_to) else []
-        return {**state, "saved": [path for path in self._saved if path not in coming] + coming}
+        pending = [self.saving_to] if self.saving_to and not is_preempted(self.saving_to) else []
+        return {**state, "saved": [path for path in self._saved if path not in pending] + pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over lightning's state, and which checkpoints are kept."""
+        """Restore lightning's state, and which checkpoints are kept."""
         with warnings.catch_warnings():
             if not getattr(self, "_saves", True):  # that another run saves elsewhere
                 warnings.simplefilter("ignore")
@@ -253,7 +261,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         plugin = trainer.strategy.checkpoint_io
         if not isinstance(plugin, PortableCheckpointIO):
             return
-        failed = [(path, f"{type(error).__name__}: {error}") for path, error in plugin.take_failed()]
+        failed = [(path, f"{type(error).__name__}: {error}") for path, error in plugin.pop_failures()]
         for path, reason in trainer.strategy.broadcast(failed):
             self.forget(path)
             self._saved = [saved for saved in self._saved if saved != path]
@@ -261,7 +269,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
             if self.on_error == "stop":
                 raise CheckpointError(
                     f"{message} Make room or choose another dirpath, and resume; with on_error='continue' training "
-                    "goes on all the same."
+                    "continues anyway."
                 )
             warn_user(f"{message} Training continues.")
 

@@ -1,4 +1,4 @@
-"""Let optimizers go on from another trial's state with this trial's hyperparameters.
+"""Let optimizers resume from another trial's state with this trial's hyperparameters.
 
 In population based training a trial takes over the checkpoint of a better one, and changes hyperparameters a little.
 The checkpoint holds the groups of the optimizer, and with them the learning rate of the other trial, which would win

@@ -35,7 +35,7 @@ VALUES = 5
 
 
 class TimedProgressBar(TQDMProgressBar):
-    """Show how far a run is, how many samples it takes per second, and how long it will go on.
+    """Show how far a run is, how many samples it takes per second, and how much longer it takes.
 
     lightning's bar is drawn at every batch, which for small models costs more than the training step. This one is
     drawn ten times a second. Where the output is neither a terminal nor a notebook, a line per epoch takes its place,
@@ -43,7 +43,7 @@ class TimedProgressBar(TQDMProgressBar):
 
     Args:
         interval: seconds between two drawings.
-        everywhere: draw the bar also where the output is no terminal.
+        everywhere: draw the bar also where the output is not a terminal.
         leave: keep the bar of each epoch.
         process_position: number of lines to leave above the bar, for bars of someone else.
     """
@@ -60,6 +60,8 @@ class TimedProgressBar(TQDMProgressBar):
         self._fit_began = 0.0
         self._batches_before = 0
         self._sizes_known = True
+        self._predict_began = 0.0
+        self._predicted = 0  # batches of this worker
         self._shown: dict[str, str] = {}
         # Where there are lines in place of the bar:
         self._writes_lines = False
@@ -190,13 +192,33 @@ class TimedProgressBar(TQDMProgressBar):
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_predict_start(trainer, pl_module)
+        self._predict_began, self._predicted = time.monotonic(), 0
         self._restart()
 
     @override
-    def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        if self._is_due(trainer, *args, **kwargs):
-            super().on_predict_batch_end(trainer, *args, **kwargs)
-            self._restart()
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._predicted += 1
+        if time.monotonic() < self._due:
+            return
+        seconds = max(time.monotonic() - self._predict_began, 1e-9)
+        rate = self._predicted * (self._size_of(batch) or 0) * trainer.world_size / seconds
+        if self._writes_lines:
+            batches = trainer.num_predict_batches[dataloader_idx]
+            of = f"/{int(batches)}" if math.isfinite(batches) else ""
+            self._write(f"predict: batch {batch_idx + 1}{of}" + (f"  {_short(rate)} samples/s" if rate else ""))
+            return
+        if rate:
+            self.predict_progress_bar.set_postfix({"samples/s": _short(rate)}, refresh=False)
+        super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._restart()
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -253,7 +275,7 @@ class TimedProgressBar(TQDMProgressBar):
             self._waiting = line
 
     def _line(self, trainer: Trainer, epoch: int, metrics: Mapping[str, Any], batches: str = "") -> str:
-        """Return what a line says: where the run is, what it has logged, how fast it is, and how long it will go on."""
+        """Return what a line says: where the run is, what it has logged, how fast it is, and the time left."""
         end = f"/{trainer.max_epochs}" if trainer.max_epochs not in (None, -1) else ""
         parts = [f"epoch {epoch + 1}{end}", batches, f"step {trainer.global_step}"]
         parts += [f"{name} {value:.4g}" for name, value in _values(metrics).items()]
@@ -280,7 +302,7 @@ class TimedProgressBar(TQDMProgressBar):
         return size or 0
 
     def _seconds_left(self, trainer: Trainer, now: float) -> float | None:
-        """Return how long the fit will go on, validation included, or None where that cannot be told."""
+        """Return how much longer the fit takes, validation included, or None where that cannot be told."""
         done = trainer.fit_loop.total_batch_idx + 1
         ends = []
         if trainer.max_epochs not in (None, -1):

@@ -70,7 +70,7 @@ class LoggingCallback(ReportingCallback):
     # ---------------------------------------------------------------------------------------------- start, end
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out what the loggers can take."""
+        """Find out what the loggers accept."""
         if stage != "fit":
             return
         self.facts = None

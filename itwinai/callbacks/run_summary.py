@@ -58,14 +58,14 @@ class RunSummary(Callback):
         self._told = False
         self._config = ""
         self._folder = Path()
-        self._course: RunTimes | None = None
+        self._times: RunTimes | None = None
         self._began = 0.0
         self._before = (0, 0, 0)
         self._validating = 0.0  # since when, by the monotonic clock; 0 between validations
         self._validation = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_recorder": None, "_facts": None, "_course": None}
+        return {**vars(self), "_recorder": None, "_facts": None, "_times": None}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin to keep what is logged."""
@@ -86,7 +86,7 @@ class RunSummary(Callback):
         self._began = time.monotonic()
         self._before = *lightning_loops.batches_done(trainer), trainer.current_epoch
         self._validating = self._validation = 0.0
-        self._course = None
+        self._times = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note when a validation begins."""
@@ -100,7 +100,7 @@ class RunSummary(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the run has ended."""
-        self._take_course(trainer, "finished")
+        self._collect_times(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Tell what there is of a run that has not ended well, and why: lightning tears nothing down then."""
@@ -108,7 +108,7 @@ class RunSummary(Callback):
             return
         self.on_validation_end(trainer, pl_module)
         first = str(exception).strip().splitlines()
-        self._take_course(trainer, f"ended by {type(exception).__name__}{': ' + first[0] if first else ''}")
+        self._collect_times(trainer, f"ended by {type(exception).__name__}{': ' + first[0] if first else ''}")
         self._tell(trainer, FAILED_PATIENCE)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -121,26 +121,26 @@ class RunSummary(Callback):
         recorder, self._recorder = self._recorder, None
         if recorder is not None and recorder in trainer.loggers:
             trainer.loggers.remove(recorder)
-        if self._course is None or is_fast_dev_run(trainer) or not trainer.is_global_zero:
+        if self._times is None or is_fast_dev_run(trainer) or not trainer.is_global_zero:
             return
         sections = self._sections(trainer, recorder)
         written = None if self.path is False else self._write(sections)
         if self.terminal:
             files = Section("Files", {"page": str(written)} if written else {})
             print(in_terminal(f"run summary: {self._title()}", [*sections, files]), flush=True)
-        self._course = None
+        self._times = None
         if written is not None:
             hand_over(trainer.loggers, [written], written.parent, patience)
 
     def _title(self) -> str:
-        assert self._facts is not None and self._course is not None
-        return f"{self._course.module}, {self._facts.launch.strategy}"
+        assert self._facts is not None and self._times is not None
+        return f"{self._times.module}, {self._facts.launch.strategy}"
 
     def _sections(self, trainer: Trainer, recorder: Recorder | None) -> list[Section]:
-        assert self._facts is not None and self._course is not None
+        assert self._facts is not None and self._times is not None
         places = [adapter.place() for adapter in adapters_of(trainer)]
         return [
-            run_section(self._course, self._facts, [place for place in places if place]),
+            run_section(self._times, self._facts, [place for place in places if place]),
             metrics_section(None if recorder is None else recorder.curves),
             *sections_of_all(trainer),
             environment_section(self._facts, self._config),
@@ -157,7 +157,7 @@ class RunSummary(Callback):
         return path
 
     def _page(self, sections: list[Section]) -> str:
-        assert self._facts is not None and self._course is not None
+        assert self._facts is not None and self._times is not None
         launch = self._facts.launch
         about = origin(
             f"strategy {launch.strategy}, {count_text(launch.world_size, 'worker')} ({launch.device})",
@@ -165,13 +165,13 @@ class RunSummary(Callback):
             command=self._facts.command,
             version=self._facts.versions.get("itwinai", ""),
         )
-        return page(f"Training of {self._course.module}", sections, about=about)
+        return page(f"Training of {self._times.module}", sections, about=about)
 
-    def _take_course(self, trainer: Trainer, end: str) -> None:
+    def _collect_times(self, trainer: Trainer, end: str) -> None:
         in_epoch, before, epochs = self._before
         batches = lightning_loops.batches_done(trainer)[1] - before
         loaders = lightning_dataloaders.training_loaders(trainer)
-        self._course = RunTimes(
+        self._times = RunTimes(
             module=type(trainer.lightning_module).__name__,
             end=end,
             seconds=time.monotonic() - self._began if self._began else 0.0,

@@ -45,7 +45,7 @@ class SystemMonitor(ReportingCallback):
 
     Args:
         interval: seconds between two samples, at most 60. A sample takes about a millisecond of one core.
-        country: whose electricity the run uses, for an estimate of CO2: ISO 3166 alpha-3, like ``"DEU"``. None takes
+        country: whose electricity the run uses, for an estimate of CO2: ISO 3166 alpha-3, like ``"DEU"``. None uses
             the average of the world, which for a given country may be wrong by a factor of ten.
         gpus: measure GPUs, where there are any.
 
@@ -124,7 +124,7 @@ class SystemMonitor(ReportingCallback):
         return openers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where the fit begins, which may go on from a checkpoint."""
+        """Note where the fit begins, which may resume from a checkpoint."""
         self._begun = lightning_loops.batches_done(trainer)
 
     def values_at_log_step(self, trainer: Trainer, batch: Any) -> dict[str, float]:

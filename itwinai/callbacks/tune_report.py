@@ -45,7 +45,7 @@ class TuneReportCallback(Checkpoint):
             The search gets its path: the file itself is written once, by rank 0, into the trial's folder.
         best_only: of these, save only those that are better than all before.
         keep: how many of the newest checkpoints are kept, beside the best one; None keeps all, as population based
-            training needs it, where other trials may go on from an old one.
+            training needs it, where other trials may resume from an old one.
 
     Raises:
         ConfigurationError: an argument makes no sense, or contradicts another.
@@ -96,7 +96,7 @@ class TuneReportCallback(Checkpoint):
 
     @property
     def resume_path(self) -> str | None:
-        """Path of the checkpoint that this trial has to go on from, for ``trainer.fit(..., ckpt_path=...)``.
+        """Path of the checkpoint that this trial has to resume from, for ``trainer.fit(..., ckpt_path=...)``.
 
         It is None when the trial begins, and outside of trials.
         """
@@ -165,7 +165,7 @@ class TuneReportCallback(Checkpoint):
             self.session.report(self.reports, self._last, path, self._best_path, again=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a trial needs that goes on from this state."""
+        """Return what a trial needs that resumes from this state."""
         return {
             "reports": self.reports,
             "last": dict(self._last),
@@ -177,7 +177,7 @@ class TuneReportCallback(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of this trial, or of the one whose checkpoint it has copied."""
+        """Load the state of this trial, or of the one whose checkpoint it has copied."""
         self.reports = state_dict["reports"]
         self._last = dict(state_dict["last"])
         self._copied = state_dict["hyperparameters"]

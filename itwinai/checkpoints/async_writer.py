@@ -1,4 +1,4 @@
-"""Write checkpoints in a thread, from a copy in host memory, while training goes on."""
+"""Write checkpoints in a thread, from a copy in host memory, during training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Snapshot:
     def __init__(self) -> None:
         self._buffers: dict[tuple[Any, ...], Tensor] = {}
 
-    def take(self, content: Any) -> Any:
+    def copy(self, content: Any) -> Any:
         """Return a copy of nested containers, with every tensor copied, shared ones once.
 
         Args:
@@ -81,15 +81,15 @@ class BackgroundWriter:
         Args:
             content: of the checkpoint.
             path: of the file.
-            write: does it; what it raises is kept for `take_failed`.
+            write: does it; what it raises is kept for `pop_failures`.
         """
         self.wait()
-        snapshot = self._snapshot.take(content)
+        snapshot = self._snapshot.copy(content)
 
         self._submit(lambda: self.write_now(snapshot, path, write))
 
     def write_now(self, content: dict[str, Any], path: str, write: Callable[[dict[str, Any], str], None]) -> None:
-        """Write without a snapshot; what is raised is kept for `take_failed`."""
+        """Write without a snapshot; what is raised is kept for `pop_failures`."""
         try:
             write(content, path)
             self._broken = False
@@ -112,7 +112,7 @@ class BackgroundWriter:
         while self._pending:
             self._pending.pop(0).result()
 
-    def take_failed(self) -> list[tuple[str, BaseException]]:
+    def pop_failures(self) -> list[tuple[str, BaseException]]:
         """Return the paths that could not be written since the last call, each with what was raised."""
         with self._lock:
             failed, self._failed = self._failed, []

@@ -40,11 +40,11 @@ class PortableCheckpointIO(CheckpointIO):
         self._writer = BackgroundWriter()
         self._keeps_failures = False
         self._in_background = False
-        self._coming: list[str] = []
+        self._pending: list[str] = []
 
     @contextmanager
-    def keeping_failures(self, background: bool) -> Iterator[None]:
-        """Keep errors of what is written meanwhile for `take_failed`, which every worker can be told of.
+    def collecting_failures(self, background: bool) -> Iterator[None]:
+        """Keep errors of what is written meanwhile for `pop_failures`, which every worker can be told of.
 
         Args:
             background: write in the background.
@@ -59,15 +59,15 @@ class PortableCheckpointIO(CheckpointIO):
     def wait(self) -> None:
         """Wait until everything is written."""
         self._writer.wait()
-        self._coming = []
+        self._pending = []
 
-    def is_coming(self, path: str) -> bool:
+    def is_pending(self, path: str) -> bool:
         """Tell whether a file is being written, or about to be."""
-        return path in self._coming
+        return path in self._pending
 
-    def take_failed(self) -> list[tuple[str, BaseException]]:
+    def pop_failures(self) -> list[tuple[str, BaseException]]:
         """Return the paths that could not be written since the last call, each with what was raised."""
-        return self._writer.take_failed()
+        return self._writer.pop_failures()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint.
@@ -98,7 +98,7 @@ class PortableCheckpointIO(CheckpointIO):
             return
         if self._in_background:
             self._writer.write(checkpoint, path, write)
-            self._coming = [path]
+            self._pending = [path]
         else:
             self.wait()
             self._writer.write_now(checkpoint, path, write)
@@ -145,8 +145,8 @@ class PortableCheckpointIO(CheckpointIO):
     def teardown(self) -> None:
         """Wait until everything is written; warn of failures that have not been raised."""
         self._writer.close()
-        self._coming = []
-        for path, error in self.take_failed():
+        self._pending = []
+        for path, error in self.pop_failures():
             warn_user(f"The checkpoint {path} could not be written: {type(error).__name__}: {error}")
 
 
@@ -157,8 +157,8 @@ def _remove(path: str) -> None:
 
 
 @dataclass(frozen=True)
-class Resumed:
-    """Where a fit goes on.
+class ResumeState:
+    """Where a fit resumes.
 
     Attributes:
         section: our part of the checkpoint.
@@ -170,7 +170,7 @@ class Resumed:
     in_epoch: bool
     batches: int
 
-    def goes_on_in_epoch(self, batches: int) -> bool:
+    def continues_epoch(self, batches: int) -> bool:
         """Tell whether the epoch that is about to run is that of the checkpoint, after some of its batches.
 
         lightning begins the next epoch if the checkpoint was written at the end of the last batch.
@@ -184,16 +184,16 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
     """lightning's connector of checkpoints, with our part of the content.
 
     Attributes:
-        resumed: our part of the checkpoint that this fit goes on from, until the first epoch begins.
-        resume: what a fit goes on from if it is not told: a path, ``"auto"``, or None.
+        resumed: our part of the checkpoint that this fit resumes from, until the first epoch begins.
+        resume: what a fit resumes from if it is not told: a path, ``"auto"``, or None.
         since: of a run whose workers are started again, when they were started first; only checkpoints that were
             written since count.
-        first: what the workers that were started first went on from.
+        first: what the workers that were started first resumed from.
         parts_of_workers: on the caller, what only the workers of the last fit had; empty if it did not get that, None
             before any fit.
     """
 
-    resumed: Resumed | None = None
+    resumed: ResumeState | None = None
     resume: str | None = None
     since = 0.0
     first: str | None = None
@@ -210,7 +210,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
 
     @override
     def locate(self, path: str | os.PathLike[str]) -> str | None:
-        path = os.fspath(path)  # `ckpt_path` takes a Path as well
+        path = os.fspath(path)  # `ckpt_path` accepts a Path as well
         if path != AUTO:
             filesystem, place = fsspec.core.url_to_fs(path)
             if not filesystem.exists(place):
@@ -237,7 +237,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
             if trainer.state.fn == "fit" and limit not in (None, -1) and epochs >= limit:
                 warn_user(
                     f"Nothing is left to train: the checkpoint has been trained for {epochs} epochs, and max_epochs="
-                    f"{limit} counts from the start of its first run. Raise max_epochs to go on."
+                    f"{limit} counts from the start of its first run. Raise max_epochs to continue."
                 )
         except MisconfigurationException as error:
             if self.resume != AUTO or self.selected is None:
@@ -279,7 +279,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         if not parts:
             raise CheckpointError(
                 "This process has no optimizer states to save: the workers of the last fit have kept them, as the fit "
-                "did not end well, or as they are too large to be sent. Take a checkpoint that the run itself has "
+                "did not end well, or as they are too large to be sent. Use a checkpoint that the run itself has "
                 "saved (ModelCheckpoint), or save the weights alone with weights_only=True."
             )
         checkpoint.update(parts)
@@ -310,7 +310,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         if "optimizer_states" not in checkpoint and self.trainer.strategy.lightning_restore_optimizer:
             raise CheckpointError(
                 f"The checkpoint {self.trainer.ckpt_path} holds the weights only (it was saved with weights_only, or "
-                "save_weights_only of ModelCheckpoint), so that no fit can go on from it. To begin a new fit with "
+                "save_weights_only of ModelCheckpoint), so that no fit can resume from it. To begin a new fit with "
                 "these weights, load them with load_from_checkpoint."
             )
         section = checkpoint_state.ItwinaiState.of(checkpoint)
@@ -320,7 +320,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         self.resumed = (
             None
             if section is None
-            else Resumed(
+            else ResumeState(
                 section,
                 in_epoch=lightning_loops.is_epoch_begun(self.trainer),
                 batches=self.trainer.fit_loop.epoch_loop.batch_progress.current.ready,
@@ -345,8 +345,8 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
                 + ("." if shapes else ", or set strict_loading = False in it to load what fits.")
             ) from error
 
-    def take_resumed(self) -> Resumed | None:
-        """Return our part of the checkpoint that this fit goes on from, once."""
+    def pop_resume_state(self) -> ResumeState | None:
+        """Return our part of the checkpoint that this fit resumes from, once."""
         resumed, self.resumed = self.resumed, None
         return resumed
 
@@ -381,10 +381,10 @@ def folders_of(trainer: Trainer) -> list[str]:
     return list(dict.fromkeys(folders))
 
 
-def take_resumed(trainer: Trainer) -> Resumed | None:
-    """Return our part of the checkpoint that a fit goes on from, the first time it is asked for; or None."""
+def pop_resume_state(trainer: Trainer) -> ResumeState | None:
+    """Return our part of the checkpoint that a fit resumes from, the first time it is asked for; or None."""
     connector = lightning_checkpoints.checkpoint_connector(trainer)
-    return connector.take_resumed() if isinstance(connector, PortableConnector) else None
+    return connector.pop_resume_state() if isinstance(connector, PortableConnector) else None
 
 
 def _shape(value: Any) -> tuple[int, ...]:

@@ -60,7 +60,7 @@ def newest_valid(folders: Iterable[str], since: float = 0.0) -> str | None:
 
     Args:
         folders: where to look.
-        since: take only those that were written later; seconds since 1970.
+        since: only those that were written later; seconds since 1970.
     """
     found: dict[str, Found] = {}
     for folder in folders:
@@ -86,14 +86,14 @@ def newest_unverified(folders: Iterable[str], since: float) -> str | None:
 
     Args:
         folders: where to look.
-        since: take only those that were written later; seconds since 1970.
+        since: only those that were written later; seconds since 1970.
     """
     found = [one for folder in folders for one in checkpoints_in(folder) if isinstance(one, Found)]
     return next((checkpoint.path for checkpoint in _newest_first(found, since)), None)
 
 
 def _newest_first(found: Iterable[Found], since: float) -> list[Found]:
-    """Return those checkpoints that a run can go on from, the newest first."""
+    """Return those checkpoints that a run can resume from, the newest first."""
     resumable = [one for one in found if one.manifest.about.get("resumable") and one.manifest.written_at >= since]
     return sorted(resumable, key=_age, reverse=True)
 

@@ -175,7 +175,7 @@ def read_manifest(path: str | PurePath) -> Manifest | None:
         The manifest; None if the file has none, as those that others than itwinai write.
 
     Raises:
-        DamagedCheckpointError: the file is empty or cut off, its manifest is damaged, or it is no checkpoint.
+        DamagedCheckpointError: the file is empty or cut off, its manifest is damaged, or it is not a checkpoint.
         CheckpointError: another version of itwinai has written it in a format that this one does not know.
         FileNotFoundError: there is no such file.
     """
@@ -259,7 +259,7 @@ def read(path: str | PurePath, weights_only: bool = True) -> dict[str, Any]:
     Raises:
         DamagedCheckpointError: the file is damaged.
         UnsafeCheckpointError: it holds something else than tensors and plain values.
-        CheckpointError: it has another version of the format, or it is no checkpoint.
+        CheckpointError: it has another version of the format, or it is not a checkpoint.
         FileNotFoundError: there is no such file.
     """
     verify(path)

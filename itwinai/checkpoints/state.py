@@ -35,7 +35,7 @@ batches of an epoch; all of an epoch."""
 
 
 @dataclass(frozen=True)
-class Point:
+class FitPosition:
     """Where a worker of a fit stands.
 
     Attributes:
@@ -56,16 +56,16 @@ class Point:
 
 
 @runtime_checkable
-class Placed(Protocol):
+class TracksFitPosition(Protocol):
     """A fit loop that knows where it stands.
 
     Attributes:
-        begun_with: as in `Point`, also in the midst of something.
+        begun_with: as in `FitPosition`, also in the midst of something.
     """
 
     begun_with: RandomStates | None
 
-    def point(self) -> Point | None:
+    def fit_position(self) -> FitPosition | None:
         """Return where this worker stands; None if that is in the midst of something."""
 
 
@@ -80,12 +80,12 @@ class ItwinaiState:
         parameter_names: names of the parameters of each group of each optimizer. The optimizers' states are keyed by
             numbers, as torch does it; these names say which parameters the numbers stand for.
         random_states: of each rank, as `pack_random_states` gives them.
-        positions: of the training loaders; None for a loader that cannot go on in mid-epoch.
+        positions: of the training loaders; None for a loader that cannot resume in mid-epoch.
         place: what of the fit is done; None if it was in the midst of something.
-        progress: as in `Point`.
-        history: as in `Point`.
-        begun_with: of each rank, as in `Point`.
-        kept: of each rank, as in `Point`.
+        progress: as in `FitPosition`.
+        history: as in `FitPosition`.
+        begun_with: of each rank, as in `FitPosition`.
+        kept: of each rank, as in `FitPosition`.
     """
 
     format: int
@@ -140,9 +140,11 @@ def section(
     if parameter_names is None:
         parameter_names = names_of_parameters(trainer.lightning_module, trainer.optimizers)
     loop: Any = trainer.fit_loop
-    point = loop.point() if isinstance(loop, Placed) else None
-    begun = loop.begun_with if isinstance(loop, Placed) else None
-    own = (pack_random_states(), begun, {}) if point is None else (point.random, point.begun_with, point.kept)
+    position = loop.fit_position() if isinstance(loop, TracksFitPosition) else None
+    begun = loop.begun_with if isinstance(loop, TracksFitPosition) else None
+    own = (
+        (pack_random_states(), begun, {}) if position is None else (position.random, position.begun_with, position.kept)
+    )
     random_states, begun_with, kept = map(list, zip(*gather(own), strict=True))
     return ItwinaiState(
         format=FORMAT,
@@ -151,9 +153,9 @@ def section(
         parameter_names=parameter_names,
         random_states=random_states,
         positions=[None if sampler is None else sampler.position() for sampler in training_samplers(trainer)],
-        place=None if point is None else point.place,
-        progress=None if point is None else point.progress,
-        history=None if point is None else point.history,
+        place=None if position is None else position.place,
+        progress=None if position is None else position.progress,
+        history=None if position is None else position.history,
         begun_with=begun_with,
         kept=kept,
     )
@@ -180,7 +182,7 @@ def parts_of_workers(
 
 
 def training_samplers(trainer: Trainer) -> list[Resumable | None]:
-    """Return the sampler of each training loader, or None for a loader whose sampler cannot go on in mid-epoch."""
+    """Return the sampler of each training loader, or None for a loader whose sampler cannot resume in mid-epoch."""
     samplers = []
     for loader in lightning_dataloaders.training_loaders(trainer):
         found = (getattr(loader, name, None) for name in ("batch_sampler", "sampler"))
@@ -222,7 +224,7 @@ def match_optimizer_state(
     if missing:
         raise CheckpointError(
             f"The checkpoint holds no optimizer state for {len(missing)} parameters of this run: "
-            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. To take the weights alone, load them with "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. To use the weights alone, load them with "
             "load_from_checkpoint(path, strict=False) and fit without ckpt_path."
         )
     group_of = {name: group for names, group in zip(saved, groups, strict=True) for name in names}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,25 +89,19 @@ def simulate(argv: list[str]) -> int:
     SimulationOptions.add_to(parser)
     options = SimulationOptions(**vars(parser.parse_args(argv)))
 
-    from itwinai.benchmark.record_file import read_record
     from itwinai.benchmark.simulate import simulate as predict
     from itwinai.benchmark.simulate.calibration import predict_cells
     from itwinai.benchmark.simulate.explain import prediction_table, topology_text, workload_text, write_predictions
-    from itwinai.benchmark.simulate.measured_links import read_links
     from itwinai.benchmark.simulate.plot import plot_predictions
-    from itwinai.benchmark.simulate.strategy_models import strategy_model
 
-    measured = None if options.links is None else read_links(options.links)
-    record = None if options.folder is None else read_record(options.folder)
-    topology, model, scaling = options.topology(measured), options.model(measured), options.scaling_of(record)
-    models = [strategy_model(name, model) for name in options.strategy_names(record)]
-    workloads = {one.name: options.workload(record, measured, one.name) for one in models}
+    topology, models, scaling = options.topology(), options.models(), options.chosen_scaling()
+    workloads = {model.name: options.workload(model.name) for model in models}
     workload, chosen = workloads[models[0].name]
     workers, left_out = options.worker_counts(workload, topology, scaling)
     predictions = [
         prediction
-        for one in models
-        for prediction in predict(workloads[one.name][0], topology, one, workers, scaling, options.precision)
+        for model in models
+        for prediction in predict(workloads[model.name][0], topology, model, workers, scaling, options.precision)
     ]
 
     _print(f"Simulated, not measured: {scaling} scaling.")
@@ -119,10 +112,9 @@ def simulate(argv: list[str]) -> int:
     for line in filter(None, (chosen, left_out)):
         _print(line)
     cells: list[PredictedCell] = []
-    if record is not None:
-        recorded = functools.cache(functools.partial(options.recorded_workloads, record, measured))
-        cells = predict_cells(record, recorded, topology, model)
-        _print_errors(cells)
+    if options.record is not None:
+        cells = predict_cells(options.record, options.recorded_workloads, topology, options.exchange())
+        _print_measured(cells)
     _print_conclusions(workload, predictions, [abs(one.error) for one in cells if one.error is not None])
     if options.csv is not None:
         write_predictions(predictions, options.csv)
@@ -150,7 +142,7 @@ def _print_links(measured: MeasuredLinks) -> None:
     for name, fitted in named:
         print(f"{name}, {measured.backend} on {measured.device}: {link_text(fitted.link)}")
         print(f"{link_table(fitted)}\n")
-        _print(f"Error of the fit: median {fitted.median_error:.0%}, largest {fitted.largest_error:.0%}.")
+        _print(f"Error of the fit: {_errors_text(fitted.errors)}.")
         print()
     _print(
         "Latency is that of one message, bandwidth what one worker sends while all do: a ring of N workers takes "
@@ -177,7 +169,7 @@ def _print_conclusions(workload: Workload, predictions: Sequence[Prediction], er
         _print(f"- {assumption}", indent=2)
 
 
-def _print_errors(cells: Sequence[PredictedCell]) -> None:
+def _print_measured(cells: Sequence[PredictedCell]) -> None:
     from itwinai.benchmark.simulate.explain import measured_table
 
     print()
@@ -185,8 +177,13 @@ def _print_errors(cells: Sequence[PredictedCell]) -> None:
         _print("The benchmark measured one worker only, so the error of the model is unknown.")
         return
     print(f"Predicted and measured:\n\n{measured_table(cells)}")
-    if errors := [abs(one.error) for one in cells if one.error is not None]:
-        _print(f"Error of the model: median {median(errors):.0%}, largest {max(errors):.0%}.")
+    if errors := [one.error for one in cells if one.error is not None]:
+        _print(f"Error of the model: {_errors_text(errors)}.")
+
+
+def _errors_text(errors: Sequence[float]) -> str:
+    sizes = [abs(error) for error in errors]
+    return f"median {median(sizes):.0%}, largest {max(sizes):.0%}"
 
 
 def _print(text: str, indent: int = 0) -> None:

@@ -140,7 +140,7 @@ def _written_anew(wanted: Mapping[str, Any]) -> str:
 
 
 def _check(path: str, text: str) -> None:
-    """Raise an error if `itwinai fit` would not take the new config."""
+    """Raise an error if `itwinai fit` would not accept the new config."""
     # As for a script: the config names classes in files of the current folder.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -19,6 +19,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("itwinai.cli.benchmark", "compare strategies and numbers of workers; see how far a model scales"),
     "config": ("itwinai.cli.config", "add class names to a config of your own LightningCLI"),
     "checkpoint": ("itwinai.cli.checkpoint", "inspect, verify, convert and export checkpoints"),
+    "predictions": ("itwinai.cli.predictions", "verify and inspect files of predictions"),
     "doctor": ("itwinai.cli.doctor", "show what is installed, and try every strategy"),
     "install": ("itwinai.cli.install", "build and install Horovod, which has no ready-made package"),
 }
@@ -26,7 +27,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
 
 def usage() -> str:
     """Return the text of ``itwinai --help``."""
-    rows = "\n".join(f"  {name:<12}{text}" for name, (_, text) in _COMMANDS.items())
+    rows = "\n".join(f"  {name:<13}{text}" for name, (_, text) in _COMMANDS.items())
     return (
         "usage: itwinai COMMAND ...\n\n"
         "Run any LightningModule unchanged on DDP, DeepSpeed, Horovod or Ray, chosen by one flag.\n\n"
@@ -82,6 +83,8 @@ def report(error: Exception) -> None:
 
     hide_framework_frames(error)
     entry = error.__traceback__
+    while entry is not None and entry.tb_frame.f_code.co_filename == __file__:  # `python -m` calls this file __main__
+        entry = entry.tb_next
     if isinstance(error, (ItwinaiError, MisconfigurationException)) and (entry is None or is_of_framework(entry)):
         print(f"error: {error}", file=sys.stderr)
     else:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from itwinai.tune import SearchResult
 
 _EPILOG = """
-The config is one that `itwinai fit` takes, with one more section:
+The config is one that `itwinai fit` accepts, with one more section:
 
   tune:
     metric: val_loss                  # any logged metric; mode: max to maximize it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing.reduction
+import sys
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,6 +27,29 @@ def register_dynamic_classes(classes: Iterable[type]) -> None:
     for cls in classes:
         if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
             cloudpickle.cloudpickle._get_or_create_tracker_id(cls)
+
+
+def register_script_classes(classes: Iterable[type]) -> None:
+    """Give every class of the script an id that is the same in each process that runs this script.
+
+    What such a process sends back, an exception of the script's own for example, is then of this process's classes.
+
+    Args:
+        classes: all that there are. Those that are made within functions have no name by which to find them.
+    """
+    tracker = cloudpickle.cloudpickle
+    script = sys.modules["__main__"]
+    for cls in classes:
+        if cls.__module__ == "__main__" and _found(script, cls.__qualname__) is cls:
+            class_id = f"itwinai-script:{cls.__qualname__}"
+            tracker._DYNAMIC_CLASS_TRACKER_BY_CLASS[cls] = class_id
+            tracker._DYNAMIC_CLASS_TRACKER_BY_ID[class_id] = cls
+
+
+def _found(owner: Any, path: str) -> Any:
+    for name in path.split("."):
+        owner = vars(owner).get(name) if hasattr(owner, "__dict__") else None
+    return owner
 
 
 class _ByValuePickler(cloudpickle.cloudpickle.Pickler):

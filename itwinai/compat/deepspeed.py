@@ -98,7 +98,7 @@ _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def remove_hooks_of_engine(owner: nn.Module | nn.Parameter) -> None:
-    """Take the hooks of a DeepSpeed engine off a module or a parameter: they keep the engine, and cannot be pickled."""
+    """Remove the hooks of a DeepSpeed engine from a module or parameter: they keep the engine and cannot be pickled."""
     for name in _HOOKS if isinstance(owner, nn.Module) else _PARAMETER_HOOKS:
         hooks = getattr(owner, name) or {}
         for key, hook in list(hooks.items()):
@@ -107,7 +107,7 @@ def remove_hooks_of_engine(owner: nn.Module | nn.Parameter) -> None:
 
 
 def remove_manager_of_engine(output: Any) -> None:
-    """Take the manager of a DeepSpeed engine's hooks off the loss that a step returns, which the hooks keep alive.
+    """Remove the manager of a DeepSpeed engine's hooks from the loss that a step returns, which the hooks keep alive.
 
     The loop clones the loss. Tensors of some classes are cloned with their attributes, and this one cannot be copied.
     """

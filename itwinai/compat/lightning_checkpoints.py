@@ -66,7 +66,7 @@ class CheckpointConnector(_CheckpointConnector):
         """Make the optimizers' states of a checkpoint fit to this run's optimizers."""
 
     def take(self, checkpoint: dict[str, Any]) -> None:
-        """Take what the loops will need of a checkpoint that a fit goes on from."""
+        """Take what the loops will need of a checkpoint that a fit resumes from."""
 
     @override
     def dump_checkpoint(self, weights_only: bool | None = None) -> dict:
@@ -75,7 +75,7 @@ class CheckpointConnector(_CheckpointConnector):
         return checkpoint
 
     def choose(self, given: str | None) -> str | None:
-        """Return what a fit goes on from, when a path, a special name or nothing is given."""
+        """Return what a fit resumes from, when a path, a special name or nothing is given."""
         return given
 
     def locate(self, path: str) -> str | None:
@@ -207,11 +207,18 @@ class ModelCheckpoint(UnlistedModelCheckpoint):
             self._last_checkpoint_saved = ""
             self._last_global_step_saved = 0
 
-    def before_choice(self, trainer: Trainer) -> None:
+    def drop_failed(self, trainer: Trainer) -> None:
         """Bring the record of what there is up to date, before it is decided what is saved and removed."""
 
+    def save_end(self, trainer: Trainer) -> None:
+        """Save as at the end of an interval, unless the last step was saved."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
+
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        self.before_choice(trainer)
+        self.drop_failed(trainer)
         super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
@@ -237,7 +244,7 @@ class ModelCheckpoint(UnlistedModelCheckpoint):
 
 @contextmanager
 def postponing_saves(
-    callbacks: list[Callback], postpone: Callable[[str, Callable[[], None]], bool], is_coming: Callable[[str], bool]
+    callbacks: list[Callback], postpone: Callable[[str, Callable[[], None]], bool], is_pending: Callable[[str], bool]
 ) -> Iterator[None]:
     """Let lightning's callbacks that save checkpoints, and classes derived from them, save later.
 
@@ -246,13 +253,13 @@ def postponing_saves(
     Args:
         callbacks: all callbacks of a trainer.
         postpone: is given ``save``, ``remove`` or ``link`` with what does it; returns False if that has to be done now.
-        is_coming: tells whether a path will be there later.
+        is_pending: tells whether a path will be there later.
     """
     changed = [callback for callback in callbacks if isinstance(callback, LightningModelCheckpoint)]
     names = ("_save_checkpoint", "_remove_checkpoint", "_link_checkpoint", "file_exists")
     before = [{name: vars(callback)[name] for name in names if name in vars(callback)} for callback in changed]
     for callback in changed:
-        vars(callback).update(_later_methods(callback, postpone, is_coming))
+        vars(callback).update(_later_methods(callback, postpone, is_pending))
     try:
         yield
     finally:
@@ -265,7 +272,7 @@ def postponing_saves(
 def _later_methods(
     callback: LightningModelCheckpoint,
     postpone: Callable[[str, Callable[[], None]], bool],
-    is_coming: Callable[[str], bool],
+    is_pending: Callable[[str], bool],
 ) -> dict[str, Callable[..., Any]]:
     save_now, remove_now = callback._save_checkpoint, callback._remove_checkpoint
     link_now, exists_now = callback._link_checkpoint, callback.file_exists
@@ -304,6 +311,6 @@ def _later_methods(
             link_now(trainer, filepath, linkpath)
 
     def exists(filepath: Any, trainer: Trainer) -> bool:
-        return is_coming(str(filepath)) or exists_now(filepath, trainer)
+        return is_pending(str(filepath)) or exists_now(filepath, trainer)
 
     return {"_save_checkpoint": save, "_remove_checkpoint": remove, "_link_checkpoint": link, "file_exists": exists}

@@ -334,9 +334,41 @@ def first_batch(loader: DataLoader, size: int) -> Any:
 
 def _turns_of(loader: Any) -> Any:
     """Return what makes a loader's iterators, if the workers take its batches in turn."""
-    made_by = vars(loader).get("_get_iterator") if isinstance(loader, DataLoader) else None
-    maker = made_by.func if isinstance(made_by, functools.partial) else getattr(loader, "iterate", None)
+    maker = iterator_maker(loader)
     return maker if hasattr(maker, "turns") else None
+
+
+def divides_samples(trainer: Trainer) -> bool:
+    """Tell whether the samples are divided among several workers, and the user has not said that this is done."""
+    flags = trainer._accelerator_connector
+    return flags.is_distributed and trainer.world_size > 1 and flags.use_distributed_sampler
+
+
+def iterator_maker(loader: Any) -> Any:
+    """Return the object of ours that makes a loader's iterators, or None."""
+    made_by = vars(loader).get("_get_iterator") if isinstance(loader, DataLoader) else None
+    return made_by.func if isinstance(made_by, functools.partial) else getattr(loader, "iterate", None)
+
+
+class ResettableIterator:
+    """An iterator around that of a DataLoader, which keeps its processes from one epoch to the next if it has to.
+
+    Args:
+        batches: the loader's iterator.
+    """
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Any:
+        return self
+
+    def begin(self) -> None:
+        """Begin to iterate."""
+
+    def _reset(self, loader: Any, first_iter: bool = False) -> None:
+        self.batches._reset(loader, first_iter)
+        self.begin()
 
 
 def without_index_wrapper(sampler: Any) -> Any:
@@ -410,7 +442,7 @@ def iterates_plainly(dataloader: DataLoader) -> bool:
 
 
 class _LaterLoader(CombinedLoader):
-    """Training loaders that are not iterated before it is known where they go on."""
+    """Training loaders that are not iterated before it is known where they continue."""
 
     waits: bool
 

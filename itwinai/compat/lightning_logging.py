@@ -149,6 +149,11 @@ def waits_for_epoch(metric: _ResultMetric) -> bool:
     return metric.is_tensor and metric.meta.on_epoch and metric._computed is None and is_synced(metric)
 
 
+def is_metric_of_epoch(metric: _ResultMetric) -> bool:
+    """Tell whether a key is a metric of torchmetrics, which all workers compute at the end of the epoch."""
+    return not metric.is_tensor and metric.meta.on_epoch and not metric.meta.sync.rank_zero_only
+
+
 def epoch_state(metric: _ResultMetric) -> tuple[Tensor, Tensor | None]:
     """Return what is accumulated of a key, and for a mean the weight that belongs to it."""
     return metric.value, metric.cumulated_batch_size if metric.meta.is_mean_reduction else None
@@ -205,7 +210,7 @@ def make_result(state: Mapping[str, Any], trainer: Trainer) -> _ResultMetric:
 
 
 def write_result(metric: _ResultMetric, state: Mapping[str, Any], device: torch.device) -> None:
-    """Let a key go on with what `read_result` returned."""
+    """Let a key continue with what `read_result` returned."""
     metric._update_count = state["updates"]
     metric._computed = None
     metric.has_reset = False
@@ -235,7 +240,7 @@ def is_first_iteration(connector: _LoggerConnector) -> bool:
 
 
 def goes_on_logging(connector: _LoggerConnector, hook: str) -> bool:
-    """Tell whether what a hook logs now is no new epoch, in which its values would have to be reset."""
+    """Tell whether what a hook logs now is not a new epoch, in which its values would have to be reset."""
     return connector._first_loop_iter is False or connector._current_fx == hook
 
 
@@ -249,6 +254,11 @@ def publish(connector: _LoggerConnector, metrics: _METRICS) -> None:
 def replace_logger_connector(trainer: Trainer, connector_class: type[_LoggerConnector]) -> None:
     """Let another class keep the trainer's logged values."""
     trainer._logger_connector = connector_class(trainer)
+
+
+def active_results(trainer: Trainer) -> Any:
+    """Return what keeps the logged values of the loop that is running, or None."""
+    return trainer._results
 
 
 def replace_results(loop: Any, results: _ResultCollection) -> None:

@@ -384,7 +384,7 @@ def begun_batches(loop: _TrainingEpochLoop) -> int:
 
 
 def processed_epochs(loop: _FitLoop) -> int:
-    """Return the number of epochs that a fit, or the one that it goes on with, has trained."""
+    """Return the number of epochs that a fit, or the one that it continues with, has trained."""
     return loop.epoch_progress.current.processed  # type: ignore[attr-defined]
 
 
@@ -456,7 +456,7 @@ def batches_done(trainer: Trainer) -> tuple[int, int]:
 
 
 def is_epoch_begun(trainer: Trainer) -> bool:
-    """Tell whether a fit is within an epoch, or was when the checkpoint was written that it goes on from."""
+    """Tell whether a fit is within an epoch, or was when the checkpoint was written that it resumes from."""
     progress: Any = trainer.fit_loop.epoch_progress.current
     return progress.started > progress.processed
 

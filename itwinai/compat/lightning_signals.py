@@ -53,11 +53,13 @@ class SignalConnector(_SignalConnector):
         if exits_at_once:
             self._original_handlers[signal.SIGTERM] = before
         for other in self.others:
-            if not self._has_already_handler(other):
+            if not self._has_already_handler(other):  # the user's own meaning of SIGUSR1, say, comes first
                 self._register_signal(other, self._sigterm_notifier_fn)
 
     @override
     def teardown(self) -> None:
+        # lightning puts back the handlers from before the run, here the default one, which kills. A scheduler signals
+        # the caller and its workers, and the caller passes it on: one of both may come when the run is over already.
         if self.ends_with_run and self.received_sigterm:
             self._original_handlers.update(dict.fromkeys((signal.SIGTERM, *self.others), signal.SIG_IGN))
         super().teardown()
@@ -68,18 +70,21 @@ class SignalConnector(_SignalConnector):
         self._sigterm_notifier_fn(signum, _)
 
     def _sigterm_notifier_fn(self, signum: Any, _: Any) -> None:
+        # Runs in the midst of whatever the main thread does, maybe a collective: it must not wait for other workers.
         now = time.monotonic()
         if self._first_signal is None:
             self._first_signal = now
         elif now - self._first_signal > IMPATIENT:
+            # By the default handler and not by an exit code: whoever waits for this process sees which signal it was.
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         self.signum = signal.Signals(signum)
+        # In the caller of workers: these have sessions of their own, which a terminal does not reach.
         launcher = self.trainer.strategy.launcher
         if launcher is not None and not self.received_sigterm:
             launcher.kill(signum)
         if self.on_sigterm is None:
-            self.received_sigterm = True
+            self.received_sigterm = True  # lightning looks at it after each batch
         else:
             self.on_sigterm()
 

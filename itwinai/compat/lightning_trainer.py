@@ -88,6 +88,18 @@ def replace_callback_connector(trainer: Trainer, make: Callable[[Trainer, Any], 
     trainer._callback_connector = make(trainer, trainer._callback_connector)
 
 
+def attributes(trainer: Trainer) -> dict[str, Any]:
+    """Return what callbacks and scripts set on a trainer: its attributes, its parts left out."""
+    parts = ("callbacks", "datamodule", "state", "should_stop", "report_failure")
+    return {
+        name: value
+        for name, value in vars(trainer).items()
+        if not name.startswith("_")
+        and name not in parts
+        and type(value).__module__.partition(".")[0] not in ("lightning", "pytorch_lightning", "itwinai")
+    }
+
+
 def attach(trainer: Trainer, module: LightningModule, datamodule: Any) -> None:
     """Leave a trainer attached to its module and datamodule, as after a local run."""
     trainer.strategy._lightning_module = module

@@ -13,7 +13,7 @@ def tune_storage() -> str | None:
     """Return the folder, or its URL, that Ray Tune keeps the trial in whose function runs in this process.
 
     Returns:
-        The folder; None if this is no trial that is a function.
+        The folder; None if this is not a trial that is a function.
     """
     from ray.train._internal.session import get_session
 

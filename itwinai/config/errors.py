@@ -424,7 +424,7 @@ def _classes_here() -> dict[str, tuple[list[str], list[str]]]:
 def _imported(path: Any, classes: Sequence[type]) -> Any:
     """Return the class of a path; or, as a text, why there is none."""
     if not isinstance(path, str):
-        return f"{path!r} is no path of a class. Accepted: text as module.Class."
+        return f"{path!r} is not a path of a class. Accepted: text as module.Class."
     module, _, name = path.rpartition(".")
     if not module:
         known = {one.__name__: one for base in classes for one in _subclasses(base)}

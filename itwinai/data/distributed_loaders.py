@@ -5,17 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import BatchSampler, DataLoader
 
-from itwinai.collectives import gather, gather_of
+from itwinai.collectives import gather, gather_of, tensor_gather_of
 from itwinai.compat import lightning_dataloaders, lightning_loops
 from itwinai.compat.lightning_trainer import MisconfiguredTrainerError
-from itwinai.data.rank_streams import RankSeed, RankStreams
+from itwinai.data.evaluation_streams import IterateInStep, LoaderInStep, SizedLoaderInStep
+from itwinai.data.rank_streams import RankSeed
 from itwinai.data.samplers import (
     DistributedBatchSampler,
     DistributedIndexSampler,
@@ -26,7 +27,13 @@ from itwinai.data.samplers import (
     name_of,
 )
 from itwinai.data.stateful_loader import StreamLoader
-from itwinai.data.undivided_loader import IterateInTurns, IterateShared, LoaderInTurns, SizedLoaderInTurns
+from itwinai.data.undivided_loader import (
+    DividesBatches,
+    IterateInTurns,
+    IterateShared,
+    LoaderInTurns,
+    SizedLoaderInTurns,
+)
 from itwinai.data.weights import StepWeights
 from itwinai.interfaces import Stateful
 
@@ -34,15 +41,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
-class WeighsBatches(Protocol):
-    """A strategy whose workers draw from streams of random numbers of their own, and weigh their losses."""
-
-    @property
-    def random_numbers(self) -> RankStreams:
-        """The streams of this worker."""
-
-    def weigh_batches(self, weights: StepWeights) -> None:
-        """Weigh this worker's loss so that unequal parts of a global batch count by their samples."""
+_EVALUATING = (RunningStage.VALIDATING, RunningStage.TESTING, RunningStage.SANITY_CHECKING)
 
 
 class DistributedLoaders:
@@ -61,10 +60,10 @@ class DistributedLoaders:
         self._announced = ""
 
     @property
-    def _strategy(self) -> WeighsBatches | None:
+    def _strategy(self) -> DividesBatches | None:
         """The strategy, if it is one of ours."""
         strategy = self.trainer.strategy
-        return cast("WeighsBatches", strategy) if hasattr(strategy, "weigh_batches") else None
+        return cast("DividesBatches", strategy) if hasattr(strategy, "weigh_batches") else None
 
     @property
     def _gather(self) -> Callable[[Any], list[Any]]:
@@ -100,7 +99,9 @@ class DistributedLoaders:
             return _resumable(dataloader) if stage == RunningStage.TRAINING else dataloader
         if stage == RunningStage.TRAINING and self.weigh_uneven_batches and self._strategy is not None:
             self._strategy.weigh_batches(StepWeights(self.trainer))
-        return self._own_noise(lightning_dataloaders.with_sampler(dataloader, self._dealt(dataloader, stage), stage))
+        return self._with_rank_seed(
+            lightning_dataloaders.with_sampler(dataloader, self._distributed_sampler(dataloader, stage), stage)
+        )
 
     def prepare_other(self, loader: Any, stage: RunningStage) -> Any:
         """Return the loader to use for one that the user divides: no DataLoader, or with a sampler that does it.
@@ -112,12 +113,16 @@ class DistributedLoaders:
         Raises:
             ConfigurationError: its batches have to be divided, which only the user can do.
         """
+        while isinstance(loader, LoaderInStep | LoaderInTurns):  # a collection keeps what the last run has put into it
+            loader = loader.loader
         if stage == RunningStage.TRAINING:
             self._check_equal_lengths(loader)
         if isinstance(loader, DataLoader):
-            loader = self._own_noise(loader)
+            loader = self._with_rank_seed(loader)
         elif stage == RunningStage.PREDICTING:
             return (SizedLoaderInTurns if isinstance(loader, Sized) else LoaderInTurns)(loader, self._in_turns())
+        elif stage in _EVALUATING and lightning_dataloaders.divides_samples(self.trainer) and not self.split_batches:
+            return (SizedLoaderInStep if isinstance(loader, Sized) else LoaderInStep)(loader, self._in_step())
         if not self.split_batches or self.trainer.world_size == 1 or sized_len(loader) == 0:
             return loader
         if not isinstance(loader, DataLoader):
@@ -156,7 +161,7 @@ class DistributedLoaders:
         self._announced = line  # loaders may be made again in each epoch
 
     def _resumable_stream(self, dataloader: DataLoader) -> DataLoader:
-        """Return a loader of an iterable dataset that goes on in mid-epoch, if its dataset can."""
+        """Return a loader of an iterable dataset that resumes in mid-epoch, if its dataset can."""
         if type(dataloader) is not DataLoader or dataloader.num_workers or not isinstance(dataloader.dataset, Stateful):
             return dataloader
         loader = lightning_dataloaders.with_class(dataloader, StreamLoader)
@@ -172,13 +177,15 @@ class DistributedLoaders:
         """Return a loader of an iterable dataset that draws the same random numbers on all ranks.
 
         Datasets that divide themselves rely on it: they draw one order on all ranks, of which each takes its part. In
-        prediction the workers take turns, unless the dataset divides itself.
+        prediction and evaluation the workers take turns, unless the dataset divides itself.
         """
         shared = None
         if self.trainer.world_size > 1 and self._strategy is not None:
             shared = IterateShared(self._strategy, dataloader.num_workers > 0)
         if stage == RunningStage.PREDICTING:
             return lightning_dataloaders.with_iterator(dataloader, self._in_turns(shared))
+        if stage in _EVALUATING and shared is not None:
+            return lightning_dataloaders.with_iterator(dataloader, self._in_step(shared))
         return dataloader if shared is None else lightning_dataloaders.with_iterator(dataloader, shared)
 
     def _in_turns(self, iterate: Callable[[Callable[[], Any]], Any] | None = None) -> IterateInTurns:
@@ -193,7 +200,18 @@ class DistributedLoaders:
             self.trainer.global_rank, self.trainer.world_size, functools.partial(gather, self.trainer), iterate
         )
 
-    def _own_noise(self, dataloader: DataLoader) -> DataLoader:
+    def _in_step(self, iterate: Callable[[Callable[[], Any]], Any] | None = None) -> IterateInStep:
+        """Return what lets the workers evaluate batches in turn, and equally many of them."""
+        return IterateInStep(
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            functools.partial(gather, self.trainer),
+            tensor_gather_of(self.trainer.strategy),
+            self.trainer.strategy.root_device,
+            iterate,
+        )
+
+    def _with_rank_seed(self, dataloader: DataLoader) -> DataLoader:
         """Return a loader whose processes draw other random numbers on each rank."""
         if (
             not self.trainer.global_rank
@@ -205,15 +223,17 @@ class DistributedLoaders:
             dataloader, RankSeed(self.trainer.global_rank, dataloader.worker_init_fn)
         )
 
-    def _dealt(self, dataloader: DataLoader, stage: RunningStage) -> DistributedIndexSampler | DistributedBatchSampler:
+    def _distributed_sampler(
+        self, dataloader: DataLoader, stage: RunningStage
+    ) -> DistributedIndexSampler | DistributedBatchSampler:
         """Return a sampler that gives this worker its part of what a loader's sampler draws."""
         predicting = stage == RunningStage.PREDICTING
         options: dict[str, Any] = {
             "num_replicas": self.trainer.world_size,
             "rank": self.trainer.global_rank,
             # DeepSpeed in stage 3 gathers parameters in each forward.
-            "lockstep": not predicting or getattr(self._strategy, "zero_stage_3", False),
-            "lend": stage not in (RunningStage.TRAINING, RunningStage.PREDICTING),
+            "even_batches": not predicting or getattr(self._strategy, "zero_stage_3", False),
+            "borrow_samples": stage not in (RunningStage.TRAINING, RunningStage.PREDICTING),
             "whole": predicting,
             "broadcast": self.trainer.strategy.broadcast,
             "gather": None if self._strategy is None else self._gather,
@@ -278,7 +298,7 @@ class DistributedLoaders:
 
 
 def _resumable(dataloader: DataLoader) -> DataLoader:
-    """Return a loader of a single worker with a sampler that can go on in mid-epoch."""
+    """Return a loader of a single worker with a sampler that can resume in mid-epoch."""
     if not lightning_dataloaders.iterates_plainly(dataloader):  # it may draw from whatever it has kept
         return dataloader
     if type(dataloader.batch_sampler) is BatchSampler:

@@ -1,4 +1,4 @@
-"""Where a training loader stands in its epoch, and what it takes to go on from there."""
+"""Where a training loader stands in its epoch, and what it takes to resume from there."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Position:
 
 @runtime_checkable
 class Resumable(Protocol):
-    """A sampler that can go on in the midst of an epoch."""
+    """A sampler that can resume in the midst of an epoch."""
 
     def position(self) -> Position:
         """Return what is needed to draw the order of this epoch again."""
 
     def go_on_drawing(self, position: Position) -> None:
-        """Let the sampler's own generator, if it has one, go on where it was at a position."""
+        """Let the sampler's own generator, if it has one, resume where it was at a position."""
 
     def resume(self, position: Position, batches: int) -> None:
         """Let the next iteration repeat the order of a position, without its first batches."""

@@ -1,7 +1,7 @@
 """Random numbers of the ranks: what all draw alike, and what each draws by itself.
 
 Until training begins all ranks draw from the run's own stream, so that what `setup` or a model's constructor draws is
-the same everywhere. Then rank 0 goes on with it, as one process would, and the others begin streams of their own. Where
+the same everywhere. Then rank 0 continues with it, as one process would, and the others begin their own streams. Where
 they have to agree later on (orders of samples, hooks that make loaders, iterable datasets) they draw from rank 0's.
 """
 
@@ -100,7 +100,7 @@ class RankStreams:
 class SharedIterator:
     """Iterates over a loader in one stream of random numbers on all ranks, whatever else each of them draws.
 
-    The stream begins where rank 0 is when the first batch is fetched. Rank 0 goes on in it for as long as nothing else
+    The stream begins where rank 0 is when the first batch is fetched. Rank 0 continues in it as long as nothing else
     draws there, as one process would.
 
     Args:

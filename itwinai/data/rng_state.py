@@ -40,7 +40,7 @@ def unpack_random_states(packed: RandomStates) -> RandomStates:
     if "numpy" in states:
         name, keys, *rest = states["numpy"]
         states["numpy"] = (name, keys.numpy().astype(np.uint32), *rest)
-    # A GPU run may go on without GPUs, or on one with another number. What the other devices draw does not matter.
+    # A GPU run may continue without GPUs, or on one with another number. What the other devices draw does not matter.
     # Earlier versions packed the states of all of them.
     of_cuda, devices = states.pop("torch.cuda", ()), torch.cuda.device_count()
     if devices and len(of_cuda) in (1, devices):

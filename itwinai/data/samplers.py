@@ -59,9 +59,9 @@ class DistributedBatchSampler(Sampler[Batch]):
         split: whether each batch of ``batches`` is a global batch and split among the workers; otherwise W of its
             batches in a row make a global batch, and each worker gets one of them, as the batch size of a DataLoader
             is the one per worker in Lightning.
-        lockstep: whether all workers need the same number of batches, because they meet in collective operations.
+        even_batches: whether all workers need the same number of batches, because they meet in collective operations.
             A worker for which the last global batch holds no sample then gets one that another worker has as well.
-        lend: whether the last global batch may borrow samples from the one before to spare that. Right for
+        borrow_samples: whether the last global batch may borrow samples from the one before to spare that. Right for
             evaluation, where it does not matter which samples share a batch.
         broadcast: sends an object from rank 0 to all workers. The user's sampler runs in the random state of rank 0
             on all of them: each would draw another order otherwise.
@@ -88,8 +88,8 @@ class DistributedBatchSampler(Sampler[Batch]):
         rank: int,
         *,
         split: bool,
-        lockstep: bool,
-        lend: bool,
+        even_batches: bool,
+        borrow_samples: bool,
         broadcast: Callable[[Any], Any],
         gather: Callable[[Any], list[Any]] | None = None,
         whole: bool = False,
@@ -98,8 +98,8 @@ class DistributedBatchSampler(Sampler[Batch]):
         self.num_replicas = num_replicas
         self.rank = rank
         self.split = split
-        self.lockstep = lockstep
-        self.lend = lend
+        self.even_batches = even_batches
+        self.borrow_samples = borrow_samples
         self.broadcast = broadcast
         self.gather = gather
         self.whole = whole
@@ -160,7 +160,7 @@ class DistributedBatchSampler(Sampler[Batch]):
         )
 
     def go_on_drawing(self, position: Position) -> None:
-        """Let the sampler's own generator, if it has one, go on where it was at a position."""
+        """Let the sampler's own generator, if it has one, resume where it was at a position."""
         if self.generator is not None and position.generator is not None:
             self.generator.set_state(position.generator)
 
@@ -210,7 +210,7 @@ class DistributedBatchSampler(Sampler[Batch]):
 
     def planned_weights(self, batch_index: int) -> list[float] | None:
         """Return the weights of all workers for a batch, before it is drawn; None where that cannot be told."""
-        if self.global_batch is None or not _has_length(self.batches) or self.lend:
+        if self.global_batch is None or not _has_length(self.batches) or self.borrow_samples:
             return None
         assert isinstance(self.batches, BatchSampler)
         samples: int = len(self.batches.sampler)  # type: ignore[arg-type]
@@ -237,7 +237,7 @@ class DistributedBatchSampler(Sampler[Batch]):
 
     def _batches(self, position: Position | None, skipped: int) -> Iterator[Batch]:
         self.weights = {}
-        if self._is_plain_range() and not self.lockstep:
+        if self._is_plain_range() and not self.even_batches:
             yield from self._ranges()
             return
         for index, group in enumerate(self._groups(position)):
@@ -248,7 +248,7 @@ class DistributedBatchSampler(Sampler[Batch]):
             total = sum(map(len, parts))
             if len(part) * self.num_replicas != total and not (part and self._own_sizes(group)):
                 self.weights[index] = len(part) * self.num_replicas / total
-            if part or self.lockstep:
+            if part or self.even_batches:
                 yield part or next(filter(None, parts))[:1]
 
     def _is_plain_range(self) -> bool:
@@ -263,14 +263,14 @@ class DistributedBatchSampler(Sampler[Batch]):
             yield list(range(start, min(start + size, samples)))
 
     def _groups(self, position: Position | None) -> Iterator[list[Batch]]:
-        """Yield each global batch, as the list of the user's batches that make it up, with samples lent."""
+        """Yield each global batch, as the list of the user's batches that make it up, with borrowed samples."""
         if not self._lends():
             yield from self._global_batches(position)
             return
         previous: list[Batch] | None = None
         for group in self._global_batches(position):
             if previous is not None:
-                previous, group = self._lend(previous, group)
+                previous, group = self._borrow(previous, group)
                 yield previous
             previous = group
         if previous is not None:
@@ -278,7 +278,7 @@ class DistributedBatchSampler(Sampler[Batch]):
 
     def _lends(self) -> bool:
         """Tell whether the last global batch may have to borrow, so that each has to wait for the next."""
-        if not self.lend or self.num_replicas == 1:
+        if not self.borrow_samples or self.num_replicas == 1:
             return False
         size = self.global_batch
         if size is None or not _has_length(self.batches):
@@ -295,7 +295,7 @@ class DistributedBatchSampler(Sampler[Batch]):
             if len(group) == size or not self._drop_last:
                 yield group
 
-    def _lend(self, previous: list[Batch], last: list[Batch]) -> tuple[list[Batch], list[Batch]]:
+    def _borrow(self, previous: list[Batch], last: list[Batch]) -> tuple[list[Batch], list[Batch]]:
         """Move samples from a global batch to the next if that one has fewer samples than there are workers."""
         missing = self.num_replicas - sum(map(len, last))
         samples = list(itertools.chain(*previous))
@@ -412,8 +412,8 @@ class DistributedIndexSampler(Sampler[Any]):
         sampler: the user's sampler.
         num_replicas: number of workers.
         rank: this worker's rank.
-        **options: ``lockstep``, ``lend``, ``broadcast``, ``gather``, ``whole`` of `DistributedBatchSampler`; ``length``
-            of `OwnPartBatchSampler`, for a sampler that divides itself.
+        **options: ``even_batches``, ``borrow_samples``, ``broadcast``, ``gather``, ``whole`` of
+            `DistributedBatchSampler`; ``length`` of `OwnPartBatchSampler`, for a sampler that divides itself.
     """
 
     def __init__(self, sampler: Iterable[Any], num_replicas: int, rank: int, **options: Any) -> None:
@@ -444,7 +444,7 @@ class DistributedIndexSampler(Sampler[Any]):
         return self.dealt.position()
 
     def go_on_drawing(self, position: Position) -> None:
-        """Let the sampler's own generator go on where it was at a position."""
+        """Let the sampler's own generator resume where it was at a position."""
         self.dealt.go_on_drawing(position)
 
     def resume(self, position: Position, batches: int) -> None:
@@ -482,8 +482,8 @@ class OwnPartBatchSampler(DistributedBatchSampler):
         num_replicas: number of workers.
         rank: this worker's rank.
         length: number of batches of the worker that has most; None if the sampler has no length.
-        lockstep: as of `DistributedBatchSampler`. A worker whose batches have ended repeats a sample, with weight 0.
-        lend: without effect: the samples are divided.
+        even_batches: as of `DistributedBatchSampler`. A worker without batches repeats a sample, with weight 0.
+        borrow_samples: without effect: the samples are divided.
         broadcast: as of `DistributedBatchSampler`: samplers divide one permutation, which all have to draw.
         gather: as of `DistributedBatchSampler`; tells how many samples the others have in the last batches.
         whole: without effect: each worker has its own batches.
@@ -498,13 +498,18 @@ class OwnPartBatchSampler(DistributedBatchSampler):
         rank: int,
         *,
         length: int | None,
-        lockstep: bool,
-        lend: bool,
+        even_batches: bool,
+        borrow_samples: bool,
         broadcast: Callable[[Any], Any],
         gather: Callable[[Any], list[Any]],
         whole: bool = False,
     ) -> None:
-        options: dict[str, Any] = {"lockstep": lockstep, "lend": False, "broadcast": broadcast, "gather": gather}
+        options: dict[str, Any] = {
+            "even_batches": even_batches,
+            "borrow_samples": False,
+            "broadcast": broadcast,
+            "gather": gather,
+        }
         super().__init__(batches, num_replicas, rank, split=False, **options)
         self.length = length
 
@@ -516,7 +521,7 @@ class OwnPartBatchSampler(DistributedBatchSampler):
     def __len__(self) -> int:
         if self.length is None:
             raise TypeError(f"{name_of(self.batches)} has no length.")
-        return self.length if self.lockstep else len(self.batches)  # type: ignore[arg-type]
+        return self.length if self.even_batches else len(self.batches)  # type: ignore[arg-type]
 
     def _may_know_ranks(self) -> bool:
         return False
@@ -527,7 +532,7 @@ class OwnPartBatchSampler(DistributedBatchSampler):
         if self._left_out is not None:
             done, first = self._left_out
             order = self._remaining(order, done, None if first is None else first // self.num_replicas)
-        if not self.lockstep or self.length is None:
+        if not self.even_batches or self.length is None:
             yield from itertools.islice(order, skipped, None)
             return
         own = [list(batch) for batch in order]
@@ -549,7 +554,7 @@ class OwnPartBatchSampler(DistributedBatchSampler):
 
 
 class ResumableSampler(DistributedBatchSampler):
-    """Give the only worker all indices of the user's sampler, as they come, and be able to go on in mid-epoch.
+    """Give the only worker all indices of the user's sampler, as they come, and be able to resume in mid-epoch.
 
     Args:
         sampler: the user's sampler, or batch sampler.
@@ -557,7 +562,7 @@ class ResumableSampler(DistributedBatchSampler):
     """
 
     def __init__(self, sampler: Iterable[Any], batch_size: int | None) -> None:
-        super().__init__(sampler, 1, 0, split=False, lockstep=True, lend=False, broadcast=_returned)
+        super().__init__(sampler, 1, 0, split=False, even_batches=True, borrow_samples=False, broadcast=_returned)
         self.batch_size = batch_size
 
     @property

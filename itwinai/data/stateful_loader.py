@@ -1,4 +1,4 @@
-"""Loaders of iterable datasets that can tell where they are, and go on from there."""
+"""Loaders of iterable datasets that can tell where they are, and resume from there."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class StreamLoader(DataLoader):
         return {"batches": batches, "ranks": self.gather(own)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iteration go on where this worker stood; a worker that is new starts from the beginning."""
+        """Let the next iteration resume where this worker stood; a worker that is new starts from the beginning."""
         own = state["ranks"][self.rank] if self.rank < len(state["ranks"]) else None
         if own is None:
             return

@@ -12,13 +12,14 @@ import numpy as np
 from torch import Tensor
 
 from itwinai.data.rank_streams import RankStreams, SharedIterator
+from itwinai.data.weights import StepWeights
 from itwinai.drawn import Done, Drawn, Recent
 
 _ADDRESS = re.compile(r"\b0x[0-9a-f]+")
 
 
-class Group(Protocol):
-    """A strategy whose workers draw from streams of their own."""
+class DividesBatches(Protocol):
+    """What loaders need of a strategy: its workers draw from streams of their own, and divide each global batch."""
 
     global_rank: int
     world_size: int
@@ -30,17 +31,20 @@ class Group(Protocol):
     def gather_objects(self, value: Any) -> list[Any]:
         """Return the objects of all workers, by rank."""
 
+    def weigh_batches(self, weights: StepWeights) -> None:
+        """Weigh this worker's loss so that unequal parts of a global batch count by their samples."""
+
 
 class IterateShared:
     """Makes the iterators of a loader of an iterable dataset.
 
     Args:
-        group: the workers.
+        group: the strategy of the workers.
         has_processes: whether the loader fetches in processes; what these draw follows from where they begin.
     """
 
-    def __init__(self, group: Any, has_processes: bool) -> None:
-        self.group: Group = group
+    def __init__(self, group: DividesBatches, has_processes: bool) -> None:
+        self.group = group
         self.has_processes = has_processes
 
     def __call__(self, make: Callable[[], Any]) -> Any:

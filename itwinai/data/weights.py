@@ -30,12 +30,13 @@ class Weighing(Protocol):
 
 
 def sampler_of(loader: Any) -> Weighing | None:
-    """Return the sampler that deals a loader's samples out to the workers, if there is one."""
+    """Return what deals a loader's samples out to the workers, if there is something: a sampler, or its iterator."""
     found = (
         lightning_dataloaders.without_index_wrapper(getattr(loader, name, None))
         for name in ("batch_sampler", "sampler")
     )
-    return next((sampler for sampler in found if isinstance(sampler, Weighing)), None)
+    candidates = (*found, lightning_dataloaders.iterator_maker(loader))
+    return next((sampler for sampler in candidates if isinstance(sampler, Weighing)), None)
 
 
 def check_drawn(loader: Any, sampler: Weighing) -> None:
@@ -138,6 +139,6 @@ class StepWeights:
             f"Step {step} of the epoch takes a batch from each of {len(weights)} training loaders, and their last "
             f"batches are divided unevenly among {self.trainer.world_size} workers, each in another way (weights "
             f"{weights}). No weight of a worker's loss lets the samples of all loaders count alike, as in one process. "
-            "Take drop_last=True for these loaders, or numbers of samples that can be divided; or accept it with "
+            "Use drop_last=True for these loaders, or numbers of samples that can be divided; or accept it with "
             "ItwinaiTrainer(weigh_uneven_batches=False), which lets the loss of each worker count alike."
         )

@@ -53,7 +53,7 @@ def reading(what: str, remedy: str = "") -> Iterator[None]:
     """Turn what is met in a document that is another than was thought into an error that says so.
 
     Args:
-        what: the document and what it is not, as in ``a.json is no record of a search``.
+        what: the document and what it is not, as in ``a.json is not a record of a search``.
         remedy: a sentence: what to do about it.
 
     Raises:

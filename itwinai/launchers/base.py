@@ -17,7 +17,7 @@ from itwinai.compat import lightning_launching, lightning_logging, lightning_tra
 from itwinai.errors import WorkerError
 from itwinai.interfaces import Restartable, ServingWorkers
 from itwinai.launchers import payload as payloads
-from itwinai.launchers.script import HISTORY, Rerun, earlier_outcome, take_part
+from itwinai.launchers.script import HISTORY, Rerun, earlier_outcome, join_launch
 from itwinai.launchers.worker_failure import WorkerGroupError
 from itwinai.warn import warn_user
 
@@ -78,7 +78,7 @@ class PayloadLauncher(lightning_launching.Launcher):
         payload = payloads.Payload(trainer, function, args, kwargs)
         number, rerun = HISTORY.begin(), Rerun.of_this_process()
         if rerun is not None and number == rerun.number:
-            take_part(rerun, payload)
+            join_launch(rerun, payload)
         with ExitStack() as contexts:
             for callback in lightning_trainer.callbacks(trainer):
                 if isinstance(callback, ServingWorkers):
@@ -191,6 +191,7 @@ def on_signals(signals: Sequence[signal.Signals], act: Callable[[int], None]) ->
     def handle(signum: int, _frame: FrameType | None) -> None:
         act(signum)
 
+    # Back to what was there, and not to the default: notebooks, Ray and pytest have handlers of their own.
     previous: dict[int, Any] = {number: signal.signal(number, handle) for number in signals}
     try:
         yield previous

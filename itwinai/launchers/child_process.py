@@ -148,7 +148,7 @@ class ChildProcess:
 
 
 def _is_itwinai(pid: int) -> bool:
-    """Tell whether a process runs itwinai, and is no server of Ray."""
+    """Tell whether a process runs itwinai, and is not a server of Ray."""
     with suppress(OSError):
         return b"itwinai" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False

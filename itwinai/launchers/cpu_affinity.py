@@ -65,7 +65,7 @@ def share_cores(workers: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
-def crowded_text(workers: int, threads: int, cores: int, flag: str = "cpu_threads=") -> str:
+def oversubscription_text(workers: int, threads: int, cores: int, flag: str = "cpu_threads=") -> str:
     """Return that there are more threads than cores, and what to do; empty if there are not.
 
     Args:

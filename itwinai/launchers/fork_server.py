@@ -179,7 +179,7 @@ class ForkServerClient:
         return self.is_there() and self.variables == _read_when_loaded(variables)
 
     def receive(self, timeout: float | None) -> None:
-        """Take in what the server has to tell.
+        """Read what the server has to tell.
 
         Args:
             timeout: seconds to wait for the first news; None waits until there are some.

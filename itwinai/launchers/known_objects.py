@@ -7,6 +7,7 @@ import random
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -57,21 +58,58 @@ def is_known_kind(value: Any) -> bool:
     if type(value) is np.ndarray:
         return value.dtype != object and value.flags.writeable
     return (
-        isinstance(value, (Container, RandomSource)) and type(value) is not random.SystemRandom or _is_own_object(value)
+        isinstance(value, (Container, RandomSource)) and type(value) is not random.SystemRandom or is_own_object(value)
     )
 
 
-def _is_own_object(value: Any) -> bool:
+def is_own_object(value: Any) -> bool:
+    """Tell whether a value is of a class of the user's own, or of one that is used like that."""
     kind = type(value)
     if kind in (SimpleNamespace, argparse.Namespace) or isinstance(value, (Dataset, Sampler)):
         return True
     return (
-        hasattr(value, "__dict__")
+        (hasattr(value, "__dict__") or _slots(kind) != ())
         and not isinstance(value, (type, nn.Module, torch.Tensor, Callback, Logger))
         # What is called for a module of Python, a function or a lock has its class in one of these.
         and kind.__module__.partition(".")[0] not in _FRAMEWORKS | {"builtins"}
         and "__reduce__" not in kind.__dict__
     )
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    """Return the names of the slots of a class and of those it is derived from, as attributes are called by them."""
+    names: list[str] = []
+    for cls in kind.__mro__:
+        own = vars(cls).get("__slots__", ())
+        for name in (own,) if isinstance(own, str) else own:
+            if name.startswith("__") and not name.endswith("__"):  # as Python writes private names
+                name = f"_{cls.__name__.lstrip('_')}{name}"
+            if name not in ("__dict__", "__weakref__"):
+                names.append(name)
+    return tuple(names)
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """Return the attributes that an object itself has, those in slots included."""
+    slots = _slots(type(value)) if is_own_object(value) else ()
+    return {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots if hasattr(value, name)}}
+
+
+def set_attribute(value: Any, name: str, attribute: Any) -> None:
+    """Set an attribute that `attributes` tells of, past what the class does upon it."""
+    if name in _slots(type(value)):
+        object.__setattr__(value, name, attribute)
+    else:
+        vars(value)[name] = attribute
+
+
+def remove_attribute(value: Any, name: str) -> None:
+    """Remove an attribute that `attributes` tells of, if it is there."""
+    if name in _slots(type(value)):
+        with suppress(AttributeError):
+            object.__delattr__(value, name)
+    else:
+        vars(value).pop(name, None)
 
 
 def children(value: Any) -> Iterator[tuple[str, Any]]:
@@ -83,13 +121,12 @@ def children(value: Any) -> Iterator[tuple[str, Any]]:
         if len(value) <= _LONG:
             for key, child in value.items():
                 yield f"[{key!r}]" if isinstance(key, (str, int)) else "[?]", child
-    elif isinstance(value, (list, tuple, deque)):
-        # A class derived of these may refuse to tell its length.
-        if (sized_len(value) or 0) <= _LONG:
-            for index, child in enumerate(value):
-                yield f"[{index}]", child
-    elif _is_own_object(value):
-        for name, child in vars(value).items():
+    # A class derived of these may refuse to tell its length.
+    elif isinstance(value, (list, tuple, deque)) and (sized_len(value) or 0) <= _LONG:
+        for index, child in enumerate(value):
+            yield f"[{index}]", child
+    if is_own_object(value) and not isinstance(value, DataLoader):
+        for name, child in attributes(value).items():
             yield f".{name}", child
 
 

@@ -35,7 +35,7 @@ from itwinai.launchers.fork import ForkedProcess, fork, why_not_fork
 from itwinai.launchers.fork_server import ForkedWorker, ForkServerClient, can_fork, title_worker
 from itwinai.launchers.payload import Payload, Result
 from itwinai.launchers.payload import run as run_payload
-from itwinai.launchers.script import HISTORY, Rerun, ScriptOrder, script_command
+from itwinai.launchers.script import HISTORY, LaunchInstructions, Rerun, know_classes, script_command
 from itwinai.launchers.state_sync import named_tensors
 from itwinai.launchers.worker import Start, die_with_caller, python_that_runs
 from itwinai.launchers.worker_failure import Failure, WorkerGroupError
@@ -172,6 +172,7 @@ class LocalLauncher(PayloadLauncher):
 
     def _pass_on(self, signum: int) -> None:
         """Pass a signal on to the workers, so that they can end in an orderly way."""
+        # This process does not stop by itself: it waits for the workers, which save first, and reports what they say.
         self._passed_on = signum
         self.kill(signum)
 
@@ -255,8 +256,8 @@ class LocalLauncher(PayloadLauncher):
         assert command is not None
         number = HISTORY.begun - 1
         weights = {name: tensor.detach() for name, tensor in named_tensors(payload.trainer.lightning_module).items()}
-        order = ScriptOrder(rank_infos, payload.rng_states, weights)
-        write_whole(folder / "order.pickle", cloudpickle.dumps(order))
+        instructions = LaunchInstructions(rank_infos, payload.rng_states, weights)
+        write_whole(folder / "instructions.pickle", cloudpickle.dumps(instructions))
         for rank in rank_infos:
             rerun = Rerun(number, rank, str(folder), str(HISTORY.folder), os.getpid())
             self.processes[rank] = subprocess.Popen(
@@ -265,6 +266,7 @@ class LocalLauncher(PayloadLauncher):
                 env={**self._environment(), **rerun.variables()},
                 start_new_session=True,
             )
+        know_classes()
 
     def _wait(self, folder: Path, start: Callable[[Mapping[int, Any]], None], handlers: Mapping[int, Any]) -> None:
         """Start the workers and wait until all have ended; if one fails, end the others and raise its error.
@@ -283,12 +285,13 @@ class LocalLauncher(PayloadLauncher):
                 self.kill(self._passed_on)
             if interrupts:
                 signal.raise_signal(signal.SIGINT)
+            # Polled, not waited for: the failure of one worker ends the launch though the others hang in a collective.
             while any(process.poll() is None for process in self.processes.values()):
                 if self._dead(folder) or any(folder.glob("failure-*.pickle")):
                     break
                 time.sleep(0.02)
         except KeyboardInterrupt as interrupt:
-            self.kill(signal.SIGINT)
+            self.kill(signal.SIGINT)  # a terminal does not reach workers, which have sessions of their own
             with suppress(KeyboardInterrupt):  # pressed again: no more patience
                 self._wait_for_exit(GRACE)
             raise WorkerGroupError(interrupt, self._trace(folder)) from None

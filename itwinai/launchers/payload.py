@@ -8,13 +8,17 @@ callbacks look as if the run had been local.
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule
@@ -28,7 +32,6 @@ from itwinai.interfaces import KeepsCheckpoint, Worker
 from itwinai.launchers.cpu_affinity import share_cores
 from itwinai.launchers.environment import PlacedEnvironment, RankInfo
 from itwinai.launchers.process_settings import ProcessSettings
-from itwinai.launchers.serialization import dumps
 from itwinai.launchers.state_sync import StateDiff, write_back
 from itwinai.launchers.worker import TRACE
 
@@ -44,7 +47,7 @@ OTHER_WAYS = (
 
 
 @dataclass
-class Kept:
+class FinalState:
     """What a strategy keeps of a run, over all workers, before it takes down what they share.
 
     Attributes:
@@ -66,7 +69,7 @@ class Payload:
         function: the entry point, a bound method of ``trainer``.
         args: positional arguments of ``function``.
         kwargs: keyword arguments of ``function``.
-        rng_states: global random states of the caller, so that every worker goes on where the caller stands.
+        rng_states: global random states of the caller, so that every worker continues where the caller is.
         arguments: the command line of the caller, which the user's code may read in a worker as well.
         settings: what the caller's process is set to.
     """
@@ -117,7 +120,7 @@ class Result:
         returned: what the entry point returned, on the CPU.
         predict_dataloaders: number of dataloaders that were predicted; 0 unless the entry point predicts.
         trace: what the run changed on the caller's objects, if it was asked for.
-        checkpoint: see `Kept`; of rank 0.
+        checkpoint: see `FinalState`; of rank 0.
         rng_states: where rank 0 stands in its random numbers.
     """
 
@@ -198,20 +201,20 @@ def run(payload: Payload, rank_info: RankInfo, on_failure: Callable[[BaseExcepti
         if observer is not None:
             vars(error)[TRACE] = _trace_of_failure(observer)
         raise
-    kept = strategy.kept
+    final = strategy.final_state
     return Result(
         rank=rank_info.rank,
         returned=move_data_to_device(returned, torch.device("cpu")),
         predict_dataloaders=len(trainer.num_predict_batches) if lightning_trainer.is_predicting(trainer) else 0,
-        trace=observer.trace(kept.metrics) if observer else None,
-        checkpoint=kept.checkpoint if rank_info.rank == 0 else None,
+        trace=observer.trace(final.metrics) if observer else None,
+        checkpoint=final.checkpoint if rank_info.rank == 0 else None,
         rng_states=lightning_trainer.collect_rng_states(include_cuda=False) if rank_info.rank == 0 else None,
     )
 
 
 def _trace_of_failure(observer: StateDiff) -> bytes | None:
     try:
-        return observer.trace({})
+        return observer.trace({}, finished=False)
     except Exception:  # the failure itself is what the caller has to see
         log.debug("what the run has changed before it failed cannot be told", exc_info=True)
         return None
@@ -236,6 +239,8 @@ def apply(payload: Payload, results: Sequence[Result]) -> Any:
         lightning_trainer.set_rng_states(first.rng_states)
     if first.checkpoint is not None and isinstance(payload.trainer, KeepsCheckpoint):
         payload.trainer.keep_checkpoint(first.checkpoint)
+        for optimizer, state in zip(payload.trainer.optimizers, first.checkpoint["optimizer_states"], strict=False):
+            optimizer.load_state_dict(state)
     lightning_trainer.attach(payload.trainer, payload.trainer.lightning_module, payload.datamodule)
     if first.predict_dataloaders == 0 or first.returned is None:
         return first.returned
@@ -281,3 +286,26 @@ def _unpicklable(value: Any) -> bool:
     except Exception:  # whatever it is, it is the answer
         return True
     return False
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle a value, the classes and functions of ``__main__`` and of notebooks included."""
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(value)
+    return buffer.getvalue()
+
+
+# What cloudpickle 3.1.3 writes in the place of a file's name, so that equal code gives equal pickles.
+_NO_FILE = "<dynamic-code>"
+
+_reduce = cloudpickle.Pickler.dispatch_table[CodeType]
+
+
+def _reduce_with_file(code: CodeType) -> Any:
+    # Without the file's name a worker's traceback would not show the line of the user's script that failed.
+    make, parts = _reduce(code)
+    return make, tuple(code.co_filename if type(part) is str and part == _NO_FILE else part for part in parts)
+
+
+class _Pickler(cloudpickle.Pickler):
+    dispatch_table = ChainMap({CodeType: _reduce_with_file}, cloudpickle.Pickler.dispatch_table)

@@ -132,10 +132,10 @@ class RayLauncher(PayloadLauncher):
         self.resources = resources
         self.num_workers = num_workers
         self.variables = dict(variables)
-        self.asked_for = num_workers
+        self.requested_workers = num_workers
         self.processes: list[tuple[str, int]] = []
-        self._were_placed = False
-        self._to_pass_on: list[int] = []
+        self._placed_once = False
+        self._pending_signals: list[int] = []
 
     def kill(self, signum: int) -> None:
         """Send a signal to every worker's process."""
@@ -161,23 +161,26 @@ class RayLauncher(PayloadLauncher):
         )
 
     def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "processes": [], "_to_pass_on": [], "starting": None, "pool": None}
+        return {**super().__getstate__(), "processes": [], "_pending_signals": [], "starting": None, "pool": None}
 
     def _on_signal(self, signum: int) -> None:
-        if not self.processes:
+        if not self.processes:  # nothing runs yet that could save: end now, with the exit code of a shell
             raise SystemExit(128 + signum)
-        self._to_pass_on.append(signum)  # Ray may be in the midst of a call, and takes no other from a handler
+        self._pending_signals.append(signum)  # Ray may be in the midst of a call, and takes no other from a handler
 
     def run_workers(self, payload: Payload) -> Sequence[Result]:
         """Place the actors, hand each the payload, and wait for their results."""
         import ray
 
         self._connect()
-        self._to_pass_on = []
+        self._pending_signals = []
         packed = payload.pack()
-        with on_signals(preemption_signals(payload.trainer), self._on_signal), self._placed() as (group, bundles):
+        with (
+            on_signals(preemption_signals(payload.trainer), self._on_signal),
+            self._placement_group() as (group, bundles),
+        ):
             variables = self._environment()
-            actors = self.pool.take(group, bundles, variables) if self.pool else None
+            actors = self.pool.acquire(group, bundles, variables) if self.pool else None
             if actors is None:
                 actors = self._actors(group, [bundle for bundle, _ in bundles], variables)
             running: dict[Any, int] = {}
@@ -189,14 +192,15 @@ class RayLauncher(PayloadLauncher):
                     running[actor.run.remote(reference, rank_info, mailbox)] = rank
                 results = self._wait(running, mailbox)
                 if self.pool:
-                    self.pool.keep(group, bundles, variables, actors)
+                    self.pool.release(group, bundles, variables, actors)
                     actors = []
                 return results
             except KeyboardInterrupt as interrupt:
+                ended: list[Any] = []
                 with suppress(KeyboardInterrupt):  # pressed again: no more patience
                     self.kill(signal.SIGINT)
-                    ray.wait(list(running), num_returns=len(running) or 1, timeout=GRACE)
-                raise WorkerGroupError(interrupt) from None
+                    ended, _ = ray.wait(list(running), num_returns=len(running) or 1, timeout=GRACE)
+                raise WorkerGroupError(interrupt, _trace(_outcomes(ended))) from None
             finally:
                 self.processes = []
                 for actor in actors:
@@ -214,11 +218,11 @@ class RayLauncher(PayloadLauncher):
         if ray.is_initialized() and self.starting is None:
             return
         if not ray.is_initialized():
-            self._check_crowd()
+            self._check_worker_count()
             connect(self.placement.address, num_cpus)
         compat_ray.print_rank_0_plainly()
 
-    def _check_crowd(self) -> None:
+    def _check_worker_count(self) -> None:
         """Raise an error for more workers than this machine could even start, if Ray is started here."""
         cores = available_cores()
         if self.placement.address is None and "RAY_ADDRESS" not in os.environ and self.num_workers > CROWD * cores:
@@ -229,7 +233,7 @@ class RayLauncher(PayloadLauncher):
             )
 
     @contextmanager
-    def _placed(self) -> Iterator[tuple[Any, list[Bundle]]]:
+    def _placement_group(self) -> Iterator[tuple[Any, list[Bundle]]]:
         """Find room for the workers; yield a placement group, and a bundle of it for each rank.
 
         The ranks of one node follow each other.
@@ -237,7 +241,7 @@ class RayLauncher(PayloadLauncher):
         import ray
         from ray.util.placement_group import get_current_placement_group, placement_group, remove_placement_group
 
-        self.num_workers = self.asked_for  # after a restart there may be room for all again
+        self.num_workers = self.requested_workers  # after a restart there may be room for all again
         if (own := get_current_placement_group()) is not None:  # a trial of Ray Tune: what it has is reserved already
             yield own, self._bundles_of_trial(own)
             return
@@ -247,15 +251,15 @@ class RayLauncher(PayloadLauncher):
             try:
                 self._wait_for_resources(group)
             except ResourceError as error:
-                if (fewer := self._fewer_workers()) is None:
+                if (fewer := self._reduced_num_workers()) is None:
                     raise
                 warn_user(f"{error} The run continues with {fewer} workers (min_workers).")
                 remove_placement_group(group)
                 self.num_workers = fewer
                 group = placement_group([self.resources] * fewer, strategy=self.placement.placement)
                 self._wait_for_resources(group)
-            self._were_placed = True
-            yield group, _ordered(group, range(self.num_workers))
+            self._placed_once = True
+            yield group, _sorted_by_node(group, range(self.num_workers))
         except KeyboardInterrupt as interrupt:
             raise WorkerGroupError(interrupt) from None
         finally:
@@ -273,27 +277,27 @@ class RayLauncher(PayloadLauncher):
             )
         self.resources = {**dict(specs[-1])}
         self.resources.setdefault("CPU", 0)
-        return _ordered(group, range(len(specs) - self.num_workers, len(specs)))
+        return _sorted_by_node(group, range(len(specs) - self.num_workers, len(specs)))
 
     def _wait_for_resources(self, group: Any) -> None:
         started = time.monotonic()
         while not group.wait(timeout_seconds=1):
             waited = time.monotonic() - started
-            missing = self._missing()
+            missing = self._missing_resources()
             if missing and waited > min(JOINING, self.placement.timeout):
                 raise ResourceError(
-                    f"{self.num_workers} Ray workers with {_describe(self.resources)} each cannot be placed "
+                    f"{self.num_workers} Ray workers with {_resources_text(self.resources)} each cannot be placed "
                     f"({self.placement.placement}): {missing}. Waited {waited:.0f} s for nodes to join. Ask for fewer "
                     "workers (devices, num_nodes), for less in resources_per_worker, or start a larger cluster."
                 )
             if waited > self.placement.timeout:
                 raise ResourceError(
-                    f"{self.num_workers} Ray workers with {_describe(self.resources)} each were not placed within "
-                    f"{waited:.0f} s: the cluster has enough, but it is in use (`ray status` shows by whom). Wait "
-                    "longer with RayStrategy(timeout=...), or ask for less."
+                    f"{self.num_workers} Ray workers with {_resources_text(self.resources)} each were not placed "
+                    f"within {waited:.0f} s: the cluster has enough, but it is in use (`ray status` shows by whom). "
+                    "Wait longer with RayStrategy(timeout=...), or ask for less."
                 )
 
-    def _missing(self) -> str:
+    def _missing_resources(self) -> str:
         """Say what the cluster as a whole lacks, or return an empty string."""
         import ray
 
@@ -305,7 +309,7 @@ class RayLauncher(PayloadLauncher):
         ]
         if lacking:
             return "; ".join(lacking)
-        fitting = self._room()
+        fitting = self._workers_per_node()
         if sum(fitting) < self.num_workers:
             return f"its {len(fitting)} nodes have room for {fitting} of them, as a worker does not span nodes"
         if self.placement.placement == "STRICT_PACK" and max(fitting) < self.num_workers:
@@ -314,7 +318,7 @@ class RayLauncher(PayloadLauncher):
             return f"asked for a node each, and {sum(map(bool, fitting))} nodes have room for one"
         return ""
 
-    def _room(self) -> list[int]:
+    def _workers_per_node(self) -> list[int]:
         """Return for each node of the cluster how many workers have room on it."""
         import ray
 
@@ -324,14 +328,14 @@ class RayLauncher(PayloadLauncher):
             for node in nodes
         ]
 
-    def _fewer_workers(self) -> int | None:
-        """Return with how many workers a run may go on that has lost some; None if it may not."""
+    def _reduced_num_workers(self) -> int | None:
+        """Return the number of workers with which a run that has lost some may continue; None if it may not."""
         least = self.placement.min_workers
-        if least is None or not self._were_placed or not self._missing():
+        if least is None or not self._placed_once or not self._missing_resources():
             return None
-        room = self._room()
+        room = self._workers_per_node()
         most = {"STRICT_PACK": max(room, default=0), "STRICT_SPREAD": sum(map(bool, room))}
-        fewer = min(most.get(self.placement.placement, sum(room)), self.asked_for)
+        fewer = min(most.get(self.placement.placement, sum(room)), self.requested_workers)
         return fewer if fewer >= least else None
 
     def _actors(self, group: Any, bundles: Sequence[int], variables: dict[str, str]) -> list[Any]:
@@ -403,8 +407,8 @@ class RayLauncher(PayloadLauncher):
         deadline: float | None = None
         while pending and (deadline is None or time.monotonic() < deadline):
             ready, pending = ray.wait(pending, timeout=0.5)
-            while self._to_pass_on:
-                self.kill(self._to_pass_on.pop())
+            while self._pending_signals:
+                self.kill(self._pending_signals.pop())
             for reference in ready:
                 try:
                     outcome = ray.get(reference)
@@ -416,14 +420,15 @@ class RayLauncher(PayloadLauncher):
             # get a moment to run their hooks and to say what they know, and are ended by the caller.
             if deadline is None and (failures or lost):
                 deadline = time.monotonic() + GRACE
-        if lost and (left := Mailbox.take(mailbox)) is not None:
+        if lost and (left := Mailbox.pop(mailbox)) is not None:
             raise WorkerGroupError(left.exception())
         if lost:  # killed, or gone with its node; what the others report is that they have lost it
             rank, loss = next(iter(lost.items()))
             text = " ".join(line for line in str(loss).splitlines() if not line.startswith("\t"))  # ids of Ray's own
             raise WorkerGroupError(WorkerError(f"rank {rank} died without a Python exception: {text}"))
         if failures:
-            raise WorkerGroupError(min(failures, key=lambda failure: failure.time).exception())
+            first = min(failures, key=lambda failure: failure.time)
+            raise WorkerGroupError(first.exception(), _trace(failures))
         return results
 
 
@@ -431,7 +436,21 @@ Bundle = tuple[int, str]
 """Number of a bundle in its placement group, and the id of the node that it is on."""
 
 
-def _ordered(group: Any, bundles: Iterable[int]) -> list[Bundle]:
+def _outcomes(ended: Iterable[Any]) -> Iterator[Result | Failure]:
+    """Yield what actors have returned, but for those that were lost."""
+    import ray
+
+    for reference in ended:
+        with suppress(ray.exceptions.RayError):
+            yield ray.get(reference)
+
+
+def _trace(outcomes: Iterable[Result | Failure]) -> bytes | None:
+    """Return what the run has changed until it failed, if a worker that could tell has."""
+    return next((one.trace for one in outcomes if one.trace is not None), None)
+
+
+def _sorted_by_node(group: Any, bundles: Iterable[int]) -> list[Bundle]:
     """Return bundles with their nodes, so that those of one node follow each other."""
     from ray.util.placement_group import placement_group_table
 
@@ -440,5 +459,5 @@ def _ordered(group: Any, bundles: Iterable[int]) -> list[Bundle]:
     return sorted(((bundle, nodes[bundle]) for bundle in bundles), key=lambda one: (order.index(one[1]), one[0]))
 
 
-def _describe(resources: Mapping[str, float]) -> str:
+def _resources_text(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())

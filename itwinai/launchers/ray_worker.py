@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from itwinai.unify import unify_if_asked
@@ -60,7 +61,7 @@ class RayWorker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler would end this worker before the trainer can
         from itwinai.launchers import payload
-        from itwinai.launchers.worker import leave_group
+        from itwinai.launchers.worker import TRACE, leave_group, leave_group_of_sockets
         from itwinai.launchers.worker_failure import Failure
 
         failures: list[Failure] = []
@@ -68,12 +69,14 @@ class RayWorker:
         def report(error: BaseException) -> None:
             failures.append(Failure.of(rank_info.rank, error))
             if threading.current_thread() is not threading.main_thread():
-                Mailbox.leave(mailbox, failures[0])
+                Mailbox.post(mailbox, failures[0])
 
         try:
             result = payload.run_packed(packed, rank_info, report, traced=rank_info.rank == 0)
         except BaseException as error:
-            return failures[0] if failures else Failure.of(rank_info.rank, error)
+            failure = failures[0] if failures else Failure.of(rank_info.rank, error)
+            leave_group_of_sockets()  # the process stays, and others would wait for it
+            return replace(failure, trace=vars(error).pop(TRACE, None))
         leave_group()  # this worker may be kept for another run
         return result
 
@@ -93,7 +96,7 @@ class Mailbox:
         return self.failure
 
     @classmethod
-    def leave(cls, name: str, failure: Failure) -> None:
+    def post(cls, name: str, failure: Failure) -> None:
         """Start the actor, unless another worker has, and wait until it holds a failure."""
         import ray
 
@@ -102,7 +105,7 @@ class Mailbox:
         ray.get(actor.read.remote())
 
     @staticmethod
-    def take(name: str) -> Failure | None:
+    def pop(name: str) -> Failure | None:
         """End the actor and return what it holds; None if it was never started."""
         import ray
 

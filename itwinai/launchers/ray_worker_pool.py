@@ -21,7 +21,7 @@ class RayWorkerPool:
     actors: list[Any] = field(default_factory=list)
     key: Key = ()
 
-    def take(self, group: Any, bundles: Sequence[tuple[int, str]], variables: Mapping[str, str]) -> list[Any] | None:
+    def acquire(self, group: Any, bundles: Sequence[tuple[int, str]], variables: Mapping[str, str]) -> list[Any] | None:
         """Return the actors for a run in the same bundles with the same variables; None if there are no such."""
         actors, self.actors = self.actors, []
         if actors and self.key == _key(group, bundles, variables):
@@ -29,7 +29,7 @@ class RayWorkerPool:
         _end(actors)
         return None
 
-    def keep(
+    def release(
         self, group: Any, bundles: Sequence[tuple[int, str]], variables: Mapping[str, str], actors: Sequence[Any]
     ) -> None:
         """Keep the actors of a run that has ended well."""

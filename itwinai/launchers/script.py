@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 import cloudpickle
 from torch import Tensor
 
+from itwinai.compat import cloudpickle as compat_cloudpickle
+from itwinai.compat import python as compat_python
 from itwinai.io.atomic import write_whole
 from itwinai.launchers import worker
 from itwinai.launchers.environment import RankInfo
@@ -57,7 +59,7 @@ class Rerun:
         rank: as which worker.
         folder: of that launch.
         history: the folder with what earlier launches have changed.
-        caller: the process id of the caller. What the script starts itself inherits the variables, and is no worker.
+        caller: the process id of the caller. What the script starts itself inherits the variables, and is not a worker.
     """
 
     number: int
@@ -81,7 +83,7 @@ class Rerun:
 
 
 @dataclass(frozen=True)
-class ScriptOrder:
+class LaunchInstructions:
     """What a process that has run the script as far as its launch is told there.
 
     Attributes:
@@ -130,13 +132,21 @@ class LaunchHistory:
 HISTORY = LaunchHistory()
 
 
+def know_classes() -> None:
+    """Let the script's classes be the same for all processes that run the script, in what they send each other."""
+    compat_cloudpickle.register_script_classes(
+        cls for cls in compat_python.objects_of(type) if issubclass(type(cls), type)
+    )
+
+
 def earlier_outcome(rerun: Rerun, number: int) -> Sequence[Result] | BaseException:
     """Return how an earlier launch has ended: its results, or the error with which it failed."""
+    know_classes()
     outcome: Sequence[Result] | BaseException = pickle.loads(_file(Path(rerun.history), number).read_bytes())
     return outcome
 
 
-def take_part(rerun: Rerun, payload: Payload) -> NoReturn:
+def join_launch(rerun: Rerun, payload: Payload) -> NoReturn:
     """Be the worker that this process runs the script for, and end with the run.
 
     Args:
@@ -146,13 +156,14 @@ def take_part(rerun: Rerun, payload: Payload) -> NoReturn:
     folder = Path(rerun.folder)
     worker.die_with_caller(os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    order: ScriptOrder = pickle.loads((folder / "order.pickle").read_bytes())
+    instructions: LaunchInstructions = pickle.loads((folder / "instructions.pickle").read_bytes())
     own = named_tensors(payload.trainer.lightning_module)
-    for name, tensor in order.tensors.items():
+    for name, tensor in instructions.tensors.items():
         if name in own and own[name].shape == tensor.shape:
             own[name].detach().copy_(tensor)
-    payload.rng_states = order.rng_states
-    rank_info = order.rank_infos[rerun.rank]
+    know_classes()
+    payload.rng_states = instructions.rng_states
+    rank_info = instructions.rank_infos[rerun.rank]
     variables = {name: value for name, value in os.environ.items() if name != _VARIABLE}
 
     def run(report: Callable[[BaseException], None]) -> Result:

@@ -13,13 +13,16 @@ import io
 import logging
 import pickle
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cloudpickle
 import numpy as np
 from lightning.fabric.utilities.data import sized_len
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
@@ -28,11 +31,19 @@ from itwinai.compat import cloudpickle as compat_cloudpickle
 from itwinai.compat import lightning_logging, lightning_trainer
 from itwinai.compat import torch as compat_torch
 from itwinai.compat import torchmetrics as compat_torchmetrics
-from itwinai.launchers.known_objects import Key, children, contents, is_known_kind, restore
+from itwinai.launchers.known_objects import (
+    Container,
+    Key,
+    attributes,
+    children,
+    contents,
+    is_known_kind,
+    is_own_object,
+    remove_attribute,
+    restore,
+    set_attribute,
+)
 from itwinai.warn import warn_user
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +52,9 @@ _SENT_BYTES = 256 * 2**20
 # Tensors from this size on are compared by their version, arrays by a checksum.
 _LARGE = 2**20
 _MAX_OBJECTS = 10_000
+
+CONTENTS = ""
+"""The name under which the elements of a container travel beside its attributes."""
 
 
 class Shared:
@@ -56,8 +70,8 @@ class Shared:
     Attributes:
         objects: by key.
         keys: the key of each object, by its id.
-        held: the tensors among them that are no part of the trained module, such as those of an average of it.
-        modules: the modules among them that are no part of the trained one, by their path.
+        held: the tensors among them that are not part of the trained module, such as those of an average of it.
+        modules: the modules among them that are not part of the trained one, by their path.
     """
 
     def __init__(self, trainer: Trainer, arguments: tuple[Any, ...]) -> None:
@@ -156,7 +170,7 @@ class StateDiff:
         self.held = {key: self.shared.fingerprint(tensor.detach()) for key, tensor in self.shared.held.items()}
         self.structures = {path: _structure(module) for path, module in self.shared.modules.items()}
         self.names = self._names()
-        self.all_names = {key: frozenset(vars(shared)) for key, shared in self._with_attributes()}
+        self.all_names = {key: frozenset(attributes(shared)) for key, shared in self._with_attributes()}
         self.layers = {name: type(layer) for name, layer in trainer.lightning_module.named_modules()}
         self.structure = _structure(trainer.lightning_module)
 
@@ -173,10 +187,11 @@ class StateDiff:
         return ((key, shared) for key, shared in self.shared.objects.items() if has_own_attributes(shared))
 
     def _new_code(self) -> Iterator[tuple[Key, str, Any]]:
-        """Yield functions and classes of the user's own that the run has set where there was nothing."""
+        """Yield functions and classes of the user's own that the run has set where there was nothing, or a value."""
         for key, shared in self._with_attributes():
-            for name, value in vars(shared).items():
-                new = name not in self.all_names[key] and name not in _internals(shared)
+            for name, value in attributes(shared).items():
+                was_code = name in self.all_names[key] and name not in self.names[key]
+                new = not was_code and name not in _internals(shared)
                 # A bound method is what lightning leaves behind that has called `forward` by another name.
                 if new and _is_own_code(value) and not isinstance(value, (MethodType, BuiltinFunctionType)):
                     yield key, name, value
@@ -206,11 +221,27 @@ class StateDiff:
             for key, callback in zip(keys, callbacks, strict=True)
         ]
 
-    def trace(self, metrics: Mapping[str, Mapping[str, Any]]) -> bytes:
+    def _optimizers(self) -> bytes | None:
+        """Pickle the optimizers and schedulers of a fit, but for the optimizers' states, which come beside the trace.
+
+        None for those of frameworks, and for those whose parameters the caller has not.
+        """
+        optimizers = self.trainer.optimizers
+        parameters = [one for optimizer in optimizers for group in optimizer.param_groups for one in group["params"]]
+        if any(type(one).__module__.partition(".")[0] in ("deepspeed", "horovod") for one in optimizers) or not all(
+            id(one) in self.shared.keys for one in parameters
+        ):
+            return None
+        for optimizer in optimizers:
+            optimizer.state = defaultdict(dict)  # this worker ends
+        return self.shared.dumps((optimizers, self.trainer.lr_scheduler_configs))
+
+    def trace(self, metrics: Mapping[str, Mapping[str, Any]], finished: bool = True) -> bytes:
         """Pickle all that the run changed since this observer was made.
 
         Args:
             metrics: the states of the module's metrics over all workers, by the metric's name in the module.
+            finished: whether the run has ended well.
         """
         trainer, module = self.trainer, self.trainer.lightning_module
         for path, other in self.shared.modules.items():
@@ -238,7 +269,10 @@ class StateDiff:
             "attributes": changed,
             "callbacks": self._callbacks(),
             # None in the place of a layer that configure_model makes would hide the layer.
-            "removed": {key: self.names[key] - names for key, names in self._names().items()},
+            "removed": {
+                key: self.names[key] - (names | attributes(self.shared.objects[key]).keys())
+                for key, names in self._names().items()
+            },
             "tensors": tensors,
             "held": {
                 key: tensor.detach()
@@ -248,6 +282,7 @@ class StateDiff:
             },
             "tree": None if same_structure else {name: vars(module)[name] for name in _TREE},
             "layers": self._layers_without_tensors(metrics) if same_structure else {},
+            "optimizers": self._optimizers() if finished and same_structure else None,
             "requires_grad": {name: parameter.requires_grad for name, parameter in module.named_parameters()},
         }
         try:
@@ -295,18 +330,20 @@ def write_back(data: bytes, trainer: Trainer, arguments: tuple[Any, ...]) -> Non
         parameter.requires_grad_(trace["requires_grad"].get(name, parameter.requires_grad))
     for key, names in trace["removed"].items():
         for name in names if key in shared.objects else ():
-            vars(shared.objects[key]).pop(name, None)
-    for key, attributes in trace["attributes"].items():
+            remove_attribute(shared.objects[key], name)
+    for key, changed in trace["attributes"].items():
         if key not in shared.objects:
             log.debug("%s is not written back, it is not there on the caller", key)
             continue
-        _write_attributes(shared, shared.objects[key], attributes)
+        _write_attributes(shared, shared.objects[key], changed)
+    if trace["optimizers"] is not None:
+        trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs = shared.loads(trace["optimizers"])
     if trace["callbacks"] is not None:
         lightning_trainer.set_callbacks(trainer, [_callback(shared, told) for told in trace["callbacks"]])
 
 
-def _write_attributes(shared: Shared, target: Any, attributes: dict[str, bytes | None]) -> None:
-    for name, value in attributes.items():
+def _write_attributes(shared: Shared, target: Any, changed: dict[str, bytes | None]) -> None:
+    for name, value in changed.items():
         if value is None:
             continue
         try:
@@ -314,8 +351,10 @@ def _write_attributes(shared: Shared, target: Any, attributes: dict[str, bytes |
         except Exception as error:  # tqdm's bars, for example, can be pickled and not be made again
             log.debug("%s of %s is not written back, it cannot be made again here: %s", name, target, error)
             continue
-        if not restore(target, loaded):
-            vars(target)[name] = loaded
+        if name == CONTENTS:
+            restore(target, loaded)
+        else:
+            set_attribute(target, name, loaded)
 
 
 def _callback(shared: Shared, told: Any) -> Any:
@@ -344,25 +383,34 @@ def _structure(module: nn.Module) -> dict[str, Any]:
 
 
 def state_of(shared: Any) -> dict[str, Any]:
-    """Return what a shared object holds: its own attributes, or its contents under one name."""
+    """Return what a shared object holds: its own attributes, and its contents under a name that no attribute has."""
     inside = contents(shared)
-    return own_attributes(shared) if inside is None else {"": inside}
+    if inside is None:
+        return own_attributes(shared)
+    # Generators have attributes too, which are in their state already.
+    return {CONTENTS: inside, **(own_attributes(shared) if isinstance(shared, Container) else {})}
 
 
 def own_attributes(shared: Any) -> dict[str, Any]:
     """Return the attributes of a shared object that its owner, not a framework, keeps on it."""
     if isinstance(shared, Metric):
         return compat_torchmetrics.metric_state(shared)
+    if isinstance(shared, Trainer):
+        return {n: value for n, value in lightning_trainer.attributes(shared).items() if not _is_own_code(value)}
     if not has_own_attributes(shared):
         return {}
     internals = _internals(shared)
-    return {name: value for name, value in vars(shared).items() if name not in internals and not _is_own_code(value)}
+    return {
+        name: value for name, value in attributes(shared).items() if name not in internals and not _is_own_code(value)
+    }
 
 
 def has_own_attributes(shared: Any) -> bool:
     """Tell whether an object has attributes that are sent one by one."""
     return (
-        hasattr(shared, "__dict__") and not isinstance(shared, (Metric, Tensor)) and not _is_trainer_or_strategy(shared)
+        (hasattr(shared, "__dict__") or is_own_object(shared))
+        and not isinstance(shared, (Metric, Tensor))
+        and not isinstance(shared, (Trainer, Strategy))
     )
 
 
@@ -383,13 +431,6 @@ def _is_own_code(value: Any) -> bool:
     if isinstance(value, FunctionType | type):
         return value.__module__ in (None, "__main__") or "<" in value.__qualname__  # <locals>, <lambda>
     return isinstance(value, MethodType)
-
-
-def _is_trainer_or_strategy(shared: Any) -> bool:
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.strategies import Strategy
-
-    return isinstance(shared, (Trainer, Strategy))
 
 
 class _TooLargeError(Exception):

@@ -36,8 +36,8 @@ class Start:
         sys_path: the caller's import path, so that modules beside the caller's script are found.
         folder: the caller's working folder.
         variables: the environment variables of the worker.
-        rank_infos: the ranks of all workers of this launch, by global rank. A process that is no worker of a group has
-            none.
+        rank_infos: the ranks of all workers of this launch, by global rank. None for a process that is not
+            a worker of a group.
         entry: what runs the payload, as ``module:function``, with the arguments of
             `itwinai.launchers.payload.run_packed`.
     """
@@ -160,6 +160,17 @@ def leave_group() -> None:
     import torch.distributed as dist
 
     if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def leave_group_of_sockets() -> None:
+    """Leave a process group after a failure if that closes connections, by which the others notice it.
+
+    That of NCCL may wait for the others instead.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
 
 

@@ -52,12 +52,14 @@ class Failure:
         text: the traceback as text.
         raised: the exception, and those behind it.
         time: when it happened, in seconds since the epoch, to find the first of several failures.
+        trace: what the run has changed until then, where it does not travel in a file of its own.
     """
 
     rank: int
     text: str
     raised: list[Raised]
     time: float = field(default_factory=time.time)
+    trace: bytes | None = None
 
     @classmethod
     def of(cls, rank: int, error: BaseException) -> Failure:
@@ -83,8 +85,8 @@ class Failure:
             below.__cause__ = above if description.is_cause else None
             below.__suppress_context__ = description.is_cause
             below.__context__ = above
-        # Python 3.10 does not print notes.
-        errors[0].__notes__ = [*getattr(errors[0], "__notes__", ()), f"[rank {self.rank}]"]
+        # Python 3.10 neither has add_note nor prints notes.
+        vars(errors[0]).setdefault("__notes__", []).append(f"[rank {self.rank}]")
         return errors[0]
 
 

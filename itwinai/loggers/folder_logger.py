@@ -31,7 +31,7 @@ class FolderLogger(Logger):
         if "://" in os.fspath(save_dir):
             raise ConfigurationError(
                 f"save_dir={os.fspath(save_dir)!r} is an address, and {type(self).__name__} writes to folders of this "
-                "machine only: what it writes grows, or is replaced, while the run goes on. Give it a folder, and copy "
+                "machine only: what it writes grows, or is replaced, during the run. Give it a folder, and copy "
                 "that when the run has ended."
             )
         self._save_dir = os.fspath(save_dir)

@@ -21,7 +21,7 @@ class Curve:
     Attributes:
         steps: the step of each point.
         values: the value of each point.
-        last: the last value, also if it is no point.
+        last: the last value, also if it is not a point.
         lowest: the lowest value, and its step.
         highest: the highest value, and its step.
     """

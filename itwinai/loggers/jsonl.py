@@ -1,4 +1,4 @@
-"""Log into a file with one JSON object per line, which every tool can read while the run goes on."""
+"""Log into a file with one JSON object per line, which every tool can read during the run."""
 
 from __future__ import annotations
 

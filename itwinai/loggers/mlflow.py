@@ -1,4 +1,4 @@
-"""Log to MLflow while training goes on."""
+"""Log to MLflow during training."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class MLFlowLogger(_Unlisted):
 
     Raises:
         MissingPackageError: MLflow is not installed.
-        LoggerError: later, in any method: no server answers at the address, or it does not take what is logged.
+        LoggerError: later, in any method: no server answers at the address, or it does not accept what is logged.
     """
 
     def __init__(

@@ -173,7 +173,7 @@ class _Builder:
             self._relate_once(document.actedOnBehalfOf, ProvDelegation, agents[1], agents[2])
 
     def _activity_of(self, attempt: Attempt) -> ProvActivity:
-        """Return the activity of an attempt: the run itself for the first, unless that goes on from a checkpoint."""
+        """Return the activity of an attempt: the run itself for the first, unless that resumes from a checkpoint."""
         run = self.activities[0]
         if self.number == 1 and attempt.resumed_from is None:
             return run

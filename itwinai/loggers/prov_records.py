@@ -93,7 +93,7 @@ class Attempt:
         facts: where it runs, with which code and versions.
         hyperparameters: plain values without secrets.
         data: class and arguments of the datamodule, or what can be told of the loaders.
-        resumed_from: the checkpoint that it went on from.
+        resumed_from: the checkpoint that it resumed from.
         metrics: by name.
         checkpoints: by path, for each callback that saves some.
         earlier_end: status and end before it was opened again.
@@ -111,7 +111,7 @@ class Attempt:
     earlier_end: tuple[str, float | None] | None = None
 
     def reopen(self) -> None:
-        """Go on after the end, as with an evaluation of what was trained."""
+        """Continue after the end, as with an evaluation of what was trained."""
         self.earlier_end = self.status, self.ended
         self.status, self.ended = RUNNING, None
 
@@ -175,7 +175,7 @@ def wait_for_checkpoints(trainer: Trainer) -> None:
 
 
 def resumed_from(trainer: Trainer) -> str | None:
-    """Return the path of the checkpoint that a fit goes on from; None if there is none, or it is not known yet."""
+    """Return the path of the checkpoint that a fit resumes from; None if there is none, or it is not known yet."""
     if trainer.state.fn != "fit":
         return None
     connector = lightning_checkpoints.checkpoint_connector(trainer)

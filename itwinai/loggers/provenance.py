@@ -41,7 +41,7 @@ class ProvenanceLogger(FolderLogger):
     """Write ``provenance.json``: what a run has used and what it has generated, as PROV-JSON.
 
     Used are the data, the hyperparameters, the code (its git commit), the versions of packages, and the checkpoint that
-    the run went on from; generated are checkpoints and the last value of each metric. Responsible are itwinai, and who
+    the run resumed from; generated are checkpoints and the last value of each metric. Responsible are itwinai, and who
     is named here. The file is written when the run begins, at each checkpoint and at the end, whole each time: that of
     a run that was killed says that its status is "running".
 
@@ -155,7 +155,7 @@ class ProvenanceLogger(FolderLogger):
         return {**vars(self), "_trainer": None}
 
     def _attempt(self) -> Attempt:
-        """Return the attempt that is going on; begin the first one, or go on with the last one."""
+        """Return the attempt that is in progress; begin the first one, or continue with the last one."""
         if not self._attempts:
             if self.path.exists():
                 self._earlier = self.path.read_text(encoding="utf-8")

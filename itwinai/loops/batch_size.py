@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from itwinai.collectives import gather
 from itwinai.compat import lightning_dataloaders, lightning_loops
-from itwinai.loops.hook_plan import BatchTransfer, ProfilerSpans, draw_step
+from itwinai.loops.hook_plan import BatchTransfer, ProfilerSpans, step_call
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _tried(trainer: Trainer, loader: Any, dataloader_idx: int, size: int) -> tup
     """Return the seconds that a batch takes, or None and why there are none."""
     module = trainer.lightning_module
     spans = ProfilerSpans(trainer)
-    transfer, step = BatchTransfer(trainer, spans), draw_step("predict_step", "predict_step_context", trainer, spans)
+    transfer, step = BatchTransfer(trainer, spans), step_call("predict_step", "predict_step_context", trainer, spans)
     which: tuple[int, ...] = (dataloader_idx,) if trainer.predict_loop.num_dataloaders > 1 else ()
     numbered = lightning_loops.takes_batch_idx(module.predict_step)
 
@@ -106,7 +106,7 @@ def _tried(trainer: Trainer, loader: Any, dataloader_idx: int, size: int) -> tup
     try:
         with isolate_rng():
             return _seconds(predict), ""
-    except Exception as error:  # the prediction goes on with the loader's own batches, and would raise it again
+    except Exception as error:  # the prediction continues with the loader's own batches, and would raise it again
         if is_oom_error(error):
             garbage_collection_cuda()
             return None, _OUT_OF_MEMORY

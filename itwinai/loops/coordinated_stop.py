@@ -48,11 +48,11 @@ class StopAgreement:
     def stops_here(self) -> bool:
         """Tell whether this worker has to stop before its next batch. Called only when it is held back."""
         if not self._decided.wait(TIMEOUT.total_seconds()):
-            return True  # a worker that does not even answer will not go on either
+            return True  # a worker that does not even answer will not continue either
         assert self._stop_at is not None
         return self.position() >= self._stop_at
 
-    def look(self, attention: bool) -> bool:
+    def poll(self, attention: bool) -> bool:
         """Take part in the agreement once someone has asked for it."""
         if not self._asked and not (attention and self.store.check(["asked"])):
             return True

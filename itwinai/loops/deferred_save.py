@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 Action = Callable[[], None]
 
 
-class LaterSaves:
+class DeferredSaves:
     """What callbacks want to be saved or removed, while hooks that come after theirs may still change the state.
 
-    In the checkpoints the progress of the loops is that of the hook, as it is in those of lightning, which can go on
+    In the checkpoints the progress of the loops is that of the hook, as it is in those of lightning, which can continue
     from them.
 
     Args:
@@ -31,7 +31,7 @@ class LaterSaves:
         self.trainer = trainer
         self.collects = False
         self.waiting: list[Action] = []
-        self._coming: set[str] = set()
+        self._pending: set[str] = set()
 
     def add(self, action: Action) -> bool:
         """Do something when the hooks are done; return False if there are no hooks to wait for."""
@@ -50,7 +50,7 @@ class LaterSaves:
             return False
         if not path:
             return self.add(action)
-        self._coming.add(path)
+        self._pending.add(path)
         connector = lightning_checkpoints.checkpoint_connector(self.trainer)
         if not isinstance(connector, lightning_checkpoints.CheckpointConnector):
             return self.add(action)
@@ -65,9 +65,9 @@ class LaterSaves:
 
         return self.add(save)
 
-    def is_coming(self, path: str) -> bool:
+    def is_pending(self, path: str) -> bool:
         """Tell whether a file waits to be written."""
-        return path in self._coming
+        return path in self._pending
 
     def flush(self) -> None:
         """Do all that waits, as the hooks are done."""
@@ -82,11 +82,11 @@ class LaterSaves:
         """Leave undone what waits."""
         self.collects = False
         self.waiting.clear()
-        self._coming.clear()
+        self._pending.clear()
 
 
 def when_hooks_are_done(trainer: Trainer, action: Action) -> None:
     """Do something after all hooks that are being called now, so that a checkpoint holds what they change."""
     saves = getattr(trainer.fit_loop, "saves", None)
-    if not (isinstance(saves, LaterSaves) and saves.add(action)):
+    if not (isinstance(saves, DeferredSaves) and saves.add(action)):
         action()

@@ -1,7 +1,7 @@
 """A worker that logs what another does not would wait for it forever. Here that is found out.
 
 Workers that exchange different keys at the same time notice it by themselves (see `metric_sync`). But where only some
-of them have anything to exchange, the others go on, and wait in the next step for those that wait for them.
+of them have anything to exchange, the others continue, and wait in the next step for those that wait for them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class MissingWorkers:
         store: what the workers have in common.
         rank: this worker.
         world_size: number of workers.
-        position: gives a number that grows while this worker goes on, and is the same for all where they are in step.
+        position: gives a number that grows while this worker continues, and is the same for all where they are in step.
         fail: called, from the thread that looks, with the error.
     """
 
@@ -79,7 +79,7 @@ class MissingWorkers:
         finally:
             self.waiting = None
 
-    def look(self, attention: bool) -> bool:
+    def poll(self, attention: bool) -> bool:
         """Ask where the others are if this worker waits too long, and answer those who ask."""
         waiting = self.waiting
         if waiting is not None and time.monotonic() - waiting.since > PATIENCE:
@@ -101,7 +101,7 @@ class MissingWorkers:
             self.fail(
                 LoggedKeysError(
                     f"rank {self.rank} has logged {', '.join(waiting.names)} with sync_dist=True, and "
-                    f"{ranks(past)} went on without logging that there: it would hang. Log the same keys on "
+                    f"{ranks(past)} continued without logging that there: it would hang. Log the same keys on "
                     "all workers at the same time (a neutral value where there is none), or leave out sync_dist=True."
                 )
             )

@@ -2,7 +2,7 @@
 
 A worker whose loader has fewer batches, or that alone has been told to stop, would wait in one collective operation
 while the others wait in another: forever, or until the library that moves the data ends the process. Where it is not
-certain that all end alike, a worker therefore asks the others before it goes on, through the store by which they have
+certain that all end alike, a worker therefore asks the others before it continues, through the store by which they have
 found each other. The thread that looks at the store answers for its worker, which may be waiting already.
 """
 
@@ -79,7 +79,7 @@ class EpochEnds:
             reason: why this one does, for the message.
 
         Raises:
-            UnequalStepsError: another goes on, or ends elsewhere.
+            UnequalStepsError: another continues, or ends elsewhere.
         """
         here = self.place()
         if here == self._agreed_until:
@@ -97,7 +97,7 @@ class EpochEnds:
             raise UnequalStepsError(_describe(self.rank, here, reason, elsewhere))
         self._asked, self._agreed_until = None, here
 
-    def look(self, attention: bool) -> bool:
+    def poll(self, attention: bool) -> bool:
         """Ask for this worker, and answer those who ask."""
         asked = self._asked
         if asked is not None and not self._published:
@@ -148,7 +148,7 @@ def _describe(rank: int, here: EpochPosition, reason: str, elsewhere: dict[int, 
         elif place.epoch != here.epoch:
             others.append(f"rank {other} continues with epoch {place.epoch}")
         elif place.ended:
-            others.append(f"rank {other} goes on after the epoch")
+            others.append(f"rank {other} continues after the epoch")
         else:
             others.append(f"rank {other} continues with batch {place.batches}")
     return (

@@ -15,10 +15,10 @@ from itwinai.compat import torchmetrics as compat_torchmetrics
 from itwinai.loops.results import LeanResults
 from itwinai.warn import warn_user
 
-Kept = dict[str, Any]
+EpochState = dict[str, Any]
 
 
-def keep(trainer: Trainer, results: LeanResults) -> Kept:
+def capture_epoch_state(trainer: Trainer, results: LeanResults) -> EpochState:
     """Return what this worker has accumulated, as tensors and plain values."""
     module = trainer.lightning_module
     for part in module.modules():
@@ -32,13 +32,13 @@ def keep(trainer: Trainer, results: LeanResults) -> Kept:
     }
 
 
-def take_up(trainer: Trainer, results: LeanResults, kept: Sequence[Kept], in_epoch: bool) -> None:
-    """Let this worker go on accumulating where it, or where all workers of another number, stood.
+def restore_epoch_state(trainer: Trainer, results: LeanResults, kept: Sequence[EpochState], in_epoch: bool) -> None:
+    """Let this worker continue accumulating where it, or where all workers of another number, stood.
 
     Args:
         trainer: in a fit, before its first batch.
         results: the logged values of the training.
-        kept: what `keep` has returned on each worker.
+        kept: what `capture_epoch_state` has returned on each worker.
         in_epoch: whether batches of the epoch were trained, so that what was logged counts for its end.
     """
     rank, same = trainer.global_rank, len(kept) == trainer.world_size

@@ -12,7 +12,7 @@ from typing_extensions import override
 from itwinai.compat import lightning_logging, lightning_loops, lightning_trainer
 from itwinai.data.weights import check_drawn, sampler_of
 from itwinai.loops.fast_log import quick_log
-from itwinai.loops.hook_plan import BatchTransfer, ProfilerSpans, draw_hook, draw_step
+from itwinai.loops.hook_plan import BatchTransfer, ProfilerSpans, collect_hook, step_call
 from itwinai.loops.results import LeanResults
 
 
@@ -29,10 +29,10 @@ class EvaluationPlan:
         spans = ProfilerSpans(trainer)
         self.callbacks = list(lightning_trainer.callbacks(trainer))
         self.transfer = BatchTransfer(trainer, spans)
-        self.on_batch_start = draw_hook(f"on_{name}_batch_start", trainer, spans)
-        self.step = draw_step(f"{name}_step", f"{'test' if trainer.testing else 'val'}_step_context", trainer, spans)
+        self.on_batch_start = collect_hook(f"on_{name}_batch_start", trainer, spans)
+        self.step = step_call(f"{name}_step", f"{'test' if trainer.testing else 'val'}_step_context", trainer, spans)
         self.takes_batch_idx = lightning_loops.takes_batch_idx(getattr(trainer.lightning_module, f"{name}_step"))
-        self.on_batch_end = draw_hook(f"on_{name}_batch_end", trainer, spans)
+        self.on_batch_end = collect_hook(f"on_{name}_batch_end", trainer, spans)
         self.several_loaders = lightning_loops.evaluates_several_loaders(loop)
         self.exchanges = loop.results.exchanges
         self.samplers = [sampler_of(loader) for loader in lightning_loops.evaluation_loaders(loop)]
@@ -64,7 +64,8 @@ class LeanEvaluationLoop(lightning_loops.EvaluationLoop):
         trainer = self.trainer
         self.is_running = True  # also after an exception
         try:
-            with quick_log(trainer.lightning_module, self.results, lightning_logging.logger_connector(trainer)):
+            connector = lightning_logging.logger_connector(trainer)
+            with quick_log(trainer.lightning_module, self.results, connector), self.results.metric_sync.merging():
                 outputs = super().run()
             if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
                 lightning_logging.logger_connector(trainer).check_monitored()
@@ -115,15 +116,16 @@ class LeanEvaluationLoop(lightning_loops.EvaluationLoop):
             check_drawn(lightning_loops.evaluation_loaders(self)[dataloader_idx], sampler)
         results.weight = 1.0 if sampler is None else sampler.weight_of(batch_idx)
 
-        if plan.on_batch_start is not None:
-            plan.on_batch_start(batch, batch_idx, *which)
-        progress.increment_started()
-        output = plan.step(batch, batch_idx, *which) if plan.takes_batch_idx else plan.step(batch, *which)
-        progress.increment_processed()
-        if plan.exchanges:
-            results.sync_step(everyone=lightning_logging.is_first_iteration(connector))
-        if plan.on_batch_end is not None:
-            plan.on_batch_end(output, batch, batch_idx, *which)
+        with results.metric_sync.weighing(results.weight):
+            if plan.on_batch_start is not None:
+                plan.on_batch_start(batch, batch_idx, *which)
+            progress.increment_started()
+            output = plan.step(batch, batch_idx, *which) if plan.takes_batch_idx else plan.step(batch, *which)
+            progress.increment_processed()
+            if plan.exchanges:
+                results.sync_step(everyone=lightning_logging.is_first_iteration(connector))
+            if plan.on_batch_end is not None:
+                plan.on_batch_end(output, batch, batch_idx, *which)
         metrics = connector.end_batch(results)
         progress.increment_completed()
 

@@ -1,4 +1,4 @@
-"""The fit: lightning's loop, which knows at every stop what is done, so that a run goes on from there exactly."""
+"""The fit: lightning's loop, which knows at every stop what is done, so that a run resumes from there exactly."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from itwinai.checkpoints.checkpoint_io import Resumed, take_resumed
-from itwinai.checkpoints.state import Point, StopPoint
+from itwinai.checkpoints.checkpoint_io import ResumeState, pop_resume_state
+from itwinai.checkpoints.state import FitPosition, StopPoint
 from itwinai.compat import lightning_checkpoints, lightning_dataloaders, lightning_loops, lightning_trainer
 from itwinai.data.rng_state import RandomStates, pack_random_states
 from itwinai.data.stateful_loader import StreamLoader
-from itwinai.loops.deferred_save import LaterSaves
-from itwinai.loops.epoch_state import keep, take_up
+from itwinai.loops.deferred_save import DeferredSaves
+from itwinai.loops.epoch_state import capture_epoch_state, restore_epoch_state
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.results import LeanResults
 from itwinai.loops.resume import go_on_drawing
@@ -46,40 +46,40 @@ class LeanFitLoop(lightning_loops.FitLoop):
     Attributes:
         place: what is done; None in the midst of something.
         held: where a run stood before it did what only a run does that stops there, or what is done again.
-        resumed: our part of the checkpoint that this fit goes on from, until its first epoch begins.
-        resumed_loader: the training loaders that were made to go on, which may be replaced before they are iterated.
+        resumed: our part of the checkpoint that this fit resumes from, until its first epoch begins.
+        resumed_loader: the training loaders that were made to continue, which may be replaced before they are iterated.
         saves: what waits until the hooks are done.
         begun_with: random states when the training loaders were iterated for this epoch.
     """
 
     place: StopPoint | None = None
-    held: Point | None = None
-    resumed: Resumed | None = None
+    held: FitPosition | None = None
+    resumed: ResumeState | None = None
     resumed_loader: Any = None
     begun_with: RandomStates | None = None
     epoch_loop: Any
 
     def __init__(self, trainer: Trainer, min_epochs: int | None = None, max_epochs: int | None = None) -> None:
         super().__init__(trainer, min_epochs=min_epochs, max_epochs=max_epochs)
-        self.saves = LaterSaves(trainer)
+        self.saves = DeferredSaves(trainer)
 
     # ------------------------------------------------------------------------------------- where the fit stands
 
-    def point(self) -> Point | None:
+    def fit_position(self) -> FitPosition | None:
         """Return where this worker stands; None if that is in the midst of something."""
         if self.held is not None:
             return self.held
         return None if self.place is None else self.capture(self.place)
 
-    def capture(self, place: StopPoint) -> Point:
-        """Return what this worker needs to go on from here."""
-        return Point(
+    def capture(self, place: StopPoint) -> FitPosition:
+        """Return what this worker needs to resume from here."""
+        return FitPosition(
             place=place,
             progress=self.progress(),
             history={"reloaded": self.last_reload, "validation": self.epoch_loop.val_loop.read_history()},
             random=pack_random_states(),
             begun_with=self.begun_with,
-            kept=keep(self.trainer, self.epoch_loop.results),
+            kept=capture_epoch_state(self.trainer, self.epoch_loop.results),
         )
 
     def hold(self, place: StopPoint) -> None:
@@ -103,7 +103,10 @@ class LeanFitLoop(lightning_loops.FitLoop):
         self.place = self.held = self.resumed = None
         callbacks = lightning_trainer.callbacks(self.trainer)
         try:
-            with lightning_checkpoints.postponing_saves(callbacks, self.saves.postpone, self.saves.is_coming):
+            with (
+                self.epoch_loop.results.metric_sync.merging(),
+                lightning_checkpoints.postponing_saves(callbacks, self.saves.postpone, self.saves.is_pending),
+            ):
                 try:
                     super().run()
                     if self.max_batches == 0 and self.trainer.limit_train_batches != 0:
@@ -117,7 +120,7 @@ class LeanFitLoop(lightning_loops.FitLoop):
 
     @override
     def loaders_made(self, loader: Any) -> None:
-        if self.resumed is None and (resumed := take_resumed(self.trainer)) is not None:
+        if self.resumed is None and (resumed := pop_resume_state(self.trainer)) is not None:
             self.resumed = resumed
             self.resumed_loader = loader
             lightning_dataloaders.iterate_later(loader)  # what is drawn now is not what comes next
@@ -140,7 +143,7 @@ class LeanFitLoop(lightning_loops.FitLoop):
         self.last_reload = history["reloaded"]
         epochs.val_loop.history = history["validation"]
         in_epoch = place not in _ALL_DONE
-        take_up(self.trainer, epochs.results, kept, in_epoch)
+        restore_epoch_state(self.trainer, epochs.results, kept, in_epoch)
         if in_epoch:
             return
         lightning_trainer.forget_loading(self)
@@ -148,6 +151,12 @@ class LeanFitLoop(lightning_loops.FitLoop):
             if lightning_loops.is_epoch_over(self.epoch_loop):
                 self.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
             self.epoch_progress.increment_completed()
+
+    @override
+    def on_run_end(self) -> None:
+        self.saves.collects = True
+        super().on_run_end()
+        self.saves.flush()
 
     @override
     def on_advance_start(self) -> None:

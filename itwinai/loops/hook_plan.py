@@ -75,7 +75,7 @@ class ProfilerSpans:
         return profiled
 
 
-def is_written(owner: Any, name: str, base: type) -> bool:
+def is_overridden(owner: Any, name: str, base: type) -> bool:
     """Tell whether an object has its own implementation of a method: in its class, or on itself."""
     return name in vars(owner) or getattr(type(owner), name, None) is not getattr(base, name)
 
@@ -87,7 +87,7 @@ def is_idle(callback: Callback, name: str) -> bool:
     return name == "on_train_batch_end" and lightning_checkpoints.does_nothing_per_batch(callback)
 
 
-def draw_hook(name: str, trainer: Trainer, spans: ProfilerSpans) -> HookCalls | None:
+def collect_hook(name: str, trainer: Trainer, spans: ProfilerSpans) -> HookCalls | None:
     """Collect the implementations of a hook; return None if there is none.
 
     A profile shows lightning's empty hooks as well, so with a profiler they count as written.
@@ -97,11 +97,11 @@ def draw_hook(name: str, trainer: Trainer, spans: ProfilerSpans) -> HookCalls | 
     of_callbacks = tuple(
         spans.around(getattr(callback, name), f"[Callback]{callback.state_key}.{name}")
         for callback in (lightning_trainer.callbacks(trainer) if hasattr(Callback, name) else ())
-        if (profiled or is_written(callback, name, Callback) and not is_idle(callback, name))
+        if (profiled or is_overridden(callback, name, Callback) and not is_idle(callback, name))
         and callable(getattr(callback, name))
     )
     of_module: Call | None = None
-    if hasattr(module, name) and (profiled or is_written(module, name, LightningModule)):
+    if hasattr(module, name) and (profiled or is_overridden(module, name, LightningModule)):
         candidate = getattr(module, name)
         if callable(candidate):
             of_module = spans.around(candidate, f"[LightningModule]{type(module).__name__}.{name}")
@@ -127,7 +127,7 @@ class InScope:
         return returned
 
 
-def draw_step(name: str, context: str, trainer: Trainer, spans: ProfilerSpans) -> Call:
+def step_call(name: str, context: str, trainer: Trainer, spans: ProfilerSpans) -> Call:
     """Return what runs ``training_step``, ``validation_step``...: the module's own method where no wrapper is needed.
 
     Args:
@@ -138,10 +138,10 @@ def draw_step(name: str, context: str, trainer: Trainer, spans: ProfilerSpans) -
     """
     strategy, precision, module = trainer.strategy, trainer.precision_plugin, trainer.lightning_module
     bare = (
-        not is_written(strategy, name, Strategy)
+        not is_overridden(strategy, name, Strategy)
         and strategy.model is module
-        and not is_written(precision, context, Precision)
-        and not is_written(precision, "forward_context", Precision)
+        and not is_overridden(precision, context, Precision)
+        and not is_overridden(precision, "forward_context", Precision)
     )
     step = spans.around(getattr(module if bare else strategy, name), f"[Strategy]{type(strategy).__name__}.{name}")
     return InScope(name, module, step)
@@ -163,11 +163,11 @@ class BatchTransfer:
         datamodule = lightning_trainer.datamodule(trainer)
         self.plain = (
             spans.profiler is None
-            and not is_written(strategy, "batch_to_device", Strategy)
-            and not is_written(precision, "convert_input", Precision)
+            and not is_overridden(strategy, "batch_to_device", Strategy)
+            and not is_overridden(precision, "convert_input", Precision)
             and not any(
-                is_written(module, name, LightningModule)
-                or (datamodule is not None and is_written(datamodule, name, LightningDataModule))
+                is_overridden(module, name, LightningModule)
+                or (datamodule is not None and is_overridden(datamodule, name, LightningDataModule))
                 for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
             )
         )
@@ -221,4 +221,4 @@ def has_plain_optimizer_step(strategy: Strategy, precision: Precision) -> bool:
 def _is_plain(precision: Precision, methods: tuple[str, ...]) -> bool:
     """Tell whether methods of a precision plugin are lightning's, for full precision or for autocast without scaler."""
     base = MixedPrecision if type(precision) is MixedPrecision and precision.scaler is None else Precision
-    return not any(is_written(precision, method, base) for method in methods)
+    return not any(is_overridden(precision, method, base) for method in methods)

@@ -81,6 +81,16 @@ def gather_values(strategy: Strategy, values: Mapping[str, float]) -> dict[str, 
     return {name: column.tolist() for name, column in zip(names, columns, strict=True)}
 
 
+def gather_rows(strategy: Strategy, name: str, own: Sequence[float]) -> list[list[float]]:
+    """Return some numbers of all workers, a row for each; all workers have to call it, with the same name.
+
+    Raises:
+        LoggedKeysError: some workers give another name, or exchange logged values.
+    """
+    numbers = torch.tensor(own, dtype=torch.float64, device=strategy.root_device)
+    return _gathered(strategy, [name], numbers).tolist()
+
+
 def _gathered(strategy: Strategy, names: Sequence[str], own: Tensor) -> Tensor:
     """Return the numbers of all workers, a row for each, having made sure that they have the same names.
 
@@ -107,6 +117,8 @@ def _gathered(strategy: Strategy, names: Sequence[str], own: Tensor) -> Tensor:
 # What the names of operations begin with that are no keys of logged values.
 CHECKING = "check of "
 GATHERING = "self.all_gather of "
+COMPUTING = "compute() of "
+METRIC = "the metric "
 
 
 def check_shapes(strategy: Strategy, tensor: Tensor) -> None:
@@ -182,10 +194,21 @@ def _difference(strategy: Strategy, names: Sequence[str]) -> LoggedKeysError | U
         )
     lines = [f"rank {rank}: {', '.join(own) or 'none of these'}" for rank, own in enumerate(keys)]
     told = f"\n  {chr(10).join(lines).replace(chr(10), chr(10) + '  ')}\n"
+    if any(key.startswith(COMPUTING) for own in keys for key in own):
+        return LoggedKeysError(
+            "The workers compute different metrics at the same time, or only some of them compute one, for which all "
+            f"have to exchange what they have accumulated.{told}Update, log and compute the same metrics in the same "
+            "order on all workers. A metric need not be updated on all of them."
+        )
     if any(gathering):
         return LoggedKeysError(
             "Some workers exchange what they have logged with sync_dist=True, while others are in another operation."
             f"{told}Make all workers run equally many batches, and in each the same calls in the same order."
+        )
+    if any(key.startswith(METRIC) for own in keys for key in own):
+        return LoggedKeysError(
+            f"Only some workers have logged a metric, and all have to compute it.{told}Call self.log with the metric "
+            "on all workers; it need not have been updated on all of them."
         )
     return LoggedKeysError(
         "The workers have logged different keys with sync_dist=True, and what only some of them have cannot be "

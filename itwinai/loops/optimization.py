@@ -15,11 +15,11 @@ from typing_extensions import override
 from itwinai.compat import lightning_logging, lightning_loops
 from itwinai.loops.hook_plan import (
     ProfilerSpans,
-    draw_hook,
-    draw_step,
+    collect_hook,
     has_plain_backward,
     has_plain_optimizer_step,
-    is_written,
+    is_overridden,
+    step_call,
 )
 from itwinai.profiling.step_timer import Phase, StepClock
 
@@ -53,35 +53,37 @@ class LeanOptimization(AbstractClosure[Result]):
         self.lightning_optimizer = lightning_loops.lightning_optimizer(strategy)
         self.raw_optimizer = self.lightning_optimizer.optimizer
 
-        self.training_step = draw_step("training_step", "train_step_context", trainer, spans)
+        self.training_step = step_call("training_step", "train_step_context", trainer, spans)
         self.takes_batch_idx = lightning_loops.takes_batch_idx(module.training_step)
         self.after_training_step = (
-            strategy.post_training_step if is_written(strategy, "post_training_step", Strategy) else None
+            strategy.post_training_step if is_overridden(strategy, "post_training_step", Strategy) else None
         )
 
         self.skips_backward = lightning_loops.skips_backward(trainer)
-        self.before_zero_grad = draw_hook("on_before_zero_grad", trainer, spans)
-        self.zero_grad = draw_hook("optimizer_zero_grad", trainer, spans)
+        self.before_zero_grad = collect_hook("on_before_zero_grad", trainer, spans)
+        self.zero_grad = collect_hook("optimizer_zero_grad", trainer, spans)
 
         self.plain_backward = spans.profiler is None and has_plain_backward(strategy, precision)
         self.weigh_loss = getattr(strategy, "weigh_loss", None)
-        self.strategy_pre_backward = strategy.pre_backward if is_written(strategy, "pre_backward", Strategy) else None
-        self.strategy_post_backward = (
-            strategy.post_backward if is_written(strategy, "post_backward", Strategy) else None
+        self.strategy_pre_backward = (
+            strategy.pre_backward if is_overridden(strategy, "pre_backward", Strategy) else None
         )
-        self.before_backward = draw_hook("on_before_backward", trainer, spans)
-        self.module_backward = module.backward if is_written(module, "backward", LightningModule) else None
-        self.after_backward = draw_hook("on_after_backward", trainer, spans)
+        self.strategy_post_backward = (
+            strategy.post_backward if is_overridden(strategy, "post_backward", Strategy) else None
+        )
+        self.before_backward = collect_hook("on_before_backward", trainer, spans)
+        self.module_backward = module.backward if is_overridden(module, "backward", LightningModule) else None
+        self.after_backward = collect_hook("on_after_backward", trainer, spans)
 
         self.plain_step = (
             spans.profiler is None
-            and not is_written(module, "optimizer_step", LightningModule)
+            and not is_overridden(module, "optimizer_step", LightningModule)
             and has_plain_optimizer_step(strategy, precision)
         )
-        self.before_optimizer_step = draw_hook("on_before_optimizer_step", trainer, spans)
+        self.before_optimizer_step = collect_hook("on_before_optimizer_step", trainer, spans)
         # Those are called also when there is nothing to clip by.
-        self.clips = is_written(precision, "clip_gradients", Precision) or any(
-            is_written(module, name, LightningModule) for name in ("configure_gradient_clipping", "clip_gradients")
+        self.clips = is_overridden(precision, "clip_gradients", Precision) or any(
+            is_overridden(module, name, LightningModule) for name in ("configure_gradient_clipping", "clip_gradients")
         )
 
         # Of the batch in work.

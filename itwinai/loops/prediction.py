@@ -15,7 +15,7 @@ from itwinai.data.weights import Weighing, sampler_of
 from itwinai.drawn import Done, Drawn
 from itwinai.interfaces import WritesPredictions
 from itwinai.loops.batch_size import fastest_batch_size, set_batch_size
-from itwinai.loops.hook_plan import BatchTransfer, ProfilerSpans, draw_hook, draw_step, is_written
+from itwinai.loops.hook_plan import BatchTransfer, ProfilerSpans, collect_hook, is_overridden, step_call
 
 
 class PredictionPlan:
@@ -30,16 +30,16 @@ class PredictionPlan:
         spans = ProfilerSpans(trainer)
         self.callbacks = list(lightning_trainer.callbacks(trainer))
         self.transfer = BatchTransfer(trainer, spans)
-        self.on_batch_start = draw_hook("on_predict_batch_start", trainer, spans)
-        self.step = draw_step("predict_step", "predict_step_context", trainer, spans)
+        self.on_batch_start = collect_hook("on_predict_batch_start", trainer, spans)
+        self.step = step_call("predict_step", "predict_step_context", trainer, spans)
         self.takes_batch_idx = lightning_loops.takes_batch_idx(trainer.lightning_module.predict_step)
-        self.on_batch_end = draw_hook("on_predict_batch_end", trainer, spans)
+        self.on_batch_end = collect_hook("on_predict_batch_end", trainer, spans)
         self.several_loaders = loop.num_dataloaders > 1
         self.has_writers = any(
             isinstance(one, BasePredictionWriter) and not isinstance(one, WritesPredictions) for one in self.callbacks
         )
         self.repeats: list[Weighing | None] = [
-            sampler if getattr(getattr(sampler, "dealt", sampler), "lockstep", False) else None
+            sampler if getattr(getattr(sampler, "dealt", sampler), "even_batches", False) else None
             for sampler in map(sampler_of, loop.loaders)
         ]
 
@@ -153,7 +153,7 @@ class LeanPredictionLoop(lightning_loops.PredictionLoop):
     def _explain(self, error: Exception, batch: Any) -> None:
         """Add to an error that lightning's own ``predict_step`` is to blame, if it is."""
         module = self.trainer.lightning_module
-        if isinstance(batch, (list, tuple)) and not is_written(module, "predict_step", LightningModule):
+        if isinstance(batch, (list, tuple)) and not is_overridden(module, "predict_step", LightningModule):
             note = (
                 f"itwinai: {type(module).__name__} has no predict_step, and lightning's calls forward with the whole "
                 f"batch, a {type(batch).__name__} of {len(batch)}. Write one that uses the inputs alone:\n"

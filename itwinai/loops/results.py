@@ -7,6 +7,7 @@ time is not built and compared again in every step, and that values with ``sync_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,16 @@ import torch
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
+from torchmetrics import Metric
 from typing_extensions import override
 
 from itwinai.compat import lightning_logging
 from itwinai.compat import torch as compat_torch
 from itwinai.errors import CheckpointError
 from itwinai.loops.desync_detection import MissingWorkers
-from itwinai.loops.metric_sync import WEIGHT, Entry, exchange
+from itwinai.loops.metric_sync import METRIC, WEIGHT, Entry, exchange
 from itwinai.loops.monitored_metrics import check_callbacks
+from itwinai.loops.torchmetrics_sync import MetricSync
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ class LeanResults(lightning_logging.ResultCollection):
         # Values of this step with sync_dist that have not been exchanged yet, by key.
         self.unsynced: dict[str, lightning_logging.ResultMetric] = {}
         self.missing: MissingWorkers | None = None
+        self.metric_sync = MetricSync(trainer)
         # The names of keys for the progress bar and the loggers, which do not change.
         self.names: dict[str, tuple[str, str]] = {}
         # How much this worker's part of the batch in work counts, and by key how much the value of the step does.
@@ -57,6 +61,11 @@ class LeanResults(lightning_logging.ResultCollection):
 
     @override
     def log(self, fx: str, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(value, Metric) and not value.sync_on_compute and self.exchanges:
+            warn_user(
+                f"'{name}' is a {type(value).__name__}(sync_on_compute=False): what is logged is the value of rank 0's "
+                "samples alone. Leave sync_on_compute out to log the value of all samples."
+            )
         super().log(fx, name, compat_torch.plain_tensor(value) if isinstance(value, Tensor) else value, *args, **kwargs)
 
     @override
@@ -110,9 +119,13 @@ class LeanResults(lightning_logging.ResultCollection):
             self._exchange_step(list(self.unsynced))
 
     def sync_epoch(self) -> None:
-        """Reduce the epoch's values over the workers, at a point that all of them reach, with or without values."""
+        """Reduce the epoch's values over the workers, at a point that all of them reach, with or without values.
+
+        Metrics are merged one by one when they are read: here the workers make sure that all have logged the same.
+        """
         if self.exchanges:
-            self._exchange_epoch(self._waiting())
+            metrics = [key for key, metric in self.valid_items() if lightning_logging.is_metric_of_epoch(metric)]
+            self._exchange_epoch(self._waiting(), [f"{METRIC}{key}" for key in metrics])
 
     def sync_read(self, on_step: bool) -> None:
         """Reduce the values that someone reads, one by one, in the order in which they were logged.
@@ -146,7 +159,9 @@ class LeanResults(lightning_logging.ResultCollection):
         for (_, metric), value in zip(pending, self.exchanged(entries), strict=True):
             lightning_logging.set_step_value(metric, value)
 
-    def _exchange_epoch(self, pending: list[tuple[str, lightning_logging.ResultMetric]]) -> None:
+    def _exchange_epoch(
+        self, pending: list[tuple[str, lightning_logging.ResultMetric]], present: Sequence[str] = ()
+    ) -> None:
         entries = []
         for key, metric in pending:
             value, weight = lightning_logging.epoch_state(metric)
@@ -154,6 +169,7 @@ class LeanResults(lightning_logging.ResultCollection):
             entries.append(Entry(key, value, operation))
             if weight is not None:
                 entries.append(Entry(key + WEIGHT, weight, operation))
+        entries += [Entry(name, torch.zeros(()), "sum") for name in present]
         reduced = iter(self.exchanged(entries))
         for _, metric in pending:
             value = next(reduced)

@@ -1,4 +1,4 @@
-"""Go on from a checkpoint at the very next sample, with the random numbers that would have come next."""
+"""Continue from a checkpoint at the very next sample, with the random numbers that would have come next."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def iterate_in_epoch(
 ) -> None:
     """Iterate the training loaders so that the batch after so many comes next.
 
-    Samplers and loaders that can go on where they were do so. Where one cannot, all that came before is loaded once
+    Samplers and loaders that can continue where they were do so. Where one cannot, all that came before is loaded once
     more and left out.
 
     Args:
@@ -60,7 +60,7 @@ def iterate_in_epoch(
             sampler.resume(position, 0 if replays else skip or 0)
     iter(data_fetcher)
     if replays:
-        rank_zero_info(f"itwinai: loading the first {batches} batches of the epoch again, to go on after them")
+        rank_zero_info(f"itwinai: loading the first {batches} batches of the epoch again, to continue after them")
         for _ in range(batches):
             next(data_fetcher)
     for sampler, position in zip(samplers, positions, strict=True):
@@ -69,7 +69,7 @@ def iterate_in_epoch(
 
 
 def generators_go_on(trainer: Trainer, resumed: ItwinaiState) -> None:
-    """Let the generators of the training samplers go on where the checkpoint was written."""
+    """Let the generators of the training samplers continue where the checkpoint was written."""
     for sampler, position in zip(training_samplers(trainer), resumed.positions, strict=False):
         if sampler is not None and position is not None:
             sampler.go_on_drawing(position)
@@ -98,16 +98,16 @@ def _warn_of_samples_seen_twice(batches: int) -> None:
     warn_user(
         f"The checkpoint was written in mid-epoch, after {batches} batches, and the training loader starts its "
         "epoch again: the first samples are seen twice, and the last ones not at all. It was written by another "
-        "number of workers, or in the midst of a batch, and a loader cannot go on where it was. A loader of a dataset "
+        "number of workers, or in the midst of a batch, and a loader cannot resume where it was. A loader of a dataset "
         "with indices, of torch's own class DataLoader, can; so can any loader with the methods state_dict and "
         "load_state_dict, or whose iterable dataset has them, with num_workers=0."
     )
 
 
 def go_on_drawing(trainer: Trainer, resumed: ItwinaiState) -> None:
-    """Let the random number generators go on where the checkpoint was written.
+    """Let the random number generators continue where the checkpoint was written.
 
-    A rank that did not exist then begins a stream of its own where rank 0 goes on.
+    A rank that did not exist then begins a stream of its own where rank 0 continues.
     """
     rank, states = trainer.global_rank, [unpack_random_states(one) for one in resumed.random_states]
     if rank < len(states):

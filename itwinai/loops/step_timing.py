@@ -28,7 +28,7 @@ def clock_for(trainer: Trainer, clock: StepClock | None) -> StepClock | None:
 
     Args:
         trainer: the trainer.
-        clock: that of the epoch before, which goes on.
+        clock: that of the epoch before, which continues.
 
     Returns:
         The clock, or None if no callback times steps.

@@ -19,16 +19,16 @@ CROWD = 128
 """Number of workers from which on each looks less often: they all ask the one that holds the store."""
 
 LEAVING = 5.0
-"""Seconds for all workers to leave the store, before the one that holds it goes on."""
+"""Seconds for all workers to leave the store, before the one that holds it continues."""
 
 ATTENTION = "attention"
 """Set in the store when there is something to look at, so that one question is enough as long as there is nothing."""
 
 
-class Duty(Protocol):
-    """Something to look after."""
+class StoreCheck(Protocol):
+    """Something that is looked up in the store again and again."""
 
-    def look(self, attention: bool) -> bool:
+    def poll(self, attention: bool) -> bool:
         """Look once.
 
         Args:
@@ -39,23 +39,23 @@ class Duty(Protocol):
         """
 
 
-class Watch:
+class StoreMonitor:
     """Looks after several things in a thread of its own, so that the training need not.
 
     The worker that holds the store must not end while others look at it, so that all leave together.
 
     Args:
-        store: what the workers have in common. Only the duties may use this connection.
+        store: what the workers have in common. Only the checks may use this connection.
         rank: this worker.
         world_size: number of workers.
-        duties: what to look after.
+        checks: what to look after.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int, duties: Sequence[Duty]) -> None:
+    def __init__(self, store: dist.Store, rank: int, world_size: int, checks: Sequence[StoreCheck]) -> None:
         self.store = store
         self.rank = rank
         self.world_size = world_size
-        self.duties = list(duties)
+        self.checks = list(checks)
         self.polling = POLLING * max(1.0, world_size / CROWD)
         self._hurry = threading.Event()
         self._ended = False
@@ -83,7 +83,7 @@ class Watch:
                 attention = self.store.check([ATTENTION])
                 if attention and self.store.check(["leaving"]):
                     break
-                self.duties = [duty for duty in self.duties if duty.look(attention)]
+                self.checks = [check for check in self.checks if check.poll(attention)]
             self._leave()
         except RuntimeError as error:  # the worker that holds the store is gone already
             log.debug("the thread that looks after the workers has ended: %s", error)

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
-from itwinai.checkpoints.checkpoint_io import Resumed
+from itwinai.checkpoints.checkpoint_io import ResumeState
 from itwinai.checkpoints.state import StopPoint, training_samplers
 from itwinai.compat import (
     lightning_checkpoints,
@@ -34,13 +34,13 @@ from itwinai.loops.epoch_end_sync import EpochEnds, EpochPosition
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.fast_log import quick_log
 from itwinai.loops.fit import LeanFitLoop
-from itwinai.loops.hook_plan import BatchTransfer, InScope, ProfilerSpans, draw_hook, is_written
+from itwinai.loops.hook_plan import BatchTransfer, InScope, ProfilerSpans, collect_hook, is_overridden
 from itwinai.loops.monitored_metrics import check_names, check_scheduler
 from itwinai.loops.optimization import LeanOptimization
 from itwinai.loops.results import LeanResults
 from itwinai.loops.resume import generators_go_on, go_on_drawing, iterate_in_epoch
 from itwinai.loops.step_timing import clock_for
-from itwinai.loops.store_monitor import Duty, Watch
+from itwinai.loops.store_monitor import StoreCheck, StoreMonitor
 from itwinai.profiling.step_timer import Phase, StepClock
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ class TrainingPlan:
         spans = ProfilerSpans(trainer)
         self.callbacks = list(lightning_trainer.callbacks(trainer))
         self.transfer = BatchTransfer(trainer, spans)
-        self.on_train_batch_start = draw_hook("on_train_batch_start", trainer, spans)
+        self.on_train_batch_start = collect_hook("on_train_batch_start", trainer, spans)
         self.strategy_batch_start: InScope | None = None
-        if spans.profiler is not None or is_written(strategy, "on_train_batch_start", Strategy):
+        if spans.profiler is not None or is_overridden(strategy, "on_train_batch_start", Strategy):
             name = "on_train_batch_start"
             call = spans.around(strategy.on_train_batch_start, f"[Strategy]{type(strategy).__name__}.{name}")
             self.strategy_batch_start = InScope(name, module, call)
@@ -74,7 +74,7 @@ class TrainingPlan:
         self.reporters = [callback for callback in self.callbacks if isinstance(callback, LogStepReporter)]
         self.optimization = LeanOptimization(trainer, spans) if module.automatic_optimization else None
         self.run_section = spans.around(loop.optimize, "run_training_batch")
-        self.on_train_batch_end = draw_hook("on_train_batch_end", trainer, spans)
+        self.on_train_batch_end = collect_hook("on_train_batch_end", trainer, spans)
         self.exchanges = loop.results.exchanges
         self.weights = StepWeights(trainer, strict=False) if self.exchanges else None
         self.validates = trainer.enable_validation or lightning_loops.skips_next_validation(loop)
@@ -94,7 +94,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
     plan: TrainingPlan | None = None
     agreement: StopAgreement | None = None
     ends: EpochEnds | None = None
-    watch: Watch | None = None
+    store_monitor: StoreMonitor | None = None
     clock: StepClock | None = None
     _fits = 0
     _epoch = 0
@@ -116,7 +116,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
 
     @property
     def place(self) -> StopPoint | None:
-        """Where this fit goes on exactly, if it does, until its first epoch begins."""
+        """Where this fit continues exactly, if it does, until its first epoch begins."""
         resumed = self.fit_loop.resumed
         return None if resumed is None else resumed.section.place
 
@@ -135,20 +135,20 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
                 fit_loop.begun_with = pack_random_states()
             super().on_run_start(data_fetcher)
         else:
-            self.go_on(data_fetcher, resumed)
+            self.resume_epoch(data_fetcher, resumed)
         lightning_loops.leave_fetches_out_of_profile(self, data_fetcher)
-        if self.watch is None and self.trainer.world_size > 1:
+        if self.store_monitor is None and self.trainer.world_size > 1:
             self.start_watch()
         self.plan = self.draw_plan(data_fetcher)
         if resumed is not None and resumed.section.place is not None:
             self.finish_batch(data_fetcher, resumed.section.place)
 
-    def go_on(self, data_fetcher: lightning_loops.DataFetcher, resumed: Resumed) -> None:
+    def resume_epoch(self, data_fetcher: lightning_loops.DataFetcher, resumed: ResumeState) -> None:
         """Iterate the loaders where the checkpoint was written, and draw the random numbers that come next."""
         trainer, section = self.trainer, resumed.section
         batches, over = self.batch_progress.current.ready, lightning_loops.is_epoch_over(self)
         if section.place is None:
-            in_epoch = resumed.goes_on_in_epoch(batches)
+            in_epoch = resumed.continues_epoch(batches)
             if not in_epoch:
                 go_on_drawing(trainer, section)
         else:
@@ -201,13 +201,13 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         place = (store, trainer.global_rank, trainer.world_size)
         self.agreement = StopAgreement(*place, position=lambda: self.batch_progress.total.ready)
         self.ends = EpochEnds(*place, place=self.epoch_position, hurry=self.hurry)
-        duties: list[Duty] = [self.agreement, self.ends]
+        checks: list[StoreCheck] = [self.agreement, self.ends]
         if isinstance(trainer, Abortable):
             missing = MissingWorkers(*place, position=self.position, fail=trainer.abort)
             self.results.missing = self.val_loop.results.missing = missing
-            duties.append(missing)
-        self.watch = Watch(*place, duties)
-        self.watch.start()
+            checks.append(missing)
+        self.store_monitor = StoreMonitor(*place, checks)
+        self.store_monitor.start()
         lightning_signals.signal_connector(trainer).on_sigterm = self.ask_to_stop
 
     def position(self) -> int:
@@ -221,8 +221,8 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
 
     def hurry(self) -> None:
         """Let the thread beside the training look at once."""
-        if self.watch is not None:
-            self.watch.hurry()
+        if self.store_monitor is not None:
+            self.store_monitor.hurry()
 
     def end_together(self) -> None:
         """Make sure that all workers end the epoch here, where that is not certain.
@@ -237,16 +237,16 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             self.ends.agree(STOPPED)
         elif -1 != self.max_steps <= self.global_step:
             return
-        elif not all(getattr(sampler, "lockstep", False) for sampler in training_samplers(trainer)):
+        elif not all(getattr(sampler, "even_batches", False) for sampler in training_samplers(trainer)):
             self.ends.agree("its loader had no more")
         elif self.batch_progress.current.ready < trainer.num_training_batches:
             self.ends.agree("on_train_batch_start returned -1 there")
 
     def ask_to_stop(self) -> None:
         """Ask all workers to stop before the same batch; for a signal handler."""
-        assert self.agreement is not None and self.watch is not None
+        assert self.agreement is not None and self.store_monitor is not None
         self.agreement.ask()
-        self.watch.hurry()
+        self.store_monitor.hurry()
 
     @override
     def stop_if_agreed(self) -> None:
@@ -257,10 +257,12 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
 
     @override
     def teardown(self) -> None:
-        if self.watch is not None:
+        if self.store_monitor is not None:
             lightning_signals.signal_connector(self.trainer).on_sigterm = None
-            self.watch.end()
-            self.watch = self.agreement = self.ends = self.results.missing = self.val_loop.results.missing = None
+            self.store_monitor.end()
+            self.store_monitor = self.agreement = self.ends = self.results.missing = self.val_loop.results.missing = (
+                None
+            )
         self.clock = None
         super().teardown()
 
@@ -276,6 +278,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             self.reset()
             self._ended = False
             self._epoch = self.trainer.current_epoch
+            self.results.metric_sync.uneven = False
             self.on_run_start(data_fetcher)
             restarted = True  # for all that is known: only a first iteration can follow upon a checkpoint
             while not self.done:
@@ -291,7 +294,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
                         self.on_iteration_done()
                         restarted = False
             if self.clock is not None:
-                self.clock.settle()
+                self.clock.wait_for_device()
             self.end_together()
             self._ended = True
             self.results.take_up_restored()
@@ -336,46 +339,49 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         if plan.weights is not None:
             self.results.weight = plan.weights(batch_idx)
 
-        outputs: Any = None
-        skip_rest = False
-        if batch is None:
-            lightning_loops.warn_of_none_batch(self)
-        else:
-            skip_rest = plan.on_train_batch_start is not None and plan.on_train_batch_start(batch, batch_idx) == -1
-            if plan.strategy_batch_start is not None:
-                plan.strategy_batch_start(batch, batch_idx)
-            if split is not None:
-                split.mark(Phase.CALLBACKS)
-            if skip_rest:
-                progress.increment_by(0, is_last_batch=True)
+        with self.results.metric_sync.weighing(self.results.weight):
+            outputs: Any = None
+            skip_rest = False
+            if batch is None:
+                lightning_loops.warn_of_none_batch(self)
             else:
-                progress.increment_started()
-                if plan.optimization is not None:
-                    plan.optimization.clock = split
-                outputs = plan.run_section(plan, batch, batch_idx)
-                if split is not None and plan.optimization is None:
-                    split.mark(Phase.MANUAL)
-        progress.increment_processed()
+                skip_rest = plan.on_train_batch_start is not None and plan.on_train_batch_start(batch, batch_idx) == -1
+                if plan.strategy_batch_start is not None:
+                    plan.strategy_batch_start(batch, batch_idx)
+                if split is not None:
+                    split.mark(Phase.CALLBACKS)
+                if skip_rest:
+                    progress.increment_by(0, is_last_batch=True)
+                else:
+                    progress.increment_started()
+                    if plan.optimization is not None:
+                        plan.optimization.clock = split
+                    outputs = plan.run_section(plan, batch, batch_idx)
+                    if split is not None and plan.optimization is None:
+                        split.mark(Phase.MANUAL)
+            progress.increment_processed()
 
-        if plan.steps_schedulers:
-            self.update_lr_schedulers("step", update_plateau_schedulers=False)
-            if self.is_last_of_epoch():
-                self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
-            if split is not None:
-                split.mark(Phase.OPTIMIZER)
-        if skip_rest:
-            raise StopIteration
+            if plan.steps_schedulers:
+                self.update_lr_schedulers("step", update_plateau_schedulers=False)
+                if self.is_last_of_epoch():
+                    self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+                if split is not None:
+                    split.mark(Phase.OPTIMIZER)
+            if skip_rest:
+                raise StopIteration
 
-        if plan.exchanges:
-            self.results.sync_step(everyone=self.watch is None and lightning_logging.is_first_iteration(connector))
-            if split is not None:
-                split.mark(Phase.COMMUNICATION)
-        fit_loop.place = "batch"
-        if plan.on_train_batch_end is not None:
-            fit_loop.saves.collects = True
-            plan.on_train_batch_end(outputs, batch, batch_idx)
-            if split is not None:
-                split.mark(Phase.CALLBACKS)
+            if plan.exchanges:
+                self.results.sync_step(
+                    everyone=self.store_monitor is None and lightning_logging.is_first_iteration(connector)
+                )
+                if split is not None:
+                    split.mark(Phase.COMMUNICATION)
+            fit_loop.place = "batch"
+            if plan.on_train_batch_end is not None:
+                fit_loop.saves.collects = True
+                plan.on_train_batch_end(outputs, batch, batch_idx)
+                if split is not None:
+                    split.mark(Phase.CALLBACKS)
         metrics = connector.end_batch(self.results)
         if fit_loop.saves.collects:
             fit_loop.saves.flush()

@@ -52,7 +52,7 @@ def check_country(code: str) -> None:
         known = pycountry.countries.get(alpha_3=code) is not None
     if not known:
         raise ConfigurationError(
-            f"country={code!r} is no country: give its code of three capital letters (ISO 3166 alpha-3), such as "
+            f"country={code!r} is not a country: give its code of three capital letters (ISO 3166 alpha-3), such as "
             "'DEU', 'FRA' or 'USA', or None for the average of the world."
         )
 

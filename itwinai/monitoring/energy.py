@@ -1,4 +1,4 @@
-"""Energy, added up while a run goes on: from a counter, or from readings of power."""
+"""Energy, added up during a run: from a counter, or from readings of power."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def trained_samples(loaders: Sequence[Any], workers: int, batches: float, begun:
         loaders: that were trained with.
         workers: their number.
         batches: of one worker in an epoch; infinite if unknown.
-        begun: how many of the first epoch were done before, by a run that this one goes on from.
+        begun: how many of the first epoch were done before, by a run that this one resumes from.
         done: how many this worker has done.
     """
     if len(loaders) != 1 or (global_batch := _global_batch(loaders[0], workers)) is None:

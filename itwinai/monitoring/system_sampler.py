@@ -26,7 +26,7 @@ class SamplingCost:
         samples: how often was sampled.
         cpu_seconds: processor time of the samples.
         opening_seconds: processor time of finding and opening what to sample.
-        seconds: how long it went on.
+        seconds: its duration.
     """
 
     samples: int

@@ -47,7 +47,7 @@ def rows_in(value: Any) -> int | None:
     """Return for how many samples a value has a row; None if it does not tell."""
     if isinstance(value, (Tensor, np.ndarray)):
         return value.shape[0] if value.ndim else None
-    if isinstance(value, list):
+    if isinstance(value, list) or (isinstance(value, tuple) and all(isinstance(one, _PLAIN) for one in value)):
         return len(value)
     parts = _parts(value, -1)
     return next((rows for part in parts.values() if (rows := rows_in(part)) is not None), None) if parts else None

@@ -1,1 +1,1 @@
-"""What can be measured while a run goes on: steps, operators, processes, GPUs, energy."""
+"""What can be measured during a run: steps, operators, processes, GPUs, energy."""

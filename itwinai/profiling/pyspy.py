@@ -42,7 +42,7 @@ class StackSampler:
         folder: for the files.
         rank: of this worker, for the names of the files.
         rate: samples per second. At 50 a function that takes a hundredth of half a minute is still seen 15 times.
-        duration: seconds after which the recorder ends, rounded up; None goes on until `stop`. Half a minute shows a
+        duration: seconds after which the recorder ends, rounded up; None records until `stop`. Half a minute shows a
             training loop as well as a day, and memory and cost stay small.
         threads: tell threads apart: each stack begins with the name of its thread.
         native: follow the stacks into code in C and C++. This process is then stopped for each sample, and threads that

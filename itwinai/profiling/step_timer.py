@@ -74,7 +74,7 @@ class StepClock:
         "_ended",
         "_in_epoch",
         "_last",
-        "_settled",
+        "_waited_until",
         "_splitting",
         "_starting",
         "_turn",
@@ -124,7 +124,7 @@ class StepClock:
         self._began = 0
         self._last = 0
         self._ended = 0
-        self._settled = 0  # steps until the accelerator was waited for last
+        self._waited_until = 0  # steps until the accelerator was waited for last
         self._in_epoch = False
         self._worked = 0  # time of all steps until the epoch began
         self._earlier = 0  # `between` of earlier epochs
@@ -146,7 +146,7 @@ class StepClock:
         if splitting:
             self._current = [0] * _PHASES
             self._unexposed = 0
-            self.settle()
+            self.wait_for_device()
         else:
             self._turn = self._next_turn()
         self._began = self._last = now = perf_counter_ns()
@@ -156,7 +156,7 @@ class StepClock:
             self._worked = self.step_time + self.left_out
         return splitting
 
-    def settle(self) -> None:
+    def wait_for_device(self) -> None:
         """Wait for what the accelerator has still to do of the last steps, and count that as their time.
 
         The host gives it work faster than it is done, so that the steps that nothing waits in end too early.
@@ -165,14 +165,14 @@ class StepClock:
             return
         began = perf_counter_ns()
         self.synchronize()
-        late = min(self.steps - self._settled, KEPT)
+        late = min(self.steps - self._waited_until, KEPT)
         if late > 0 and self._in_epoch:
             waited = perf_counter_ns() - began
             self.step_time += waited
             self._ended += waited
             for step in range(self.steps - late, self.steps):
                 self.durations[step % KEPT] += waited // late
-        self._settled = self.steps
+        self._waited_until = self.steps
 
     def _next_turn(self) -> int:
         """Return the number of the next step that is split, from `steps` on."""
@@ -234,7 +234,7 @@ class StepClock:
         self.split_time += duration
         self.split_steps += 1
         self._splitting = False
-        self._settled = self.steps
+        self._waited_until = self.steps
         self._turn = self._next_turn()
         if self.warm is None and self.steps >= WARM_UP:
             self.warm = self.reading()

@@ -166,7 +166,7 @@ def _places(value: float, count: int) -> int:
 
 
 def value_text(value: Any) -> str:
-    """Return the value of a parameter or a metric: four digits, and what is no text as JSON (which YAML reads too).
+    """Return the value of a parameter or a metric: four digits, and what is not text as JSON (which YAML reads too).
 
     Up to a million there is no power of ten: 33210 and not 3.321e+04.
     """

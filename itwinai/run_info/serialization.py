@@ -14,7 +14,7 @@ def plain_hyperparameters(params: Any) -> dict[str, Any]:
     """Return hyperparameters as dictionaries, lists, texts and numbers, without secrets.
 
     Args:
-        params: a mapping or a namespace of anything, or None. Of what is no plain value, its name or text is taken.
+        params: a mapping or a namespace of anything, or None. Of what is not a plain value, its name or text is taken.
     """
     found: dict[str, Any] = without_secrets(plain({} if params is None else params))
     return found

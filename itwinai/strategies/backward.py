@@ -47,20 +47,20 @@ class Change:
     Attributes:
         new: names under which there is another parameter than before, or one where there was none.
         gone: names under which there is none any more.
-        thawed: names of known parameters that require a gradient since then.
+        unfrozen: names of known parameters that require a gradient since then.
         frozen: names of known parameters that require none since then.
     """
 
     new: tuple[str, ...]
     gone: tuple[str, ...]
-    thawed: tuple[str, ...]
+    unfrozen: tuple[str, ...]
     frozen: tuple[str, ...]
 
     def __bool__(self) -> bool:
-        return bool(self.new or self.gone or self.thawed or self.frozen)
+        return bool(self.new or self.gone or self.unfrozen or self.frozen)
 
 
-class ParameterWatch:
+class ParameterMonitor:
     """Notices at little cost when parameters of a module are added, replaced, frozen or unfrozen.
 
     Args:
@@ -107,7 +107,7 @@ class ParameterWatch:
         return Change(
             new=tuple(name for name, parameter in now.items() if before.get(name) is not parameter),
             gone=tuple(name for name in before if name not in now),
-            thawed=tuple(name for name in known if now[name].requires_grad and not flags[name]),
+            unfrozen=tuple(name for name in known if now[name].requires_grad and not flags[name]),
             frozen=tuple(name for name in known if not now[name].requires_grad and flags[name]),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -24,14 +25,15 @@ from itwinai.compat import torch as compat_torch
 from itwinai.compat import torchmetrics as compat_torchmetrics
 from itwinai.data.rank_streams import RankStreams
 from itwinai.data.weights import StepWeights, check_drawn, sampler_of
-from itwinai.errors import ConfigurationError
+from itwinai.errors import ConfigurationError, MetricMergeError
 from itwinai.interfaces import WorkerSource
-from itwinai.launchers.cpu_affinity import available_cores, crowded_text, own_cores
+from itwinai.launchers.cpu_affinity import available_cores, oversubscription_text, own_cores
 from itwinai.launchers.environment import PlacedEnvironment, WorkerKind, launcher_name
-from itwinai.launchers.payload import Kept
+from itwinai.launchers.payload import FinalState
+from itwinai.loops.torchmetrics_sync import MetricSync
 from itwinai.profiling.step_timer import Communication, StepClock
 from itwinai.strategies import drift
-from itwinai.strategies.backward import Change, ParameterWatch, shortened
+from itwinai.strategies.backward import Change, ParameterMonitor, shortened
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from itwinai.launchers.ray_worker_pool import RayWorkerPool
 
 # Of a larger model the optimizers' states stay with the workers: 2 GiB in fp32.
-MOST_KEPT_ELEMENTS = 2**29
+MOST_STATE_ELEMENTS = 2**29
 
 BINDING = ("srun", "mpirun", "jsrun")
 """Launchers that may give each worker cores of its own."""
@@ -90,13 +92,13 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
     """
 
     worker_source: WorkerSource
-    kept: Kept = Kept()
+    final_state: FinalState = FinalState()
     _is_launched = False
     _weights: StepWeights | None = None
     _random_numbers: RankStreams | None = None
     strategy_name: str
     check_drift: bool = True
-    _watch: ParameterWatch | None = None
+    _watch: ParameterMonitor | None = None
     _epoch: int | None = None
     _agreements = 0
     _nodes = 1
@@ -152,7 +154,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         self.worker_source = LocalProcesses(kind)
 
     def reuse_workers(self, pool: RayWorkerPool) -> None:
-        """Take workers from a pool, and leave them there for the next run; only those of Ray outlive one.
+        """Use workers from a pool, and leave them there for the next run; only those of Ray outlive one.
 
         Args:
             pool: of the search that this run is a trial of.
@@ -166,6 +168,10 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         """Return names of modules to import once, before workers become copies of the process that has them."""
         return ()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Those of the last fit are there for the script to look at.
+        return {**super().__getstate__(), "_optimizers": [], "lr_scheduler_configs": []}
+
     def become_worker(self, environment: PlacedEnvironment) -> None:
         """Turn this strategy, unpickled in a new process, into the strategy of one worker.
 
@@ -173,12 +179,13 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
             environment: the worker's ranks in its group.
         """
         self.cluster_environment = environment
-        self.kept, self._is_launched = Kept(), True
+        self.final_state, self._is_launched = FinalState(), True
+        self.optimizers, self.lr_scheduler_configs = [], []
         self.drop_launcher()
         self.set_world_ranks()
 
     def set_world_ranks(self) -> None:
-        """Take the ranks from whoever launched the workers; only a process started by hand has to compute them."""
+        """Get the ranks from whoever launched the workers; only a process started by hand has to compute them."""
         environment = self.cluster_environment
         if environment is None:
             return
@@ -343,17 +350,17 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         """Return the store by which the workers have found each other, or None if they have none."""
         return compat_torch.default_store() if dist.is_initialized() else None
 
-    def keep_for_caller(self) -> None:
+    def collect_final_state(self) -> None:
         """Collect what the caller cannot have otherwise, while the workers are still connected; all have to call it."""
         module = self.lightning_module
         # After an exception the other workers may be gone.
         if not self._is_launched or module is None or module.trainer.state.status == TrainerStatus.INTERRUPTED:
             return
         self._is_launched = False  # once per run
-        self.kept = Kept(self._checkpoint_parts(module.trainer), self._metric_states(module))
+        self.final_state = FinalState(self._checkpoint_parts(module.trainer), self._metric_states(module))
 
     def _checkpoint_parts(self, trainer: Trainer) -> dict[str, Any] | None:
-        if trainer.state.fn != TrainerFn.FITTING or self._state_elements(trainer) > MOST_KEPT_ELEMENTS:
+        if trainer.state.fn != TrainerFn.FITTING or self._state_elements(trainer) > MOST_STATE_ELEMENTS:
             return None
         parts = parts_of_workers(trainer, self.gather_objects, self.parameter_names())
         return move_data_to_device(parts, torch.device("cpu")) if self.is_global_zero else None
@@ -368,17 +375,25 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         metrics = {name: metric for name, metric in module.named_modules() if isinstance(metric, Metric)}
         if not metrics:
             return {}
-        updated = [name for name, metric in metrics.items() if compat_torchmetrics.is_updated(metric)]
+        own = {name: compat_torchmetrics.is_updated(metric) for name, metric in metrics.items()}
+        own |= {name: None for name, metric in metrics.items() if compat_torchmetrics.is_synced(metric)}
         states: dict[str, dict[str, Any]] = {}
-        everywhere = set.intersection(*map(set, self.gather_objects(updated)))
-        for name in (name for name in metrics if name in everywhere):  # in the same order on all workers
-            with metrics[name].sync_context():
-                states[name] = dict(compat_torchmetrics.metric_state(metrics[name]))
+        everyone = self.gather_objects(own)
+        anywhere = {
+            name
+            for name in metrics
+            if any(one.get(name) for one in everyone) and all(one.get(name) is not None for one in everyone)
+        }
+        with MetricSync(module.trainer).merging():
+            for name in (name for name in metrics if name in anywhere):  # in the same order on all workers
+                # One that cannot be merged was an error where it was computed; here nobody has asked for it.
+                with suppress(MetricMergeError), metrics[name].sync_context():
+                    states[name] = compat_torchmetrics.metric_state(metrics[name])
         return states
 
     # ------------------------------------------------------------------------------- what workers have in common
 
-    def look_at_parameters(self, watch: ParameterWatch) -> Change | None:
+    def check_parameter_changes(self, watch: ParameterMonitor) -> Change | None:
         """Look for parameters that were added, replaced, frozen or unfrozen since the last step, on all workers alike.
 
         Args:
@@ -398,11 +413,11 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         change = watch.look()
         if not begins and not change:
             return None
-        self.agree_on_parameters(watch.parameters, together=begins)
+        self.check_same_parameters(watch.parameters, together=begins)
         self._epoch = epoch
         return change
 
-    def agree_on_parameters(self, parameters: Mapping[str, Tensor], together: bool) -> None:
+    def check_same_parameters(self, parameters: Mapping[str, Tensor], together: bool) -> None:
         """Check that all workers train the same parameters, at the same learning rates.
 
         Args:
@@ -426,7 +441,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
             drift.gather(store, self.global_rank, self.world_size, mine), self.lightning_module.trainer
         )
 
-    def refuse_late_parameters(self, watch: ParameterWatch) -> None:
+    def refuse_parameters_made_in_step(self, watch: ParameterMonitor) -> None:
         """Refuse parameters that a training step has made: each worker has drawn other values for them.
 
         Raises:
@@ -458,7 +473,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
 
     @override
     def teardown(self) -> None:
-        self.keep_for_caller()
+        self.collect_final_state()
         self._weights = self._random_numbers = None
         if self._watch is not None:
             self._watch.end()
@@ -489,7 +504,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
             and len(own_cores()) < (os.cpu_count() or 1)
         ):
             workers = 1  # bound to cores of its own
-        if text := crowded_text(workers, workers * torch.get_num_threads(), available_cores()):
+        if text := oversubscription_text(workers, workers * torch.get_num_threads(), available_cores()):
             warn_user(text)
 
     def describe_backend(self) -> str:

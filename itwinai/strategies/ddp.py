@@ -24,7 +24,7 @@ from itwinai.interfaces import WorkerSource
 from itwinai.launchers.environment import WorkerKind
 from itwinai.loops.metric_sync import check_shapes
 from itwinai.profiling.step_timer import Communication, StepClock
-from itwinai.strategies.backward import ParameterWatch, refuse_lazy
+from itwinai.strategies.backward import ParameterMonitor, refuse_lazy
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses
 from itwinai.strategies.gradient_averaging import GradientAverager, unused_error
 from itwinai.strategies.options import DDPOptions, check_options
@@ -134,7 +134,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
 
     Raises:
         ConfigurationError: the name of the compression is unknown.
-        UnknownArgumentError: nothing takes one of the further arguments.
+        UnknownArgumentError: one of the further arguments is unknown.
     """
 
     strategy_name = "ddp"
@@ -175,7 +175,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         self.worker_source = workers or LocalProcesses(launcher)
         self.check_drift = check_drift and self.comm_hook is None
         self._averager: GradientAverager | None = None
-        self._averages_for_good = False
+        self._keeps_averager = False
         self._unused: list[str] = []
         self._clock: StepClock | None = None
 
@@ -191,7 +191,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         super().setup(trainer)
         if trainer.state.fn == TrainerFn.FITTING:
             assert self.lightning_module is not None
-            self._watch = ParameterWatch(self.lightning_module)
+            self._watch = ParameterMonitor(self.lightning_module)
             if self._averages_manually:
                 self._average_after_backward()
 
@@ -216,7 +216,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         if self._averager is not None:
             self._averager.remove()
         self._averager = self._clock = None
-        self._averages_for_good, self._unused = False, []
+        self._keeps_averager, self._unused = False, []
         super().teardown()
         if self._is_alone_in_group:  # a process that is in a group cannot be forked for the next call
             self._is_alone_in_group = False
@@ -257,7 +257,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         if not reduces:
             model.require_forward_param_sync = exchanges  # so that buffers follow those of rank 0
         assert self._watch is not None
-        self.refuse_late_parameters(self._watch)
+        self.refuse_parameters_made_in_step(self._watch)
         return output
 
     @override
@@ -308,14 +308,14 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         """Decide from a step that went without the reducer whether it can do the next ones."""
         self._unused = [] if self.find_unused_parameters else averager.unused
         if averager.repeated or averager.nested and self.find_unused_parameters:
-            if not self._averages_for_good:
+            if not self._keeps_averager:
                 rank_zero_info(
                     "itwinai: parameters get gradients from backward passes inside another, of reentrant activation "
                     "checkpointing, which DDP would average in part only. So they are averaged after each backward; "
                     "with use_reentrant=False DDP does it during backward."
                 )
-            self._averages_for_good = True
-        if not self._averages_for_good:
+            self._keeps_averager = True
+        if not self._keeps_averager:
             averager.remove()
             self._averager = None
 
@@ -327,7 +327,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         if self._unused:
             raise self._unused_error(self._unused)
         assert self._watch is not None
-        change = self.look_at_parameters(self._watch)
+        change = self.check_parameter_changes(self._watch)
         if change is None:
             return
         if change:

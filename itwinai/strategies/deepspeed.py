@@ -31,10 +31,10 @@ from itwinai.strategies.ddp import DEFAULT_TIMEOUT, TorchDistributedStrategy, as
 from itwinai.strategies.options import DeepSpeedOptions, check_options
 from itwinai.strategies.registry import INSTALL
 from itwinai.strategies.zero_checks import check_optimizer, check_parameters, refuse_second_derivatives
-from itwinai.strategies.zero_comm_timer import TimedExchanges
-from itwinai.strategies.zero_gather import ShardedOptimizer, gather_weights, keeps_variables, whole_parameters
-from itwinai.strategies.zero_gradients import EnginePrecision, WholeGradients, hooks_on_gradients
-from itwinai.strategies.zero_module import Original
+from itwinai.strategies.zero_comm_timer import CollectiveTimer
+from itwinai.strategies.zero_gather import ShardedOptimizer, accepts_keep_vars, gather_weights, whole_parameters
+from itwinai.strategies.zero_gradients import EnginePrecision, UnshardedGradients, hooks_on_gradients
+from itwinai.strategies.zero_module import OriginalModule
 from itwinai.strategies.zero_outputs import tolerant
 from itwinai.strategies.zero_sharded_checkpoint import Shards
 
@@ -68,7 +68,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         **kwargs: further arguments of lightning's DeepSpeedStrategy: see `DeepSpeedOptions`.
 
     Raises:
-        UnknownArgumentError: lightning's strategy does not take one of the further arguments.
+        UnknownArgumentError: lightning's strategy does not accept one of the further arguments.
         ConfigurationError: the stage does not exist.
         MissingPackageError: DeepSpeed is not installed.
     """
@@ -106,10 +106,10 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         self.check_drift = check_drift
         self.whole_gradients = whole_gradients
         self._clips_by_config = "gradient_clipping" in self.config
-        self._original: Original | None = None
+        self._original: OriginalModule | None = None
         self._groups: list[list[nn.Parameter]] = []
         self._trained: frozenset[int] = frozenset()
-        self._timed: TimedExchanges | None = None
+        self._timed: CollectiveTimer | None = None
         self.sharded_checkpoints = sharded_checkpoints
         self._shard_writer: ShardWriter | None = None
         if sharded_checkpoints and self.stage != 3:
@@ -226,7 +226,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         trained = {id(parameter): parameter for group in self._groups for parameter in group if parameter.requires_grad}
         self._trained = frozenset(trained)
         rounded = [one for one in model.parameters() if id(one) not in trained and one.dtype == torch.float32]
-        self._original = Original(model, rounded if self._precision_of_engine(config) != torch.float32 else [])
+        self._original = OriginalModule(model, rounded if self._precision_of_engine(config) != torch.float32 else [])
         self._original.align()
         reasons = self._reasons_for_whole_gradients() if optimizer is not None else []
         if reasons and not self._clips_by_config:
@@ -268,7 +268,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         if self._precision_of_engine(self.config) == torch.float16 or not compat_deepspeed.keep_gradients_whole(engine):
             raise ConfigurationError(
                 f"DeepSpeed does not support hooks on gradients ({named}) in stage {self.stage} with this precision: "
-                "until the step they are scaled, or accumulated elsewhere in another type. Take precision='bf16-mixed' "
+                "until the step they are scaled, or accumulated elsewhere in another type. Use precision='bf16-mixed' "
                 "or '32-true' without a `data_types` section in the config, or the strategy 'ddp'."
             )
         if self.stage > 1:
@@ -277,7 +277,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
                 f"for them, because of {named}. whole_gradients=False says that these look at no gradients."
             )
         early = any(name.endswith((".on_after_backward", ".optimizer_step")) for name in reasons)
-        precision.gradients = WholeGradients(
+        precision.gradients = UnshardedGradients(
             engine, parameters, self.weigh_loss, manual=not module.automatic_optimization, early=early
         )
 
@@ -305,7 +305,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
 
     def teardown(self) -> None:
         """Leave the module with plain, whole parameters, as it came."""
-        self.keep_for_caller()
+        self.collect_final_state()
         if self._timed is not None:
             self._timed.end()
             self._timed = None
@@ -331,7 +331,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
     @override
     def time_communication(self, clock: StepClock) -> None:
         if self._on_cpu():  # on a GPU a call returns when the exchange is told to start
-            self._timed = TimedExchanges(clock)
+            self._timed = CollectiveTimer(clock)
             clock.covers_gradients = True
 
     def gradients(self) -> list[Tensor] | None:
@@ -351,7 +351,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         norm = engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def _values_at_end(self, original: Original, module: nn.Module) -> dict[int, Tensor]:
+    def _values_at_end(self, original: OriginalModule, module: nn.Module) -> dict[int, Tensor]:
         """Return the values of the parameters, by id, as far as this worker can have them."""
         assert self.lightning_module is not None
         if self.lightning_module.trainer.state.status != TrainerStatus.INTERRUPTED:
@@ -450,7 +450,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
             self._shards().load_weights(Path(str(self.lightning_module.trainer.ckpt_path)))
             return
         if any(hasattr(parameter, "ds_id") for parameter in self.lightning_module.parameters()):
-            if keeps_variables(self.lightning_module):
+            if accepts_keep_vars(self.lightning_module):
                 self.restore_sharded(checkpoint, strict)
                 return
             with whole_parameters(

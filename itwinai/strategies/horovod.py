@@ -20,7 +20,7 @@ from itwinai.launchers.environment import WorkerKind
 from itwinai.launchers.local import free_port
 from itwinai.loops.metric_sync import check_shapes
 from itwinai.profiling.step_timer import StepClock
-from itwinai.strategies.backward import BackwardHooks, ParameterWatch, can_require_grad, refuse_lazy
+from itwinai.strategies.backward import BackwardHooks, ParameterMonitor, can_require_grad, refuse_lazy
 from itwinai.strategies.base import LaunchedStrategy, LocalProcesses
 from itwinai.strategies.ddp import DEFAULT_TIMEOUT, as_timedelta
 from itwinai.strategies.gradient_averaging import unused_error
@@ -154,7 +154,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
 
     Raises:
         ConfigurationError: an option is unknown.
-        UnknownArgumentError: nothing takes one of the further arguments.
+        UnknownArgumentError: one of the further arguments is unknown.
         MissingPackageError: Horovod is not installed.
     """
 
@@ -272,12 +272,12 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         if trainer.training:
             self.setup_optimizers(trainer)
             self.setup_precision_plugin()
-            self._watch = ParameterWatch(self.model)
+            self._watch = ParameterMonitor(self.model)
             self._average(self._watch)
         else:
             self.setup_precision_plugin()
 
-    def _average(self, watch: ParameterWatch) -> None:
+    def _average(self, watch: ParameterMonitor) -> None:
         """Let the gradients of all parameters that there are now be averaged."""
         assert self.lightning_module is not None
         if self._synchronizer is not None:
@@ -297,7 +297,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
 
     @override
     def teardown(self) -> None:
-        self.keep_for_caller()
+        self.collect_final_state()
         if self._synchronizer is not None:
             self._synchronizer.remove()
             self._synchronizer = None
@@ -320,7 +320,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         watch = self._watch
         assert watch is not None
-        change = self.look_at_parameters(watch)
+        change = self.check_parameter_changes(watch)
         if change is not None and (change.new or change.gone):
             _broadcast([watch.parameters[name] for name in change.new])
             self._average(watch)
@@ -328,7 +328,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         self._share_buffers()  # as DDP does: running statistics are rank 0's
         self._waited_since(began)
         output = super().training_step(*args, **kwargs)
-        self.refuse_late_parameters(watch)
+        self.refuse_parameters_made_in_step(watch)
         return output
 
     @override
@@ -508,7 +508,7 @@ class GradientSynchronizer:
                 self._pending[name] = self._all_reduce(name, parameter)
 
     def remove(self) -> None:
-        """Take the hooks off the parameters."""
+        """Remove the hooks from the parameters."""
         self.hooks.remove()
         for handle in self._handles:
             handle.remove()

@@ -23,7 +23,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class ParallelOptions(TypedDict, total=False):
-    """What every parallel strategy of lightning takes; the trainer sets all of it from its own arguments."""
+    """What every parallel strategy of lightning accepts; the trainer sets all of it from its own arguments."""
 
     accelerator: Accelerator | None
     parallel_devices: list[torch.device] | None
@@ -33,7 +33,7 @@ class ParallelOptions(TypedDict, total=False):
 
 
 class DDPOptions(ParallelOptions, total=False):
-    """What lightning's DDPStrategy and torch's DistributedDataParallel take; see their documentation."""
+    """What lightning's DDPStrategy and torch's DistributedDataParallel accept; see their documentation."""
 
     ddp_comm_state: object | None
     ddp_comm_hook: Callable[..., Any] | None
@@ -48,7 +48,7 @@ class DDPOptions(ParallelOptions, total=False):
 
 
 class DeepSpeedOptions(TypedDict, total=False):
-    """What lightning's DeepSpeedStrategy takes besides; see its documentation. ``config`` overrides most of them."""
+    """What lightning's DeepSpeedStrategy accepts besides; see its documentation. ``config`` overrides most of them."""
 
     accelerator: Accelerator | None
     parallel_devices: list[torch.device] | None
@@ -94,7 +94,7 @@ class DeepSpeedOptions(TypedDict, total=False):
 
 
 def check_options(strategy: type, options: Iterable[str], *taken_by: Callable[..., Any]) -> None:
-    """Raise an error for the first argument that nothing takes: torch's DDP complains when the run has begun.
+    """Raise an error for the first argument that nothing accepts: torch's DDP complains when the run has begun.
 
     Args:
         strategy: the class that was given them.

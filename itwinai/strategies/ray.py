@@ -41,8 +41,8 @@ class RayStrategy(LaunchedStrategy):
         runtime_env: Ray's runtime environment of the workers.
         timeout: seconds to wait for busy resources. What the whole cluster does not have is waited for no longer than
             15 s, in case nodes are still joining it.
-        min_workers: with the trainer's ``max_restarts``, how many workers may go on when a node is lost and the cluster
-            has no room for all. By default all are needed. The global batch has to stay the same in mid-epoch:
+        min_workers: with the trainer's ``max_restarts``, how many workers are enough when a node is lost and the
+            cluster has no room for all. By default all are needed. The global batch has to stay the same in mid-epoch:
             ``ItwinaiTrainer(split_batches=True)`` sees to that.
 
     Raises:

@@ -53,13 +53,13 @@ def check_parameters(module: nn.Module, stage: int, precision: torch.dtype) -> N
         if stage == 3 and parameter.numel() == 0 and not hasattr(parameter, "ds_id"):
             raise ConfigurationError(
                 f"DeepSpeed does not support the empty parameter {name} in stage 3, which shards each parameter over "
-                "the workers. Take 'deepspeed_stage_2', or make it a buffer."
+                "the workers. Use 'deepspeed_stage_2', or make it a buffer."
             )
     for name, parameter in trained:
         if parameter.dtype == torch.float64 or precision == torch.float32 and parameter.dtype != trained[0][1].dtype:
             raise ConfigurationError(
                 f"DeepSpeed does not support the parameter {name} of {parameter.dtype} in stage {stage}, which "
-                f"{sharded} of 32 bits. Train parameters of one type, {torch.float32}, or take 'deepspeed_stage_0' or "
+                f"{sharded} of 32 bits. Train parameters of one type, {torch.float32}, or use 'deepspeed_stage_0' or "
                 "'ddp'."
             )
     for name, submodule in module.named_modules():
@@ -67,13 +67,13 @@ def check_parameters(module: nn.Module, stage: int, precision: torch.dtype) -> N
             kind = "scripted" if isinstance(submodule, torch.jit.ScriptModule) else "compiled"
             raise ConfigurationError(
                 f"DeepSpeed does not support the {kind} layer {name} in stage 3, which gathers parameters in hooks "
-                f"that a {kind} layer does not have. Take 'deepspeed_stage_2', or compile the layer in place, with "
+                f"that a {kind} layer does not have. Use 'deepspeed_stage_2', or compile the layer in place, with "
                 "layer.compile()."
             )
         if isinstance(submodule, (nn.Embedding, nn.EmbeddingBag)) and submodule.sparse:
             raise ConfigurationError(
                 f"DeepSpeed does not support the sparse gradients of {name} in stage {stage}. Make the embedding with "
-                "sparse=False, or take the strategy 'ddp'."
+                "sparse=False, or use the strategy 'ddp'."
             )
 
 
@@ -85,5 +85,5 @@ def refuse_second_derivatives() -> None:
     """
     raise ConfigurationError(
         "DeepSpeed does not support second derivatives in training (create_graph=True) in stage 3: when the gradient "
-        "is differentiated, the parameters are sharded already. Take 'deepspeed_stage_2', 'ddp' or 'horovod'."
+        "is differentiated, the parameters are sharded already. Use 'deepspeed_stage_2', 'ddp' or 'horovod'."
     )

@@ -22,7 +22,7 @@ OPERATIONS = (
 )
 
 
-class TimedExchanges:
+class CollectiveTimer:
     """Tells a clock of all collective operations of DeepSpeed, until it is ended.
 
     All of them go through one object, its backend, whose operations are replaced on that object meanwhile.
@@ -36,7 +36,8 @@ class TimedExchanges:
 
         self.clock = clock
         self.backend = comm.cdb
-        self.kept = dict(vars(self.backend))
+        # Some operations are methods of the class and some attributes of the object: each is put back as it was.
+        self.originals = dict(vars(self.backend))
         self.replaced = [name for name in OPERATIONS if callable(getattr(self.backend, name, None))]
         for name in self.replaced:
             setattr(self.backend, name, self._timed(getattr(self.backend, name)))
@@ -44,8 +45,8 @@ class TimedExchanges:
     def end(self) -> None:
         """Put the operations back."""
         for name in self.replaced:
-            if name in self.kept:
-                setattr(self.backend, name, self.kept[name])
+            if name in self.originals:
+                setattr(self.backend, name, self.originals[name])
             else:
                 delattr(self.backend, name)
         self.replaced = []
@@ -55,7 +56,7 @@ class TimedExchanges:
             began = perf_counter_ns()
             returned = operation(*args, **kwargs)
             now = perf_counter_ns()
-            if hasattr(returned, "wait"):
+            if hasattr(returned, "wait"):  # asynchronous: only the calls wait, the rest is hidden unless `wait` blocks
                 self.clock.communicated(exposed=now - began, total=0)
                 return _Handle(returned, began, self.clock)
             self.clock.communicated(exposed=now - began, total=now - began)
@@ -65,7 +66,7 @@ class TimedExchanges:
 
 
 class _Handle:
-    """The handle of an operation that goes on beside the computation."""
+    """The handle of an operation that continues beside the computation."""
 
     def __init__(self, handle: Any, began: int, clock: StepClock) -> None:
         self._handle = handle

@@ -24,7 +24,7 @@ def gather_weights(module: nn.Module, keep: bool) -> dict[str, Any]:
         module: the module inside an engine.
         keep: whether this worker needs the result; the others get an empty dictionary.
     """
-    if not keeps_variables(module):
+    if not accepts_keep_vars(module):
         with whole_parameters(module, changed=False):
             return _gather_own_state(module, keep)
     whole: dict[int, Tensor | None] = {}
@@ -44,15 +44,16 @@ def gather_weights(module: nn.Module, keep: bool) -> dict[str, Any]:
     return state
 
 
-def keeps_variables(module: nn.Module) -> bool:
-    """Tell whether ``state_dict`` takes ``keep_vars``; one that a user has written need not."""
+def accepts_keep_vars(module: nn.Module) -> bool:
+    """Tell whether ``state_dict`` accepts ``keep_vars``; one that a user has written need not."""
     parameters = inspect.signature(module.state_dict).parameters.values()
     return any(one.name == "keep_vars" or one.kind == inspect.Parameter.VAR_KEYWORD for one in parameters)
 
 
 def _gather_own_state(module: nn.Module, keep: bool) -> dict[str, Any]:
     """Return the state dict that a module makes itself, with the parameters in it in full precision."""
-    # What is in it are views of the parameters, by which they are known.
+    # A `state_dict` of the user's own may rename parameters or leave some out, so names say nothing. What is in it are
+    # views of the parameters: each is found again by its memory.
     views = {_place(parameter): parameter for parameter in module.parameters() if parameter.numel()}
     state: dict[str, Any] = {}
     for name, value in module.state_dict().items():
@@ -88,6 +89,8 @@ def whole_parameter(parameter: nn.Parameter) -> Tensor:
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
+    # The engine computes with 16 bits where the precision says so. The exact values are the copies in 32 bits that its
+    # optimizer steps on, divided among the workers; it has them of what it trains only.
     trained = parameter.requires_grad and compat_deepspeed.is_in_optimizer(parameter)
     full: Tensor | None = safe_get_full_fp32_param(parameter) if trained else None
     if full is not None:
@@ -125,12 +128,14 @@ class ShardedOptimizer:
             hyperparameters = {k: v for k, v in self.engine_optimizer.param_groups[index].items() if k != "params"}
             param_groups.append({**hyperparameters, "params": list(range(number, number + len(parameters)))})
             shared, sharded = self._split(index)
+            # Numbered over all groups, as torch numbers them: frozen parameters keep their number and have no state.
             for parameter in parameters:
                 entry = {
                     name: value.detach().cpu().clone() if isinstance(value, Tensor) else value
                     for name, value in shared.items()
                 }
                 for name in sharded if parameter.requires_grad else ():
+                    # A collective: also called where the result is dropped, in the same order on all workers.
                     tensor = safe_get_full_optimizer_state(parameter, name)
                     if keep:
                         entry[name] = tensor.detach().to("cpu", copy=True)
@@ -140,7 +145,7 @@ class ShardedOptimizer:
         return {"state": state, "param_groups": param_groups} if keep else {}
 
     def scatter(self, whole: Mapping[str, Any]) -> None:
-        """Take over the state of the user's optimizer, as ``state_dict()`` gives it.
+        """Load the state of the user's optimizer, as ``state_dict()`` gives it.
 
         Args:
             whole: the same on all workers.
@@ -152,6 +157,7 @@ class ShardedOptimizer:
             entries = [whole["state"].get(number + offset, {}) for offset in range(len(parameters))]
             number += len(parameters)
             self._initialize(index, parameters, entries)
+        # The parameters learn where in the flat states their own part is; the setters below look it up there.
         compat_deepspeed.link_sharded_state(self.engine_optimizer)
         number = 0
         for parameters in self.groups:
@@ -206,7 +212,7 @@ class ShardedOptimizer:
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape == flat.shape:
                     sharded.append(name)
-                elif value is not None:
+                elif value is not None:  # the step count, which ZeRO keeps once for all that is in a flat buffer
                     shared[name] = value
         return shared, list(dict.fromkeys(sharded))
 
@@ -234,7 +240,8 @@ def _set_part(parameter: nn.Parameter, name: str, value: Tensor) -> None:
     if not hasattr(parameter, "ds_id"):
         safe_set_full_optimizer_state(parameter, value, name)
         return
-    # Not DeepSpeed's own way for stage 3: it fails for parameters that the number of workers does not divide.
+    # Not DeepSpeed's own way for stage 3: it fails for parameters that the number of workers does not divide. A
+    # parameter is flattened and filled up with zeros to equal parts, of which rank r has the r-th.
     size = safe_get_local_optimizer_state(parameter, name).numel()
     padded = value.new_zeros(size * dist.get_world_size())
     padded[: value.numel()] = value.flatten()

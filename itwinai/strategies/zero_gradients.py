@@ -53,7 +53,7 @@ def _is_of_user(hook: Callable[..., Any] | None) -> bool:
     )
 
 
-class WholeGradients:
+class UnshardedGradients:
     """Keeps gradients in the parameters, whole on each worker, until the engine steps.
 
     As it is, an engine reduces gradients in its step (stages 0 and 1) or to shards while backward runs (2 and 3), so
@@ -101,6 +101,7 @@ class WholeGradients:
         return gradient if self._weighed else self.weigh(gradient)
 
     def _await_end(self, _: Tensor) -> None:
+        # The first gradient of a pass asks for the average at its end, once: then all gradients of the pass are there.
         if compat_torch.backward_pass() not in self._awaited:
             self._awaited.add(compat_torch.backward_pass())
             compat_torch.after_backward_pass(self._end)
@@ -114,6 +115,8 @@ class WholeGradients:
         """Average the gradients over the workers; what is averaged already stays as it is."""
         if dist.get_world_size() == 1:
             return
+        # A parameter that only some workers have used takes part on all of them: the all-reduce must be the same
+        # everywhere. One that nobody has used keeps no gradient, so that the optimizer leaves it as it is.
         has_one = [parameter.grad is not None for parameter in self.parameters]
         used = torch.tensor(has_one, dtype=torch.int32, device=self.parameters[0].device)
         dist.all_reduce(used, op=dist.ReduceOp.MAX)
@@ -140,7 +143,7 @@ class WholeGradients:
             torch.nn.utils.clip_grad_norm_(self.parameters, value)
 
     def end(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -150,7 +153,7 @@ class EnginePrecision(DeepSpeedPrecision):
     """lightning's precision plugin for DeepSpeed, with all hooks around backward and step as in one process.
 
     Args:
-        precision: as lightning takes it.
+        precision: as lightning accepts it.
         check: called before each step.
 
     Attributes:
@@ -161,7 +164,7 @@ class EnginePrecision(DeepSpeedPrecision):
     def __init__(self, precision: Any, check: Callable[[], None]) -> None:
         super().__init__(precision)
         self.check = check
-        self.gradients: WholeGradients | None = None
+        self.gradients: UnshardedGradients | None = None
         self.stepping = False
 
     def convert_module(self, module: nn.Module) -> nn.Module:
@@ -195,7 +198,7 @@ class EnginePrecision(DeepSpeedPrecision):
         except AssertionError as error:
             raise ConfigurationError(
                 "DeepSpeed does not support that the gradient of a parameter is computed twice in one backward pass, "
-                "as by reentrant activation checkpointing of a layer that is used twice. Take "
+                "as by reentrant activation checkpointing of a layer that is used twice. Use "
                 "checkpoint(use_reentrant=False), or DeepSpeedStrategy(whole_gradients=True), by which gradients are "
                 "summed up before they are reduced."
             ) from error
@@ -264,6 +267,7 @@ class EnginePrecision(DeepSpeedPrecision):
 
 def _set_zeros(parameter: Any) -> None:
     """Give a parameter, sharded or not, a whole gradient of zeros."""
+    # torch checks a gradient against the shape of the parameter's data, which in stage 3 is empty between two passes.
     value = parameter.data
     parameter.data = torch.zeros(getattr(parameter, "ds_shape", value.shape), dtype=value.dtype, device=value.device)
     parameter.grad = torch.zeros_like(parameter.data)

@@ -11,8 +11,8 @@ from itwinai.compat import deepspeed as compat_deepspeed
 from itwinai.strategies.zero_gather import whole_parameter
 
 
-class Original:
-    """Remembers a module as it is before an engine takes it.
+class OriginalModule:
+    """Remembers a module as it is before an engine wraps it.
 
     Args:
         module: the module.
@@ -27,6 +27,7 @@ class Original:
             for parameter in rounded
             if not hasattr(parameter, "ds_id")
         }
+        # What is there before the engine: all that has come later and looks like DeepSpeed's is removed at the end.
         # By id: the hash of a metric changes with what it has seen.
         self._attributes = {id(submodule): frozenset(vars(submodule)) for submodule in module.modules()}
         self._parameters = {
@@ -63,13 +64,14 @@ class Original:
                 values[id(parameter)] = self._kept[id(parameter)].to(parameter.device)
                 continue
             dtype = self._dtype(parameter)
+            # Only what is sharded (stage 3) or rounded has to be gathered; elsewhere each worker has the whole value.
             precise = hasattr(parameter, "ds_id") or parameter.dtype != dtype
             value = whole_parameter(parameter) if precise else parameter
             values[id(parameter)] = value.detach().to(dtype, copy=True)
         return values
 
     def restore(self, values: dict[int, Tensor]) -> None:
-        """Take everything off that the engine, which is destroyed, has left: the next one would take it for its own.
+        """Remove everything that the engine, which is destroyed, has left: the next one would take it for its own.
 
         Args:
             values: of the parameters. Those without one stay as they are, sharded or not.
@@ -86,6 +88,7 @@ class Original:
             compat_deepspeed.remove_hooks_of_engine(parameter)
             self._remove(parameter, before, compat_deepspeed.is_parameter_attribute_of_engine)
             parameter.grad = None
+            # The engine's flat buffer would stay in memory as long as one parameter is a view of it: these are copies.
             parameter.data = _strided(values[id(parameter)], stride)
 
     def _dtype(self, parameter: nn.Parameter) -> Any:

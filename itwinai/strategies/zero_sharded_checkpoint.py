@@ -59,6 +59,7 @@ class Shards:
 
         for name, parameter in self._parameters():
             trained = parameter.requires_grad
+            # Trained ones in the 32 bits that the optimizer steps on; of frozen ones there is the engine's type only.
             part = safe_get_local_fp32_param(parameter) if trained else parameter.ds_tensor
             yield key_of_weight(name), _held(part, parameter, device)
 
@@ -88,6 +89,7 @@ class Shards:
         """
         from deepspeed.utils import safe_set_local_fp32_param
 
+        # Laid out for today's workers: reading fills each part from whichever files of the old layout overlap with it.
         tensors = self.weights()
         sharded.read_shards(tensors, folder)
         with compat_deepspeed.replacing_shards(self.optimizer.engine_optimizer):
@@ -128,6 +130,8 @@ class Shards:
 
 def _held(part: Tensor, parameter: Any, device: str) -> Part:
     """Return a worker's part of a flat parameter, without what fills up the last parts."""
+    # All parts have the same size, so the last ones end with filling, or are nothing else. What is written must not
+    # depend on it: another number of workers fills up to another size.
     size, number = part.numel(), parameter.ds_numel
     held = max(0, min(size, number - dist.get_rank() * size))
     return Part(part.detach().flatten()[:held].to(device), number)

@@ -23,7 +23,7 @@ class FunctionSession:
 
     Args:
         folder: where the trial's checkpoints go.
-        resume_path: the checkpoint that the trial goes on from.
+        resume_path: the checkpoint that the trial resumes from.
     """
 
     def __init__(self, folder: str, resume_path: str | None) -> None:
@@ -44,7 +44,7 @@ class FunctionSession:
                 tune.report(dict(metrics), checkpoint=tune.Checkpoint(folder) if checkpoint else None)
             except SystemExit:  # by which Ray ends a function in the midst of whatever it does
                 return Decision.STOP
-        return Decision.GO_ON
+        return Decision.CONTINUE
 
     def saved(self, checkpoint: str, best: str) -> Decision:
         """Not needed: Ray asks a function for no checkpoints between its reports."""

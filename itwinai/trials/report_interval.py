@@ -23,4 +23,6 @@ def parse_moment(on: str) -> tuple[str, int | None]:
     if (found := _STEPS.fullmatch(on)) is not None and int(found[1]) > 0:
         return "steps", int(found[1])
     hint = did_you_mean(on, ("validation", "epoch"))
-    raise ConfigurationError(f"on={on!r} is no moment to report at; write 'validation', 'epoch' or '500steps'.{hint}")
+    raise ConfigurationError(
+        f"on={on!r} is not a moment to report at; write 'validation', 'epoch' or '500steps'.{hint}"
+    )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Decision(str, Enum):
     """What the search says to a report."""
 
-    GO_ON = "go on"
+    CONTINUE = "continue"
     SAVE = "save"
     """Save a checkpoint of this moment, say where it is, and ask again."""
     STOP = "stop"
@@ -28,7 +28,7 @@ class TrialSession(Protocol):
     """Where the trial's checkpoints go: a path or URL that all nodes of the search can reach."""
 
     resume_path: str | None
-    """The checkpoint that the run has to go on from: the trial's own, or the one that PBT has copied."""
+    """The checkpoint that the run has to resume from: the trial's own, or the one that PBT has copied."""
 
     worker_pool: RayWorkerPool | None
     """Ray workers that the trials of an actor use one after the other, if there are any."""

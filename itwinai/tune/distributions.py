@@ -74,7 +74,7 @@ class Distribution(ABC):
         return value
 
     @abstractmethod
-    def takes(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """Tell whether a parameter can have this value."""
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Distribution(ABC):
         """Return a value as written in YAML as what it means: numbers as texts become numbers."""
 
     def encode(self, value: Any) -> Any:
-        """Return the search value of a value that the distribution `takes`."""
+        """Return the search value of a value that the distribution `contains`."""
         return value
 
     def decode(self, value: Any) -> Any:
@@ -170,7 +170,7 @@ class Range(Numbers):
             drawn = trial.suggest_float(path, self.lower, self.upper, step=step, log=self.log)
         return self.nearest(drawn)
 
-    def takes(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """Tell whether a parameter can have this value."""
         if not _is_number(value) or not math.isfinite(value) or (self.integer and value != int(value)):
             return False
@@ -229,7 +229,7 @@ class Normal(Numbers):
         """Return the quantile of a value."""
         return min(max(NormalDist(self.mean, self.sd).cdf(value), _TAIL), 1 - _TAIL)
 
-    def takes(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """Tell whether a parameter can have this value."""
         return _is_number(value) and math.isfinite(value) and math.isclose(value, self.nearest(value), abs_tol=1e-300)
 
@@ -279,7 +279,7 @@ class Choice(Distribution):
         """Return a search value that an Optuna trial suggests."""
         return trial.suggest_categorical(path, self.search_values)
 
-    def takes(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """Tell whether a parameter can have this value."""
         return any(same(value, own) for own in self.values)
 
@@ -290,7 +290,7 @@ class Choice(Distribution):
     def read(self, value: Any) -> Any:
         """Return a value that may be a number that has been read as text."""
         number = read_exponent(value)
-        return value if self.takes(value) or not self.takes(number) else number
+        return value if self.contains(value) or not self.contains(number) else number
 
     def encode(self, value: Any) -> Any:
         """Return the scalar that stands for a value."""
@@ -361,7 +361,7 @@ def _arguments(path: str, name: str, given: Any, names: Sequence[str]) -> dict[s
             if argument not in names:
                 raise ConfigurationError(
                     f"The distribution {name} of the parameter '{path}' has no argument '{argument}'."
-                    f"{did_you_mean(argument, names)} It takes {', '.join(names)}."
+                    f"{did_you_mean(argument, names)} It accepts {', '.join(names)}."
                 )
         by_name = dict(given)
     else:
@@ -377,7 +377,7 @@ def _arguments(path: str, name: str, given: Any, names: Sequence[str]) -> dict[s
 
 def _wrong_number(path: str, name: str, names: Sequence[str], given: int) -> ConfigurationError:
     return ConfigurationError(
-        f"The distribution {name} of the parameter '{path}' takes {len(names)} numbers, {', '.join(names)}: "
+        f"The distribution {name} of the parameter '{path}' needs {len(names)} numbers, {', '.join(names)}: "
         f"it was given {given}."
     )
 
@@ -514,7 +514,7 @@ def _from_ray(path: str, given: Any) -> Distribution:
         name = f"{quantized}{'log' if isinstance(sampler, LogUniform) else ''}{kind}"
         numbers = {"lower": given.lower, "upper": given.upper}
         if isinstance(given, Integer) and step not in (None, 1):
-            # Ray takes any bounds here, and draws the multiples between them.
+            # Ray accepts any bounds here, and draws the multiples between them.
             numbers = {"lower": math.ceil(given.lower / step) * step, "upper": math.floor(given.upper / step) * step}
         elif isinstance(given, Float):
             numbers = {argument: float(number) for argument, number in numbers.items()}
@@ -522,14 +522,14 @@ def _from_ray(path: str, given: Any) -> Distribution:
 
 
 def _advice(path: str, given: Any) -> str:
-    """Return what to do with an entry that is no distribution."""
+    """Return what to do with an entry that is not a distribution."""
     if isinstance(given, (list, tuple)):
         return (
             f"The parameter '{path}' is a list, which does not say what to do with its values: write "
             "{choice: [...]} to draw one of them, or {grid: [...]} to try each."
         )
     return (
-        f"The parameter '{path}' is {given!r}, which is no distribution. A fixed value belongs into the config itself; "
+        f"The parameter '{path}' is {given!r}, which is not a distribution. Put a fixed value into the config itself; "
         f"the distributions are {', '.join(DISTRIBUTIONS)}."
     )
 

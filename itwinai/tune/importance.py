@@ -77,7 +77,7 @@ def importances(record: SearchRecord, objective: Objective) -> Importances:
     if find_spec("optuna") is None:
         return _none(objective, "optuna computes it, and is not installed here: pip install 'itwinai[tune]'")
     if len(trials) < FEWEST:
-        return _none(objective, f"only {len(trials)} trials have ended with a value, and it takes {FEWEST} at least")
+        return _none(objective, f"only {len(trials)} trials have ended with a value, and it needs {FEWEST} at least")
     if len(set(costs.values())) == 1:
         return _none(objective, f"all trials have reached the same {objective.metric}")
     axes, left_out = _axes(record, trials)

@@ -52,7 +52,7 @@ _ROLE = {"itwinai.role": "search"}
 _DONE: dict[Status, str] = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 _BEST = "itwinai.best."
 
-_LONGEST_KEY, _LONGEST_VALUE, _BATCH = 250, 500, 100  # what MLflow takes at least, whichever its version
+_LONGEST_KEY, _LONGEST_VALUE, _BATCH = 250, 500, 100  # what MLflow accepts at least, whichever its version
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Runs:
                 self.client.log_batch(run_id, params=entities[first : first + _BATCH])
 
     def reopen(self, run: Any) -> str:
-        """Let one of MLflow's runs go on if it has ended, and return its id."""
+        """Let one of MLflow's runs continue if it has ended, and return its id."""
         if run.info.status != "RUNNING":
             with self.asking():
                 self.client.update_run(run.info.run_id, status="RUNNING")
@@ -261,7 +261,7 @@ class ParentRun:
             files: reports that are kept with the run.
 
         Raises:
-            LoggerError: no server answers, or it does not take what is logged. Then all is as it was, or some of it is
+            LoggerError: no server answers, or it rejects what is logged. Then all is as it was, or some of it is
                 there; the same call later completes it.
         """
         runs = Runs(self.place)
@@ -274,7 +274,7 @@ class ParentRun:
         self._end_trials(runs, record)
         self._end(self.run_id, status)
 
-    def place_to_look(self) -> str:
+    def location_text(self) -> str:
         """Return where a person finds the run, or how to look at it."""
         return where_to_look(self.place.address, self.experiment_id, self.run_id)
 
@@ -311,7 +311,7 @@ def open_parent_run(
     """Return the run of a search in MLflow; None if no logger of its config is MLflow's.
 
     The experiment, and a database if there is no server, are made here: trials that begin at the same time would make
-    them several times. A search that is resumed goes on in the run that it has.
+    them several times. A search that is resumed continues in the run that it has.
 
     Args:
         given: what the config has at ``trainer.logger``.
@@ -390,13 +390,13 @@ def trial_run(place: MlflowLocation, name: str, tags: Mapping[str, Any], paramet
 
 
 def as_parameters(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return values as MLflow takes parameters, without secrets."""
+    """Return values as MLflow accepts parameters, without secrets."""
     shown: dict[str, Any] = without_secrets(plain(values))
     return {as_key(name): _text(value)[:_LONGEST_VALUE] for name, value in shown.items()}
 
 
 def as_key(name: str) -> str:
-    """Return a name as MLflow takes it."""
+    """Return a name as MLflow accepts it."""
     return _FORBIDDEN.sub("-", name)[:_LONGEST_KEY]
 
 

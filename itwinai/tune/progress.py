@@ -25,7 +25,7 @@ class SearchProgress:
         running: number of trials that run.
         waiting: number of trials that wait or pause, or have not begun; None if there is no end of them.
         seconds: that the search has taken.
-        left: seconds that it will go on; None where that cannot be told.
+        left: seconds that are left; None where that cannot be told.
     """
 
     done: int
@@ -65,7 +65,7 @@ def progress_of(
         record: the search.
         total: number of trials; None if there is no end of them.
         at_once: number of trials that run at the same time; None for as many as are running.
-        budget: seconds that it may still go on; None if there is no limit.
+        budget: seconds that it may still take; None if there is no limit.
     """
     running = [trial for trial in record.trials if trial.status == "running"]
     done = sum(trial.status in _ENDED for trial in record.trials)

@@ -24,7 +24,7 @@ _SHARE = 0.05
 
 
 class SearchView:
-    """Show how a search goes on.
+    """Show the progress of a search.
 
     In a terminal that is a table, which is redrawn a few times per second, and stays when the search is over. Elsewhere
     it is lines: one for each trial that ends, fails or takes the lead, and from time to time one for all.
@@ -121,7 +121,7 @@ def _lines(stream: TextIO, every: float) -> Iterator[Show]:
     def show(view: View, progress: SearchProgress) -> None:
         nonlocal printed, latest
         if not latest and progress.done:
-            write(f"goes on: {progress.counts()}")
+            write(f"running: {progress.counts()}")
         for event in events.since_last(view):
             write(event.text)
         latest = "; ".join(filter(None, [progress.counts(), view.best_text(), progress.times()]))

@@ -21,9 +21,9 @@ from itwinai.tune.searchers import make_searcher, param_space
 from itwinai.tune.settings import Settings
 from itwinai.tune.space import SearchSpace
 from itwinai.tune.stopper import SearchStopper
-from itwinai.tune.trainable import Trial
+from itwinai.tune.trainable import TrialTrainable
 from itwinai.tune.trial_names import trial_name
-from itwinai.tune.trial_spec import SearchOrder
+from itwinai.tune.trial_spec import TrialSpec
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as RayTrial
@@ -98,22 +98,22 @@ class Search:
         name = strategy if isinstance(strategy, str) and strategy != "auto" else ""
         return TrialResources(settings.workers_per_trial, settings.resources_per_worker, has_ray_workers, name)
 
-    def run(self, order: SearchOrder, course: SearchRecorder, stopper: SearchStopper, resume: bool) -> None:
+    def run(self, spec: TrialSpec, recorder: SearchRecorder, stopper: SearchStopper, resume: bool) -> None:
         """Run the trials; returns when all have ended, or the search was interrupted.
 
         Args:
-            order: what the actors have to know.
-            course: what has happened so far.
+            spec: what the actors have to know.
+            recorder: what has happened so far.
             stopper: ends trials, and the search, early.
-            resume: go on with what an interrupted process has left in the folder.
+            resume: continue with what an interrupted process has left in the folder.
         """
         settings = self.settings
         single = settings.objectives[0] if len(settings.objectives) == 1 else None
-        trainable = tune.with_parameters(Trial, order=order)
+        trainable = tune.with_parameters(TrialTrainable, spec=spec)
 
         def needs(drawn: dict[str, Any]) -> tune.PlacementGroupFactory:
-            strategy = drawn.get("trainer.strategy", order.strategy)
-            return self.resources(strategy, order.has_ray_workers(drawn)).placement_group_factory()
+            strategy = drawn.get("trainer.strategy", spec.strategy)
+            return self.resources(strategy, spec.has_ray_workers(drawn)).placement_group_factory()
 
         with _quiet_tune():
             tune.run(
@@ -132,7 +132,7 @@ class Search:
                 # Notes of where checkpoints are; under PBT other trials may take one that is not the newest.
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=None if settings.copies_checkpoints else _NOTES),
                 reuse_actors=True,
-                callbacks=[course],
+                callbacks=[recorder],
                 trial_name_creator=self.namer,
                 trial_dirname_creator=self.namer,
                 resume=True if resume else None,

@@ -60,7 +60,7 @@ def read_record(path: str | os.PathLike[str]) -> SearchRecord:
         OSError: it cannot be read.
     """
     text, name = Path(path).read_text(encoding="utf-8"), os.fspath(path)
-    with reading(f"{name} is no record of a search", "A search leaves its record in its folder; give that file."):
+    with reading(f"{name} is not a record of a search", "A search leaves its record in its folder; give that file."):
         document = _value(versioned(text, VERSION, name))
         trials = (
             TrialRecord(**{**trial, "reports": tuple(Report(**report) for report in trial["reports"])})

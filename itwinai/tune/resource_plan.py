@@ -28,7 +28,7 @@ class ResourcePlan:
         at_once: number of trials that run at the same time.
         limit: what keeps it from being more, as in ``the CPUs are the limit``.
         idle: what no trial uses while so many run, of the whole cluster.
-        num_trials: number of trials; None if they go on until the time is over.
+        num_trials: number of trials; None if they are started until the time is over.
         time_budget_s: seconds after which the search ends; None if it may take any time.
         seconds_per_trial: how long a trial takes, as far as is known; None if it is not.
     """

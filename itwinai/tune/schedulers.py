@@ -39,7 +39,7 @@ def make_scheduler(
       any.
     - ``median`` may stop a trial from its first report on.
     - ``pbt`` and ``pb2`` exchange weights and change parameters ten times over a trial, or at each report where its
-      length is not known. They change the parameters that have no condition and are no grid (``pb2`` of these only
+      length is not known. They change the parameters that have no condition and are not a grid (``pb2`` of these only
       ranges of numbers), or those of them that the option ``mutate`` lists, and never leave the bounds of the space.
       What they draw has no seed.
 
@@ -77,7 +77,7 @@ def make_scheduler(
     except ConfigurationError:
         raise
     except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigurationError(f"{called} does not take these options: {error}") from error
+        raise ConfigurationError(f"{called} does not accept these options: {error}") from error
 
 
 def check_together(scheduler: TrialScheduler | None, search_alg: SearchAlgorithm) -> None:
@@ -96,7 +96,7 @@ def check_together(scheduler: TrialScheduler | None, search_alg: SearchAlgorithm
     inner = getattr(search_alg, "searcher", search_alg)
     if isinstance(scheduler, PopulationBasedTraining) and not isinstance(inner, BasicVariantGenerator):
         raise ConfigurationError(
-            f"The schedulers pbt and pb2 choose parameters themselves, and so does {type(inner).__name__}: take the "
+            f"The schedulers pbt and pb2 choose parameters themselves, and so does {type(inner).__name__}: use the "
             "searcher 'random' with them, or another scheduler."
         )
     if (type(inner).__name__ == "TuneBOHB") != isinstance(scheduler, HyperBandForBOHB):
@@ -160,7 +160,7 @@ def _before_last(options: dict[str, Any], grace_given: bool, max_reports: int) -
     if grace_given:
         raise ConfigurationError(
             f"The scheduler 'asha' never ends a trial before its report {options['grace_period']}, the grace_period, "
-            f"and a trial reports {max_reports} times: give it a shorter grace_period, or take fifo."
+            f"and a trial reports {max_reports} times: give it a shorter grace_period, or use fifo."
         )
     return {**options, "grace_period": max_reports + 1, "max_t": max_reports + 1}
 
@@ -176,7 +176,7 @@ def _median_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class KeepInside:
+class ClipToSpace:
     """Brings parameters that a scheduler has changed back to what the space allows.
 
     Ray multiplies a parameter by a factor and looks at neither bounds nor steps. A class and no function, because Ray
@@ -210,7 +210,7 @@ def _mutating_options(
                 "that unit."
             )
         options["perturbation_interval"] = max(1, (max_reports or 0) // 10)
-    options["custom_explore_fn"] = KeepInside(parameters, given.get("custom_explore_fn"))
+    options["custom_explore_fn"] = ClipToSpace(parameters, given.get("custom_explore_fn"))
     if name == "pb2":
         ranges = [(p.path, p.distribution) for p in parameters if isinstance(p.distribution, Range)]
         options["hyperparam_bounds"] = {path: [own.lower, own.upper] for path, own in ranges}
@@ -226,8 +226,8 @@ def _mutated(name: str, space: SearchSpace, mutate: Any) -> tuple[Parameter, ...
     only = "" if name == "pbt" else " and are ranges of numbers"
     if not able:
         raise ConfigurationError(
-            f"The scheduler '{name}' changes parameters that have no condition, are no grid{only}, and the space has "
-            "none: take another scheduler, or give it one."
+            f"The scheduler '{name}' changes parameters without a condition that are not a grid{only}, and the space "
+            "has none: use another scheduler, or give it one."
         )
     if mutate is None:
         return tuple(able)

@@ -37,8 +37,8 @@ class SearchHistory:
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
 
-    def take(self, line: Line) -> None:
-        """Take in what a line says."""
+    def apply(self, line: Line) -> None:
+        """Apply a line."""
         self.seconds = line["at"]
         if "search" in line:
             self.search = dict(line["search"])
@@ -63,7 +63,7 @@ class SearchJournal:
 
         path = Path(folder, REPORTS)
         self._file = LineFile(path, seconds=0, records=1)  # cuts off half a line that an earlier process has left
-        self.course = _read(path) if path.exists() else SearchHistory()
+        self.history = _read(path) if path.exists() else SearchHistory()
 
     def write_search(self, record: SearchRecord, at: float) -> None:
         """Write what the search is.
@@ -88,7 +88,7 @@ class SearchJournal:
     def write_report(self, trial: str, report: Report, checkpoint: str | None, at: float) -> None:
         """Write a report. Those of the same trial with the same number or a higher one count no longer.
 
-        A trial that goes on from a checkpoint repeats what it has done since then, with another outcome perhaps.
+        A trial that resumes from a checkpoint repeats what it has done since then, with another outcome perhaps.
 
         Args:
             trial: Ray's id of the trial.
@@ -96,7 +96,7 @@ class SearchJournal:
             checkpoint: path of its best checkpoint; None if it is the same as before.
             at: seconds that the search has taken.
         """
-        line: dict[str, Any] = {"at": at, "trial": trial, "number": self.course.trials[trial].number}
+        line: dict[str, Any] = {"at": at, "trial": trial, "number": self.history.trials[trial].number}
         line |= {"report": report.number, "seconds": report.seconds, "metrics": dict(report.metrics)}
         self._write(line if checkpoint is None else {**line, "checkpoint": checkpoint})
 
@@ -109,11 +109,11 @@ class SearchJournal:
 
         written = finite(plain(line))
         self._file.append(written)
-        self.course.take(_with_numbers(written))
+        self.history.apply(_with_numbers(written))
 
 
 def read_search(folder: str | os.PathLike[str]) -> SearchRecord:
-    """Return where a search stands that goes on in another process, or has ended.
+    """Return where a search stands that another process resumes, or has ended.
 
     Args:
         folder: of the search.
@@ -124,15 +124,15 @@ def read_search(folder: str | os.PathLike[str]) -> SearchRecord:
     return record_of(_read(Path(folder, REPORTS)), str(folder))
 
 
-def record_of(course: SearchHistory, folder: str) -> SearchRecord:
+def record_of(history: SearchHistory, folder: str) -> SearchRecord:
     """Return a search as a record.
 
     Args:
-        course: where it stands.
+        history: where it stands.
         folder: where everything is.
     """
-    trials = sorted(course.trials.values(), key=lambda trial: trial.number)
-    return record_from({**course.search, "seconds": course.seconds, "folder": folder}, trials)
+    trials = sorted(history.trials.values(), key=lambda trial: trial.number)
+    return record_from({**history.search, "seconds": history.seconds, "folder": folder}, trials)
 
 
 _OF_SEARCH = ("name", "objectives", "parameters", "settings", "ranges")
@@ -152,10 +152,10 @@ def _with_report(trial: TrialRecord, line: Line) -> TrialRecord:
 
 
 def _read(path: Path) -> SearchHistory:
-    course = SearchHistory()
+    history = SearchHistory()
     for line in _lines(path):
-        course.take(line)
-    return course
+        history.apply(line)
+    return history
 
 
 def _lines(path: Path) -> Iterator[Line]:

@@ -36,7 +36,7 @@ _WRITE_TIME_EVERY = 60.0
 
 
 class SearchRecorder(Callback):
-    """Keep the record of a search up to date, and in a file from which a later process goes on.
+    """Keep the record of a search up to date, and in a file from which a later process continues.
 
     Results are those of itwinai's trials: under the key ``itwinai`` a dictionary with ``checkpoint``, the path of the
     checkpoint that was saved with this report, if one was, and ``finished``, true in the last result of a trial that
@@ -47,7 +47,7 @@ class SearchRecorder(Callback):
     that it has had.
 
     The seconds of a trial are those since its actor was there, over all its starts: what is repeated after a failure
-    counts, to wait does not. Ray's ``time_total_s`` falls back to that of the checkpoint from which a trial goes on,
+    counts, to wait does not. Ray's ``time_total_s`` falls back to that of the checkpoint from which a trial continues,
     with PBT even that of another trial.
 
     Args:
@@ -59,7 +59,7 @@ class SearchRecorder(Callback):
         settings: searcher, scheduler, resources... as label and value, for people.
         ranges: what the parameters are drawn from, by path.
         number_of: returns the number of a trial, 0 for the first; by default they are counted as they start.
-        on_update: called with the record while the search goes on, a few times per second, and at its end. Pickled
+        on_update: called with the record during the search, a few times per second, and at its end. Pickled
             copies, which `ray.tune.Tuner` makes, have none.
     """
 
@@ -93,7 +93,7 @@ class SearchRecorder(Callback):
         """Return the search as it stands."""
         if self._file is None:
             return self._search
-        record = record_of(self._file.course, self.folder)
+        record = record_of(self._file.history, self.folder)
         now = time.monotonic()
         running = {self._known(trial).number: now - since for trial, since in self._since.items()}
         trials = tuple(
@@ -103,9 +103,9 @@ class SearchRecorder(Callback):
         return replace(record, trials=trials, seconds=self._clock.seconds())
 
     def setup(self, *args: Any, **info: Any) -> None:
-        """Read what an earlier process has written, and go on from it."""
+        """Read what an earlier process has written, and resume from it."""
         self._file = SearchJournal(self.folder)
-        self._clock = _Clock(self._file.course.seconds)
+        self._clock = _Clock(self._file.history.seconds)
         self._file.write_search(self._search, self._clock.seconds())
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -144,7 +144,7 @@ class SearchRecorder(Callback):
         """Note that a trial has ended, by itself or by the scheduler."""
         if self._is_known(trial):
             end = self._ends.get(trial.trial_id, _End())
-            # That a function has returned is no result of its own: Ray marks its last one afterwards.
+            # That a function has returned is not a result of its own: Ray marks its last one afterwards.
             returned = trial.status == "RUNNING" and not end.was_marked and trial.last_result.get("done")
             self._note(trial, "finished" if end.by_itself or returned else "stopped")
 
@@ -159,7 +159,7 @@ class SearchRecorder(Callback):
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Note what has changed without a call: trials that wait, pause, or are ended with the search."""
         self._follow(trials)
-        if self._clock.seconds() - self._there.course.seconds > _WRITE_TIME_EVERY:
+        if self._clock.seconds() - self._there.history.seconds > _WRITE_TIME_EVERY:
             self._there.write_time(self._clock.seconds())
         if self.on_update is not None and time.monotonic() - self._updated > _UPDATE_EVERY:
             self.on_update(self.record())
@@ -168,7 +168,7 @@ class SearchRecorder(Callback):
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Stop the clocks; trials that still run wait from now on until the search is resumed."""
         self._clock.stop()
-        # Of a search that was interrupted Ray has ended the trials meanwhile, as if they were not to go on.
+        # Of a search that was interrupted Ray has ended the trials meanwhile, as if they were not to be resumed.
         for trial_id in list(self._since):
             self._write(trial_id, replace(self._known(trial_id), status="waiting"))
         self._there.write_time(self._clock.seconds())
@@ -192,10 +192,10 @@ class SearchRecorder(Callback):
         return self._file
 
     def _known(self, trial: str) -> TrialRecord:
-        return self._there.course.trials[trial]
+        return self._there.history.trials[trial]
 
     def _is_known(self, trial: Trial) -> bool:
-        return trial.trial_id in self._there.course.trials
+        return trial.trial_id in self._there.history.trials
 
     def _is_best(self, known: TrialRecord, report: Report) -> bool:
         """Tell whether a report is the one of its trial that counts: the best, or with several objectives the last."""
@@ -214,7 +214,7 @@ class SearchRecorder(Callback):
     def _note(self, trial: Trial, status: Status, **changed: Any) -> TrialRecord:
         """Write what is known of a trial, which may be new."""
         if not self._is_known(trial):
-            number = len(self._there.course.trials) if self.number_of is None else self.number_of(trial)
+            number = len(self._there.history.trials) if self.number_of is None else self.number_of(trial)
             known = TrialRecord(number, trial.custom_trial_name or str(trial), self.active(trial.config))
         else:
             known = self._known(trial.trial_id)
@@ -240,7 +240,7 @@ class SearchRecorder(Callback):
                 elif status != before:
                     self._note(trial, status)
         there = {trial.trial_id for trial in trials}
-        for trial_id, known in list(self._there.course.trials.items()):
+        for trial_id, known in list(self._there.history.trials.items()):
             # Ray saves the state of a search from time to time: later trials are lost with the process.
             if trial_id not in there and known.status in ("waiting", "running", "paused"):
                 self._write(trial_id, replace(known, status="stopped"))
@@ -298,7 +298,7 @@ def _error_of(trial: Trial) -> str:
 
 
 def _error_line(text: str) -> str:
-    """Return the line of a traceback that names the error; the first line of what is no traceback."""
+    """Return the line of a traceback that names the error; the first line of what is not a traceback."""
     lines = [line for line in text.splitlines() if line.strip()]
     frames = [place for place, line in enumerate(lines) if line.startswith('  File "')]
     after = lines[frames[-1] + 1 :] if frames else lines

@@ -18,7 +18,7 @@ class SearchResult:
 
     Attributes:
         record: all its trials.
-        best_config: the config that `itwinai fit` takes as it is, with the best trial's parameters; None for a search
+        best_config: the config that `itwinai fit` accepts as it is, with the best trial's parameters; None for a search
             over a function, or without a trial that has reported.
         interrupted: whether it was interrupted, and can be resumed.
     """

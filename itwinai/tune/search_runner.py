@@ -35,33 +35,33 @@ from itwinai.tune.settings import Settings
 from itwinai.tune.space import SearchSpace
 from itwinai.tune.stopper import SearchStopper
 from itwinai.tune.trial_loggers import TrialContext, TrialLoggers
-from itwinai.tune.trial_spec import SearchOrder
+from itwinai.tune.trial_spec import TrialSpec
 
 if TYPE_CHECKING:
     from itwinai.tune.search_target import SearchTarget
 
 
-class Running:
+class SearchRun:
     """One start of a search.
 
     Args:
         settings: of the search.
-        subject: what it is over.
+        target: what it is over.
         fork_server_path: socket of the fork server, if there is one.
-        resume: go on with what an interrupted process has left.
+        resume: continue with what an interrupted process has left.
         quiet: print nothing.
     """
 
     def __init__(
-        self, settings: Settings, subject: SearchTarget, fork_server_path: str | None, resume: bool, quiet: bool
+        self, settings: Settings, target: SearchTarget, fork_server_path: str | None, resume: bool, quiet: bool
     ) -> None:
         self.settings = settings
-        self.subject = subject
+        self.target = target
         self.fork_server_path = fork_server_path
         self.resume = resume
         self.quiet = quiet
         self.folder = Path(settings.folder)
-        self.search = Search.of(settings, subject.space, subject.start_with(), subject.max_reports())
+        self.search = Search.of(settings, target.space, target.start_with(), target.max_reports())
 
     def run(self) -> SearchResult:
         """Run the trials, and leave what they have found.
@@ -70,35 +70,35 @@ class Running:
             TrialError: all trials have failed.
         """
         plan = self._plan()
-        fingerprint = fingerprint_of(self.settings, self.subject.best_config({}))
+        fingerprint = fingerprint_of(self.settings, self.target.best_config({}))
         if self.resume:
             check_same(fingerprint, self.folder)
         self._say(plan.text())
         if (cores := available_cores()) < plan.resources.total.get("CPU", 0) and len(plan.nodes) == 1:
             self._say(f"{'':<12}the workers of a trial share {cores} cores of this machine: expect no speed-up")
         fingerprint.write(self.folder / FILE)
-        course = SearchRecorder(
+        recorder = SearchRecorder(
             self.settings.name,
             self.settings.objectives,
-            self.subject.space.paths,
+            self.target.space.paths,
             str(self.folder),
-            self.subject.space.active,
+            self.target.space.active,
             settings={**self._told(), **self._origin()},
-            ranges=_ranges(self.subject.space),
+            ranges=_ranges(self.target.space),
             number_of=self.search.namer.number,
         )
-        parent = open_parent_run(self.subject.logger, self.settings.name, self.folder, self._told())
+        parent = open_parent_run(self.target.logger, self.settings.name, self.folder, self._told())
         view = SearchView(plan.num_trials, plan.at_once, self.settings.seconds)
-        stopper = SearchStopper(self.settings, lambda: _is_hopeless(course.record()))
-        course.on_update = None if self.quiet else view.show
+        stopper = SearchStopper(self.settings, lambda: _is_hopeless(recorder.record()))
+        recorder.on_update = None if self.quiet else view.show
         with nullcontext() if self.quiet else view:
-            self.search.run(self._order(parent), course, stopper, self.resume)
-        return self._conclude(course.record(), parent)
+            self.search.run(self._trial_spec(parent), recorder, stopper, self.resume)
+        return self._conclude(recorder.record(), parent)
 
     def _plan(self) -> ResourcePlan:
-        subject = self.subject
+        target = self.target
         return make_plan(
-            self.search.resources(subject.strategy, uses_ray(subject.strategy)),
+            self.search.resources(target.strategy, uses_ray(target.strategy)),
             cluster_nodes(),
             None if self.settings.num_samples == -1 else self.search.num_samples,
             self.settings.max_concurrent,
@@ -114,15 +114,15 @@ class Running:
         ended = [trial.seconds for trial in read_record(path).trials if trial.status in ("finished", "stopped")]
         return sum(ended) / len(ended) if ended else None
 
-    def _order(self, parent: ParentRun | None) -> SearchOrder:
+    def _trial_spec(self, parent: ParentRun | None) -> TrialSpec:
         context = TrialContext(self.settings.name, search_id(self.folder) if parent else "", self.folder)
         if parent is not None:
             context = replace(context, parent_run_id=parent.run_id, tracking_uri=parent.tracking_uri)
-        loggers = TrialLoggers(self.subject.logger, context)
-        return SearchOrder(
-            cloudpickle.dumps(self.subject.trials(loggers)),
+        loggers = TrialLoggers(self.target.logger, context)
+        return TrialSpec(
+            cloudpickle.dumps(self.target.trials(loggers)),
             str(self.folder),
-            strategy=self.subject.strategy,
+            strategy=self.target.strategy,
             moment=self.settings.report_on,
             fork_server_path=self.fork_server_path,
         )
@@ -130,7 +130,7 @@ class Running:
     def _conclude(self, record: SearchRecord, parent: ParentRun | None) -> SearchResult:
         interrupted = any(trial.status in ("waiting", "running", "paused") for trial in record.trials)
         ranked = record.ranked()
-        config = self.subject.best_config(ranked[0].parameters) if ranked else None
+        config = self.target.best_config(ranked[0].parameters) if ranked else None
         text = "" if config is None else yaml.safe_dump(config, sort_keys=False)
         if text:
             write_whole(self.folder / BEST_CONFIG, text)
@@ -156,9 +156,9 @@ class Running:
             places["checkpoint"] = Path(ranked[0].checkpoint)
         lines = [f"{name:<12} {path_text(path)}" for name, path in places.items()]
         if parent is not None:
-            lines.append(f"{'mlflow':<12} {parent.place_to_look()}")
+            lines.append(f"{'mlflow':<12} {parent.location_text()}")
         if interrupted:
-            lines.append("The search was interrupted. Go on with the same command and --resume.")
+            lines.append("The search was interrupted. Continue with the same command and --resume.")
         return "\n".join(lines)
 
     def _told(self) -> dict[str, str]:
@@ -171,7 +171,7 @@ class Running:
             "trials": "as many as the time allows" if settings.num_samples == -1 else self.search.num_samples,
             "seed": settings.seed,
             "workers per trial": settings.workers_per_trial,
-            "strategy": self.subject.strategy,
+            "strategy": self.target.strategy,
         }
         if settings.time_budget is not None:
             told["time budget"] = settings.time_budget
@@ -180,11 +180,11 @@ class Running:
         return {name: str(value) for name, value in told.items() if value is not None}
 
     def _origin(self) -> dict[str, str]:
-        """Return what was searched over, when, by which command; of a search that goes on, what its first start has."""
+        """Return what was searched over, when, by which command; of a resumed search, what its first start has."""
         path = self.folder / RECORD
         before = read_record(path).settings if self.resume and path.exists() else {}
         now = {
-            "model": self.subject.name,
+            "model": self.target.name,
             "begun": time_now(),
             "command": command_line(),
             "itwinai": versions().get("itwinai", ""),

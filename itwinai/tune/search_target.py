@@ -12,13 +12,13 @@ from itwinai.trials.report_interval import parse_moment
 from itwinai.tune.distributions import Choice, Range
 from itwinai.tune.settings import Settings
 from itwinai.tune.space import Parameter, SearchSpace
-from itwinai.tune.train_functions import ConfiguredTrials, FunctionTrials
+from itwinai.tune.train_functions import ConfigFits, FunctionCalls
 from itwinai.tune.trial_config import BaseConfig
 
 if TYPE_CHECKING:
     from itwinai.config.lightning_cli import ParsedCLI
 
-LoggerFor = Callable[[Mapping[str, Any], str, str], Any]
+LoggerFor = Callable[[Mapping[str, Any], str, str, str | None], Any]
 
 
 class SearchTarget(Protocol):
@@ -50,11 +50,11 @@ class SearchTarget(Protocol):
         """Return what makes a trial of what was drawn."""
 
     def best_config(self, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the config that `itwinai fit` takes with these parameters; None if there is no config."""
+        """Return the config that `itwinai fit` accepts with these parameters; None if there is no config."""
 
 
 @dataclass(frozen=True)
-class FunctionSubject:
+class FunctionTarget:
     """A function of the user's own.
 
     Attributes:
@@ -90,7 +90,7 @@ class FunctionSubject:
 
     def trials(self, logger_for: LoggerFor) -> Callable[..., Any]:
         """Return what makes a call of the function of what was drawn."""
-        return FunctionTrials(self.function, self.space.active)
+        return FunctionCalls(self.function, self.space.active)
 
     def best_config(self, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return None."""
@@ -98,8 +98,8 @@ class FunctionSubject:
 
 
 @dataclass(frozen=True)
-class ConfiguredSubject:
-    """A config that `itwinai fit` takes.
+class ConfigTarget:
+    """A config that `itwinai fit` accepts.
 
     Attributes:
         config: the whole config, defaults included.
@@ -116,7 +116,7 @@ class ConfiguredSubject:
     @classmethod
     def parsed(
         cls, source: Sequence[str] | Mapping[str, Any], arguments: Sequence[str], settings: Settings
-    ) -> ConfiguredSubject:
+    ) -> ConfigTarget:
         """Parse a config, and check that the space fits it.
 
         Args:
@@ -176,10 +176,10 @@ class ConfiguredSubject:
 
     def trials(self, logger_for: LoggerFor) -> Callable[..., Any]:
         """Return what makes a fit of what was drawn."""
-        return ConfiguredTrials(self.base, self.space.active, logger_for)
+        return ConfigFits(self.base, self.space.active, logger_for)
 
     def best_config(self, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the config that `itwinai fit` takes with these parameters."""
+        """Return the config that `itwinai fit` accepts with these parameters."""
         return self.base.of_best(parameters)
 
 
@@ -202,7 +202,7 @@ def _spelled_out(settings: Settings, config: Mapping[str, Any]) -> Settings:
 
 
 def _check_values(cli: ParsedCLI, config: Mapping[str, Any], space: SearchSpace, overrides: Mapping[str, Any]) -> None:
-    """Raise an error for the first value of the space that the config does not take."""
+    """Raise an error for the first value of the space that the config does not accept."""
     for path, value in overrides.items():
         cli.check(with_values(config, {path: value}), f"tune.overrides has {value!r} for '{path}'")
     for parameter in space.parameters:

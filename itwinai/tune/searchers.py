@@ -267,7 +267,7 @@ def _check_learning(name: str, space: SearchSpace, num_samples: int, start_with:
     if grid is not None:
         raise ConfigurationError(
             f"The parameter '{grid}' is a grid, and the searcher '{name}' tries only values that look promising: it "
-            "does not go through all. Write {choice: [...]} for the parameter, or take the searcher 'random' or 'grid'."
+            "does not go through all. Write {choice: [...]} for the parameter, or use the searcher 'random' or 'grid'."
         )
     _check_start(start_with, num_samples)
 
@@ -299,7 +299,7 @@ def _optuna(
     several = len(objectives) > 1
     metrics = [objective.metric for objective in objectives]
     modes: list[str] = [objective.mode for objective in objectives]
-    draw = Draw(space)
+    draw = DefineByRunSpace(space)
     with quiet_optuna():
         _try_sampler(_sampler(options, seed), draw, modes)
         return OptunaSearch(
@@ -312,7 +312,7 @@ def _optuna(
 
 
 @dataclass(frozen=True)
-class Draw:
+class DefineByRunSpace:
     """Draws a point from a trial of Optuna: only the parameters that are active.
 
     A class and no function, because Ray pickles it when it saves the search.
@@ -347,7 +347,7 @@ def _sampler(given: Mapping[str, Any], seed: int | None) -> BaseSampler:
     name = options.pop("sampler", "TPESampler")
     names = [own for own in optuna.samplers.__all__ if own.endswith("Sampler") and own not in _UNFIT_SAMPLERS]
     if name in ("GridSampler", "BruteForceSampler"):
-        raise ConfigurationError(f"The sampler '{name}' of Optuna goes through all points: take the searcher 'grid'.")
+        raise ConfigurationError(f"The sampler '{name}' of Optuna goes through all points: use the searcher 'grid'.")
     if name not in names:
         raise ConfigurationError(
             f"Optuna has no sampler '{name}'.{did_you_mean(name, names)} Its samplers are {', '.join(names)}."
@@ -361,10 +361,10 @@ def _sampler(given: Mapping[str, Any], seed: int | None) -> BaseSampler:
     except ImportError as error:
         raise _missing(name, error) from error
     except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigurationError(f"The sampler '{name}' of Optuna does not take these options: {error}") from error
+        raise ConfigurationError(f"The sampler '{name}' of Optuna does not accept these options: {error}") from error
 
 
-def _try_sampler(sampler: BaseSampler, draw: Draw, modes: Sequence[str]) -> None:
+def _try_sampler(sampler: BaseSampler, draw: DefineByRunSpace, modes: Sequence[str]) -> None:
     """Raise an error if a sampler cannot draw from the space or for several objectives, before any trial has run."""
     import optuna
 
@@ -438,7 +438,7 @@ def _of_ray(
 
 
 def _check_package(name: str) -> None:
-    """Raise an error unless what a searcher needs can be imported: Ray would go on without until the first trial."""
+    """Raise an error unless what a searcher needs can be imported: Ray would continue without until the first trial."""
     package = _PACKAGES[name]
     for module in package.modules:
         try:

@@ -26,8 +26,8 @@ class Settings:
         mode: ``min`` or ``max``; one for each metric, or one for all.
         name: of the search, and of its folder.
         num_samples: number of trials, by default 10; with a grid, the number of times that it is gone through, by
-            default once. -1 goes on until ``time_budget`` is over.
-        time_budget: after this time no trial goes on: ``"30min"``, ``"2h"``, or seconds.
+            default once. -1 starts trials until ``time_budget`` is over.
+        time_budget: after this time all trials end: ``"30min"``, ``"2h"``, or seconds.
         search: who chooses the points: ``random``, ``grid``, ``optuna``..., or a mapping from the name to options.
         scheduler: who stops bad trials early: ``asha``, ``pbt``, ``hyperband``, ``median``, or a mapping from the name
             to options. None lets all trials run to their end.
@@ -38,7 +38,7 @@ class Settings:
         resources_per_worker: what each worker needs; by default one CPU. A trial with one worker may ask for a part of
             a GPU.
         max_concurrent: most trials at the same time; by default as many as there is room for.
-        max_failures: how often a trial that has failed goes on from its last checkpoint.
+        max_failures: how often a trial that has failed resumes from its last checkpoint.
         report_on: when trials report: ``validation``, ``epoch``, or ``"500steps"``.
         checkpoint_every: number of reports from one checkpoint of a trial to the next; 0 for none.
         keep_checkpoints: how many of its newest checkpoints a trial keeps, beside the best.
@@ -151,7 +151,7 @@ class Settings:
 
     @property
     def copies_checkpoints(self) -> bool:
-        """Whether trials may go on from any checkpoint of another one, as the scheduler says."""
+        """Whether trials may resume from any checkpoint of another one, as the scheduler says."""
         return _name_of(self.scheduler) in ("pbt", "pb2")
 
     @property

@@ -130,7 +130,7 @@ class SearchSpace:
             if parameter.path == path:
                 return parameter
         raise ConfigurationError(
-            f"{wanted_for} names '{path}', which is no parameter of the space.{did_you_mean(path, self.paths)} "
+            f"{wanted_for} names '{path}', which is not a parameter of the space.{did_you_mean(path, self.paths)} "
             f"The parameters are {', '.join(self.paths)}."
         )
 
@@ -164,7 +164,7 @@ class SearchSpace:
         for path, given in point.items():
             distribution = self.find(path, wanted_for).distribution
             value = distribution.read(given)
-            if not distribution.takes(value):
+            if not distribution.contains(value):
                 raise ConfigurationError(
                     f"{wanted_for} has {given!r} for '{path}', which the space does not allow: {distribution}."
                 )
@@ -210,7 +210,7 @@ class SearchSpace:
             if not isinstance(parameter.distribution, Choice):
                 raise ConfigurationError(
                     f"A grid search needs parameters with some values each, and '{parameter.path}' is "
-                    f"{parameter.distribution}. Write {{grid: [...]}} for it, or take the searcher 'random': that "
+                    f"{parameter.distribution}. Write {{grid: [...]}} for it, or use the searcher 'random': that "
                     "tries each point of the grid with drawn values of the rest."
                 )
         return SearchSpace(
@@ -221,7 +221,7 @@ class SearchSpace:
         )
 
     def mutable(self) -> tuple[Parameter, ...]:
-        """Return the parameters that may change during a trial: those without a condition that are no grid."""
+        """Return the parameters that may change during a trial: those without a condition that are not a grid."""
         return tuple(
             parameter for parameter in self.parameters if not parameter.when and not parameter.distribution.is_grid
         )
@@ -304,7 +304,7 @@ def _values(parameter: Parameter) -> tuple[Any, ...]:
 def _check_path(path: Any) -> None:
     if not isinstance(path, str) or not all(path.split(".")):
         raise ConfigurationError(
-            f"{path!r} is no path of a parameter: write the names in the config with dots between, as in "
+            f"{path!r} is not a path of a parameter: write the names in the config with dots between, as in "
             "model.init_args.lr."
         )
     if "/" in path:
@@ -324,7 +324,7 @@ def _conditions(path: str, when: Any, distributions: Mapping[str, Distribution])
     for other, given in when.items():
         if other not in distributions:
             raise ConfigurationError(
-                f"The condition `when` of the parameter '{path}' is about '{other}', which is no parameter of the "
+                f"The condition `when` of the parameter '{path}' is about '{other}', which is not a parameter of the "
                 f"space.{did_you_mean(other, distributions)} A value that is fixed in the config needs no condition."
             )
         conditions[other] = _accepted(path, other, given, distributions[other])
@@ -341,14 +341,14 @@ def _accepted(path: str, other: str, given: Any, distribution: Distribution) -> 
             f"The condition `when` of the parameter '{path}' is about '{other}', which is {distribution}: it will "
             "never have exactly some value. Conditions are about parameters with countable values."
         )
-    whole = not isinstance(given, (list, tuple)) or distribution.takes(given)
+    whole = not isinstance(given, (list, tuple)) or distribution.contains(given)
     values = tuple(distribution.read(value) for value in ([given] if whole else given))
     if not values:
         raise ConfigurationError(
             f"The condition `when` of the parameter '{path}' has no values for '{other}': it would never be active."
         )
     for value in values:
-        if not distribution.takes(value):
+        if not distribution.contains(value):
             raise ConfigurationError(
                 f"The condition `when` of the parameter '{path}' wants '{other}' to be {value!r}, which it can never "
                 f"be: {distribution}."

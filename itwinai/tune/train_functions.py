@@ -15,7 +15,7 @@ from itwinai.tune.trial_config import BaseConfig
 
 
 @dataclass(frozen=True)
-class ConfiguredBody:
+class ConfigFit:
     """A fit that a config describes.
 
     Attributes:
@@ -39,28 +39,28 @@ class ConfiguredBody:
 
 
 @dataclass(frozen=True)
-class ConfiguredTrials:
+class ConfigFits:
     """Makes of what was drawn the fit that a trial is.
 
     Attributes:
         base: the user's config, and how trials differ from it.
         active: returns the parameters that hold of those that were drawn.
-        logger_for: returns ``trainer.logger`` for the trial's parameters, name and folder.
+        logger_for: returns ``trainer.logger`` for the trial's parameters, name, folder and checkpoint to resume from.
     """
 
     base: BaseConfig
     active: Callable[[Mapping[str, Any]], dict[str, Any]]
-    logger_for: Callable[[Mapping[str, Any], str, str], Any]
+    logger_for: Callable[[Mapping[str, Any], str, str, str | None], Any]
 
-    def __call__(self, drawn: Mapping[str, Any], name: str, folder: str) -> ConfiguredBody:
+    def __call__(self, drawn: Mapping[str, Any], name: str, folder: str, resume_path: str | None) -> ConfigFit:
         """Return the fit."""
         parameters = self.active(drawn)
-        config = self.base.of_trial(parameters, folder, self.logger_for(parameters, name, folder))
-        return ConfiguredBody(config, folder)
+        config = self.base.of_trial(parameters, folder, self.logger_for(parameters, name, folder, resume_path))
+        return ConfigFit(config, folder)
 
 
 @dataclass(frozen=True)
-class FunctionBody:
+class FunctionCall:
     """A function of the user's own.
 
     Attributes:
@@ -77,7 +77,7 @@ class FunctionBody:
 
 
 @dataclass(frozen=True)
-class FunctionTrials:
+class FunctionCalls:
     """Makes of what was drawn the call of the user's function that a trial is.
 
     Attributes:
@@ -88,6 +88,6 @@ class FunctionTrials:
     function: Callable[[dict[str, Any]], Any]
     active: Callable[[Mapping[str, Any]], dict[str, Any]]
 
-    def __call__(self, drawn: Mapping[str, Any], name: str, folder: str) -> FunctionBody:
+    def __call__(self, drawn: Mapping[str, Any], name: str, folder: str, resume_path: str | None) -> FunctionCall:
         """Return the call."""
-        return FunctionBody(self.function, self.active(drawn))
+        return FunctionCall(self.function, self.active(drawn))

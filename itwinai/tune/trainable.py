@@ -19,20 +19,20 @@ from itwinai.launchers.fork_server import ForkServerClient
 from itwinai.launchers.ray_worker_pool import RayWorkerPool
 from itwinai.trials.channel import Message
 from itwinai.trials.checkpoint_reference import read_reference, write_reference
-from itwinai.tune.trial_executor import ProcessRun, ThreadRun, TrialExecutor
-from itwinai.tune.trial_spec import MODULES, SearchOrder
+from itwinai.tune.trial_executor import ProcessExecutor, ThreadExecutor, TrialExecutor
+from itwinai.tune.trial_spec import MODULES, TrialSpec
 
 OWN = "itwinai"
 """Key of a result under which stands what is not a metric."""
 
 
-class Trial(tune.Trainable):
+class TrialTrainable(tune.Trainable):
     """One trial at a time, and with reused actors many, one after the other."""
 
-    def setup(self, config: dict[str, Any], order: SearchOrder | None = None) -> None:
-        """Take over what a trial is to do; it starts with the first step, when it is known what it goes on from."""
-        assert order is not None
-        self.order = order
+    def setup(self, config: dict[str, Any], spec: TrialSpec | None = None) -> None:
+        """Take over what a trial is to do; it starts with the first step, when it is known what it resumes from."""
+        assert spec is not None
+        self.spec = spec
         self.drawn = config
         self.resume: str | None = None
         self.run: TrialExecutor | None = None
@@ -60,7 +60,7 @@ class Trial(tune.Trainable):
         if not self.latest:
             raise TrialError(
                 f"the trial has ended without a report; by tune.report_on it reports at the end of each "
-                f"{self.order.moment}, and it seems to reach none",
+                f"{self.spec.moment}, and it seems to reach none",
                 "",
                 output,
             )
@@ -74,7 +74,7 @@ class Trial(tune.Trainable):
         write_reference(checkpoint_dir, self.latest.get("checkpoint", ""))
 
     def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
-        """Go on from a checkpoint, of this trial or of another whose it takes over."""
+        """Continue from a checkpoint, of this trial or of another whose it takes over."""
         self._end()
         self.resume = (read_reference(checkpoint) if isinstance(checkpoint, str) else None) or None
 
@@ -95,12 +95,12 @@ class Trial(tune.Trainable):
 
     def _start(self) -> TrialExecutor:
         name = self.trial_name
-        self.order.apply_to_process()  # Ray has gone to the folder of the trial
-        if self.order.has_ray_workers(self.drawn):
-            return ThreadRun(self.order, self.drawn, name, self.resume, self.pool)
+        self.spec.apply_to_process()  # Ray has gone to the folder of the trial
+        if self.spec.has_ray_workers(self.drawn):
+            return ThreadExecutor(self.spec, self.drawn, name, self.resume, self.pool)
         if self.fork_server is None or not self.fork_server.is_there():
-            self.fork_server = _connect(self.order.fork_server_path)
-        return ProcessRun(self.order, self.drawn, name, self.resume, self.fork_server)
+            self.fork_server = _connect(self.spec.fork_server_path)
+        return ProcessExecutor(self.spec, self.drawn, name, self.resume, self.fork_server)
 
     def _end(self) -> None:
         if self.run is not None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from itwinai.launchers.fork_server import ForkedWorker, ForkServerClient
     from itwinai.launchers.ray_worker_pool import RayWorkerPool
     from itwinai.launchers.worker_failure import Failure
-    from itwinai.tune.trial_spec import Assignment, SearchOrder
+    from itwinai.tune.trial_spec import Assignment, TrialSpec
 
 _LOOK_EVERY = 0.05
 _END_WITHIN = 30.0
@@ -38,29 +38,29 @@ class TrialExecutor(ABC):
     """A trial that trains, and waits for an answer after each report.
 
     Args:
-        order: the search.
+        spec: the search.
         drawn: what the searcher has drawn.
         name: of the trial.
-        resume: checkpoint to go on from.
+        resume: checkpoint to resume from.
     """
 
-    def __init__(self, order: SearchOrder, drawn: Mapping[str, Any], name: str, resume: str | None) -> None:
+    def __init__(self, spec: TrialSpec, drawn: Mapping[str, Any], name: str, resume: str | None) -> None:
         import ray
 
         self.name = name
         self.server = ChannelServer(ray.util.get_node_ip_address())
         self._waits = False
-        session = RemoteSession(self.server.address, order.folder_of(name), resume)
-        self.output = order.output_of(name)
-        self._start(order, order.assignment(drawn, name, session))
+        session = RemoteSession(self.server.address, spec.folder_of(name), resume)
+        self.output = spec.output_of(name)
+        self._start(spec, spec.assignment(drawn, name, session))
 
     def next_report(self) -> Message | None:
-        """Let the trial go on, and return what it reports next; None when it has ended.
+        """Let the trial continue, and return what it reports next; None when it has ended.
 
         Raises:
             TrialError: its code has raised an exception, or its process was killed.
         """
-        self._answer(Decision.GO_ON)
+        self._answer(Decision.CONTINUE)
         message = self._next_message()
         if message is None:
             self._raise_failure()
@@ -85,7 +85,7 @@ class TrialExecutor(ABC):
         self.server.close()
 
     @abstractmethod
-    def _start(self, order: SearchOrder, assignment: Assignment) -> None: ...
+    def _start(self, spec: TrialSpec, assignment: Assignment) -> None: ...
 
     @abstractmethod
     def _has_ended(self) -> bool: ...
@@ -119,11 +119,11 @@ class TrialExecutor(ABC):
                 return None
 
 
-class ProcessRun(TrialExecutor):
+class ProcessExecutor(TrialExecutor):
     """A trial in a process of its own, forked off one that has imported everything.
 
     Args:
-        order: see `TrialExecutor`.
+        spec: see `TrialExecutor`.
         drawn: see `TrialExecutor`.
         name: see `TrialExecutor`.
         resume: see `TrialExecutor`.
@@ -132,14 +132,14 @@ class ProcessRun(TrialExecutor):
 
     def __init__(
         self,
-        order: SearchOrder,
+        spec: TrialSpec,
         drawn: Mapping[str, Any],
         name: str,
         resume: str | None,
         fork_server: ForkServerClient,
     ) -> None:
         self.fork_server = fork_server
-        super().__init__(order, drawn, name, resume)
+        super().__init__(spec, drawn, name, resume)
 
     def close(self) -> None:
         """Leave no process and no file behind."""
@@ -151,11 +151,11 @@ class ProcessRun(TrialExecutor):
         self.process.stdin.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _start(self, order: SearchOrder, assignment: Assignment) -> None:
+    def _start(self, spec: TrialSpec, assignment: Assignment) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="itwinai-trial-"))
         write_whole(self.folder / "payload.pickle", cloudpickle.dumps(assignment))
         entry = "itwinai.tune.trial_worker:run"
-        start = Start(order.sys_path, order.working_folder, order.variables(), {0: None}, entry)
+        start = Start(spec.sys_path, spec.working_folder, spec.variables(), {0: None}, entry)
         write_whole(self.folder / "start.pickle", pickle.dumps(start))
         with open(self.output, "ab") as log:
             streams = log.fileno(), log.fileno()
@@ -183,11 +183,11 @@ class ProcessRun(TrialExecutor):
             raise TrialError(f"the process of the trial {how}", "", self.output)
 
 
-class ThreadRun(TrialExecutor):
+class ThreadExecutor(TrialExecutor):
     """A trial in a thread of the actor, whose placement group its Ray workers are in.
 
     Args:
-        order: see `TrialExecutor`.
+        spec: see `TrialExecutor`.
         drawn: see `TrialExecutor`.
         name: see `TrialExecutor`.
         resume: see `TrialExecutor`.
@@ -195,13 +195,13 @@ class ThreadRun(TrialExecutor):
     """
 
     def __init__(
-        self, order: SearchOrder, drawn: Mapping[str, Any], name: str, resume: str | None, pool: RayWorkerPool
+        self, spec: TrialSpec, drawn: Mapping[str, Any], name: str, resume: str | None, pool: RayWorkerPool
     ) -> None:
         self.pool = pool
         self._error: BaseException | None = None
-        super().__init__(order, drawn, name, resume)
+        super().__init__(spec, drawn, name, resume)
 
-    def _start(self, order: SearchOrder, assignment: Assignment) -> None:
+    def _start(self, spec: TrialSpec, assignment: Assignment) -> None:
         self.thread = threading.Thread(target=self._run, args=(assignment,), name="itwinai-trial", daemon=True)
         self.thread.start()
 

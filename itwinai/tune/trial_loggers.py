@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from itwinai.checkpoints.sharded import manifest_of
 from itwinai.errors import ConfigurationError
 from itwinai.loggers.registry import LOGGERS
 from itwinai.run_info.redaction import without_secrets
@@ -29,7 +30,7 @@ class TrialContext:
         parameters: what the trial runs with, by path in the config.
         parent_run_id: run of the whole search, in MLflow.
         tracking_uri: address of MLflow that has the parent run.
-        next_step: the step that this start of the trial will log first, if it goes on from a checkpoint.
+        next_step: the step that this start of the trial will log first, if it resumes from a checkpoint.
     """
 
     search: str
@@ -46,7 +47,7 @@ class TrialContext:
 def logger_entries(given: Any, run: TrialContext) -> Any:
     """Return the loggers of a config as one trial has them: in a common experiment, with a place of its own.
 
-    A trial that is started again goes on in the place that it has: its run in MLflow and W&B, the files of its folder.
+    A trial that is started again continues where it was: in its runs of MLflow and W&B, in the files of its folder.
     Only lightning's CSVLogger, which would delete its earlier file, begins another one.
 
     Call this once per start of a trial, in the process that starts its workers: it opens the trial's run in MLflow, so
@@ -84,9 +85,11 @@ class TrialLoggers:
     given: Any
     search: TrialContext
 
-    def __call__(self, parameters: Mapping[str, Any], name: str, folder: str) -> Any:
+    def __call__(self, parameters: Mapping[str, Any], name: str, folder: str, resume_path: str | None = None) -> Any:
         """Return what a trial has at ``trainer.logger``."""
-        run = replace(self.search, trial=name, folder=Path(folder), parameters=parameters)
+        manifest = None if resume_path is None else manifest_of(resume_path)
+        next_step = None if manifest is None else manifest.about.get("global_step")
+        run = replace(self.search, trial=name, folder=Path(folder), parameters=parameters, next_step=next_step)
         return logger_entries(self.given, run)
 
 
@@ -105,7 +108,7 @@ def _csv(entry: Entry, run: TrialContext) -> dict[str, Any]:
 
 
 def _continued(entry: Entry, run: TrialContext) -> dict[str, Any]:
-    """Return arguments for a logger that goes on in a version that exists."""
+    """Return arguments for a logger that continues in a version that exists."""
     return {**_below_folder(entry, run), "version": entry.arguments.get("version", 0)}
 
 
@@ -167,7 +170,7 @@ def _refuse(entry: Entry, *names: str) -> None:
         if name in entry.arguments:
             raise ConfigurationError(
                 f"{entry.class_path} is given {name}={entry.arguments[name]!r}, and all trials would write into that "
-                "one run. Leave it out: each trial gets a run of its own, and goes on in it when it is started again."
+                "one run. Leave it out: each trial gets a run of its own, and continues in it when it is started again."
             )
 
 

@@ -29,7 +29,7 @@ class Assignment:
     """What a trial's process has to do.
 
     Attributes:
-        body_for: see `SearchOrder`.
+        body_for: see `TrialSpec`.
         drawn: what the searcher has drawn.
         name: of the trial.
         session: the trial, as a run sees it.
@@ -42,12 +42,12 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class SearchOrder:
+class TrialSpec:
     """What an actor has to know to run trials.
 
     Attributes:
-        body_for: pickled function that returns what trains, from what was drawn, the trial's name and its folder; what
-            trains is a function of the session.
+        body_for: pickled function that returns what trains, from what was drawn, the trial's name, its folder
+            and the checkpoint to resume from; what trains is a function of the session.
         folder: of the search.
         strategy: of trials for which none is drawn.
         moment: when trials report, for people.

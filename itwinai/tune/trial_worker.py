@@ -26,7 +26,7 @@ def run(packed: bytes, rank_info: RankInfo | None, on_failure: Callable[[BaseExc
 
     Args:
         packed: the pickled assignment.
-        rank_info: none: this is no worker of a group, but it may launch some.
+        rank_info: none: this is not a worker of a group, but it may launch some.
         on_failure: called with an exception at once.
         traced: without effect: what the run changes is not needed afterwards.
     """
@@ -37,13 +37,13 @@ def train(assignment: Assignment) -> None:
     """Do what an assignment says, in this process."""
     session = assignment.session
     session.resume_path = _present(session.resume_path, session.folder)
-    body = pickle.loads(assignment.body_for)(assignment.drawn, assignment.name, session.folder)
+    body = pickle.loads(assignment.body_for)(assignment.drawn, assignment.name, session.folder, session.resume_path)
     with in_trial(session):
         body(session)
 
 
 def _present(path: str | None, folder: str) -> str | None:
-    """Return the checkpoint to go on from.
+    """Return the checkpoint to resume from.
 
     It is the newest valid one of the trial's own, if the search knows of none, as after it was killed, or of one that
     was removed when a newer was saved.

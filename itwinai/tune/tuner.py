@@ -37,7 +37,7 @@ class Tuner:
     config, a leaderboard, and a page with pictures.
 
     Args:
-        subject: what is searched over: the path of a config file that `itwinai fit` takes, or several, of which the
+        trainable: what is searched over: the path of a config file that `itwinai fit` accepts, or several, of which the
             later ones win; such a config as a mapping; or a function that trains, which gets the parameters of a trial
             as a dictionary by path, and reports through `itwinai.callbacks.TuneReportCallback`.
         space: distributions by path in the config, as ``{"model.lr": {"loguniform": [1e-5, 1e-1]}}``; or of Ray, as
@@ -58,7 +58,7 @@ class Tuner:
     @hides_framework_frames
     def __init__(
         self,
-        subject: ConfigPath | Sequence[ConfigPath] | Mapping[str, Any] | Callable[[dict[str, Any]], Any],
+        trainable: ConfigPath | Sequence[ConfigPath] | Mapping[str, Any] | Callable[[dict[str, Any]], Any],
         space: Mapping[str, Any] | None = None,
         *,
         metric: Any = None,
@@ -72,22 +72,21 @@ class Tuner:
         for package in ("ray", "optuna", "rich"):
             require(package, _INSTALL, "A search")
         given = {"space": space, "metric": metric, "mode": mode}
-        section, self._config = _split(subject)
+        section, self._config = _split(trainable)
         settings |= {name: value for name, value in given.items() if value is not None}
         self.settings = Settings.from_mapping(_merged(section, settings))
         _check_names(self.settings)
         self.address = address
         self.arguments = arguments or []
         self.quiet = quiet
-        self._function = subject if callable(subject) else None
+        self._function = trainable if callable(trainable) else None
 
     @hides_framework_frames
     def fit(self, *, resume: bool = False) -> SearchResult:
         """Run the search.
 
         Args:
-            resume: go on with a search that was interrupted: trials that have ended stay, those that were running go on
-                from their checkpoints.
+            resume: continue an interrupted search: finished trials stay, running ones resume from their checkpoints.
 
         Returns:
             What it has found.
@@ -104,33 +103,34 @@ class Tuner:
             fork_server_path = contexts.enter_context(_fork_server())
             contexts.enter_context(_importing_from(os.getcwd()))
             connected = contexts.enter_context(_ray(self.address, self.settings))
-            subject = self._subject()
-            from itwinai.tune.search_runner import Running
+            target = self._target()
+            from itwinai.tune.search_runner import SearchRun
 
             connected()
-            return Running(self.settings, subject, fork_server_path, resume, self.quiet).run()
+            return SearchRun(self.settings, target, fork_server_path, resume, self.quiet).run()
 
-    def _subject(self) -> SearchTarget:
-        from itwinai.tune.search_target import ConfiguredSubject, FunctionSubject
+    def _target(self) -> SearchTarget:
+        from itwinai.tune.search_target import ConfigTarget, FunctionTarget
 
         if self._function is not None:
-            return FunctionSubject(self._function, self.settings)
-        return ConfiguredSubject.parsed(self._config, self.arguments, self.settings)
+            return FunctionTarget(self._function, self.settings)
+        return ConfigTarget.parsed(self._config, self.arguments, self.settings)
 
 
-def _split(subject: Any) -> tuple[dict[str, Any], Any]:
+def _split(trainable: Any) -> tuple[dict[str, Any], Any]:
     """Return the ``tune`` section of a config, and the config, or its paths."""
-    if callable(subject):
+    if callable(trainable):
         return {}, None
-    paths = [] if isinstance(subject, Mapping) else [subject] if isinstance(subject, (str, os.PathLike)) else subject
-    configs = [dict(subject)] if isinstance(subject, Mapping) else [_read(Path(path)) for path in paths]
+    given = [trainable] if isinstance(trainable, (str, os.PathLike)) else trainable
+    paths = [] if isinstance(trainable, Mapping) else given
+    configs = [dict(trainable)] if isinstance(trainable, Mapping) else [_read(Path(path)) for path in paths]
     section: dict[str, Any] = {}
     for config in configs:
         own = config.pop("tune", None) or {}
         if not isinstance(own, Mapping):
             raise ConfigurationError(f"The section 'tune' has to be a mapping of settings, and it is {own!r}.")
         section |= own
-    return section, configs[0] if isinstance(subject, Mapping) else [os.fspath(path) for path in paths]
+    return section, configs[0] if isinstance(trainable, Mapping) else [os.fspath(path) for path in paths]
 
 
 def _merged(section: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_fastest_without_a_difference_says_so() -> None:
 def test_fastest_of_single_runs_is_not_sure() -> None:
     record = two(1.3, repeats=1)
     assert finding(record, "fastest").endswith("With a single run this may be chance")
-    assert "each cell has one run only. Take --repeats 3 or more" in found_in(record).missing[0]
+    assert "each cell has one run only. Use --repeats 3 or more" in found_in(record).missing[0]
     assert "±" not in finding(record, "fastest")
 
 
@@ -235,7 +235,7 @@ def test_other_work_and_noise() -> None:
     (text,) = advised(split(compute=70, other=30))
     assert "30 % of a step (30.0 ms) goes to hooks, callbacks and the loop itself" in text
     (text,) = found_in(synthetic_record(Line("single", amdahl(), workers=(1,)), noise=0.2)).recommendations
-    assert "the mean of 3 runs is known only to ± " in text and "Take more repeats" in text
+    assert "the mean of 3 runs is known only to ± " in text and "Use more repeats" in text
 
 
 # ------------------------------------------------------------------------------------------------------ what is missing
@@ -294,7 +294,7 @@ def test_a_failed_cell_has_no_result_and_its_error_is_told_once() -> None:
 # ------------------------------------------------------------------------------------------------------ doubts
 
 
-def test_absurd_efficiencies_are_no_finding() -> None:
+def test_implausible_efficiencies_are_left_out_of_findings() -> None:
     record = slowed_baseline()
     found = found_in(record)
     assert found.warnings[0].startswith("An efficiency of 1,000 % (ddp with 1 and 2 workers) is not plausible: more ")
@@ -316,7 +316,7 @@ def test_nothing_is_recommended_of_doubtful_groups_only() -> None:
     found = found_in(changed(synthetic_record(*strong, weak), stalled))
     refused, taken = found.answers
     assert refused == NO_RECOMMENDATION.replace("recommendation:", "recommendation for weak scaling:")
-    assert taken.startswith("Strong scaling: take ddp with 2 workers")
+    assert taken.startswith("Strong scaling: use ddp with 2 workers")
     assert [one.name for one in found.findings] == ["strong scaling"]
     assert "weak" not in " ".join(found.recommendations)
 
@@ -329,7 +329,7 @@ def test_cells_with_different_threads_are_not_compared() -> None:
     assert "1 thread in ray with 1, 2 and 4 workers" in warning and "--threads" in warning
     assert found.answers == (NO_RECOMMENDATION,)
     same = changed(two(1.3), lambda cell, one: replace(one, threads=2))
-    assert found_in(same).warnings == () and found_in(same).answers[0].startswith("Take ")
+    assert found_in(same).warnings == () and found_in(same).answers[0].startswith("Use ")
     varied = [Line("ddp", amdahl(), workers=(1, 2), axes=(("trainer.cpu_threads", threads),)) for threads in ("1", "2")]
     record = changed(
         synthetic_record(*varied, baseline="ddp"),
@@ -348,7 +348,7 @@ def test_runs_of_one_cell_that_are_not_alike_are_doubtful() -> None:
 
     assert any("Runs of single with 1 worker differ by a factor of 2." in text for text in slowed(2.1).warnings)
     assert slowed(2.1).answers == (NO_RECOMMENDATION,)
-    assert slowed(1.3).warnings == () and slowed(1.3).answers[0].startswith("Take ")
+    assert slowed(1.3).warnings == () and slowed(1.3).answers[0].startswith("Use ")
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def test_what_to_take_is_told_before_findings() -> None:
     record = two(1.3)
     (text,) = found_in(record).answers
     assert re.fullmatch(
-        r"Take ddp with 4 workers, 2,2\d\d ± \d+ samples/s; a speed-up of 3\.\d+ .*over single with 1 worker, an "
+        r"Use ddp with 4 workers, 2,2\d\d ± \d+ samples/s; a speed-up of 3\.\d+ .*over single with 1 worker, an "
         r"efficiency of 8\d.* %\.",
         text,
     )
@@ -421,8 +421,8 @@ def test_what_to_take_is_told_before_findings() -> None:
     (unsure,) = found_in(two(1.001, noise=0.05)).answers
     assert re.search(r"; no significant difference to (ray|ddp)", unsure)
     (fewer,) = found_in(synthetic_record(SINGLE, Line("ddp", lambda workers: 0.1 * workers, workers=(2, 4)))).answers
-    assert fewer.startswith("Take single with 1 worker, 640 samples/s; 4 workers are not faster")
-    assert found_in(rich()).answers[1].startswith("Weak scaling: take ")
+    assert fewer.startswith("Use single with 1 worker, 640 samples/s; 4 workers are not faster")
+    assert found_in(rich()).answers[1].startswith("Weak scaling: use ")
 
 
 # ------------------------------------------------------------------------------------------------------ interruptions
@@ -433,12 +433,12 @@ def test_interrupted_benchmark_is_told_first_and_needs_no_more_repeats() -> None
     found = found_in(record)
     assert found.unfinished == ("10 of 14 runs are done; the same command with --resume makes the others.",)
     text = " ".join([*found.recommendations, *found.missing])
-    assert "--repeats" not in text and "Take more repeats" not in text
+    assert "--repeats" not in text and "Use more repeats" not in text
     assert (
-        "Take more repeats" in " ".join(found_in(interrupted(14)).recommendations)
+        "Use more repeats" in " ".join(found_in(interrupted(14)).recommendations)
         and found_in(interrupted(14)).unfinished == ()
     )
-    assert "Take more repeats" not in " ".join(found_in(interrupted(14, repeats=3)).recommendations)
+    assert "Use more repeats" not in " ".join(found_in(interrupted(14, repeats=3)).recommendations)
     assert found_in(replace(record, asked=0)).unfinished == ()
     twice = replace(record, measurements=[*record.measurements, *record.measurements[:4]])
     assert found_in(twice).unfinished == found.unfinished  # runs that were made again are counted once

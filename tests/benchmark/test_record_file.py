@@ -70,7 +70,7 @@ def test_a_line_that_was_cut_off_is_left_out_and_the_next_one_is_whole(tmp_path:
     assert read_measurements(path) == (GOOD, BAD)
 
 
-def test_what_is_no_benchmark_is_said(tmp_path: Path) -> None:
+def test_invalid_benchmark_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no benchmark in .*nowhere"):
         read_record(tmp_path / "nowhere")
     write_head(BenchmarkRecord("name"), tmp_path)
@@ -82,5 +82,5 @@ def test_what_is_no_benchmark_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="not what `itwinai benchmark` writes"):
         read_record(tmp_path)
     (tmp_path / RECORDS).write_text('{"cell": {"strategy": "ddp"}}\n')
-    with pytest.raises(ConfigurationError, match="Line 1 of .* is no measurement"):
+    with pytest.raises(ConfigurationError, match="Line 1 of .* is not a measurement"):
         read_measurements(tmp_path / RECORDS)

@@ -389,14 +389,14 @@ def test_without_a_baseline_speedups_are_missing_with_the_reason() -> None:
 
 def test_what_to_take_is_at_the_top(report: Report) -> None:
     text = report.page.text
-    assert text.index("Strong scaling: take ") < text.index("What could be better")
-    assert text.index("Weak scaling: take ") < text.index("What could be better")
+    assert text.index("Strong scaling: use ") < text.index("What could be better")
+    assert text.index("Weak scaling: use ") < text.index("What could be better")
 
 
 def test_interruption_and_doubts_stand_before_the_answer(tmp_path: Path) -> None:
     texts = Page(write_report(interrupted(10), tmp_path).read_text(encoding="utf-8")).texts
     done = texts.index("10 of 14 runs are done; the same command with --resume makes the others.")
-    assert texts[done + 1].startswith("Take ")
+    assert texts[done + 1].startswith("Use ")
     lead = benchmark_page(slowed_baseline())[2]
     assert len(lead) == 1 and lead[0].startswith("No recommendation: the measurements are doubtful")
 

@@ -119,7 +119,7 @@ def test_a_benchmark_is_not_mixed_with_another(interrupted: tuple[Path, str, str
 
 
 @pytest.mark.usefixtures("no_leftovers")
-def test_what_fails_is_a_row_and_the_others_go_on(tmp_path: Path, run_command: RunCommand) -> None:
+def test_what_fails_is_a_row_and_the_others_continue(tmp_path: Path, run_command: RunCommand) -> None:
     folder = tmp_path / "benchmark"
     asked = arguments(
         folder,

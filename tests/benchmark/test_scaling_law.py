@@ -170,7 +170,7 @@ def test_law_needs_no_cell_with_one_worker() -> None:
     assert found.speedup(8).mean == pytest.approx(amdahl()(1) / amdahl()(8))
 
 
-def test_steps_that_become_shorter_with_weak_scaling_do_not_go_on_so() -> None:
+def test_steps_that_become_shorter_with_weak_scaling_are_not_extrapolated() -> None:
     """No term does that: a cache that suddenly fits helps once."""
     found = law_of(lambda workers: 0.1 - 0.002 * workers, "weak")
     assert found.name == "ideal scaling"
@@ -354,8 +354,8 @@ def test_serial_share_of_gustafson() -> None:
 def test_candidates_have_fewer_parameters_than_there_are_numbers_of_workers() -> None:
     scalings: tuple[Scaling, ...] = ("strong", "weak")
     for scaling in scalings:
-        assert max(len(law.terms) for law in models_for(scaling, 3)) == 2
-        assert [len(law.terms) for law in models_for(scaling, 4)] == [1, 2, 2, 3]
+        assert max(len(law.columns) for law in models_for(scaling, 3)) == 2
+        assert [len(law.columns) for law in models_for(scaling, 4)] == [1, 2, 2, 3]
 
 
 def test_least_squares_are_those_of_lawson_and_hanson() -> None:
@@ -371,10 +371,11 @@ def test_least_squares_are_those_of_lawson_and_hanson() -> None:
         laws = models_for(scaling, len(workers))
         factors, squares = fit_models(laws, times, means)
         for index, law in enumerate(laws):
+            columns = list(law.columns.values())
             for experiment, mean in enumerate(means):
-                expected, residual = nnls(terms(workers)[:, law.terms] * weights[:, None], mean * weights)
+                expected, residual = nnls(terms(workers)[:, columns] * weights[:, None], mean * weights)
                 zeros += int(not expected.all())
-                assert factors[index, experiment, law.terms] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+                assert factors[index, experiment, columns] == pytest.approx(expected, rel=1e-6, abs=1e-9)
                 assert squares[index, experiment] == pytest.approx(residual**2)
     assert zeros > 30  # it matters that they are not negative
 

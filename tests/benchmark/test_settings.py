@@ -10,10 +10,10 @@ import pytest
 
 from itwinai.benchmark import runner
 from itwinai.benchmark.records import SINGLE, Cell
+from itwinai.benchmark.runner import interleaved
 from itwinai.benchmark.runs import progress
 from itwinai.benchmark.runs.progress import plan_text
 from itwinai.benchmark.runs.run_config import RunConfigs, most_on_a_node, spread_over_nodes
-from itwinai.benchmark.runs.schedule import interleaved
 from itwinai.benchmark.settings import Settings, cells_of
 from itwinai.errors import ConfigurationError
 

@@ -43,17 +43,9 @@ from itwinai.benchmark.simulate.collectives import (
 )
 from itwinai.benchmark.simulate.explain import CAUSES, bottleneck, conclusion
 from itwinai.benchmark.simulate.measured_links import MeasuredLinks, Timing, fit_link, write_links
-from itwinai.benchmark.simulate.network_worker import time_all_reduces
-from itwinai.benchmark.simulate.overlap import (
-    GradientBucket,
-    ModelPart,
-    Overlap,
-    buckets_of,
-    exchange_gradients,
-    parts_of,
-    run_sharded,
-)
-from itwinai.benchmark.simulate.prediction import communicate, expected_maximum, model_memory, waiting_time
+from itwinai.benchmark.simulate.network_benchmark import time_all_reduces
+from itwinai.benchmark.simulate.overlap import Overlap, Task, buckets_of, communicate, parts_of, schedule
+from itwinai.benchmark.simulate.prediction import expected_maximum, model_memory, waiting_time
 from itwinai.benchmark.simulate.strategy_models import STRATEGIES, strategy_model
 from itwinai.cli import benchmark_simulate
 from itwinai.errors import ConfigurationError
@@ -133,14 +125,11 @@ def test_unknown_algorithms_and_links_are_errors() -> None:
 
 def test_exchanges_start_when_gradients_are_ready_and_the_one_before_has_ended() -> None:
     """Backward takes 6 s, gradients are ready at 2, 4 and 6, and an exchange takes 3 s: 2-5, 5-8, 8-11."""
-    buckets = [GradientBucket(1.0, 1 / 3), GradientBucket(1.0, 2 / 3), GradientBucket(1.0, 1.0)]
-    overlap = exchange_gradients(6.0, buckets, lambda size: 3.0 * size)
-    assert (overlap.exposed, overlap.hidden) == (pytest.approx(5.0), pytest.approx(4.0))
+    backward = [Task(2.0, after=3.0)] * 3
+    assert schedule([backward], StrategyModel()) == Overlap(exposed=5.0, hidden=4.0)
     # Short exchanges leave the lane idle in between: 2-3, 4-5, 6-7.
-    overlap = exchange_gradients(6.0, buckets, lambda size: 1.0 * size)
-    assert (overlap.exposed, overlap.hidden) == (pytest.approx(1.0), pytest.approx(2.0))
-    overlap = exchange_gradients(6.0, buckets, lambda size: 3.0 * size, overlap=False)
-    assert (overlap.exposed, overlap.hidden) == (pytest.approx(9.0), 0.0)
+    assert schedule([[Task(2.0, after=1.0)] * 3], StrategyModel()) == Overlap(exposed=1.0, hidden=2.0)
+    assert schedule([backward], StrategyModel(overlap=False)) == Overlap(exposed=9.0, hidden=0.0)
 
 
 def test_sharded_parameters_are_gathered_ahead_and_gradients_scattered_behind() -> None:
@@ -148,29 +137,24 @@ def test_sharded_parameters_are_gathered_ahead_and_gradients_scattered_behind() 
 
     Gathered 0-1, 1-2, computed 1-2, 2-3; in backward gathered 3-4, 4-5, computed 4-6, 6-8, scattered 6-8, 8-10.
     """
-    parts = [ModelPart(1.0, 0.5), ModelPart(1.0, 0.5)]
-    overlap = run_sharded(2.0, 4.0, parts, lambda size: 1.0 * size, lambda size: 2.0 * size)
-    assert overlap == Overlap(exposed=pytest.approx(4.0), hidden=pytest.approx(4.0))
+    step = [[Task(1.0, before=1.0)] * 2, [Task(2.0, before=1.0, after=2.0)] * 2]
+    assert schedule(step, StrategyModel()) == Overlap(exposed=4.0, hidden=4.0)
     # One thing after the other: 4 gatherings, 2 scatterings.
-    overlap = run_sharded(
-        2.0, 4.0, parts, lambda size: 1.0 * size, lambda size: 2.0 * size, overlap=False, prefetch=False
-    )
-    assert overlap == Overlap(exposed=pytest.approx(8.0), hidden=pytest.approx(0.0))
+    assert schedule(step, StrategyModel(overlap=False)) == Overlap(exposed=8.0, hidden=0.0)
     # Gathered when they are needed; scattered meanwhile: 7-8 gathered, 8-10 scattered and computed, 10-12 scattered.
-    overlap = run_sharded(2.0, 4.0, parts, lambda size: 1.0 * size, lambda size: 2.0 * size, prefetch=False)
-    assert overlap == Overlap(exposed=pytest.approx(6.0), hidden=pytest.approx(2.0))
+    assert schedule(step, StrategyModel(prefetch=False)) == Overlap(exposed=6.0, hidden=2.0)
     # Backward begins with the last part. Gathered 0-1, 1-4 in forward, which takes no time; gathered 4-7, 7-8, computed
     # 7-10, 10-11, scattered 10-16, 16-18.
-    parts = [ModelPart(1.0, 0.25), ModelPart(3.0, 0.75)]
-    overlap = run_sharded(0.0, 4.0, parts, lambda size: 1.0 * size, lambda size: 2.0 * size)
-    assert overlap == Overlap(exposed=pytest.approx(14.0), hidden=pytest.approx(2.0))
+    first = [Task(0.0, before=1.0), Task(0.0, before=3.0)]
+    uneven = [first, [Task(3.0, before=3.0, after=6.0), Task(1.0, before=1.0, after=2.0)]]
+    assert schedule(uneven, StrategyModel()) == Overlap(exposed=14.0, hidden=2.0)
 
 
 def test_the_first_bucket_is_small_and_no_byte_is_lost() -> None:
     workload = Workload(1.0, 60 * MIB)
     buckets = buckets_of(workload, StrategyModel())
     assert [bucket.size / MIB for bucket in buckets] == [1, 25, 25, 9]
-    assert [bucket.ready for bucket in buckets] == [pytest.approx(done / 60) for done in (1, 26, 51, 60)]
+    assert [bucket.share for bucket in buckets] == [pytest.approx(size / 60) for size in (1, 25, 25, 9)]
     assert [part.size / MIB for part in parts_of(workload, StrategyModel())] == [25, 25, 10]
 
 
@@ -179,15 +163,15 @@ def test_layers_come_from_the_last_one_and_are_not_divided() -> None:
     layers = (Layer(2 * MIB, 6), Layer(24 * MIB, 3), Layer(40 * MIB, 1))
     workload = Workload(1.0, 66 * MIB, layers=layers)
     buckets = buckets_of(workload, StrategyModel())
-    assert [(bucket.size / MIB, bucket.ready) for bucket in buckets] == [
+    assert [(bucket.size / MIB, bucket.share) for bucket in buckets] == [
         (40, pytest.approx(0.1)),
-        (26, pytest.approx(1.0)),
+        (26, pytest.approx(0.9)),
     ]
     small = buckets_of(workload, StrategyModel(bucket_bytes=MIB))
-    assert [(bucket.size / MIB, bucket.ready) for bucket in small] == [
+    assert [(bucket.size / MIB, bucket.share) for bucket in small] == [
         (40, pytest.approx(0.1)),
-        (24, pytest.approx(0.4)),
-        (2, pytest.approx(1.0)),
+        (24, pytest.approx(0.3)),
+        (2, pytest.approx(0.6)),
     ]
     equal = Workload(1.0, 8 * MIB, layers=(Layer(2 * MIB),) * 4)
     assert [bucket.size / MIB for bucket in buckets_of(equal, StrategyModel())] == [2, 6], "the first bucket is small"
@@ -511,7 +495,7 @@ def test_numbers(text: str, expected: int) -> None:
         (units.number, "3x", "unknown unit 'x'"),
     ],
 )
-def test_what_is_no_amount_is_named(read: object, text: str, message: str) -> None:
+def test_invalid_amounts_are_errors(read: object, text: str, message: str) -> None:
     assert callable(read)
     with pytest.raises(ConfigurationError, match=message):
         read(text)
@@ -534,7 +518,7 @@ def test_numbers_of_workers(text: str, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "1,x", "1,...,4", "1,2,...", "1,2,...,7", "4,2,...,8", "2,2,...,4", "-1"])
-def test_what_are_no_numbers_of_workers(text: str) -> None:
+def test_invalid_numbers_of_workers_are_errors(text: str) -> None:
     with pytest.raises(ConfigurationError):
         units.numbers_of_workers(text)
 
@@ -565,7 +549,7 @@ def test_the_command_shows_what_the_model_says(tmp_path: Path, capsys: pytest.Ca
     assert picture.read_text().startswith("<svg") and "zero3" in picture.read_text()
 
 
-def test_what_is_not_known_is_not_shown_as_zero(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_values_are_not_shown_as_zero(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark_simulate.simulate([*BY_FLAGS, *LINK_FLAGS, "--workers", "2"]) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.lstrip().startswith("2 ")]
     assert row.split()[-2:] == ["-", "-"]
@@ -600,7 +584,7 @@ def test_numbers_that_the_batch_does_not_allow_are_left_out_and_named(capsys: py
         (["--from", "no/such/folder", *LINK_FLAGS], "no benchmark in no/such/folder"),
     ],
 )
-def test_flags_that_make_no_sense_are_errors(flags: list[str], message: str) -> None:
+def test_invalid_flags_are_errors(flags: list[str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         benchmark_simulate.simulate(flags)
 

@@ -35,7 +35,9 @@ def on_slurm(folder: Path, *options: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("slurm")
-def test_jobs_go_on_without_who_has_submitted_them_and_are_collected(tmp_path: Path, run_command: RunCommand) -> None:
+def test_jobs_continue_without_who_has_submitted_them_and_are_collected(
+    tmp_path: Path, run_command: RunCommand
+) -> None:
     began, folder, output = time.time(), tmp_path / "benchmark", tmp_path / "output.txt"
     process = start_script(on_slurm(folder), output)
     _wait_until(lambda: "waiting for the jobs" in output.read_text(), process)

@@ -323,7 +323,7 @@ def test_other_axes_have_other_losses() -> None:
     assert losses((ONE, 0.5), (Cell("ddp", 2, axes=BF16), 0.6), (Cell("ddp", 2), 0.5)) == {}
 
 
-def test_loss_that_is_no_number_is_suspicious_unless_all_are() -> None:
+def test_loss_that_is_not_number_is_suspicious_unless_all_are() -> None:
     cells = [Cell(name, 2, "weak") for name in ("ddp", "ray", "horovod")]
     assert list(losses(*zip(cells, (0.5, math.nan, 0.5), strict=True))) == [cells[1]]
     assert list(losses(*zip(cells[:2], (0.5, math.nan), strict=True))) == cells[:2]

@@ -112,7 +112,21 @@ def test_it_is_the_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("strategy", "workers"), [("auto", 1), ("ddp", 2)])
 def test_newest_are_kept(strategy: str, workers: int, tmp_path: Path) -> None:
     fit(ModelCheckpoint(tmp_path, filename="{step}", every="5steps", keep=2), strategy, workers)
-    assert names(tmp_path) == ["step=30.ckpt", "step=35.ckpt"]
+    assert names(tmp_path) == ["step=35.ckpt", "step=39.ckpt"]  # and the end
+
+
+def test_a_finished_run_is_resumed_from_its_end(tmp_path: Path) -> None:
+    """What comes after the last interval is saved once, and not trained again."""
+    callback = ModelCheckpoint(tmp_path, filename="{step}", every="10h")
+    fit(callback, epochs=2)
+    assert names(tmp_path) == ["step=26.ckpt"]
+    longer = ModelCheckpoint(tmp_path, filename="{step}", every="10h", keep=5)
+    resumed = fit(longer, epochs=3, resume="auto")
+    assert len(resumed.steps_seen) == 13
+    fit(ModelCheckpoint(tmp_path, filename="{step}", every="10h"), epochs=3, resume="auto")  # nothing is left to train
+    assert names(tmp_path) == ["step=26.ckpt", "step=39.ckpt"]
+    fit(ModelCheckpoint(tmp_path / "stock", train_time_interval=timedelta(hours=10)))
+    assert not list((tmp_path / "stock").glob("*"))  # as lightning does
 
 
 class Clocked(Regression):
@@ -133,18 +147,18 @@ def test_time_between_checkpoints(strategy: str, workers: int, tmp_path: Path) -
     callback = ModelCheckpoint(tmp_path, filename="{step}", every="0.1s", keep=100)
     trainer = make_trainer(strategy, workers, max_epochs=1, callbacks=[callback], enable_checkpointing=True)
     trainer.fit(Clocked(), loader(8 // workers))
-    assert names(tmp_path) == ["step=10.ckpt", "step=5.ckpt"]
+    assert names(tmp_path) == ["step=10.ckpt", "step=13.ckpt", "step=5.ckpt"]
 
 
 def test_snapshot_is_a_copy() -> None:
     weight = torch.ones(3)
     content = {"a": weight, "tied": weight, "b": [weight[:2], (1, "x")], "c": {"d": torch.zeros(0)}}
     snapshot = Snapshot()
-    first = snapshot.take(content)
+    first = snapshot.copy(content)
     weight.zero_()
     assert torch.equal(first["a"], torch.ones(3)) and first["tied"] is first["a"]
     assert torch.equal(first["b"][0], torch.ones(2)) and first["b"][1] == (1, "x")
-    second = snapshot.take(content)
+    second = snapshot.copy(content)
     assert second["a"].data_ptr() == first["a"].data_ptr()  # its memory is used again
     assert torch.equal(second["a"], torch.zeros(3))
 
@@ -179,8 +193,8 @@ def test_nothing_is_removed_after_a_failed_write() -> None:
     writer.remove("previous", removed.append)
     writer.wait()
     assert removed == []
-    ((path, error),) = writer.take_failed()
-    assert path == "new" and str(error) == "no space" and writer.take_failed() == []
+    ((path, error),) = writer.pop_failures()
+    assert path == "new" and str(error) == "no space" and writer.pop_failures() == []
     writer.write({}, "newer", lambda content, path: None)
     writer.remove("previous", removed.append)
     writer.close()

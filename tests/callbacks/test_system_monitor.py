@@ -174,7 +174,7 @@ def test_two_nodes(tmp_path: Path) -> None:
     assert any("system/cpu_percent" in row for row in rows)
 
 
-def test_samples_of_a_run_that_stops_and_goes_on(tmp_path: Path) -> None:
+def test_samples_of_a_run_that_stops_and_continues(tmp_path: Path) -> None:
     middle = ModelCheckpoint(tmp_path, every_n_train_steps=6)
     monitor, module = SystemMonitor(gpus=False), Counts()
     options = {"callbacks": [middle, monitor], "enable_checkpointing": True}

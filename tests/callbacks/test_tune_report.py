@@ -92,7 +92,7 @@ def test_a_metric_that_is_not_logged_is_an_error_with_those_that_are(tmp_path: P
 
 @pytest.mark.parametrize("decision", [2, 5])
 def test_stops_when_the_search_says_so(tmp_path: Path, decision: int) -> None:
-    decisions = [Decision.GO_ON] * (decision - 1) + [Decision.STOP]
+    decisions = [Decision.CONTINUE] * (decision - 1) + [Decision.STOP]
     flags = {"val_check_interval": 2, "min_epochs": 3}
     answered, _, trainer = report(tmp_path, decisions, "val_loss", flags=flags)
     assert len(answered.reports) == decision
@@ -120,7 +120,7 @@ def test_saves_only_what_is_better_and_every_so_often(tmp_path: Path) -> None:
 
 
 def test_saves_when_it_is_asked_to(tmp_path: Path) -> None:
-    answered, _, _ = report(tmp_path, [Decision.GO_ON, Decision.SAVE], "val_loss")
+    answered, _, _ = report(tmp_path, [Decision.CONTINUE, Decision.SAVE], "val_loss")
     saved = [message["saved"] for message in answered.messages if "saved" in message]
     assert [Path(path).name for path in saved] == ["report-00002.ckpt"]
     # When all hooks at the end of the second epoch are done.
@@ -129,7 +129,7 @@ def test_saves_when_it_is_asked_to(tmp_path: Path) -> None:
 
 def test_goes_on_from_a_checkpoint_to_the_same_result(tmp_path: Path) -> None:
     whole, _, straight = report(tmp_path / "a", [], "val_loss", checkpoint_every=1)
-    stopped, _, _ = report(tmp_path / "b", [Decision.GO_ON, Decision.STOP], "val_loss", checkpoint_every=1)
+    stopped, _, _ = report(tmp_path / "b", [Decision.CONTINUE, Decision.STOP], "val_loss", checkpoint_every=1)
     path = stopped.messages[-1]["checkpoint"]
     with answering(str(tmp_path / "b"), resume_path=path) as answered, in_trial(answered.session):
         trainer = fit(TuneReportCallback("val_loss", checkpoint_every=1), tmp_path)
@@ -149,7 +149,7 @@ def test_a_trial_that_was_over_tells_its_last_report_again(tmp_path: Path) -> No
 
 def test_the_optimizer_uses_the_hyperparameters_of_this_trial_in_the_state_of_another(tmp_path: Path) -> None:
     other, _, _ = report(
-        tmp_path / "other", [Decision.GO_ON, Decision.STOP], "val_loss", checkpoint_every=1,
+        tmp_path / "other", [Decision.CONTINUE, Decision.STOP], "val_loss", checkpoint_every=1,
         flags={"module": Regression(lr=0.04, momentum=0.5)},
     )  # fmt: skip
     path = other.messages[-1]["checkpoint"]
@@ -177,7 +177,7 @@ def test_outside_of_trials_it_does_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp", "deepspeed", "horovod"])
 def test_two_workers_report_once_and_stop_together(tmp_path: Path, strategy: str) -> None:
-    decisions = [Decision.SAVE, Decision.GO_ON, Decision.STOP]
+    decisions = [Decision.SAVE, Decision.CONTINUE, Decision.STOP]
     flags = {"devices": 2, "strategy": strategy, "split_batches": True, "max_epochs": 5}
     answered, callback, trainer = report(tmp_path, decisions, "val_loss", flags=flags)
     assert [("saved" in message) for message in answered.messages] == [False, True, False]
@@ -192,14 +192,14 @@ def test_two_workers_report_once_and_stop_together(tmp_path: Path, strategy: str
     ("arguments", "message"),
     [
         ({"on": "validaton"}, "Did you mean 'validation'"),
-        ({"on": "0steps"}, "no moment to report at"),
+        ({"on": "0steps"}, "not a moment to report at"),
         ({"mode": "low"}, "choose 'min' or 'max'"),
         ({"best_only": True}, "name the metrics"),
         ({"checkpoint_every": -1}, "0 or more"),
         ({"keep": 0}, "1 or more"),
     ],
 )
-def test_arguments_that_make_no_sense(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         TuneReportCallback(**arguments)
 

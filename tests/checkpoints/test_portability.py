@@ -54,15 +54,15 @@ def check(weights: dict[str, Tensor], reader: str, reference: Tensor) -> None:
 
 
 @pytest.mark.parametrize("reader", LOCAL)
-def test_two_workers_go_on(reader: str, written: Path, reference: Tensor, run_command: RunCommand) -> None:
+def test_two_workers_continue(reader: str, written: Path, reference: Tensor, run_command: RunCommand) -> None:
     check(in_group(run_command, "resume", reader, written), reader, reference)
 
 
-def test_ray_actors_go_on(written: Path, reference: Tensor) -> None:
+def test_ray_actors_continue(written: Path, reference: Tensor) -> None:
     check(resume_all("ray_ddp", 2, written), "ray_ddp", reference)
 
 
-def test_one_process_goes_on(written: Path, reference: Tensor) -> None:
+def test_one_process_continues(written: Path, reference: Tensor) -> None:
     check(resume_all("auto", 1, written), "auto", reference)
 
 
@@ -76,7 +76,7 @@ class SavesAsEngine(SaveOnce):
             LightningDeepSpeedStrategy.save_checkpoint(trainer.strategy, checkpoint, self.path)  # type: ignore[arg-type]
 
 
-def test_folders_of_an_engine_go_on(tmp_path: Path) -> None:
+def test_folders_of_an_engine_continue(tmp_path: Path) -> None:
     path = tmp_path / "engine.ckpt"
     train("deepspeed_stage_2", 2, [SavesAsEngine(path, 26)])
     assert (path / "checkpoint").is_dir()
@@ -99,7 +99,7 @@ def test_module_loads_from_every_checkpoint(written: Path) -> None:
         torch.testing.assert_close(other, weights[0], rtol=1e-4, atol=1e-5)
 
 
-def test_lightning_itself_goes_on(written: Path, tmp_path: Path) -> None:
+def test_lightning_itself_continues(written: Path, tmp_path: Path) -> None:
     """With its own trainer, which takes optimizer and progress from the file and begins the epoch anew."""
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     trainer = L.Trainer(max_epochs=2, devices=1, default_root_dir=tmp_path, **options)

@@ -274,7 +274,7 @@ def test_auto_takes_the_newest_valid_one(tmp_path: Path) -> None:
         run(LOADERS["shuffled"], [], tmp_path / "step=30.ckpt")
 
 
-def test_runs_of_a_logger_go_on_from_each_other(tmp_path: Path) -> None:
+def test_runs_of_a_logger_resume_from_each_other(tmp_path: Path) -> None:
     def fit(epochs: int) -> list[float]:
         L.seed_everything(11, verbose=False)
         module = Random()

@@ -39,7 +39,7 @@ def sharding() -> DeepSpeedStrategy:
     ("reader", "workers"),
     [("sharding", 2), ("sharding", 4), ("auto", 1), ("ddp", 2), ("deepspeed_stage_2", 2), ("horovod", 2)],
 )
-def test_shards_go_on(reader: str, workers: int, shards: Path, reference: Tensor) -> None:
+def test_shards_continue(reader: str, workers: int, shards: Path, reference: Tensor) -> None:
     weights = train(sharding() if reader == "sharding" else reader, workers, [], shards)
     assert relative_difference(weights, reference) <= 1e-5
 
@@ -114,7 +114,7 @@ class SlowDisk(L.Callback):
         assert self.training_went_on == [True] * 5
 
 
-def test_training_goes_on_meanwhile(tmp_path: Path) -> None:
+def test_training_continues_meanwhile(tmp_path: Path) -> None:
     save_often(tmp_path, SlowDisk(), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step=20.ckpt", "step=25.ckpt"]
     for path in tmp_path.iterdir():

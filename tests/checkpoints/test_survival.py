@@ -126,7 +126,7 @@ def test_exceptions_of_the_users_code_end_the_run(tmp_path: Path, no_leftovers: 
         ("ray", 2, signal.SIGUSR1),
     ],
 )
-def test_preempted_run_goes_on(
+def test_preempted_run_continues(
     strategy: str,
     workers: int,
     signum: signal.Signals,

@@ -138,7 +138,7 @@ def test_broken_package_fails_and_its_cause_is_shown(tmp_path: Path) -> None:
     assert lines[-1] == "Does not work: horovod, wandb."
 
 
-def test_missing_package_is_no_failure_and_shows_its_install_line(tmp_path: Path) -> None:
+def test_missing_package_is_not_a_failure_and_shows_its_install_line(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(HIDING)
     done = run("--strategies", "ray", env=environment(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from itwinai.cli.install import packages
-from itwinai.cli.install.build_errors import first_errors
+from itwinai.cli.install.build import first_errors
 from itwinai.cli.install.cuda import builds_for_gpus, find_cuda_home, find_nccl
 from itwinai.cli.install.environment import build_environment, build_jobs, wrapper_script
 from itwinai.cli.install.packages import check_python_packages

@@ -67,7 +67,7 @@ def test_attached_trainer_forgets_the_module_before() -> None:
     assert trainer.lightning_module is trainer.model is module
 
 
-def test_attached_trainer_saves_the_module_and_goes_on_with_it(tmp_path: Path) -> None:
+def test_attached_trainer_saves_the_module_and_continues_with_it(tmp_path: Path) -> None:
     trainer, module = make_trainer(), Tiny()
     lightning_trainer.attach(trainer, module, None)
     assert trainer.datamodule is None
@@ -177,7 +177,7 @@ def go_on(trainer: Trainer, limits: dict[str, int], **data: Any) -> list[tuple[i
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("run", RUNS)
-def test_loops_written_into_a_fresh_trainer_go_on_where_they_ended(run: str, shuffle: bool) -> None:
+def test_loops_written_into_a_fresh_trainer_continue_where_they_ended(run: str, shuffle: bool) -> None:
     limits, new_limits = RUNS[run]
     data = {"train_dataloaders": numbers(8, shuffle=shuffle)}
     if run == "with validation":
@@ -194,7 +194,7 @@ def test_loops_written_into_a_fresh_trainer_go_on_where_they_ended(run: str, shu
     assert progress(trainer) == progress(ran)
 
 
-def test_loops_go_on_at_the_next_epoch() -> None:
+def test_loops_continue_at_the_next_epoch() -> None:
     """As above, with the numbers spelled out."""
     ran = make_trainer(max_epochs=2)
     ran.fit(Tiny(), numbers(4))

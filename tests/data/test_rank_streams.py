@@ -30,7 +30,7 @@ def begun(rank: int, seed: int = 4) -> tuple[RankStreams, tuple[float, float, fl
         return streams, draw()
 
 
-def test_rank_0_goes_on_and_the_others_begin_streams_of_their_own() -> None:
+def test_rank_0_continues_and_the_others_begin_streams_of_their_own() -> None:
     with random_states(seeded(4)):
         expected = draw()
     drawn = [begun(rank)[1] for rank in (0, 1, 2)]
@@ -181,7 +181,7 @@ def test_a_run_on_the_cpu_does_not_start_the_driver_of_a_gpu(monkeypatch: pytest
     assert "torch.cuda" not in pack_random_states()
 
 
-def test_the_generator_of_a_workers_gpu_goes_on_on_another_number_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_generator_of_a_workers_gpu_continues_on_another_number_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeCuda(monkeypatch, devices=4, current=2, initialized=True)
     packed = pack_random_states()
     assert [state.tolist() for state in packed["torch.cuda"]] == [[2]]

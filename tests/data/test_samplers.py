@@ -210,7 +210,7 @@ class Workers:
 def workers_of(batches: Callable[[], Iterable[Batch]], world_size: int, **options: Any) -> Workers:
     """Deal the batches of a batch sampler; unless told otherwise, as for training."""
     group = {name: options.pop(name) for name in ("seed", "same_seed") if name in options}
-    options = {"split": False, "lockstep": True, "lend": False, **options}
+    options = {"split": False, "even_batches": True, "borrow_samples": False, **options}
     return Workers(lambda **place: DistributedBatchSampler(batches(), **place, **options), world_size, **group)
 
 
@@ -270,16 +270,16 @@ runs = st.builds(
 
 
 @properties
-@given(run=runs, lockstep=st.booleans())
-@example(run=Run(size=5, batch_size=1, world_size=4), lockstep=True)
-@example(run=Run(size=5, batch_size=1, world_size=4), lockstep=False)
-@example(run=Run(size=7, batch_size=2, world_size=3, split=True), lockstep=True)
-def test_global_batch_holds_the_samples_of_one_process(run: Run, lockstep: bool) -> None:
-    dealt = run.workers(lockstep=lockstep).iterate()
+@given(run=runs, even_batches=st.booleans())
+@example(run=Run(size=5, batch_size=1, world_size=4), even_batches=True)
+@example(run=Run(size=5, batch_size=1, world_size=4), even_batches=False)
+@example(run=Run(size=7, batch_size=2, world_size=3, split=True), even_batches=True)
+def test_global_batch_holds_the_samples_of_one_process(run: Run, even_batches: bool) -> None:
+    dealt = run.workers(even_batches=even_batches).iterate()
     assert max(map(len, dealt)) == len(run.global_batches())
     for index, samples in enumerate(run.global_batches()):
         parts = [batches[index] if index < len(batches) else [] for batches in dealt]
-        if lockstep:
+        if even_batches:
             for rank in range(len(samples), run.world_size):  # they have to step, and there is nothing left for them
                 assert len(parts[rank]) == 1 and parts[rank][0] in samples
                 parts[rank] = []
@@ -287,18 +287,18 @@ def test_global_batch_holds_the_samples_of_one_process(run: Run, lockstep: bool)
 
 
 @properties
-@given(run=runs, lend=st.booleans())
-def test_lockstep_means_equally_many_batches_as_announced(run: Run, lend: bool) -> None:
-    workers = run.workers(lockstep=True, lend=lend)
+@given(run=runs, borrow_samples=st.booleans())
+def test_even_batches_means_equally_many_batches_as_announced(run: Run, borrow_samples: bool) -> None:
+    workers = run.workers(even_batches=True, borrow_samples=borrow_samples)
     number = len(run.global_batches())
     assert [len(batches) for batches in workers.iterate()] == [number] * run.world_size
     assert [len(dealt) for dealt in workers.dealt] == [number] * run.world_size
 
 
 @properties
-@given(run=runs, lend=st.booleans())
-def test_without_lockstep_every_sample_comes_exactly_once(run: Run, lend: bool) -> None:
-    dealt = run.workers(lockstep=False, lend=lend).iterate()
+@given(run=runs, borrow_samples=st.booleans())
+def test_without_even_batches_every_sample_comes_exactly_once(run: Run, borrow_samples: bool) -> None:
+    dealt = run.workers(even_batches=False, borrow_samples=borrow_samples).iterate()
     # In this order the predictions of the workers are put together.
     assert in_order(dealt) == list(itertools.chain(*run.global_batches()))
 
@@ -310,7 +310,7 @@ def test_without_lockstep_every_sample_comes_exactly_once(run: Run, lend: bool) 
 @example(run=Run(size=16, batch_size=5, world_size=4, split=True))
 @example(run=Run(size=6, batch_size=5, world_size=3, split=True))
 def test_lending_leaves_no_more_duplicates_than_necessary(run: Run) -> None:
-    dealt = run.workers(lend=True).iterate()
+    dealt = run.workers(borrow_samples=True).iterate()
     samples = list(itertools.chain(*run.global_batches()))
     sizes = [len(batch) for batch in run.global_batches()]
     if len(sizes) > 1 and sizes[-2] + sizes[-1] >= 2 * run.world_size > run.world_size + sizes[-1]:
@@ -330,36 +330,40 @@ def test_only_the_last_two_global_batches_differ_when_samples_are_lent() -> None
     def batches() -> BatchSampler:
         return BatchSampler(SequentialSampler(range(13)), 2, False)
 
-    assert workers_of(batches, 3, lend=False).iterate() == [
+    assert workers_of(batches, 3, borrow_samples=False).iterate() == [
         [[0, 1], [6, 7], [12]],
         [[2, 3], [8, 9], [12]],
         [[4, 5], [10, 11], [12]],
     ]
-    assert workers_of(batches, 3, lend=True).iterate() == [
+    assert workers_of(batches, 3, borrow_samples=True).iterate() == [
         [[0, 1], [6, 7], [10]],
         [[2, 3], [8], [11]],
         [[4, 5], [9], [12]],
     ]
 
 
-def test_batches_that_hold_every_sample_are_lent_from_but_not_emptied() -> None:
-    """With one sample per worker and batch there is nothing to lend: the lender would lack it."""
-    dealt = workers_of(lambda: BatchSampler(SequentialSampler(range(5)), 1, False), 4, lend=True).iterate()
+def test_batches_that_hold_every_sample_lose_some_but_not_all() -> None:
+    """With one sample per worker and batch there is nothing to borrow_samples: the lender would lack it."""
+    dealt = workers_of(lambda: BatchSampler(SequentialSampler(range(5)), 1, False), 4, borrow_samples=True).iterate()
     assert [batches[0] for batches in dealt] == [[0], [1], [2], [3]]
     assert [batches[1] for batches in dealt] == [[4], [4], [4], [4]]
 
 
-@pytest.mark.parametrize("lend", [False, True])
-@pytest.mark.parametrize("lockstep", [False, True])
-def test_no_samples_no_batches(lockstep: bool, lend: bool) -> None:
+@pytest.mark.parametrize("borrow_samples", [False, True])
+@pytest.mark.parametrize("even_batches", [False, True])
+def test_no_samples_no_batches(even_batches: bool, borrow_samples: bool) -> None:
     workers = workers_of(
-        lambda: BatchSampler(SequentialSampler(()), 2, False), 3, lockstep=lockstep, lend=lend, split=False
+        lambda: BatchSampler(SequentialSampler(()), 2, False),
+        3,
+        even_batches=even_batches,
+        borrow_samples=borrow_samples,
+        split=False,
     )
     assert workers.iterate() == [[], [], []]
     assert [len(dealt) for dealt in workers.dealt] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("lend", [False, True])
+@pytest.mark.parametrize("borrow_samples", [False, True])
 @pytest.mark.parametrize(
     ("run", "sizes_on_rank_1"),
     [
@@ -371,24 +375,26 @@ def test_no_samples_no_batches(lockstep: bool, lend: bool) -> None:
         (Run("sequential", 3, 4, 2, drop_last=True), []),
     ],
 )
-def test_drop_last_drops_what_is_not_a_whole_global_batch(run: Run, sizes_on_rank_1: list[int], lend: bool) -> None:
-    assert [len(batch) for batch in run.workers(lend=lend).iterate()[1]] == sizes_on_rank_1
+def test_drop_last_drops_what_is_not_a_whole_global_batch(
+    run: Run, sizes_on_rank_1: list[int], borrow_samples: bool
+) -> None:
+    assert [len(batch) for batch in run.workers(borrow_samples=borrow_samples).iterate()[1]] == sizes_on_rank_1
 
 
 # -------------------------------------------------------------------------------------------------------- weights
 
 
 @properties
-@given(run=runs, lend=st.booleans())
-@example(run=Run(size=7, batch_size=1, world_size=4), lend=False)
-@example(run=Run(size=13, batch_size=2, world_size=3), lend=True)
-def test_weighted_mean_over_workers_is_the_mean_over_samples(run: Run, lend: bool) -> None:
+@given(run=runs, borrow_samples=st.booleans())
+@example(run=Run(size=7, batch_size=1, world_size=4), borrow_samples=False)
+@example(run=Run(size=13, batch_size=2, world_size=3), borrow_samples=True)
+def test_weighted_mean_over_workers_is_the_mean_over_samples(run: Run, borrow_samples: bool) -> None:
     loss_of = [random.Random(run.seed + index).random() for index in range(run.size)]
-    workers = run.workers(lend=lend)
+    workers = run.workers(borrow_samples=borrow_samples)
     # Asked as the loop does: when the batch is there, and no later one.
     stepped = workers.each(lambda dealt: [(batch, dealt.weight_of(index)) for index, batch in enumerate(dealt)])
     expected = run.global_batches()
-    if lend and len(expected) > 1 and len(expected[-2] + expected[-1]) >= 2 * run.world_size:
+    if borrow_samples and len(expected) > 1 and len(expected[-2] + expected[-1]) >= 2 * run.world_size:
         missing = max(0, run.world_size - len(expected[-1]))
         *expected, previous, last = expected
         kept = len(previous) - missing
@@ -493,7 +499,7 @@ def test_new_epoch_is_drawn_anew_by_rank_0(order: str) -> None:
 
 @pytest.mark.parametrize("same_seed", [False, True])
 @pytest.mark.parametrize("order", SHUFFLED)
-def test_second_iteration_of_an_epoch_goes_on_where_rank_0_is(order: str, same_seed: bool) -> None:
+def test_second_iteration_of_an_epoch_continues_where_rank_0_is(order: str, same_seed: bool) -> None:
     """As a loader that is shorter than another one, and begins anew within the epoch."""
     workers = three_workers(order, same_seed=same_seed)
     with random_states(seeded(4)):
@@ -567,12 +573,12 @@ def test_epoch_is_announced_to_the_user_s_sampler(where: str) -> None:
     sizes=st.lists(st.integers(1, 6), max_size=14),
     world_size=st.integers(1, 4),
     drop_last=st.booleans(),
-    lockstep=st.booleans(),
+    even_batches=st.booleans(),
 )
 def test_each_worker_gets_whole_batches_of_a_user_s_own_batch_sampler(
-    sizes: list[int], world_size: int, drop_last: bool, lockstep: bool
+    sizes: list[int], world_size: int, drop_last: bool, even_batches: bool
 ) -> None:
-    workers = workers_of(lambda: SizedBatches(sizes, drop_last), world_size, lockstep=lockstep)
+    workers = workers_of(lambda: SizedBatches(sizes, drop_last), world_size, even_batches=even_batches)
     dealt = workers.iterate()
     batches = list(SizedBatches(sizes))
     whole = len(batches) // world_size
@@ -586,7 +592,7 @@ def test_each_worker_gets_whole_batches_of_a_user_s_own_batch_sampler(
     parts = [batches[whole] if len(batches) > whole else [] for batches in dealt]
     shares = as_even_as_possible(rest, world_size)
     assert [part if share else [] for part, share in zip(parts, shares, strict=True)] == shares
-    if lockstep:
+    if even_batches:
         assert (
             [len(dealt) for dealt in workers.dealt] == [len(batches) for batches in dealt] == [whole + 1] * world_size
         )
@@ -599,15 +605,15 @@ def test_each_worker_gets_whole_batches_of_a_user_s_own_batch_sampler(
     sizes=st.lists(st.integers(1, 7), max_size=14),
     world_size=st.integers(1, 4),
     drop_last=st.booleans(),
-    lend=st.booleans(),
+    borrow_samples=st.booleans(),
 )
 def test_batches_of_a_user_s_own_batch_sampler_are_split(
-    sizes: list[int], world_size: int, drop_last: bool, lend: bool
+    sizes: list[int], world_size: int, drop_last: bool, borrow_samples: bool
 ) -> None:
-    workers = workers_of(lambda: SizedBatches(sizes, drop_last), world_size, split=True, lend=lend)
+    workers = workers_of(lambda: SizedBatches(sizes, drop_last), world_size, split=True, borrow_samples=borrow_samples)
     dealt = workers.iterate()
     assert [len(batches) for batches in dealt] == [len(dealt) for dealt in workers.dealt] == [len(sizes)] * world_size
-    if not lend:
+    if not borrow_samples:
         for samples, *parts in zip(SizedBatches(sizes), *dealt, strict=True):
             shares = as_even_as_possible(samples, world_size)
             assert [part if share else [] for part, share in zip(parts, shares, strict=True)] == shares
@@ -673,15 +679,17 @@ def test_batches_may_be_arrays(kind: Callable[[Batch], Any]) -> None:
     order=st.sampled_from(sorted(ORDERS)),
     size=st.integers(1, 30),
     world_size=st.integers(1, 5),
-    lockstep=st.booleans(),
-    lend=st.booleans(),
+    even_batches=st.booleans(),
+    borrow_samples=st.booleans(),
     seed=st.integers(0, 10_000),
 )
 def test_samplers_without_batches_are_dealt_out_in_turn(
-    order: str, size: int, world_size: int, lockstep: bool, lend: bool, seed: int
+    order: str, size: int, world_size: int, even_batches: bool, borrow_samples: bool, seed: int
 ) -> None:
     workers = Workers(
-        lambda **place: DistributedIndexSampler(ORDERS[order](size), **place, lockstep=lockstep, lend=lend),
+        lambda **place: DistributedIndexSampler(
+            ORDERS[order](size), **place, even_batches=even_batches, borrow_samples=borrow_samples
+        ),
         world_size,
         seed,
     )
@@ -689,7 +697,7 @@ def test_samplers_without_batches_are_dealt_out_in_turn(
     samples = list(itertools.chain(*one_process(order, size, seed, 1)))
     steps = -(-size // world_size)
     missing = steps * world_size - size
-    if lockstep:
+    if even_batches:
         assert (
             [len(sampler) for sampler in workers.dealt] == [len(indices) for indices in dealt] == [steps] * world_size
         )
@@ -701,7 +709,9 @@ def test_samplers_without_batches_are_dealt_out_in_turn(
 def test_samplers_without_batches_weigh_every_sample_alike() -> None:
     """Seven samples for four workers: in the second step one of them has none of its own."""
     workers = Workers(
-        lambda **place: DistributedIndexSampler(SequentialSampler(range(7)), **place, lockstep=True, lend=False),
+        lambda **place: DistributedIndexSampler(
+            SequentialSampler(range(7)), **place, even_batches=True, borrow_samples=False
+        ),
         world_size=4,
     )
     last = [(indices[-1], dealt.weight_of(1)) for indices, dealt in zip(workers.iterate(), workers.dealt, strict=True)]
@@ -710,7 +720,8 @@ def test_samplers_without_batches_weigh_every_sample_alike() -> None:
 
 def test_samplers_without_batches_pass_the_epoch_on() -> None:
     workers = Workers(
-        lambda **place: DistributedIndexSampler(EpochSampler(8), **place, lockstep=True, lend=False), world_size=2
+        lambda **place: DistributedIndexSampler(EpochSampler(8), **place, even_batches=True, borrow_samples=False),
+        world_size=2,
     )
     for epoch in (0, 3):
         workers.set_epoch(epoch)
@@ -760,7 +771,7 @@ def test_generators_that_differ_follow_rank_0() -> None:
 @pytest.mark.parametrize(("size", "waits"), [(8, False), (9, True), (10, False), (11, False)])
 def test_evaluation_draws_ahead_only_where_the_last_batch_has_to_borrow(size: int, waits: bool) -> None:
     """Two workers with two samples each: of 9 samples one would be left for both."""
-    workers = workers_of(lambda: BatchSampler(SequentialSampler(range(size)), 2, False), 2, lend=True)
+    workers = workers_of(lambda: BatchSampler(SequentialSampler(range(size)), 2, False), 2, borrow_samples=True)
     asked = [0, 0]
 
     def counting(dealt: DistributedBatchSampler) -> None:
@@ -836,8 +847,8 @@ def own_parts(size: int, ranks: int, batch_size: int) -> tuple[list[list[Batch]]
             ranks,
             rank,
             length=length,
-            lockstep=True,
-            lend=False,
+            even_batches=True,
+            borrow_samples=False,
             broadcast=lambda own: (states, None),
             gather=gather,
         )
@@ -869,7 +880,12 @@ def test_sampler_that_divides_itself_gives_every_sample_once_and_alike(size: int
 
 
 def test_rank_without_any_sample_is_an_error() -> None:
-    options: dict[str, Any] = {"length": 1, "lockstep": True, "lend": False, "gather": lambda sizes: [[1], sizes]}
+    options: dict[str, Any] = {
+        "length": 1,
+        "even_batches": True,
+        "borrow_samples": False,
+        "gather": lambda sizes: [[1], sizes],
+    }
     dealt = OwnPartBatchSampler([], 2, 1, broadcast=lambda own: own, **options)
     with pytest.raises(ConfigurationError, match="leaves rank 1 without any"):
         list(dealt)
@@ -928,7 +944,7 @@ def test_asking_a_sampler_does_not_use_it_up() -> None:
 def test_orders_that_differ_between_ranks_are_an_error_where_they_were_not_expected() -> None:
     def iterate(rank: int, gather: Callable[[Any], list[Any]]) -> list[Batch]:
         batches = ([index] for index in range(rank, 8, 2))
-        options: dict[str, Any] = {"split": False, "lockstep": True, "lend": False, "gather": gather}
+        options: dict[str, Any] = {"split": False, "even_batches": True, "borrow_samples": False, "gather": gather}
         return list(DistributedBatchSampler(batches, 2, rank, broadcast=lambda own: own, **options))
 
     with pytest.raises(ConfigurationError, match="another order on rank 1 than on rank 0"):

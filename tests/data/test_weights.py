@@ -18,7 +18,12 @@ from itwinai.errors import ConfigurationError
 
 def dealt(number: int, rank: int = 0) -> DataLoader:
     """Return the loader of one of two workers, with global batches of 4."""
-    options: dict[str, Any] = {"split": False, "lockstep": True, "lend": False, "broadcast": lambda own: own}
+    options: dict[str, Any] = {
+        "split": False,
+        "even_batches": True,
+        "borrow_samples": False,
+        "broadcast": lambda own: own,
+    }
     sampler = DistributedBatchSampler(BatchSampler(SequentialSampler(range(number)), 2, False), 2, rank, **options)
     return lightning_dataloaders.with_sampler(DataLoader(range(number), 2), sampler, RunningStage.TRAINING)  # type: ignore[arg-type]
 

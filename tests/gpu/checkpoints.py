@@ -129,7 +129,7 @@ def snapshot(bench: Bench) -> None:
     other = torch.cuda.Stream() if bench.cuda else None
     for number in range(3):
         value.fill_(number)
-        taken = keeper.take({"state": [value, value[: size // 2]], "name": "x"})
+        taken = keeper.copy({"state": [value, value[: size // 2]], "name": "x"})
         value.fill_(-1.0)
         bench.expect(f"take {number}, all alike", float((taken["state"][0] == number).all()), equal=1.0)
         bench.expect(f"take {number}, part", float(taken["state"][1].sum()), equal=number * (size // 2), within=1.0)
@@ -138,13 +138,13 @@ def snapshot(bench: Bench) -> None:
         with torch.cuda.stream(other):  # what is still being computed by another stream of the device
             torch.cuda._sleep(200_000_000)
             value.fill_(7.0)
-            taken = keeper.take({"state": [value]})
+            taken = keeper.copy({"state": [value]})
         bench.expect("from another stream", float((taken["state"][0] == 7.0).all()), equal=1.0)
 
 
 CHECKS = (
     Check("checkpoint-devices", "checkpoints", "from the GPU to the CPU and back, in mid-epoch", across_devices, 6, 60),
-    Check("checkpoint-random", "checkpoints", "random numbers of CUDA go on after a resume", random_numbers, 10, 60),
+    Check("checkpoint-random", "checkpoints", "random numbers of CUDA continue after a resume", random_numbers, 10, 60),
     Check("checkpoint-snapshot", "checkpoints", "a snapshot is not overtaken by training", snapshot, 17),
     Check("checkpoint-stall", "checkpoints", "2 GB of state in the background", stall, 18, 90),
 )

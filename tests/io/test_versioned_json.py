@@ -32,16 +32,16 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', "[1]", "7", "{", ""])
-def test_what_is_none_of_ours(text: str) -> None:
+def test_documents_of_other_formats(text: str) -> None:
     with (
-        pytest.raises(ConfigurationError, match=r"^a\.json is no record \(\w+: .+\)\. Give another\.$"),
-        reading("a.json is no record", "Give another."),
+        pytest.raises(ConfigurationError, match=r"^a\.json is not a record \(\w+: .+\)\. Give another\.$"),
+        reading("a.json is not a record", "Give another."),
     ):
         versioned(text, 1, "a.json", "")
 
 
 def test_errors_of_ours_and_of_the_disk_stay() -> None:
-    with pytest.raises(ConfigurationError, match="^mine$"), reading("a.json is no record"):
+    with pytest.raises(ConfigurationError, match="^mine$"), reading("a.json is not a record"):
         raise ConfigurationError("mine")
-    with pytest.raises(PermissionError), reading("a.json is no record"):
+    with pytest.raises(PermissionError), reading("a.json is not a record"):
         raise PermissionError(13, "denied")

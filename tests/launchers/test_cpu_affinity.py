@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from itwinai.launchers.cpu_affinity import available_cores, cores_of_each, crowded_text, own_cores, quota, share_cores
+from itwinai.launchers.cpu_affinity import (
+    available_cores,
+    cores_of_each,
+    oversubscription_text,
+    own_cores,
+    quota,
+    share_cores,
+)
 
 
 def test_own_cores_are_those_that_the_process_is_bound_to() -> None:
@@ -63,8 +70,8 @@ def test_threads_are_a_share_of_the_cores_unless_the_environment_says_how_many(
 
 
 def test_more_threads_than_cores_are_told_with_what_to_do() -> None:
-    assert crowded_text(2, 8, 8) == crowded_text(1, 1, 1) == ""
-    assert "2 workers compute with 16 threads on 8 cores" in crowded_text(2, 16, 8)
-    assert crowded_text(2, 16, 8).endswith("set cpu_threads=4.")
-    assert crowded_text(1, 64, 2, flag="--threads ").endswith("set --threads 2.")
-    assert crowded_text(4, 4, 1).endswith("use at most 1 worker per node.")
+    assert oversubscription_text(2, 8, 8) == oversubscription_text(1, 1, 1) == ""
+    assert "2 workers compute with 16 threads on 8 cores" in oversubscription_text(2, 16, 8)
+    assert oversubscription_text(2, 16, 8).endswith("set cpu_threads=4.")
+    assert oversubscription_text(1, 64, 2, flag="--threads ").endswith("set --threads 2.")
+    assert oversubscription_text(4, 4, 1).endswith("use at most 1 worker per node.")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from itwinai.launchers.ray import RayLauncher, RayPlacement
-from itwinai.tune.trial_spec import SearchOrder
+from itwinai.tune.trial_spec import TrialSpec
 from tests.support.cases import Regression, loader, make_trainer
 
 SET = {
@@ -46,6 +46,6 @@ def test_others_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     given: Any = RayLauncher(RayPlacement(), {"CPU": 1}, 2, {"OWN": "1"})._environment()
     assert {**SET, "OWN": "1", "OMP_NUM_THREADS": "3"}.items() <= given.items()
     assert "ITWINAI_SCRIPT_LAUNCH" not in given
-    order = SearchOrder(b"", "folder").forwarded
+    order = TrialSpec(b"", "folder").forwarded
     assert SET.items() <= order.items()
     assert not {"ITWINAI_SCRIPT_LAUNCH", "WANDB_SERVICE", "OMP_NUM_THREADS"} & order.keys()

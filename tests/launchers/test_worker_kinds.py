@@ -43,7 +43,7 @@ def told(run_command: RunCommand, tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.mark.parametrize("kind", ["fork", "script", "payload"])
 def test_same_numbers_and_the_same_state_on_the_caller(kind: str, told: dict[str, Any]) -> None:
     got, want = told[kind], told["single"]
-    for key in ("batches", "losses", "step", "drawn", "generator"):
+    for key in ("batches", "losses", "step", "drawn", "generator", "class", "caught"):
         assert got[key] == want[key], key
     assert got["mean"] == pytest.approx(want["mean"])
     if kind == "payload":  # which has a module without what cannot be sent
@@ -56,8 +56,8 @@ def test_same_numbers_and_the_same_state_on_the_caller(kind: str, told: dict[str
 
 
 def test_only_the_script_is_run_again(told: dict[str, Any]) -> None:
-    # Two fits and a test, with two workers each.
-    assert {kind: told[kind]["runs"] for kind in told} == {"single": 1, "fork": 1, "script": 7, "payload": 1}
+    # Two fits, a test and a validation, with two workers each.
+    assert {kind: told[kind]["runs"] for kind in told} == {"single": 1, "fork": 1, "script": 9, "payload": 1}
 
 
 def test_a_thread_that_may_hold_a_lock_is_a_reason_not_to_fork() -> None:

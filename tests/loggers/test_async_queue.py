@@ -139,7 +139,7 @@ def test_refusal_is_raised_where_the_next_record_is_put() -> None:
     queue.close()
 
 
-def test_what_is_not_sent_in_time_is_set_aside_and_later_records_are_sent() -> None:
+def test_records_not_sent_in_time_are_set_aside_and_later_ones_are_sent() -> None:
     store = Destination()
     store.open.clear()
     queue = store.delivery(batch=2)
@@ -157,7 +157,7 @@ def test_what_is_not_sent_in_time_is_set_aside_and_later_records_are_sent() -> N
     queue.close()
 
 
-def test_wait_goes_on_while_records_arrive() -> None:
+def test_wait_continues_while_records_arrive() -> None:
     store = Destination()
     store.open.clear()
     queue = store.delivery(batch=1)

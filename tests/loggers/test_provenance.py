@@ -282,7 +282,7 @@ def test_resumed_run_that_is_continued_in_its_document(tmp_path: Path) -> None:
     assert of_type(content, "Run")["run:run"]["itwinai:attempts"] == 3
 
 
-def test_run_that_goes_on_from_a_checkpoint_of_another(tmp_path: Path) -> None:
+def test_run_that_resumes_from_a_checkpoint_of_another(tmp_path: Path) -> None:
     fitted(ProvenanceLogger(tmp_path), epochs=1)
     path = tmp_path / "provenance/version_0/checkpoints/last.ckpt"
     logger = ProvenanceLogger(tmp_path)

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import MeanMetric
 
+from itwinai.checkpoints.naming import MODULE_CLASS
 from itwinai.checkpoints.state import KEY
 from itwinai.profiling.step_timer import StepClock
 from tests.loops.freezing import bits, freeze
@@ -869,7 +870,8 @@ def lightnings_part(path: Path) -> dict[str, Any]:
     sample, which lightning does not.
     """
     content: dict[str, Any] = torch.load(path, weights_only=False)
-    content.pop(KEY, None)
+    for name in (KEY, MODULE_CLASS):  # of our own
+        content.pop(name, None)
     kept = [state for state in content.get("callbacks", {}).values() if "last_model_path" in state]
     for state in kept:
         state["last_model_path"] = ""

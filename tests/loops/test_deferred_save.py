@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 
 from itwinai.callbacks import ModelCheckpoint
-from itwinai.loops.deferred_save import LaterSaves, when_hooks_are_done
+from itwinai.loops.deferred_save import DeferredSaves, when_hooks_are_done
 from tests.support.cases import Regression, loader, make_trainer
 
 
@@ -85,6 +85,10 @@ class Asks(L.Callback):
         when_hooks_are_done(trainer, lambda: self.done.append(("batch", int(module.counts[0]) - before)))
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        when_hooks_are_done(trainer, lambda: self.done.append(("train end", int(module.counts[0]))))
+        module.counts[0] += 100
+
+    def on_fit_end(self, trainer: L.Trainer, module: Any) -> None:
         when_hooks_are_done(trainer, lambda: self.done.append(("at once", 0)))
         assert self.done[-1] == ("at once", 0)
 
@@ -93,13 +97,13 @@ def test_actions_wait_for_the_hooks() -> None:
     asks = Asks()
     trainer = make_trainer("auto", 1, max_epochs=1, callbacks=[asks], limit_train_batches=2)
     trainer.fit(Counts(), loader(8))
-    assert asks.done == [("batch", 1), ("batch", 1), ("at once", 0)]
+    assert asks.done == [("batch", 1), ("batch", 1), ("train end", 102), ("at once", 0)]
 
 
 def test_what_waits_can_be_left_undone() -> None:
-    saves, done = LaterSaves(make_trainer("auto", 1)), []
+    saves, done = DeferredSaves(make_trainer("auto", 1)), []
     saves.collects = True
-    assert saves.add(lambda: done.append(1)) and saves.postpone("a", lambda: done.append(2)) and saves.is_coming("a")
+    assert saves.add(lambda: done.append(1)) and saves.postpone("a", lambda: done.append(2)) and saves.is_pending("a")
     saves.forget()
     saves.flush()
-    assert not done and not saves.is_coming("a") and not saves.postpone("b", lambda: None)
+    assert not done and not saves.is_pending("a") and not saves.postpone("b", lambda: None)

@@ -60,7 +60,7 @@ def test_weights_travel_with_their_values(number: int) -> None:
         assert [float(value) for value in worker(rank)] == pytest.approx([index + 0.75 for index in range(number)])
 
 
-def test_ranks_that_a_checkpoint_does_not_know_begin_where_rank_0_goes_on() -> None:
+def test_ranks_that_a_checkpoint_does_not_know_begin_where_rank_0_continues() -> None:
     saved = [seeded(1), seeded(2)]
     resumed: Any = SimpleNamespace(random_states=[plain_random_states(states) for states in saved])
     drawn = []

@@ -28,7 +28,7 @@ from itwinai.compat import lightning_signals
 from itwinai.errors import LoggedKeysError
 from itwinai.loops import desync_detection
 from itwinai.loops.coordinated_stop import StopAgreement
-from itwinai.loops.store_monitor import Watch
+from itwinai.loops.store_monitor import StoreMonitor
 from tests.conftest import RunCommand, assert_no_process_left, python, start_script, wait_for_files
 from tests.loops import scenarios as drawn
 from tests.loops.scenarios import Log, Scenario, scenarios
@@ -199,7 +199,7 @@ class OtherKeys(Regression):
 
 
 TOGETHER = r"rank 0: none of these\n +rank 1: .*only_here"
-ALONE = r"rank 1 has logged .*only_here.* and rank 0 went on without"
+ALONE = r"rank 1 has logged .*only_here.* and rank 0 continued without"
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,9 @@ class Ranks:
         self.agreements = [
             StopAgreement(store, rank, number, partial(self.positions.__getitem__, rank)) for rank in range(number)
         ]
-        self.watches = [Watch(store, rank, number, [agreement]) for rank, agreement in enumerate(self.agreements)]
+        self.watches = [
+            StoreMonitor(store, rank, number, [agreement]) for rank, agreement in enumerate(self.agreements)
+        ]
         self.stopped: dict[int, int] = {}
 
     def train(self, rank: int, in_step: threading.Barrier, asks_at: int | None) -> None:

@@ -33,7 +33,7 @@ def test_power_is_integrated_over_the_real_times() -> None:
     assert (meter.joules, meter.seconds) == (150 + 600, 4.0)
 
 
-def test_one_reading_is_no_energy() -> None:
+def test_one_reading_gives_no_energy() -> None:
     assert EnergySource("gpu0", "gpu0_power_w", fed(PowerMeter(), (100, 0.0))).use() is None
     use = EnergySource("gpu0", "gpu0_power_w", fed(PowerMeter(), (100, 0.0), (100, 2.0))).use()
     assert use == EnergyUse("gpu0", 200.0, 2.0, "power")

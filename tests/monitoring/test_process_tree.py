@@ -167,7 +167,7 @@ def test_counter_of_a_worker_that_has_ended_is_kept() -> None:
     total = Accumulated(parents_take_over=True)
     total.update({1: 10.0, 2: 10.0}, {})
     assert total.update({1: 11.0, 2: 14.0}, {}) == 5
-    assert total.update({1: 12.0}, {}) == 6  # its parent is no part of the tree
+    assert total.update({1: 12.0}, {}) == 6  # its parent is not part of the tree
 
 
 def test_counter_where_parents_take_over_nothing() -> None:

@@ -30,7 +30,7 @@ class Stream(IterableDataset):
 
 def dealt(batch: int, workers: int, split: bool) -> DataLoader:
     batches = BatchSampler(SequentialSampler(DATA), batch, drop_last=False)
-    options = {"split": split, "lockstep": True, "lend": False, "broadcast": lambda value: value}
+    options = {"split": split, "even_batches": True, "borrow_samples": False, "broadcast": lambda value: value}
     return DataLoader(DATA, batch_sampler=DistributedBatchSampler(batches, workers, 0, **options))  # type: ignore[arg-type]
 
 

@@ -27,7 +27,7 @@ def after(samples: int, sampler: Sampler) -> Sampled:
     return sampler.sampled()
 
 
-def test_gauge_that_fails_is_named_once_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_gauge_that_fails_is_named_once_and_the_others_continue(caplog: pytest.LogCaptureFixture) -> None:
     numbers = itertools.count(1)
 
     def fails() -> tuple[float, float]:

@@ -44,7 +44,7 @@ def tables(samples: Sequence[Sample]) -> str:
             number = "1 worker" if workers == 1 else f"{workers} workers"
             group = [name for name in TITLES if cell_of(name, model, workers) in cells]
             rows = [_row(samples, cell_of(name, model, workers)) for name in group]
-            parts.append(f"### {MODEL_TITLES[model]}: {number}\n\n{_markdown([_HEADING, *rows])}")
+            parts.append(f"### {MODEL_TITLES[model]}: {number}\n\n{markdown([_HEADING, *rows])}")
     return "\n\n".join(parts)
 
 
@@ -191,7 +191,7 @@ def _name(cell: Cell) -> str:
     return f"{cell.strategy}, {model_of(cell)}, {cell.workers} worker" + ("s" if cell.workers > 1 else "")
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown whose columns are aligned, numbers to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows]

@@ -25,7 +25,7 @@ from tests.performance.workers import TIMEOUT, environment
 
 Weights = Mapping[str, Any]
 
-_MARK = "FRAMEWORK_BENCHMARK_RUN"  # variable by which processes are known that a run has left behind
+MARK = "FRAMEWORK_BENCHMARK_RUN"  # variable by which processes are known that a run has left behind
 _GRACE = 30.0  # seconds in which those of Ray have to be gone after the command has ended
 
 
@@ -84,13 +84,13 @@ def run_cell(cell: Cell, repeat: int, effort: Effort, batch_size: int, logs: Pat
         if cell.strategy in UNDER_TORCHRUN:
             command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cell.workers}", *command]
         began = time.time()
-        env = {**os.environ, **environment(), **_RAY, _MARK: mark}
+        env = {**os.environ, **environment(), **RAY_VARIABLES, MARK: mark}
         with ChildProcess([sys.executable, *command, repr(began)], output, env=env) as child:
             timed_out = not child.wait(TIMEOUT)
             if timed_out:
                 child.end(show_stacks=True)
             seconds = time.time() - began
-            left = _wait_until_gone(mark)
+            left = wait_until_gone(mark)
         ended = Ended(child.code or 0, began, seconds, timed_out)
         if error := _error(ended, left, folder, cell.workers):
             status: Status = "timed out" if ended.timed_out else "failed"
@@ -113,7 +113,7 @@ def difference(weights: Weights, reference: Weights) -> float:
 
 
 # Ray shall not send statistics about its use while others are measured, and not look for a cluster.
-_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "", "RAY_TRAIN_V2_ENABLED": "1"}
+RAY_VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "", "RAY_TRAIN_V2_ENABLED": "1"}
 
 
 def _measured(reports: Sequence[Mapping[str, Any]], began: float, steps: int, batch_size: int) -> Measured:
@@ -156,7 +156,7 @@ def _error(ended: Ended, left: int, folder: Path, workers: int) -> str:
     return ""
 
 
-def _wait_until_gone(mark: str) -> int:
+def wait_until_gone(mark: str) -> int:
     """Wait until a run's processes have ended, which would slow the next one down; kill those that do not.
 
     Returns:
@@ -175,6 +175,6 @@ def _marked(mark: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(_MARK) == mark:
+            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
                 found.append(process)
     return found

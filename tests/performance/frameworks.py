@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from itwinai.benchmark.records import Cell
-from itwinai.benchmark.runs.schedule import interleaved
+from itwinai.benchmark.runner import interleaved
 from tests.performance import framework_report as report
 from tests.performance.framework_cases import BATCH_SIZES, MODEL_TITLES, QUICK, RAW, TITLES, Effort
 from tests.performance.framework_report import Sample
@@ -99,16 +99,16 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.performance.frameworks", description=__doc__)
     parser.add_argument("--repeats", type=int, help="times that everybody is started anew (3)")
     parser.add_argument("--quick", action="store_true", help="see whether everything runs; the numbers mean little")
-    parser.add_argument("--contenders", type=_some_of(TITLES), default=list(TITLES), help=f"some of {','.join(TITLES)}")
+    parser.add_argument("--contenders", type=some_of(TITLES), default=list(TITLES), help=f"some of {','.join(TITLES)}")
     parser.add_argument(
-        "--models", type=_some_of(MODEL_TITLES), default=list(MODEL_TITLES), help=f"some of {','.join(MODEL_TITLES)}"
+        "--models", type=some_of(MODEL_TITLES), default=list(MODEL_TITLES), help=f"some of {','.join(MODEL_TITLES)}"
     )
     parser.add_argument("--workers", type=_numbers, default=[1, 2], help="numbers of workers (1,2)")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"), help="folder (%(default)s)")
     return parser.parse_args()
 
 
-def _some_of(known: Collection[str]) -> Callable[[str], list[str]]:
+def some_of(known: Collection[str]) -> Callable[[str], list[str]]:
     def names(text: str) -> list[str]:
         chosen = text.split(",")
         if unknown := [name for name in chosen if name not in known]:

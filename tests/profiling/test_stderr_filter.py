@@ -27,7 +27,7 @@ def test_an_error_gets_out_and_what_was_printed_before_it_too(capfd: pytest.Capt
     assert capfd.readouterr().err.splitlines() == ["why", "after"]
 
 
-def test_a_process_without_standard_error_goes_on() -> None:
+def test_a_process_without_standard_error_continues() -> None:
     kept = os.dup(2)
     os.close(2)
     try:

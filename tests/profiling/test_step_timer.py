@@ -249,7 +249,7 @@ def test_what_the_accelerator_has_still_to_do_belongs_to_the_steps_that_gave_it_
         clock.end()
         if number == 4:
             time.now += 3  # a callback between the steps
-    clock.settle()
+    clock.wait_for_device()
     clock.pause()
     split = split_of(clock)
     assert split is not None

@@ -99,7 +99,7 @@ def test_legends_stand_above_the_axes_and_only_where_there_is_a_choice() -> None
     assert picture.title == "val_accuracy"
 
 
-def test_two_points_are_no_picture() -> None:
+def test_two_points_give_no_picture() -> None:
     section = section_of(train_loss=[0.4, 0.3], val_loss=[0.5, 0.4])
     assert not section.pictures
     assert [row[0] for row in section.tables[0].rows] == ["train_loss", "val_loss"]

@@ -189,7 +189,7 @@ def test_searches_with_little_in_them(count: int, tmp_path: Path) -> None:
     text = page_of(search(count), tmp_path)
     is_alone(text)
     assert ("Leaderboard" in text) == (count > 0)
-    assert ("takes 8 at least" in text) == (count > 1)
+    assert ("needs 8 at least" in text) == (count > 1)
 
 
 def test_search_without_a_result_says_why() -> None:

@@ -29,7 +29,7 @@ def test_a_step_without_anything_to_mend_gets_no_advice() -> None:
 def test_nothing_is_concluded_from_a_few_steps() -> None:
     few = split(DATA=40.0, steps=FEWEST - 1)
     assert advise([few, split()], Setting(loader_workers=0)) == []
-    assert too_few([split(), few]).endswith("only 19 steps were timed; it takes 20 for any advice")
+    assert too_few([split(), few]).endswith("only 19 steps were timed; it needs 20 for any advice")
     assert "only 1 step was timed" in too_few([split(steps=1)])
     assert too_few([split(steps=FEWEST)]) == ""
     assert advise([split(DATA=40.0, steps=FEWEST)], Setting(loader_workers=0))

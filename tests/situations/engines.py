@@ -275,7 +275,7 @@ class LooksUpSparsely(Base):
 
 
 class KeepsAMetricInADict(Base):
-    """Sets a weight to what a metric says that is no part of the module."""
+    """Sets a weight to what a metric says that is not part of the module."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -393,6 +393,83 @@ def held_by_the_script(strategy: str) -> None:
     torch.testing.assert_close(ended[1], ended[0], rtol=1e-5, atol=1e-6)
 
 
+class Slotted:
+    """Has an attribute in a slot."""
+
+    __slots__ = ("steps",)
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+
+class Tallies(list[int]):
+    """A list with an attribute."""
+
+    total = 0
+
+
+class Marks(L.Callback):
+    """Sets attributes of the trainer, as callbacks do to tell others of something."""
+
+    def on_train_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
+        trainer.mark, trainer.tallies = "marked", Tallies([1])
+
+
+class Odd(Net):
+    """Holds what has no plain attributes, and a function that only workers have."""
+
+    activation: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slotted, self.tallies, self.activation = Slotted(), Tallies(), None
+
+    def on_train_start(self) -> None:
+        self.activation = lambda x: x + 1
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.slotted.steps += 1
+        self.tallies.append(batch_idx)
+        self.tallies.total += 1
+        return super().training_step(batch, batch_idx)
+
+
+def slots_and_attributes(strategy: str) -> None:
+    for which in (None, strategy):
+        module = Odd()
+        slotted, tallies = module.slotted, module.tallies
+        runner: Any = trainer(which, max_epochs=1, callbacks=[Marks()])
+        runner.fit(module, loader(which))
+        assert module.slotted is slotted and slotted.steps == 3
+        assert module.tallies is tallies and tallies == [0, 1, 2] and tallies.total == 3
+        assert runner.mark == "marked" and type(runner.tallies) is Tallies
+        assert module.activation(1) == 2
+
+
+class Decaying(Net):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.1)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)]
+
+
+def optimizers_on_caller(strategy: str) -> None:
+    """The optimizers are those of the caller's parameters, at the end of the fit; a second fit makes others."""
+    found = []
+    for which in (None, strategy):
+        module, runner = Decaying(), trainer(which)
+        for epochs in (2, 4):
+            runner.fit_loop.max_epochs = epochs
+            runner.fit(module, loader(which))
+            optimizer, schedule = runner.optimizers[0], runner.lr_scheduler_configs[0]
+            assert optimizer.param_groups[0]["params"][0] is module.layer.weight
+            assert schedule.scheduler.optimizer is optimizer
+            moments = optimizer.state[module.layer.weight]["exp_avg"]
+            found.append((optimizer.param_groups[0]["lr"], schedule.scheduler.last_epoch, moments))
+    for one, other in zip(found[:2], found[2:], strict=True):
+        assert one[:2] == other[:2]
+        torch.testing.assert_close(one[2], other[2], rtol=1e-4, atol=1e-6)
+
+
 SITUATIONS = (
     Situation("`weight_norm`, a parametrization", same_weights(weight_norm), everywhere()),
     Situation("`weight_norm` of the old kind", same_weights(old_weight_norm), everywhere()),
@@ -413,6 +490,14 @@ SITUATIONS = (
     Situation("Hooks on parameters, registered in `__init__`", parameter_hooks, everywhere()),
     Situation("`test` uses what `setup('fit')` has found; a metric that is not logged", state_for_test, everywhere()),
     Situation("An object that script and module share", shared_recorder, everywhere()),
+    Situation(
+        "Slots, lists with attributes, functions, and attributes of the trainer", slots_and_attributes, everywhere()
+    ),
+    Situation(
+        "`trainer.optimizers` and schedulers on the caller after a fit",
+        optimizers_on_caller,
+        {"ddp": "right", "horovod": "right"},
+    ),
     Situation("`save_checkpoint` on the caller after a fit, and on from there", save_on_caller, everywhere()),
     Situation("A dataset that reads from a file which it has opened in `__init__`", open_file, everywhere()),
     Situation("Losses, metrics and functions that are made in `setup`", made_in_setup, everywhere()),
@@ -423,6 +508,6 @@ SITUATIONS = (
     ),
     Situation("An exception around `fit` that the script catches", exception_around_fit, {"ddp": "right"}),
     Situation("`torch.autocast` around `fit`", autocast_around_fit, {"ddp": "right"}),
-    Situation("A second fit goes on drawing", second_fit(generator=False), everywhere()),
+    Situation("A second fit continues the random numbers", second_fit(generator=False), everywhere()),
     Situation("A second fit with a generator of its own", second_fit(generator=True), everywhere()),
 )

@@ -105,12 +105,12 @@ SITUATIONS = (
         everywhere(),
     ),
     Situation(
-        "a loader with a generator of its own goes on in mid-epoch",
+        "a loader with a generator of its own resumes in mid-epoch",
         partial(stop_and_go_on, given_generator, STEPS + 2),
         everywhere(),
     ),
     Situation(
-        "several training loaders, of which a short one begins again, go on in mid-epoch",
+        "several training loaders, of which a short one begins again, resume in mid-epoch",
         partial(stop_and_go_on, several, STEPS + 3, one_process=False),
         everywhere(),
     ),

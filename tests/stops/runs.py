@@ -476,7 +476,8 @@ def check_case(
     for number, batch in enumerate(steps, start=1):
         if not chosen(batch, per_epoch):
             continue
-        callbacks: list[L.Callback] = [ModelCheckpoint(folder, every="2epochs")]
+        saves = ModelCheckpoint(folder, every="10h" if case.trigger == "max_time" else "2epochs")
+        callbacks: list[L.Callback] = [saves]
         options: dict[str, Any] = {}
         if case.trigger == "max_steps":
             options = {"max_steps": number, "max_epochs": -1}
@@ -491,6 +492,8 @@ def check_case(
             if not path.exists():  # it has come too late for this run
                 assert batch == total
                 continue
+        elif case.trigger == "max_time":
+            path = Path(saves.best_model_path)  # it saves the end of the run
         else:
             path = folder / "by hand.ckpt"
             stopped.trainer.save_checkpoint(path)

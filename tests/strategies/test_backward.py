@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from itwinai.errors import ConfigurationError
-from itwinai.strategies.backward import BackwardHooks, Change, ParameterWatch, refuse_lazy
+from itwinai.strategies.backward import BackwardHooks, Change, ParameterMonitor, refuse_lazy
 
 
 class Net(nn.Module):
@@ -34,8 +34,8 @@ class Passes:
 
 
 @pytest.fixture
-def watch() -> Iterator[ParameterWatch]:
-    watch = ParameterWatch(Net())
+def watch() -> Iterator[ParameterMonitor]:
+    watch = ParameterMonitor(Net())
     yield watch
     watch.end()
 
@@ -44,7 +44,7 @@ ALL = {"one.weight", "one.bias", "two.weight", "two.bias"}
 X = torch.ones(3, 2)
 
 
-def test_flags_and_registrations_are_noticed(watch: ParameterWatch) -> None:
+def test_flags_and_registrations_are_noticed(watch: ParameterMonitor) -> None:
     net = watch.module
     assert not watch.may_have_changed() and not watch.look()
     net.one.requires_grad_(False)
@@ -58,12 +58,12 @@ def test_flags_and_registrations_are_noticed(watch: ParameterWatch) -> None:
     assert not watch.may_have_changed() and watch.new() == ()
 
 
-def test_modules_elsewhere_change_nothing(watch: ParameterWatch) -> None:
+def test_modules_elsewhere_change_nothing(watch: ParameterMonitor) -> None:
     nn.Linear(1, 1)
     assert watch.new() == () and not watch.look()
 
 
-def test_nothing_is_noticed_after_the_end(watch: ParameterWatch) -> None:
+def test_nothing_is_noticed_after_the_end(watch: ParameterMonitor) -> None:
     watch.end()
     watch.module.one.extra = nn.Parameter(torch.ones(1))
     assert not watch.may_have_changed()

@@ -37,7 +37,7 @@ def answering(folder: str, decisions: Sequence[Decision] = (), resume_path: str 
         while not over.is_set():
             if (message := server.receive(0.05)) is not None:
                 answered.messages.append(message)
-                server.reply({"decision": (left.pop(0) if left else Decision.GO_ON).value})
+                server.reply({"decision": (left.pop(0) if left else Decision.CONTINUE).value})
 
     thread = threading.Thread(target=answer)
     thread.start()

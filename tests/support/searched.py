@@ -102,7 +102,7 @@ def active(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"model.x": config["x"], "kind": config["kind"]}
 
 
-def course_of(folder: Path, **options: Any) -> SearchRecorder:
+def recorder_of(folder: Path, **options: Any) -> SearchRecorder:
     return SearchRecorder("steps", [LOSS], ["model.x", "kind"], str(folder), active, **options)
 
 
@@ -110,12 +110,12 @@ def space(folder: Path, kinds: list[str], x: Any = 0.0) -> dict[str, Any]:
     return {"kind": tune.grid_search(kinds), "x": x, "folder": str(folder)}
 
 
-def run_config(folder: Path, course: SearchRecorder, save_every: int = 2, **options: Any) -> tune.RunConfig:
+def run_config(folder: Path, recorder: SearchRecorder, save_every: int = 2, **options: Any) -> tune.RunConfig:
     return tune.RunConfig(
         name=folder.name,
         storage_path=str(folder.parent),
         verbose=0,
-        callbacks=[course],
+        callbacks=[recorder],
         failure_config=tune.FailureConfig(max_failures=1),
         checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=save_every),
         **options,
@@ -135,6 +135,6 @@ if __name__ == "__main__":
         Trainable,
         param_space=space(folder, ["ends", "waits", "ends later"]),
         tune_config=tune.TuneConfig(max_concurrent_trials=1, reuse_actors=True),
-        run_config=run_config(folder, course_of(folder)),
+        run_config=run_config(folder, recorder_of(folder)),
     )
     tuner.fit()

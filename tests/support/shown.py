@@ -20,7 +20,7 @@ TOTAL, AT_ONCE, REPORTS = 10, 4, 6
 SECONDS = 12.0
 
 
-def course() -> Iterator[SearchRecord]:
+def recorder() -> Iterator[SearchRecord]:
     """Yield a search from report to report: trial 1 fails twice, those after 6 are stopped in their midst."""
     trials: dict[int, TrialRecord] = {}
     seconds = 0.0
@@ -59,7 +59,7 @@ def _later(trial: TrialRecord) -> TrialRecord:
 def main(how: str) -> None:
     logging.basicConfig()  # to what standard error is before there is a table
     with SearchView(TOTAL, AT_ONCE, interval=0.0) as view:
-        for step, record in enumerate(course()):
+        for step, record in enumerate(recorder()):
             view.show(record)
             time.sleep(0.05)  # so that more than the last one is drawn
             if step == 4:

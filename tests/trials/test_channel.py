@@ -65,8 +65,8 @@ def test_a_new_caller_takes_the_place_of_one_that_was_killed(server: ChannelServ
     second = Channel.to(server.address)
     second.send({"number": 2})
     assert server.receive(5) == {"number": 2}
-    server.reply({"decision": "go on"})
-    assert second.receive(5) == {"decision": "go on"}
+    server.reply({"decision": "continue"})
+    assert second.receive(5) == {"decision": "continue"}
 
 
 def test_a_search_that_is_gone_ends_its_trial() -> None:
@@ -86,9 +86,9 @@ def test_a_search_that_is_gone_ends_its_trial() -> None:
 
 
 def test_a_session_goes_to_another_process_without_its_connection() -> None:
-    with answering("folder", [Decision.GO_ON, Decision.SAVE], resume_path="a.ckpt") as answered:
+    with answering("folder", [Decision.CONTINUE, Decision.SAVE], resume_path="a.ckpt") as answered:
         session = answered.session
-        assert session.report(1, {"loss": 1.0}, "", "") == Decision.GO_ON
+        assert session.report(1, {"loss": 1.0}, "", "") == Decision.CONTINUE
         other: RemoteSession = pickle.loads(pickle.dumps(session))
         assert (other.folder, other.resume_path) == ("folder", "a.ckpt")
         assert other.report(2, {"loss": 0.5}, "b.ckpt", "b.ckpt") == Decision.SAVE

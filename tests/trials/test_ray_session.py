@@ -66,7 +66,7 @@ def test_a_function_reports_checkpoints_by_reference_and_is_stopped(tmp_path: Pa
     assert Path(path).is_relative_to(good.path)
 
 
-def test_a_function_goes_on_from_the_checkpoint_that_it_has_reported(tmp_path: Path) -> None:
+def test_a_function_resumes_from_the_checkpoint_that_it_has_reported(tmp_path: Path) -> None:
     config = {"lr": 0.1, "die_once": str(tmp_path / "died")}
     (died,) = run(tmp_path / "a", config, [{"CPU": 1}], failures=1)
     (whole,) = run(tmp_path / "b", {"lr": 0.1}, [{"CPU": 1}])

@@ -100,7 +100,7 @@ def test_what_did_not_differ_is_left_out_and_told() -> None:
     assert "seed" not in found.values and "seed: the same in all trials" in found.note
 
 
-def test_values_that_are_no_numbers_or_texts() -> None:
+def test_values_that_are_not_numbers_or_texts() -> None:
     def draw(rng: random.Random) -> dict[str, Any]:
         return {"sizes": rng.choice([[8, 8], [16], None]), "mixed": rng.choice([1, True, "1"]), "free": rng.random()}
 
@@ -118,7 +118,7 @@ def test_reasons_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert (
         none(record_of(four, lambda one: one["lr"], 7))
-        == "only 7 trials have ended with a value, and it takes 8 at least"
+        == "only 7 trials have ended with a value, and it needs 8 at least"
     )
     assert none(record_of(four, lambda one: 1.0)) == "all trials have reached the same y"
     assert (

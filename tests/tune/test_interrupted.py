@@ -26,7 +26,7 @@ def wait_until(condition: Callable[[], bool], process: Any, output: Path, second
         time.sleep(0.05)
 
 
-def test_a_search_that_was_interrupted_and_killed_goes_on_to_the_same_result(tmp_path: Path) -> None:
+def test_a_search_that_was_interrupted_and_killed_continues_to_the_same_result(tmp_path: Path) -> None:
     going = tmp_path / "go on"
     config = {
         "seed_everything": 1,

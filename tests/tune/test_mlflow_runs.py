@@ -125,7 +125,7 @@ def test_search_on_a_server_from_start_to_end_and_again(
     assert best_of(runs["digits"]) == {"trial": trials[2], "model.lr": "0.3"}
 
     printed = capfd.readouterr()
-    assert PASSWORD not in printed.out + printed.err + repr(parent) + parent.place_to_look()
+    assert PASSWORD not in printed.out + printed.err + repr(parent) + parent.location_text()
     assert PASSWORD not in str([run.to_dictionary() for run in runs.values()])
     assert PASSWORD not in "".join(path.read_text() for path in tmp_path.glob("*.*"))
 

@@ -21,7 +21,7 @@ from itwinai.trials.records import Objective, Report, SearchRecord, Status, Tria
 from itwinai.tune.progress import Events, View, progress_of
 from itwinai.tune.progress_display import SearchView
 from tests.conftest import REPOSITORY, RunCommand, python
-from tests.support.shown import LOSS, PATHS, course
+from tests.support.shown import LOSS, PATHS, recorder
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
@@ -203,14 +203,14 @@ def test_ever_better_values_of_one_trial_are_told_of_from_time_to_time() -> None
     assert [len(texts) for texts in told(records, every=0.0)] == [0, 1, 1, 1]
 
 
-def test_a_search_that_goes_on_does_not_tell_again_what_was_before() -> None:
+def test_a_search_that_continues_does_not_tell_again_what_was_before() -> None:
     stream = io.StringIO()
     before = [trial(0, "finished", 1.0), trial(1, "failed", failures=2), trial(2, "waiting", failures=1)]
     with SearchView(total=5, stream=stream, interval=0.0) as view:
         view.show(record(*before))
         view.show(record(*before, trial(3, "finished", 2.0), seconds=60.0))
     assert stream.getvalue().splitlines() == [
-        "goes on: 2 of 5 trials done, 3 waiting, 1 failed",
+        "running: 2 of 5 trials done, 3 waiting, 1 failed",
         "trial 3 finished  val_loss=2 (its best)  lr=0.1  10 s",
         "3 of 5 trials done, 2 waiting, 1 failed; best val_loss=1 (trial 0); 1 min, about 20 s left",
     ]
@@ -219,7 +219,7 @@ def test_a_search_that_goes_on_does_not_tell_again_what_was_before() -> None:
 def test_looks_are_no_closer_than_the_interval_and_the_last_is_not_missed() -> None:
     stream = io.StringIO()
     with SearchView(total=10, stream=stream, every=0.0, interval=3600.0) as view:
-        for number, one in enumerate(course()):
+        for number, one in enumerate(recorder()):
             view.show(replace(one, seconds=float(number)))
     counts = [line for line in stream.getvalue().splitlines() if "trials done" in line]
     assert [line.partition(";")[0] for line in counts] == [

@@ -65,9 +65,9 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "no record of a search"),
-        ("[]", "no record of a search"),
-        ('{"version": 1, "name": "x"}', "no record of a search"),
+        ("", "not a record of a search"),
+        ("[]", "not a record of a search"),
+        ('{"version": 1, "name": "x"}', "not a record of a search"),
         ('{"version": 2, "name": "x"}', "version 2"),
     ],
 )

@@ -13,7 +13,7 @@ from ray import cloudpickle, tune
 
 from itwinai.errors import ConfigurationError
 from itwinai.trials.records import Objective
-from itwinai.tune.schedulers import KeepInside, check_together, make_scheduler
+from itwinai.tune.schedulers import ClipToSpace, check_together, make_scheduler
 from itwinai.tune.searchers import make_searcher, param_space
 from itwinai.tune.space import SearchSpace
 
@@ -144,12 +144,12 @@ def test_parameters_change_during_trials_and_stay_inside(name: str, local_ray: N
 
 def test_brought_back_inside() -> None:
     space = space_of(SPACE)
-    keep = KeepInside(space.mutable())
+    keep = ClipToSpace(space.mutable())
     changed = keep({"lr": 0.12, "width": 19, "depth": 5, "optimizer": "adam", "momentum": 1.2, "strategy": "ddp"})
     # A condition or a grid keeps a scheduler from changing a parameter at all.
     assert changed == {"lr": 0.1, "width": 16, "depth": 3, "optimizer": "adam", "momentum": 1.2, "strategy": "ddp"}
     assert pickle.loads(pickle.dumps(keep)) == keep
-    doubled = KeepInside(space.mutable(), lambda config: {**config, "width": config["width"] * 2})
+    doubled = ClipToSpace(space.mutable(), lambda config: {**config, "width": config["width"] * 2})
     assert doubled({"width": 16}) == {"width": 32}
 
 
@@ -201,8 +201,8 @@ def test_schedulers_are_made_and_can_be_saved(spec: Any, max_reports: int | None
         ({"asha": {"grace": 2}}, LOSS, 9, "'asha' has no option 'grace'. Did you mean 'grace_period'"),
         ({"asha": {"metric": "loss"}}, LOSS, 9, "'asha' has no option 'metric': that is known from"),
         ({"asha": {"grace_period": 9}}, LOSS, 9, "never ends a trial before its report 9.* reports 9 times"),
-        ({"asha": {"grace_period": "x"}}, LOSS, 9, "'asha' does not take these options"),
-        ({"asha": {"reduction_factor": 1}}, LOSS, 9, "'asha' does not take these options: Reduction Factor"),
+        ({"asha": {"grace_period": "x"}}, LOSS, 9, "'asha' does not accept these options"),
+        ({"asha": {"reduction_factor": 1}}, LOSS, 9, "'asha' does not accept these options: Reduction Factor"),
         ({"asha": {"time_attr": "time_total_s"}}, LOSS, 9, "'asha' measures trials by 'time_total_s'.*max_t"),
         ("asha", LOSS, None, r"'asha' needs to know how often a trial reports.*asha: \{max_t: 20\}"),
         ("hyperband", LOSS, None, "'hyperband' needs to know how often a trial reports"),
@@ -210,13 +210,13 @@ def test_schedulers_are_made_and_can_be_saved(spec: Any, max_reports: int | None
         ("pbt", BOTH, 9, "'pbt' compares trials by one objective"),
         ({"fifo": {"x": 1}}, LOSS, 9, "'fifo' has no option 'x'"),
         ({"pbt": {"hyperparam_mutations": {}}}, LOSS, 9, "no option 'hyperparam_mutations': that is known"),
-        ({"pbt": {"mutate": ["rl"]}}, LOSS, 9, "mutate names 'rl', which is no parameter.*'lr'"),
+        ({"pbt": {"mutate": ["rl"]}}, LOSS, 9, "mutate names 'rl', which is not a parameter.*'lr'"),
         ({"pbt": {"mutate": ["momentum"]}}, LOSS, 9, "'pbt' cannot change 'momentum'.*Those are lr, width, depth, opt"),
         ({"pbt": {"mutate": ["strategy"]}}, LOSS, 9, "'pbt' cannot change 'strategy'"),
         ({"pbt": {"mutate": []}}, LOSS, 9, "mutate of the scheduler 'pbt' is empty"),
         ({"pb2": {"mutate": ["optimizer"]}}, LOSS, 9, "'pb2' cannot change 'optimizer'.*ranges of numbers"),
         ({"pbt": {"time_attr": "time_total_s"}}, LOSS, 9, "'pbt' measures trials by.*perturbation_interval"),
-        ({"pbt": {"quantile_fraction": 0.9}}, LOSS, 9, "'pbt' does not take these options: .*quantile_fraction"),
+        ({"pbt": {"quantile_fraction": 0.9}}, LOSS, 9, "'pbt' does not accept these options: .*quantile_fraction"),
     ],
 )
 def test_what_is_wrong_is_said(spec: Any, objectives: list[Objective], max_reports: int | None, message: str) -> None:
@@ -234,7 +234,7 @@ def test_schedulers_and_searchers_that_do_not_work_together() -> None:
     space = space_of("lr: {uniform: [0, 1]}")
     optuna, _ = make_searcher("optuna", space, LOSS, 2, max_concurrent=2)
     random, _ = make_searcher("random", space, LOSS, 2)
-    with pytest.raises(ConfigurationError, match="so does OptunaSearch: take the searcher 'random'"):
+    with pytest.raises(ConfigurationError, match="so does OptunaSearch: use the searcher 'random'"):
         check_together(make_scheduler("pbt", space, LOSS, 9), optuna)
     with pytest.raises(ConfigurationError, match="'bohb' and the scheduler 'bohb' need each other"):
         check_together(make_scheduler("bohb", space, LOSS, 9), random)

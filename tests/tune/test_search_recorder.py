@@ -21,7 +21,7 @@ from itwinai.trials.records import Range, Report, SearchRecord, TrialRecord
 from itwinai.tune.search_journal import REPORTS, SearchJournal, read_search
 from itwinai.tune.search_recorder import OWN, SearchRecorder
 from tests.conftest import start_script, wait_for_files
-from tests.support.searched import LOSS, QUIET, Steps, StopsAll, course_of, run_config, space
+from tests.support.searched import LOSS, QUIET, Steps, StopsAll, recorder_of, run_config, space
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,20 +39,20 @@ def search(
     *,
     scheduler: TrialScheduler | None = None,
     at_once: int = 2,
-    course: SearchRecorder | None = None,
+    recorder: SearchRecorder | None = None,
     **options: Any,
 ) -> SearchRecord:
     """Run a search with a trial of each kind, and return its record."""
-    course = course or course_of(folder)
+    recorder = recorder or recorder_of(folder)
     settings = {} if scheduler is None else {"metric": LOSS.metric, "mode": LOSS.mode, "scheduler": scheduler}
     tuner = tune.Tuner(
         tune.with_resources(Steps, {"cpu": 1}),
         param_space=space(folder, kinds, x),
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True, **settings),
-        run_config=run_config(folder, course, **options),
+        run_config=run_config(folder, recorder, **options),
     )
     tuner.fit()
-    return course.record()
+    return recorder.record()
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -73,9 +73,11 @@ def ended(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Pa
     """Run a search whose trials end in all ways but by a scheduler."""
     folder = tmp_path_factory.mktemp("ended")
     told: list[SearchRecord] = []
-    course = course_of(folder, on_update=told.append, settings={"searcher": "grid"}, ranges={"model.x": Range(0, 1)})
+    recorder = recorder_of(
+        folder, on_update=told.append, settings={"searcher": "grid"}, ranges={"model.x": Range(0, 1)}
+    )
     kinds = ["ends", "says so", "no number", "fails", "dies"]
-    return folder, search(folder, kinds, course=course), told
+    return folder, search(folder, kinds, recorder=recorder), told
 
 
 def test_how_trials_end(ended: tuple[Path, SearchRecord, list[SearchRecord]]) -> None:
@@ -138,11 +140,11 @@ def test_functions_end_by_returning(tmp_path: Path, local_ray: None) -> None:
             tune.report({"loss": number})
 
     folder = tmp_path / "functions"
-    course = course_of(folder)
+    recorder = recorder_of(folder)
     parameters = {"x": tune.grid_search([0, 3]), "kind": ""}
-    tune.Tuner(trial, param_space=parameters, run_config=run_config(folder, course, save_every=0)).fit()
+    tune.Tuner(trial, param_space=parameters, run_config=run_config(folder, recorder, save_every=0)).fit()
     # They run at the same time, and either may be the first.
-    assert sorted((trial.status, len(trial.reports)) for trial in course.record().trials) == [
+    assert sorted((trial.status, len(trial.reports)) for trial in recorder.record().trials) == [
         ("finished", 0),
         ("finished", 3),
     ]
@@ -171,10 +173,10 @@ def test_trials_of_a_search_that_was_interrupted_wait(tmp_path: Path, local_ray:
             os.kill(os.getpid(), signal.SIGINT)
 
     folder = tmp_path / "interrupted"
-    course = course_of(folder, on_update=interrupt)
-    record = search(folder, ["endless"], tune.grid_search([0.0, 5.0]), course=course)
+    recorder = recorder_of(folder, on_update=interrupt)
+    record = search(folder, ["endless"], tune.grid_search([0.0, 5.0]), recorder=recorder)
     assert [trial.status for trial in record.trials] == ["waiting", "waiting"]
-    assert read_search(folder) == record == course.record()  # the clocks stand still
+    assert read_search(folder) == record == recorder.record()  # the clocks stand still
     assert record.seconds > interrupted[0]
 
 
@@ -203,7 +205,7 @@ def test_a_trial_takes_over_another_one(tmp_path: Path, local_ray: None) -> None
     assert [report.metrics["loss"] for report in copied.reports[2:]] == [drawn[-1] + 1 / 3, drawn[-1] + 1 / 4]
 
 
-def test_a_search_goes_on_after_its_process_was_killed(tmp_path: Path, local_ray: None) -> None:
+def test_a_search_continues_after_its_process_was_killed(tmp_path: Path, local_ray: None) -> None:
     folder = tmp_path / "killed"
     folder.mkdir()
     output = tmp_path / "output"
@@ -252,21 +254,21 @@ def test_a_search_goes_on_after_its_process_was_killed(tmp_path: Path, local_ray
 
 @pytest.mark.parametrize("x", [0.5, 0.7])
 def test_a_trial_that_was_over_does_not_tell_what_pbt_has_copied_to_it(x: float, tmp_path: Path) -> None:
-    course = course_of(tmp_path)
-    course.setup()
+    recorder = recorder_of(tmp_path)
+    recorder.setup()
     trial: Any = SimpleNamespace(
         trial_id="a", config={"x": 0.5, "kind": ""}, custom_trial_name="a", path="", num_failures=0, status="RUNNING"
     )
-    course.on_trial_start(0, [], trial)
+    recorder.on_trial_start(0, [], trial)
     own = {"loss": 0.3, "training_iteration": 1, "config": trial.config, OWN: {"again": True}}
-    course.on_trial_result(1, [], trial, own)  # before the search was killed, which does not know it
-    course.on_trial_result(2, [], trial, {**own, "loss": 0.1, "config": {"x": x, "kind": ""}})
-    (known,) = course.record().trials
+    recorder.on_trial_result(1, [], trial, own)  # before the search was killed, which does not know it
+    recorder.on_trial_result(2, [], trial, {**own, "loss": 0.1, "config": {"x": x, "kind": ""}})
+    (known,) = recorder.record().trials
     assert [report.metrics["loss"] for report in known.reports] == [0.3]
     assert known.parameters == {"model.x": 0.5, "kind": ""}
 
 
-def test_a_course_file_by_itself(tmp_path: Path) -> None:
+def test_a_journal_by_itself(tmp_path: Path) -> None:
     file = SearchJournal(tmp_path)
     file.write_search(SearchRecord("by hand", [LOSS], ["x"], ()), 0.0)
     file.write_trial("a", TrialRecord(0, "first", {"x": (1, Path("y"))}, "running"), 1.0)
@@ -280,4 +282,4 @@ def test_a_course_file_by_itself(tmp_path: Path) -> None:
     assert trial.parameters == {"x": [1, "y"]}
     assert (trial.seconds, trial.checkpoint) == (7, "checkpoint-3")
     assert trial.reports == (Report(1, 1, {"loss": 1}, 2.0), Report(2, 7, {"loss": math.inf}, 8.0))
-    assert SearchJournal(tmp_path).course == file.course
+    assert SearchJournal(tmp_path).history == file.history

@@ -247,7 +247,7 @@ class InterruptWhileThere(tune.Callback):
 
 
 @pytest.mark.parametrize("spec", ["optuna", "random"])
-def test_search_goes_on_where_it_was_interrupted(spec: str, local_ray: None, tmp_path: Path) -> None:
+def test_search_continues_where_it_was_interrupted(spec: str, local_ray: None, tmp_path: Path) -> None:
     space, interrupt = space_of(CONDITIONAL), tmp_path / "interrupt"
     interrupt.touch()
     tuner = run_search(tmp_path, spec, space, LOSS, 6, callbacks=[InterruptWhileThere(interrupt)])
@@ -330,13 +330,13 @@ def test_optuna_says_nothing_of_its_study_and_is_as_loud_as_before() -> None:
             LOSS,
             "no sampler 'NSGA2Sampler'. Did you mean 'NSGAIISampler'",
         ),
-        ({"optuna": {"sampler": "GridSampler"}}, CONDITIONAL, LOSS, "take the searcher 'grid'"),
+        ({"optuna": {"sampler": "GridSampler"}}, CONDITIONAL, LOSS, "use the searcher 'grid'"),
         ({"optuna": {"sampler": "CmaEsSampler"}}, CONDITIONAL, BOTH, "'CmaEsSampler' of Optuna cannot do this search"),
         (
             {"optuna": {"sampler": "NSGAIISampler", "population_size": 1}},
             CONDITIONAL,
             BOTH,
-            "does not take these options",
+            "does not accept these options",
         ),
         ("optuna", GRID, LOSS, "'momentum' is a grid, and the searcher 'optuna'.*choice"),
         ("hyperopt", GRID, LOSS, "'momentum' is a grid, and the searcher 'hyperopt'"),

@@ -154,9 +154,9 @@ def test_objects_of_ray_are_read() -> None:
     ("text", "message"),
     [
         ("model.lr: {logunifrom: [1, 2]}", r"'model\.lr'.*'logunifrom'\. Did you mean 'loguniform'\?"),
-        ("model.lr: {uniform: [1]}", r"uniform of the parameter 'model\.lr' takes 2 numbers.*given 1"),
-        ("model.lr: {uniform: [1, 2, 3]}", r"'model\.lr' takes 2 numbers.*given 3"),
-        ("model.lr: {qrandn: [1, 2]}", r"'model\.lr' takes 3 numbers, mean, sd, q"),
+        ("model.lr: {uniform: [1]}", r"uniform of the parameter 'model\.lr' needs 2 numbers.*given 1"),
+        ("model.lr: {uniform: [1, 2, 3]}", r"'model\.lr' needs 2 numbers.*given 3"),
+        ("model.lr: {qrandn: [1, 2]}", r"'model\.lr' needs 3 numbers, mean, sd, q"),
         ("model.lr: {uniform: {lower: 1, uper: 2}}", r"'model\.lr' has no argument 'uper'\. Did you mean 'upper'"),
         ("model.lr: {uniform: [low, 2]}", r"lower of .* 'model\.lr' must be a finite number, not 'low'"),
         ("model.lr: {uniform: [0, .inf]}", r"upper of .* 'model\.lr' must be a finite number"),
@@ -177,10 +177,10 @@ def test_objects_of_ray_are_read() -> None:
         ("model.lr: {uniform: [0, 1], choice: [1]}", r"'model\.lr' needs one distribution, and has uniform, choice"),
         ("model.lr: {}", r"'model\.lr' needs one distribution, and has none"),
         ("model.lr: [1, 2]", r"'model\.lr' is a list.*\{choice: \[\.\.\.\]\}"),
-        ("model.lr: 0.1", r"'model\.lr' is 0\.1, which is no distribution"),
-        ("model..lr: {uniform: [0, 1]}", r"'model\.\.lr' is no path"),
+        ("model.lr: 0.1", r"'model\.lr' is 0\.1, which is not a distribution"),
+        ("model..lr: {uniform: [0, 1]}", r"'model\.\.lr' is not a path"),
         ("model/lr: {uniform: [0, 1]}", r"'model/lr' has a slash"),
-        ("3: {uniform: [0, 1]}", r"3 is no path"),
+        ("3: {uniform: [0, 1]}", r"3 is not a path"),
         ("", "must map paths"),
         (
             "a: {uniform: [0, 1], when: {optmizer: 1}}\noptimizer: {choice: [1]}",
@@ -305,7 +305,7 @@ _ENTRIES = st.one_of(
 def test_what_ray_draws_is_what_the_distribution_takes(entry: dict[str, list[float]], seed: int) -> None:
     distribution = parse_distribution("x", entry)
     value = distribution.decode(distribution.domain().sample(random_state=numpy.random.default_rng(seed)))
-    assert distribution.takes(value)
+    assert distribution.contains(value)
     assert type(value) in (int, float)
     assert isinstance(value, int) == (isinstance(distribution, Choice) or distribution.integer)
     assert distribution.decode(distribution.encode(value)) == value
@@ -365,8 +365,8 @@ def test_the_nearest_can_be_drawn(entry: dict[str, list[float]], value: float) -
     if isinstance(distribution, Choice):
         return
     nearest = distribution.nearest(value)
-    assert distribution.takes(nearest) and distribution.nearest(nearest) == nearest
-    if distribution.takes(value):
+    assert distribution.contains(nearest) and distribution.nearest(nearest) == nearest
+    if distribution.contains(value):
         assert math.isclose(nearest, value, rel_tol=1e-6, abs_tol=1e-12)
 
 

@@ -22,7 +22,7 @@ from itwinai.errors import ConfigurationError
 from itwinai.loggers.jsonl import read_records
 from itwinai.loggers.registry import EXPERIMENT, LOGGERS
 from itwinai.tune.mlflow_runs import ParentRun, open_parent_run, search_id
-from itwinai.tune.trial_loggers import TrialContext, logger_entries
+from itwinai.tune.trial_loggers import TrialContext, TrialLoggers, logger_entries
 from itwinai.tune.trial_names import trial_name
 from tests.support import wandb_files
 from tests.support.cases import Regression, loader
@@ -67,10 +67,10 @@ class Search:
     trials: tuple[TrialContext, TrialContext]
 
 
-def train(run: TrialContext, epochs: int, checkpoint: Path | None = None) -> None:
+def train(run: TrialContext, epochs: int, checkpoint: str | None = None) -> None:
     """Run a trial as the command line does."""
     trainer = {
-        "logger": logger_entries(",".join(LOGGERS), run),
+        "logger": TrialLoggers(",".join(LOGGERS), run)(run.parameters, run.trial, str(run.folder), checkpoint),
         "default_root_dir": str(run.folder),
         "accelerator": "cpu",
         "max_epochs": epochs,
@@ -101,7 +101,7 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Search]:
         first, second = (a_run(folder, number, lr, parent) for number, lr in enumerate((0.05, 0.1)))
         train(first, 2)
         train(second, 1)
-        train(replace(first, next_step=STEPS), 3, first.folder / "first.ckpt")
+        train(first, 3, str(first.folder / "first.ckpt"))
         assert list(Path.cwd().iterdir()) == []
     yield Search(folder, parent, (first, second))
 
@@ -143,7 +143,7 @@ def test_mlflow_has_one_experiment_with_a_nested_run_per_trial(search: Search) -
     assert once == list(range(STEPS))
 
 
-def test_trial_that_is_started_again_goes_on_in_its_mlflow_run(search: Search) -> None:
+def test_trial_that_is_started_again_continues_in_its_mlflow_run(search: Search) -> None:
     client = MlflowClient(search.parent.tracking_uri)
     (run,) = client.search_runs([search.parent.experiment_id], "attributes.run_name = '000_lr=0.05'")
     history = client.get_metric_history(run.info.run_id, "step/loss")

@@ -158,7 +158,7 @@ def test_ray_workers_are_kept_for_the_next_trial(tmp_path: Path) -> None:
     assert max(others) < first  # without the imports
 
 
-def test_a_trial_that_is_killed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_trial_that_is_killed_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     space = {LR: {"choice": [0.1]}}
     died = search(tmp_path, config(epochs=4, die_once=str(tmp_path / "died")), space=space, num_samples=1)
     whole = search(tmp_path, config(epochs=4), space=space, num_samples=1, name="whole")
@@ -269,9 +269,7 @@ def test_a_function_is_searched_over(tmp_path: Path) -> None:
         ({"start_with": True, "space": {"model.lr": {"uniform": [1, 2]}}}, "lr"),
     ],
 )
-def test_settings_that_make_no_sense_are_errors_before_any_trial(
-    tmp_path: Path, settings: dict[str, Any], message: str
-) -> None:
+def test_invalid_settings_are_errors_before_any_trial(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         search(tmp_path, **{"space": {"model.lr": {"uniform": [0.1, 1]}}, **settings})
     assert not (tmp_path / "search").exists()

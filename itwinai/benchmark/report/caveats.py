@@ -180,7 +180,7 @@ def _implausible(summary: Summary, speed: Speed, excluded: Collection[Cell]) -> 
             f"An efficiency of {number_text(100 * most)} % ({naming.cells([one.cell for one in members])}) is not "
             f"plausible: more than 100 % is rarely real. Other programs probably slowed the baseline, "
             f"{naming.cells([cell])}: {_spread(baseline, speed)}. Do not trust the speed-ups, and measure it again: "
-            f"take a new --folder, or remove its lines from {RECORDS} and use --resume (--retry-failed does not "
+            f"use a new --folder, or remove its lines from {RECORDS} and use --resume (--retry-failed does not "
             "measure it again).",
             frozenset([cell, *(one.cell for one in members)]),
         )

@@ -1,4 +1,4 @@
-"""The findings of a benchmark in sentences: what to take, what is fastest, how far it scales, what failed."""
+"""The findings of a benchmark in sentences: what to use, what is fastest, how far it scales, what failed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Findings:
     Attributes:
         unfinished: how many runs are left to make; empty if all are done.
         warnings: why figures cannot be trusted.
-        answers: what to take, for each group.
+        answers: what to use, for each group.
         findings: of each group.
         recommendations: what to try next, each with the figures that support it.
         failed: cells that have failed, and why.
@@ -148,13 +148,13 @@ def error_of(measurement: Measurement) -> str:
     return " ".join(measurement.error.split()) or "no error is known"
 
 
-# ------------------------------------------------------------------------------------------------------ what to take
+# ------------------------------------------------------------------------------------------------------ what to use
 
 
 def _answers(
     rankings: Sequence[Ranking], speed: Speed, excluded: Collection[Cell], doubtful: Sequence[str]
 ) -> Iterator[str]:
-    """Yield what to take for each group: the fastest of all numbers of workers."""
+    """Yield what to use for each group: the fastest of all numbers of workers."""
     if doubtful:
         names = joined([name for name in doubtful if name])
         yield (
@@ -164,7 +164,7 @@ def _answers(
     for ranking in rankings[:SHOWN]:
         rates = _rates(ranking.group.cells, speed, excluded)
         taken, _ = min(rates, key=lambda pair: (-pair[1], pair[0].cell.workers))
-        where = f"{_capital(ranking.group.name)}: take" if ranking.group.name else "Take"
+        where = f"{_capital(ranking.group.name)}: use" if ranking.group.name else "Use"
         yield f"{where} {named(taken.cell)}, {estimate_text(speed.of(taken))} {speed.unit}{_beside(taken, ranking)}."
 
 
@@ -350,7 +350,7 @@ def _missing(summary: Summary, speed: Speed) -> Iterator[str]:
     if once:
         have = "has" if len(once) == 1 else "have"
         which = "each cell has" if len(once) == len(measured) else f"{count_text(len(once), 'cell')} {have}"
-        yield f"the effect of chance: {which} one run only. Take --repeats 3 or more"
+        yield f"the effect of chance: {which} one run only. Use --repeats 3 or more"
     reasons = (one.no_joules.rstrip(".") for one in measured if one.joules_per_sample is None)
     energy = "; ".join(reason or "the reason is unknown" for reason in list(dict.fromkeys(reasons))[:2])
     quantities: dict[str, Callable[[CellSummary], object]] = {

@@ -144,7 +144,7 @@ def _findings(summary: Summary, findings: Findings) -> Section:
 
 
 def _lead(findings: Findings) -> list[str]:
-    """Return what stands at the top: whether it is all, whether it can be trusted, and what to take."""
+    """Return what stands at the top: whether it is all, whether it can be trusted, and what to use."""
     cautions = []
     if findings.warnings and findings.findings:
         them = "warning" if len(findings.warnings) == 1 else f"{len(findings.warnings)} warnings"

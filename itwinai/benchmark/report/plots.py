@@ -30,7 +30,7 @@ MOST_COMBINATIONS = 8
 """Combinations of values of axes that have a plot of their own."""
 
 REFERENCE = "#5b6b7a"
-"""Colour of lines that are no measurement: the ideal."""
+"""Colour of lines that are not measurements: the ideal."""
 
 LONGEST = 1.6
 """How far an error bar may reach, as a multiple of the largest mean, for the axis to include it whole."""

@@ -165,5 +165,5 @@ def _noise(best: _Best) -> Iterator[Recommendation]:
     if half > NOISY:
         yield Recommendation(
             f"{best.name}: the mean of {estimate.n} runs is known only to ± {percent_text(half)}",
-            "Take more repeats, or an idle machine.",
+            "Use more repeats, or an idle machine.",
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from itwinai.benchmark.records import SINGLE, Cell, Measurement
 from itwinai.benchmark.settings import Settings
 from itwinai.benchmark.statistics.cell_summary import cell_text
-from itwinai.launchers.cpu_affinity import available_cores, crowded_text
+from itwinai.launchers.cpu_affinity import available_cores, oversubscription_text
 from itwinai.reporting.formatting import count_text, span_text
 
 
@@ -44,7 +44,9 @@ def plan_text(
     if any(path.endswith("cpu_threads") for path in settings.axes):
         del lines["threads"]  # they are what is varied
     text = "\n".join(f"{name:<12}{text}" for name, text in lines.items())
-    if on_slurm or not (crowded := crowded_text(most_workers, most_workers * threads, available_cores(), "--threads ")):
+    if on_slurm or not (
+        crowded := oversubscription_text(most_workers, most_workers * threads, available_cores(), "--threads ")
+    ):
         return text
     return f"{text}\nWarning: {crowded}"
 

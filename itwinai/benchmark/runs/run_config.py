@@ -13,7 +13,7 @@ import yaml
 from itwinai.benchmark.records import SINGLE, Cell
 from itwinai.config.paths import spelled_out, with_values
 
-# Validation, loggers, checkpoints and bars are no part of a training step, and limits would end the run too early.
+# Validation, loggers, checkpoints and bars are not part of a training step, and limits would end the run too early.
 _ONLY_TRAINING: dict[str, Any] = {
     "max_time": None,
     "min_steps": None,

@@ -21,7 +21,7 @@ from itwinai.launchers.child_process import ChildProcess
 OUTPUT = "output.txt"
 
 FEWEST_FAILURES = 3
-"""Cells that fail in the same way before the benchmark stops: this is no chance."""
+"""Cells that fail in the same way before the benchmark stops: this is not chance."""
 
 LOOK = 0.3
 """Seconds for which other programs are observed before each run."""

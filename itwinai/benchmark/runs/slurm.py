@@ -188,7 +188,7 @@ class Job:
         return self.state() in _OVER
 
     def cancel(self) -> None:
-        """Take it out of the queue, or end it."""
+        """Remove it from the queue, or end it."""
         subprocess.run(["scancel", self.number], capture_output=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from array import array
@@ -14,21 +15,28 @@ from torch import Tensor
 
 from itwinai.benchmark.records import Measured
 from itwinai.benchmark.runs.aggregation import WorkerTimes, aggregate
-from itwinai.benchmark.runs.energy import Energy
 from itwinai.callbacks.system_monitor import gpu_of
 from itwinai.collectives import gather
 from itwinai.compat import lightning_dataloaders
-from itwinai.monitoring.node_topology import nodes_of, this_location
+from itwinai.monitoring.gpus import gpus_of
+from itwinai.monitoring.node_topology import Node, nodes_of, this_location
+from itwinai.monitoring.rapl import rapl_instruments
 from itwinai.monitoring.sample_count import trained_samples
+from itwinai.monitoring.system_sampler import Sampler
 from itwinai.profiling.step_timer import Reading, StepClock, split_of
 from itwinai.profiling.torch_profiler import peak_memory
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
+    from itwinai.monitoring.gauges import Instruments
+
 
 MOST_STEPS = 20_000
 """Of a run, unless more are asked for."""
+
+ENERGY_EVERY = 0.1
+"""Seconds between two readings of energy. Only these are sampled, which takes far less than a thousandth of a core."""
 
 
 class TooFewStepsError(RuntimeError):
@@ -74,7 +82,7 @@ class TimingCallback(Callback):
         return {**vars(self), "step_clock": None, "_energy": None}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the fit go on until this callback ends it, and begin to read energy, once per node."""
+        """Let the fit run until this callback ends it, and begin to read energy, once per node."""
         self._forget()
         for scheduler in trainer.lr_scheduler_configs:
             scheduler.strict = False  # it may wait for a value of the validation, which does not take place
@@ -125,7 +133,7 @@ class TimingCallback(Callback):
             step = (time.perf_counter_ns() - self._warm_up_began) / 1e9 / (self.warmup - 1)
             steps = max(steps, min(round(self.seconds / step), MOST_STEPS))
         for scheduler in trainer.lr_scheduler_configs:
-            # The only one of torch's that refuses to go on after its end.
+            # The only one of torch's that raises an error after its end.
             if (end := getattr(scheduler.scheduler, "total_steps", None)) is not None:
                 steps = min(steps, max(end * trainer.accumulate_grad_batches - self.warmup, self.steps))
         return int(trainer.strategy.broadcast(steps))
@@ -181,6 +189,52 @@ class TimingCallback(Callback):
             "nodes": self._nodes,
             "threads": torch.get_num_threads(),
         }
+
+
+class Energy:
+    """The energy that a node uses between two moments.
+
+    Args:
+        node: the node, which this process measures.
+    """
+
+    def __init__(self, node: Node) -> None:
+        openers: dict[str, Callable[[], Instruments]] = {
+            "energy of the processors": rapl_instruments,
+            "GPUs": functools.partial(gpus_of, node),
+        }
+        self._sampler = Sampler(openers, ENERGY_EVERY, node.name)
+        self._sampler.start()
+        self._before: dict[str, tuple[float, float]] = {}
+        self._after: dict[str, tuple[float, float]] = {}
+
+    def begin(self) -> None:
+        """Note where the meters stand at the first moment."""
+        self._before = self._read()
+
+    def end(self) -> None:
+        """Note where they stand at the second."""
+        self._after = self._read()
+
+    def stop(self) -> None:
+        """End sampling."""
+        self._sampler.stop()
+
+    def watts(self) -> dict[str, float]:
+        """Return the mean power by source between the two moments, of those that could be read in between."""
+        watts = {}
+        for name, (joules, seconds) in (self._after or self._read()).items():
+            joules_before, seconds_before = self._before.get(name, (0.0, 0.0))
+            if seconds > seconds_before:
+                watts[name] = (joules - joules_before) / (seconds - seconds_before)
+        return watts
+
+    def missing(self) -> tuple[str, ...]:
+        """Return what could not be measured, and why."""
+        return tuple(f"{what}: {reason}" for what, reason in self._sampler.sampled().missing.items())
+
+    def _read(self) -> dict[str, tuple[float, float]]:
+        return {use.source: (use.joules, use.seconds) for use in self._sampler.sampled().energy}
 
 
 def _synchronize(device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, median
 
@@ -40,6 +40,7 @@ def workloads_of(
     optimizer: float | None = None,
     fixed: float = 0.0,
     backward_share: float = 2 / 3,
+    variation: float | None = None,
 ) -> dict[Axes, Workload]:
     """Return the workload of one worker for each combination of axes, from the cells with one worker.
 
@@ -54,24 +55,21 @@ def workloads_of(
         optimizer: seconds of the optimizer's step, a part of the measured computing time; by default as measured.
         fixed: seconds of the computing time that do not depend on the samples.
         backward_share: share of backward in the rest.
+        variation: of the steps; by default as measured.
 
     Raises:
         ConfigurationError: no cell with one worker was measured.
     """
-
-    def preference(cell: Cell) -> int:
-        return 2 if cell.strategy == strategy else int(cell.strategy == SINGLE)
-
-    found: dict[Axes, tuple[Cell, list[Measured]]] = {}
-    for cell, runs in measured_runs(record).items():
-        if cell.workers == 1 and (cell.axes not in found or preference(cell) > preference(found[cell.axes][0])):
-            found[cell.axes] = cell, runs
-    if not found:
+    alone = [(cell, runs) for cell, runs in measured_runs(record).items() if cell.workers == 1]
+    if not alone:
         raise ConfigurationError(
             f"The benchmark '{record.name}' has no measurement with one worker, from which to predict the others. "
             "Add 1 to its --workers and run it with --resume."
         )
-    return {axes: _workload(runs, cores, optimizer, fixed, backward_share) for axes, (_, runs) in found.items()}
+    found: dict[Axes, list[Measured]] = {}
+    for cell, runs in sorted(alone, key=lambda one: (one[0].strategy != strategy, one[0].strategy != SINGLE)):
+        found.setdefault(cell.axes, runs)
+    return {axes: _workload(runs, cores, optimizer, fixed, backward_share, variation) for axes, runs in found.items()}
 
 
 def predict_cells(
@@ -85,23 +83,15 @@ def predict_cells(
         topology: links between the workers.
         model: how gradients are exchanged; name and stage are those of each cell's strategy.
     """
-    cells = []
-    order = [*STRATEGIES, *dict.fromkeys(measurement.cell.strategy for measurement in record.measurements)]
     several = [(cell, runs) for cell, runs in measured_runs(record).items() if cell.workers > 1]
-    for cell, runs in sorted(several, key=lambda of: (order.index(of[0].strategy), of[0].scaling, of[0].workers)):
-        measured = median(run.seconds / run.steps for run in runs)
-        of_strategy = workloads(cell.strategy)
-        if cell.axes not in of_strategy:
-            cells.append(PredictedCell(cell, measured, None, "one worker was not measured with the same settings"))
-            continue
-        try:
-            own = strategy_model(cell.strategy, model)
-            predicted = simulate(of_strategy[cell.axes], topology, own, [cell.workers], cell.scaling)[0].step
-        except ConfigurationError as error:
-            cells.append(PredictedCell(cell, measured, None, str(error)))
-        else:
-            cells.append(PredictedCell(cell, measured, predicted))
-    return cells
+    order = [*STRATEGIES, *dict.fromkeys(cell.strategy for cell, _ in several)]
+    several.sort(key=lambda one: (order.index(one[0].strategy), one[0].scaling, one[0].workers))
+    return [
+        _predicted_cell(
+            cell, median(run.seconds / run.steps for run in runs), workloads(cell.strategy), topology, model
+        )
+        for cell, runs in several
+    ]
 
 
 def measured_runs(record: BenchmarkRecord) -> dict[Cell, list[Measured]]:
@@ -113,8 +103,26 @@ def measured_runs(record: BenchmarkRecord) -> dict[Cell, list[Measured]]:
     return runs
 
 
+def _predicted_cell(
+    cell: Cell, measured: float, workloads: Mapping[Axes, Workload], topology: Topology, model: StrategyModel
+) -> PredictedCell:
+    if cell.axes not in workloads:
+        return PredictedCell(cell, measured, None, "one worker was not measured with the same settings")
+    try:
+        own = strategy_model(cell.strategy, model)
+        prediction = simulate(workloads[cell.axes], topology, own, [cell.workers], cell.scaling)[0]
+    except ConfigurationError as error:
+        return PredictedCell(cell, measured, None, str(error))
+    return PredictedCell(cell, measured, prediction.step)
+
+
 def _workload(
-    runs: Sequence[Measured], cores: Cores | None, optimizer: float | None, fixed: float, backward_share: float
+    runs: Sequence[Measured],
+    cores: Cores | None,
+    optimizer: float | None,
+    fixed: float,
+    backward_share: float,
+    variation: float | None,
 ) -> Workload:
     step = median(run.seconds / run.steps for run in runs)
     breakdowns = [run.breakdown for run in runs if run.breakdown is not None]
@@ -129,6 +137,8 @@ def _workload(
             f"--optimizer and --other take {optimizer + fixed:.3g} s together, but a step computes for only "
             f"{compute:.3g} s. With --from they are parts of that."
         )
+    if variation is None:
+        variation = max(median((run.step_p95 / run.step_p50 - 1) / _P95 for run in runs), 0.0)
     samples = [run.samples / run.steps for run in runs if run.samples]
     return Workload(
         compute=compute - optimizer - fixed,
@@ -137,7 +147,7 @@ def _workload(
         parameters=runs[0].parameters,
         optimizer=optimizer,
         other=step - compute + fixed,
-        variation=max(median((run.step_p95 / run.step_p50 - 1) / _P95 for run in runs), 0.0),
+        variation=variation,
         backward_share=backward_share,
         cores=cores,
     )

@@ -8,8 +8,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
+
+import numpy as np
 
 from itwinai.benchmark.simulate.collectives import ring
 from itwinai.benchmark.simulate.topology import Link, Topology
@@ -52,16 +53,6 @@ class FittedLink:
         """Relative error of the fit by timing; positive if it predicts more than was measured."""
         return tuple(self.predicted(timing) / timing.seconds - 1 for timing in self.timings)
 
-    @property
-    def median_error(self) -> float:
-        """Median size of the errors."""
-        return median(map(abs, self.errors))
-
-    @property
-    def largest_error(self) -> float:
-        """Size of the largest error."""
-        return max(map(abs, self.errors))
-
 
 def fit_link(workers: int, timings: Sequence[Timing]) -> FittedLink:
     """Fit latency and bandwidth to the time of a ring: ``2 (N - 1) latency + 2 (N - 1) / N * size / bandwidth``.
@@ -80,20 +71,18 @@ def fit_link(workers: int, timings: Sequence[Timing]) -> FittedLink:
     ordered = tuple(sorted(timings, key=lambda timing: timing.size))
     if workers < 2 or len({timing.size for timing in ordered}) < 2:
         raise ConfigurationError("Fitting a link needs all-reduces of at least two workers and two sizes.")
-    # Each row is (steps, bytes that a worker sends) / seconds; times the solution it should be 1.
-    rows = [(steps / one.seconds, steps / workers * one.size / one.seconds) for one in ordered]
-    aa, bb, ab = (sum(row[i] * row[j] for row in rows) for i, j in ((0, 0), (1, 1), (0, 1)))
-    a, b = (sum(row[i] for row in rows) for i in (0, 1))
-    determinant = aa * bb - ab * ab
-    latency, inverse = (bb * a - ab * b) / determinant, (aa * b - ab * a) / determinant
+    # Each row is (messages, bytes that a worker sends) / seconds; times (latency, 1 / bandwidth) it should be 1.
+    rows = np.array([(steps / one.seconds, steps / workers * one.size / one.seconds) for one in ordered])
+    scale = np.linalg.norm(rows, axis=0)  # bytes are millions of times larger than messages
+    latency, inverse = np.linalg.lstsq(rows / scale, np.ones(len(rows)))[0] / scale
     if latency < 0:
-        latency, inverse = 0.0, b / bb
+        latency, inverse = 0.0, rows[:, 1].sum() / scale[1] ** 2
     if inverse <= 0:
         raise ConfigurationError(
             "Large all-reduces took no more time than small ones, so the bandwidth cannot be fitted. Other programs "
             "probably kept this machine busy: measure again."
         )
-    return FittedLink(workers, Link(latency, 1 / inverse), ordered)
+    return FittedLink(workers, Link(float(latency), float(1 / inverse)), ordered)
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,17 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from itwinai.benchmark.records import SINGLE, BenchmarkRecord, Scaling
+from itwinai.benchmark.record_file import read_record
+from itwinai.benchmark.records import BenchmarkRecord, Scaling
 from itwinai.benchmark.simulate.calibration import Axes, measured_runs, workloads_of
 from itwinai.benchmark.simulate.collectives import ALGORITHMS, Algorithm
-from itwinai.benchmark.simulate.measured_links import MeasuredLinks
+from itwinai.benchmark.simulate.measured_links import MeasuredLinks, read_links
 from itwinai.benchmark.simulate.prediction import PRECISIONS, Precision
-from itwinai.benchmark.simulate.strategy_models import MIB, STRATEGIES, StrategyModel
+from itwinai.benchmark.simulate.strategy_models import MIB, STRATEGIES, StrategyModel, strategy_model
 from itwinai.benchmark.simulate.topology import Link, Topology
 from itwinai.benchmark.simulate.units import bytes_per_second, number, numbers_of_workers, seconds, size_in_bytes
 from itwinai.benchmark.simulate.workload import Cores, Layer, Workload
@@ -155,37 +157,25 @@ class SimulationOptions:
             default: Any = [] if one.metadata.get("action") == "append" else one.default
             group.add_argument(name, dest=one.name, default=default, **one.metadata)
 
-    def workload(
-        self, record: BenchmarkRecord | None, measured: MeasuredLinks | None, strategy: str = SINGLE
-    ) -> tuple[Workload, str]:
-        """Return the work of one worker, and a line about what was chosen if the benchmark varies more.
+    @cached_property
+    def record(self) -> BenchmarkRecord | None:
+        """The benchmark of ``--from``."""
+        return None if self.folder is None else read_record(self.folder)
 
-        Args:
-            record: the benchmark of ``--from``.
-            measured: the links of ``--links``.
-            strategy: of the worker.
+    @cached_property
+    def measured(self) -> MeasuredLinks | None:
+        """The links of ``--links``."""
+        return None if self.links is None else read_links(self.links)
+
+    def workload(self, strategy: str) -> tuple[Workload, str]:
+        """Return the work of one worker of a strategy, and a line about what was chosen if the benchmark varies more.
 
         Raises:
             ConfigurationError: the benchmark does not have it.
         """
-        if record is None:
-            assert self.compute is not None
-            layers = self.layers or ()
-            in_layers = sum(layer.gradient_bytes for layer in layers)
-            workload = Workload(
-                compute=self.compute,
-                gradient_bytes=self.gradients or in_layers or 4 * (self.parameters or 0),
-                batch=self.batch,
-                parameters=self.parameters,
-                optimizer=self.optimizer or 0.0,
-                other=self.other or 0.0,
-                variation=self.variation or 0.0,
-                backward_share=self.backward_share,
-                layers=layers,
-                cores=self._cores(record, measured),
-            )
-            return workload, ""
-        workloads = self.recorded_workloads(record, measured, strategy)
+        if self.record is None:
+            return self._workload_by_flags(), ""
+        workloads = self.recorded_workloads(strategy)
         selected = {tuple(text.split("=", 1)) for text in self.axis}
         fitting = [axes for axes in workloads if selected <= set(axes)]
         if not fitting:
@@ -195,51 +185,37 @@ class SimulationOptions:
         several = f"The benchmark varies more; this is for {_axes_text(fitting[0])} (--axis selects another)."
         return workload, several if len(fitting) > 1 else ""
 
-    def recorded_workloads(
-        self, record: BenchmarkRecord, measured: MeasuredLinks | None, strategy: str
-    ) -> dict[Axes, Workload]:
-        """Return the work of one worker of a benchmark with a strategy, by axes."""
-        cores = self._cores(record, measured)
-        found = workloads_of(record, strategy, cores, self.optimizer, self.other or 0.0, self.backward_share)
-        if self.variation is None:
-            return found
-        return {axes: dataclasses.replace(one, variation=self.variation) for axes, one in found.items()}
+    def recorded_workloads(self, strategy: str) -> dict[Axes, Workload]:
+        """Return the work of one worker of the benchmark with a strategy, by axes."""
+        assert self.record is not None
+        return workloads_of(
+            self.record, strategy, self._cores(), self.optimizer, self.other or 0.0, self.backward_share, self.variation
+        )
 
-    def _cores(self, record: BenchmarkRecord | None, measured: MeasuredLinks | None) -> Cores | None:
-        """Return the cores that the workers of a node share; None if they share none."""
-        number = self.cores
-        runs = [] if record is None else [(cell, run) for cell, own in measured_runs(record).items() for run in own]
-        if number is None and any(run.device.upper() == "CPU" for _, run in runs):
-            if measured is None or measured.device != "cpu":
-                raise ConfigurationError(
-                    "The workers of this benchmark compute on CPUs. Say with --cores how many a node has."
-                )
-            number = measured.cores
-        if number is None:
-            if self.threads is not None:
-                raise ConfigurationError("--threads needs --cores: how many cores does a node have?")
-            return None
-        if not number > 0:
-            raise ConfigurationError(f"--cores must be more than 0; got {number:g}.")
-        recorded = next((run.threads for cell, run in runs if cell.workers == 1 and run.threads), None)
-        return Cores(number, self.threads or recorded or max(int(number), 1))
-
-    def topology(self, measured: MeasuredLinks | None) -> Topology:
+    def topology(self) -> Topology:
         """Return the links between the workers: as measured, and as the flags say."""
         between = None
         if self.node_latency is not None and self.node_bandwidth is not None:
             between = Link(self.node_latency, self.node_bandwidth)
-        if measured is not None:
-            topology = measured.topology(self.workers_per_node)
+        if self.measured is not None:
+            topology = self.measured.topology(self.workers_per_node)
             return topology if between is None else dataclasses.replace(topology, between=between)
         assert self.latency is not None and self.bandwidth is not None
         link = Link(self.latency, self.bandwidth)
         return Topology.flat(link) if self.workers_per_node is None else Topology(self.workers_per_node, link, between)
 
-    def model(self, measured: MeasuredLinks | None) -> StrategyModel:
+    def models(self) -> list[StrategyModel]:
+        """Return the strategies: those of the flag, or those of the benchmark that have a model, or DDP."""
+        recorded = {one.cell.strategy for one in self.record.measurements} if self.record is not None else set()
+        names = [name for name in STRATEGIES if name in recorded] or ["ddp"]
+        if self.strategies is not None:
+            names = [name.strip() for name in self.strategies.split(",")]
+        return [strategy_model(name, self.exchange()) for name in dict.fromkeys(names)]
+
+    def exchange(self) -> StrategyModel:
         """Return how gradients are exchanged, without name and stage of a strategy."""
         # Gloo has no other algorithm than a ring for large tensors.
-        by_default: Algorithm = "ring" if measured is not None and measured.backend == "gloo" else "best"
+        by_default: Algorithm = "ring" if self.measured is not None and self.measured.backend == "gloo" else "best"
         return StrategyModel(
             algorithm=self.algorithm or by_default,
             overlap=not self.no_overlap,
@@ -249,20 +225,11 @@ class SimulationOptions:
             accumulate=self.accumulate,
         )
 
-    def strategy_names(self, record: BenchmarkRecord | None) -> list[str]:
-        """Return the strategies: those of the flag, or those of the benchmark that have a model, or DDP."""
-        if self.strategies is not None:
-            names = [name.strip() for name in self.strategies.split(",")]
-        else:
-            measured = {one.cell.strategy for one in record.measurements} if record is not None else set()
-            names = [name for name in STRATEGIES if name in measured]
-        return list(dict.fromkeys(names)) or ["ddp"]
-
-    def scaling_of(self, record: BenchmarkRecord | None) -> Scaling:
+    def chosen_scaling(self) -> Scaling:
         """Return the scaling: that of the flag, or the first of the benchmark."""
-        cells = [measurement.cell for measurement in record.measurements] if record is not None else []
-        measured: list[Scaling] = [cell.scaling for cell in cells if cell.workers > 1]
-        return self.scaling or (measured[0] if measured else "strong")
+        measurements = self.record.measurements if self.record is not None else ()
+        recorded: list[Scaling] = [one.cell.scaling for one in measurements if one.cell.workers > 1]
+        return self.scaling or (recorded[0] if recorded else "strong")
 
     def worker_counts(self, workload: Workload, topology: Topology, scaling: Scaling) -> tuple[list[int], str]:
         """Return the numbers of workers, and a line about those that are left out by default."""
@@ -274,8 +241,45 @@ class SimulationOptions:
         if by_links <= by_batch:
             why = "the link between nodes is not known (give --node-latency and --node-bandwidth)"
         else:
-            why = f"with strong scaling, each needs one of the {workload.batch} samples (or take --scaling weak)"
+            why = f"with strong scaling, each needs one of the {workload.batch} samples (or use --scaling weak)"
         return [number for number in numbers if number <= most], f"No more than {math.floor(most):,} workers: {why}."
+
+    def _workload_by_flags(self) -> Workload:
+        assert self.compute is not None
+        layers = self.layers or ()
+        in_layers = sum(layer.gradient_bytes for layer in layers)
+        return Workload(
+            compute=self.compute,
+            gradient_bytes=self.gradients or in_layers or 4 * (self.parameters or 0),
+            batch=self.batch,
+            parameters=self.parameters,
+            optimizer=self.optimizer or 0.0,
+            other=self.other or 0.0,
+            variation=self.variation or 0.0,
+            backward_share=self.backward_share,
+            layers=layers,
+            cores=self._cores(),
+        )
+
+    def _cores(self) -> Cores | None:
+        """Return the cores that the workers of a node share; None if they share none."""
+        cells = measured_runs(self.record) if self.record is not None else {}
+        number = self.cores
+        if number is None and any(run.device.upper() == "CPU" for runs in cells.values() for run in runs):
+            if self.measured is None or self.measured.device != "cpu":
+                raise ConfigurationError(
+                    "The workers of this benchmark compute on CPUs. Say with --cores how many a node has."
+                )
+            number = self.measured.cores
+        if number is None:
+            if self.threads is not None:
+                raise ConfigurationError("--threads needs --cores: how many cores does a node have?")
+            return None
+        if not number > 0:
+            raise ConfigurationError(f"--cores must be more than 0; got {number:g}.")
+        of_one_worker = (run.threads for cell, runs in cells.items() for run in runs if cell.workers == 1)
+        recorded = next(filter(None, of_one_worker), None)
+        return Cores(number, self.threads or recorded or max(int(number), 1))
 
 
 def _axes_text(axes: Axes) -> str:

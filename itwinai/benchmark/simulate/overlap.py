@@ -1,32 +1,33 @@
-"""One step event by event: when gradients are ready, and when each exchange starts and ends.
+"""The communication of a step, and how much of it is hidden behind computation.
 
-A worker has two lanes: one computes, the other communicates. Each does one thing at a time.
+A worker computes in one lane and communicates in another. Each lane does one thing at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
+from itwinai.benchmark.simulate.collectives import Cost, all_gather, all_reduce, reduce_scatter
 from itwinai.benchmark.simulate.strategy_models import StrategyModel
+from itwinai.benchmark.simulate.topology import Topology
 from itwinai.benchmark.simulate.workload import Workload
 
-Seconds = Callable[[float], float]
-"""Time of a collective operation by its bytes."""
 
-
-class GradientBucket(NamedTuple):
-    """Gradients that are exchanged together: ``size`` bytes, ready after the share ``ready`` of backward."""
-
-    size: float
-    ready: float
-
-
-class ModelPart(NamedTuple):
-    """A part of the model that ZeRO stage 3 gathers at once: ``size`` bytes, and a ``share`` of the computing time."""
+class Part(NamedTuple):
+    """A part of the model: ``size`` bytes of gradients, and its ``share`` of the computing time."""
 
     size: float
     share: float
+
+
+class Task(NamedTuple):
+    """Seconds of computation, of the communication that has to end before it, and of that which follows it."""
+
+    compute: float
+    before: float = 0.0
+    after: float = 0.0
 
 
 class Overlap(NamedTuple):
@@ -36,120 +37,102 @@ class Overlap(NamedTuple):
     hidden: float = 0.0
 
 
-def buckets_of(workload: Workload, model: StrategyModel) -> list[GradientBucket]:
-    """Return the buckets in the order in which they are ready: the gradients of the last layer come first.
+def communicate(
+    workload: Workload, topology: Topology, model: StrategyModel, workers: int, compute: float
+) -> tuple[Overlap, Cost]:
+    """Return the communication of one batch, as a mean over the accumulated batches: its overlap and its cost.
+
+    Stages 1 and 2 reduce-scatter the gradients and all-gather the parameters after the optimizer's step. Stage 3
+    gathers the parameters in forward and in backward and scatters the gradients: 1.5 times the bytes of an all-reduce
+    (Rajbhandari et al., "ZeRO: Memory optimizations toward training trillion parameter models", 2020, section 7). If
+    workers do not keep all gradients, they exchange those of each batch.
+
+    Args:
+        workload: of one worker.
+        topology: links between the workers.
+        model: how they exchange gradients.
+        workers: their number.
+        compute: seconds of forward and backward.
+    """
+    if workers == 1:
+        return Overlap(), Cost()
+    collective = partial(
+        reduce_scatter if model.stage else all_reduce, workers=workers, topology=topology, algorithm=model.algorithm
+    )
+    backward = compute * workload.backward_share
+    if model.stage == 3:
+        parts = [(part.share, collective(part.size)) for part in parts_of(workload, model)]
+        gathered = [Task(share * (compute - backward), before=cost.total) for share, cost in parts]
+        scattered = [Task(share * backward, before=cost.total, after=cost.total) for share, cost in reversed(parts)]
+        return schedule([gathered, scattered], model), sum((cost for _, cost in parts), Cost()) * 3
+    buckets = [(bucket.share, collective(bucket.size)) for bucket in buckets_of(workload, model)]
+    overlap = schedule([[Task(share * backward, after=cost.total) for share, cost in buckets]], model)
+    exchanges = (1 if model.keeps_gradients else model.accumulate) / model.accumulate  # of each batch
+    gathering = all_gather(workload.gradient_bytes, workers, topology, model.algorithm) if model.stage else Cost()
+    gathering *= 1 / model.accumulate
+    exposed, hidden = overlap.exposed * exchanges + gathering.total, overlap.hidden * exchanges
+    return Overlap(exposed, hidden), sum((cost for _, cost in buckets), Cost()) * exchanges + gathering
+
+
+def buckets_of(workload: Workload, model: StrategyModel) -> list[Part]:
+    """Return the gradients that are exchanged together, in the order of backward: the last layer comes first.
 
     As in PyTorch's DDP (Li et al., "PyTorch distributed: experiences on accelerating data parallel training", VLDB
     2020, section 3.2), a bucket is full once it has reached its size; layers are not divided.
     """
-    buckets: list[GradientBucket] = []
-    if not workload.layers:
-        ready = 0.0
-        for size in _pieces(workload.gradient_bytes, model.first_bucket_bytes, model.bucket_bytes):
-            ready += size / workload.gradient_bytes
-            buckets.append(GradientBucket(size, min(ready, 1.0)))
-        return buckets
-    total, size, ready = sum(layer.weight for layer in workload.layers), 0.0, 0.0
-    for layer in reversed(workload.layers):
-        size += layer.gradient_bytes
-        ready += layer.weight / total
+    buckets, size, share = list[Part](), 0.0, 0.0
+    for part in _layers(workload)[::-1] or _pieces(workload, model.first_bucket_bytes, model.bucket_bytes):
+        size, share = size + part.size, share + part.share
         if size >= (model.bucket_bytes if buckets else model.first_bucket_bytes):
-            buckets.append(GradientBucket(size, min(ready, 1.0)))
-            size = 0.0
-    return [*buckets, GradientBucket(size, 1.0)] if size else buckets
+            buckets.append(Part(size, share))
+            size = share = 0.0
+    return [*buckets, Part(size, share)] if size else buckets
 
 
-def parts_of(workload: Workload, model: StrategyModel) -> list[ModelPart]:
-    """Return the parts of the model that stage 3 gathers one after the other, in the order of forward."""
-    if workload.layers:
-        total = sum(layer.weight for layer in workload.layers)
-        return [ModelPart(layer.gradient_bytes, layer.weight / total) for layer in workload.layers]
-    pieces = _pieces(workload.gradient_bytes, model.bucket_bytes, model.bucket_bytes)
-    return [ModelPart(size, size / workload.gradient_bytes) for size in pieces]
+def parts_of(workload: Workload, model: StrategyModel) -> list[Part]:
+    """Return the parts whose parameters stage 3 gathers one after the other, in the order of forward."""
+    return _layers(workload) or _pieces(workload, model.bucket_bytes, model.bucket_bytes)
 
 
-def exchange_gradients(
-    backward: float, buckets: Sequence[GradientBucket], seconds: Seconds, overlap: bool = True
-) -> Overlap:
-    """Return how much of the exchange is hidden behind backward.
+def schedule(phases: Iterable[Sequence[Task]], model: StrategyModel) -> Overlap:
+    """Return how much communication is hidden behind the tasks of all phases.
 
-    The exchange of a bucket starts when it is ready and the previous exchange has ended.
+    What a task needs is communicated while the one before it computes; the first task of a phase prefetches nothing.
+    What follows a task is communicated while the next ones compute, after what these need.
 
     Args:
-        backward: its seconds.
-        buckets: in the order in which they are ready.
-        seconds: time of the exchange of a bucket.
-        overlap: without it the first exchange starts after backward.
+        phases: such as forward and backward; the tasks of each in their order.
+        model: whether it prefetches, and whether it communicates at all while it computes.
     """
-    lane = _Lane(0.0 if overlap else backward)
-    for bucket in buckets:
-        lane.run(bucket.ready * backward, seconds(bucket.size))
-    return lane.overlap(lane.free - backward)
+    phases = list(phases)
+    if not model.overlap:
+        return Overlap(exposed=sum(task.before + task.after for tasks in phases for task in tasks))
+    computed = free = busy = 0.0  # when each lane has ended what it has to do, and seconds of communication
+    for tasks in phases:
+        began, pending = computed, 0.0
+        for task in tasks:
+            if task.before:
+                free = max(free, began if model.prefetch else computed) + task.before
+            began = max(computed, free) if task.before else computed
+            free = max(free, computed) + pending
+            computed, pending = began + task.compute, task.after
+            busy += task.before + task.after
+        free = max(free, computed) + pending
+    exposed = max(max(computed, free) - sum(task.compute for tasks in phases for task in tasks), 0.0)
+    return Overlap(exposed, max(busy - exposed, 0.0))
 
 
-def run_sharded(
-    forward: float,
-    backward: float,
-    parts: Sequence[ModelPart],
-    gather: Seconds,
-    scatter: Seconds,
-    *,
-    overlap: bool = True,
-    prefetch: bool = True,
-) -> Overlap:
-    """Return how much communication is hidden if no worker holds all parameters: ZeRO stage 3.
-
-    A part is computed once its parameters are gathered, in forward and again in backward; then its gradients are
-    reduced and scattered.
-
-    Args:
-        forward: its seconds.
-        backward: its seconds.
-        parts: in the order of forward.
-        gather: time to gather the parameters of a part.
-        scatter: time to reduce and scatter its gradients.
-        overlap: gradients are scattered while the next part computes.
-        prefetch: parameters are gathered while the previous part computes.
-    """
-    lane = _Lane()
-    computed = 0.0
-    for duration, order, is_backward in ((forward, parts, False), (backward, parts[::-1], True)):
-        begun = computed  # when the previous part began, and with it the gathering of this one
-        unscattered = 0.0
-        for part in order:
-            gathered = lane.run(begun if prefetch else computed, gather(part.size))
-            if unscattered:
-                lane.run(computed, scatter(unscattered))
-            begun = max(computed, gathered if overlap else lane.free)
-            computed = begun + part.share * duration
-            unscattered = part.size if is_backward else 0.0
-    if unscattered:
-        lane.run(computed, scatter(unscattered))
-    return lane.overlap(max(computed, lane.free) - forward - backward)
+def _layers(workload: Workload) -> list[Part]:
+    """Return the layers of a workload, if they are known, in the order of forward."""
+    total = sum(layer.weight for layer in workload.layers)
+    return [Part(layer.gradient_bytes, layer.weight / total) for layer in workload.layers]
 
 
-class _Lane:
-    """Does one thing after the other."""
-
-    def __init__(self, free: float = 0.0) -> None:
-        self.free = free
-        self.busy = 0.0
-
-    def run(self, ready: float, seconds: float) -> float:
-        """Start something when it is ready and the lane is free, and return when it ends."""
-        self.free = max(self.free, ready) + seconds
-        self.busy += seconds
-        return self.free
-
-    def overlap(self, exposed: float) -> Overlap:
-        """Return the exposed seconds, and the rest of the busy ones as hidden."""
-        exposed = max(exposed, 0.0)
-        return Overlap(exposed, max(self.busy - exposed, 0.0))
-
-
-def _pieces(size: float, first: float, others: float) -> list[float]:
-    pieces: list[float] = []
-    while size > 0:
-        pieces.append(min(size, others if pieces else first))
-        size -= pieces[-1]
+def _pieces(workload: Workload, first: float, others: float) -> list[Part]:
+    """Return parts of these sizes, which compute in proportion to their bytes."""
+    pieces, left = list[Part](), workload.gradient_bytes
+    while left > 0:
+        size = min(left, others if pieces else first)
+        pieces.append(Part(size, size / workload.gradient_bytes))
+        left -= size
     return pieces

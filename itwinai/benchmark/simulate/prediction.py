@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import NormalDist
 from typing import Literal, get_args
 
 from itwinai.benchmark.records import Scaling
-from itwinai.benchmark.simulate.collectives import Algorithm, Cost, all_gather, all_reduce, reduce_scatter
-from itwinai.benchmark.simulate.overlap import Overlap, Seconds, buckets_of, exchange_gradients, parts_of, run_sharded
+from itwinai.benchmark.simulate.overlap import communicate
 from itwinai.benchmark.simulate.strategy_models import StrategyModel
 from itwinai.benchmark.simulate.topology import Topology
 from itwinai.benchmark.simulate.workload import Workload
 from itwinai.errors import ConfigurationError
-
-Collective = Callable[[float, int, Topology, Algorithm], Cost]
 
 Precision = Literal["fp32", "mixed"]
 """``fp32``: all in 32 bits, also with autocast. ``mixed``: parameters and gradients in 16 bits, and the optimizer keeps
@@ -151,55 +149,6 @@ def _predict(
     )
 
 
-def communicate(
-    workload: Workload, topology: Topology, model: StrategyModel, workers: int, compute: float
-) -> tuple[Overlap, Cost]:
-    """Return the communication of one batch, as a mean over the accumulated batches: its overlap and its cost.
-
-    Stages 1 and 2 reduce-scatter the gradients and all-gather the parameters after the optimizer's step. Stage 3
-    gathers the parameters in forward and in backward and scatters the gradients: 1.5 times the bytes of an all-reduce
-    (Rajbhandari et al., "ZeRO: Memory optimizations toward training trillion parameter models", 2020, section 7). If
-    workers do not keep all gradients, they exchange those of each batch.
-
-    Args:
-        workload: of one worker.
-        topology: links between the workers.
-        model: how they exchange gradients.
-        workers: their number.
-        compute: seconds of forward and backward.
-    """
-    if workers == 1:
-        return Overlap(), Cost()
-    costs: list[Cost] = []
-
-    def timed(collective: Collective) -> Seconds:
-        def seconds(size: float) -> float:
-            costs.append(collective(size, workers, topology, model.algorithm))
-            return costs[-1].total
-
-        return seconds
-
-    backward = compute * workload.backward_share
-    if model.stage == 3:
-        overlap = run_sharded(
-            compute - backward,
-            backward,
-            parts_of(workload, model),
-            timed(all_gather),
-            timed(reduce_scatter),
-            overlap=model.overlap,
-            prefetch=model.prefetch and model.overlap,
-        )
-        return overlap, sum(costs, Cost())
-    collective = timed(reduce_scatter if model.stage else all_reduce)
-    overlap = exchange_gradients(backward, buckets_of(workload, model), collective, model.overlap)
-    times = 1 if model.keeps_gradients else model.accumulate  # between two steps of the optimizer
-    gathering = all_gather(workload.gradient_bytes, workers, topology, model.algorithm) if model.stage else Cost()
-    exposed, hidden = overlap.exposed * times + gathering.total, overlap.hidden * times
-    mean = Overlap(exposed / model.accumulate, hidden / model.accumulate)
-    return mean, (sum(costs, Cost()) * times + gathering) * (1 / model.accumulate)
-
-
 def model_memory(parameters: int, workers: int, stage: int, precision: Precision = "fp32") -> float:
     """Return the bytes of parameters, gradients and Adam's state on each worker; activations come on top.
 
@@ -240,14 +189,6 @@ def expected_maximum(number: int, reach: float = 12.0, step: float = 0.01) -> fl
     rule: exact to ten digits, because the integrand is smooth, 1 at the lower end and 0 at the upper one. (Blom's
     approximation is 4 % off for two values.)
     """
-    if number < 2:
-        return 0.0
+    below = NormalDist().cdf
     points = (-reach + index * step for index in range(1, round(2 * reach / step)))
-    return (sum(-math.expm1(number * _log_distribution(x)) for x in points) + 0.5) * step - reach
-
-
-def _log_distribution(x: float) -> float:
-    """Return the logarithm of the standard normal distribution function, accurate at both ends."""
-    if x < 0:
-        return math.log(math.erfc(-x / math.sqrt(2)) / 2)
-    return math.log1p(-math.erfc(x / math.sqrt(2)) / 2)
+    return 0.0 if number < 2 else (sum(1 - below(x) ** number for x in points) + 0.5) * step - reach

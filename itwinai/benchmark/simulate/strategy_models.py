@@ -67,7 +67,7 @@ def strategy_model(strategy: str, options: StrategyModel) -> StrategyModel:
     Horovod's tensor fusion differs from DDP's buckets in details that are left out.
 
     Args:
-        strategy: a name that the trainer takes, or ``zero1``, ``zero2`` or ``zero3``.
+        strategy: a name that the trainer accepts, or ``zero1``, ``zero2`` or ``zero3``.
         options: all but name and stage.
 
     Raises:

@@ -83,7 +83,7 @@ class Topology:
         if self.between is None:
             raise ConfigurationError(
                 f"More than {self.workers_per_node} workers need several nodes, and the link between nodes is not "
-                "known. Give --node-latency and --node-bandwidth, measure it in a job of two nodes, or take fewer "
+                "known. Give --node-latency and --node-bandwidth, measure it in a job of two nodes, or use fewer "
                 "workers."
             )
         return self.between

@@ -20,9 +20,9 @@ _RATES = {
     **{f"{size}/s": factor for size, factor in _SIZES.items()},
     **{f"{prefix}{bits}": factor / 8 for prefix, factor in _PREFIXES.items() for bits in ("bit/s", "b/s", "bps")},
 }
-_NUMBERS = {**_PREFIXES, "B": 1e9}
 
 _AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-zµμ/]*)\s*")
+_WORKERS = re.compile(r"([1-9]\d*(?:,[1-9]\d*)*)(?:,(?:\.\.\.|…),(\d+))?")
 
 
 def size_in_bytes(text: str) -> float:
@@ -42,7 +42,7 @@ def bytes_per_second(text: str) -> float:
 
 def number(text: str) -> int:
     """Return a whole number: ``25M``, ``1.3B``."""
-    value = _amount(text, "a number", _NUMBERS, "25M, 1.3B")
+    value = _amount(text, "a number", {**_PREFIXES, "B": 1e9}, "25M, 1.3B")
     if abs(value - round(value)) > 1e-6 * value:
         raise ConfigurationError(f"'{text}' is not a whole number. Write it like 25M or 1.3B.")
     return round(value)
@@ -50,20 +50,22 @@ def number(text: str) -> int:
 
 def numbers_of_workers(text: str) -> list[int]:
     """Return ascending numbers: ``1,2,4``, or ``1,2,4,...,4096``, which continues as it begins."""
-    words = [word.strip() for word in text.split(",")]
-    found: list[int] = []
-    for index, word in enumerate(words):
-        if word in ("...", "…"):
-            if index < 2 or index != len(words) - 2 or not words[-1].isdecimal():
-                raise ConfigurationError(
-                    f"'{text}': write dots between at least two numbers and the last one, as in 1,2,4,...,4096."
-                )
-            found += _between(found, int(words[-1]), text)
-        elif not word.isdecimal() or int(word) < 1:
-            raise ConfigurationError(f"'{text}': '{word}' is not a number of workers. Write them as 1,2,4,...,4096.")
-        else:
-            found.append(int(word))
-    return sorted(set(found))
+    match = _WORKERS.fullmatch(re.sub(r"\s", "", text))
+    if match is None:
+        raise ConfigurationError(f"'{text}' is not a list of numbers of workers. Write them as 1,2,4,...,4096.")
+    numbers = [int(word) for word in match[1].split(",")]
+    if match[2] is None:
+        return sorted(set(numbers))
+    last = int(match[2])
+    if len(numbers) < 2 or numbers[-2] >= numbers[-1]:
+        raise ConfigurationError(f"'{text}': write dots after at least two ascending numbers, as in 1,2,4,...,4096.")
+    # 1, 2 and 2, 4 could continue both ways: numbers of workers are multiplied rather than counted up.
+    step, (factor, rest) = numbers[-1] - numbers[-2], divmod(numbers[-1], numbers[-2])
+    while numbers[-1] < last:
+        numbers.append(numbers[-1] + step if rest else numbers[-1] * factor)
+    if numbers[-1] != last:
+        raise ConfigurationError(f"'{text}' does not reach {last} if it continues as it begins.")
+    return sorted(set(numbers))
 
 
 def _amount(text: str, kind: str, units: Mapping[str, float], examples: str) -> float:
@@ -79,19 +81,3 @@ def _amount(text: str, kind: str, units: Mapping[str, float], examples: str) -> 
     similar = [known for known in units if known and known.lower() == unit.lower()]
     hint = f" Did you mean {' or '.join(f'{value}{known}' for known in similar)}?" if similar else ""
     raise ConfigurationError(f"'{text}' is not {kind}: unknown unit '{unit}'.{hint} Write it like {examples}.")
-
-
-def _between(found: list[int], last: int, text: str) -> list[int]:
-    """Return the numbers that the dots stand for."""
-    before, latest = found[-2:]
-    step, factor = latest - before, latest // before
-    # 1, 2 and 2, 4 could continue both ways: numbers of workers are multiplied rather than counted up.
-    multiplied = latest == factor * before and factor > 1
-    numbers: list[int] = []
-    following = latest * factor if multiplied else latest + step
-    while latest < following < last:
-        numbers.append(following)
-        following = following * factor if multiplied else following + step
-    if following != last:
-        raise ConfigurationError(f"'{text}' does not reach {last} if it continues as it begins.")
-    return numbers

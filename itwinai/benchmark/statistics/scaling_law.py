@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from itwinai.benchmark.records import Scaling
 from itwinai.benchmark.statistics.confidence_intervals import CONFIDENCE, Estimate
 from itwinai.benchmark.statistics.scaling_models import (
     CellTimes,
@@ -23,7 +24,7 @@ from itwinai.benchmark.statistics.scaling_models import (
 )
 from itwinai.benchmark.statistics.summary import CellSummary, Series
 from itwinai.errors import ConfigurationError
-from itwinai.reporting.formatting import percent_text
+from itwinai.reporting.formatting import percent_text, time_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -177,7 +178,7 @@ def fit(series: Series) -> FittedLaw | NoFit:
     values = criteria(models, times, squares, np.array([times.within]))[:, 0]
     best = int(values.argmin())
     model = models[best]
-    resampled, within = _resampled(times, *times.noise(float(squares[best, 0]), len(model.terms)))
+    resampled, within = _resampled(times, *times.noise(float(squares[best, 0]), len(model.columns)))
     drawn, squares_drawn = fit_models(models, times, resampled)
     chosen = criteria(models, times, squares_drawn, within).argmin(axis=0)
     parameters, parameters_drawn = (model.parameters(one) for one in (factors[best, 0], drawn[best]))
@@ -188,13 +189,14 @@ def fit(series: Series) -> FittedLaw | NoFit:
         name: _estimate(float(value), parameters_drawn[name], times.runs) for name, value in parameters.items()
     }
     deviation = math.sqrt(squares[best, 0] / times.runs)
-    said = [model.text(series.scaling, estimates), _choice(models, times, values), *_cautions(cells, deviation)]
     return FittedLaw(
         series=series,
         name=model.name,
         formula=model.formula,
         parameters=estimates,
-        words=" ".join(said),
+        words=" ".join(
+            [*_meaning(series.scaling, estimates), *_choice(models, times, values), *_cautions(cells, deviation)]
+        ),
         workers=times.workers,
         runs=times.runs,
         deviation=deviation,
@@ -220,17 +222,39 @@ def _estimate(value: float, drawn: NDArray[np.float64], runs: int) -> Estimate:
     return Estimate(value, min(float(low), value), max(float(high), value), runs)
 
 
-def _choice(models: Sequence[ScalingModel], times: CellTimes, values: NDArray[np.float64]) -> str:
-    """Return why a model was chosen, in a sentence or two."""
-    order = [int(index) for index in values.argsort()]
-    best, second = models[order[0]], models[order[1]]
+def _meaning(scaling: Scaling, parameters: Mapping[str, Estimate]) -> list[str]:
+    """Return what a law with these parameters says, in sentences."""
+    sentences = []
+    if "serial_share" in parameters:
+        sentences.append(
+            f"More workers do not shorten {percent_text(parameters['serial_share'])} of the step of one worker: work "
+            "that is not divided, or communication, which strong scaling cannot tell apart."
+        )
+    if "transfer" in parameters:
+        sentences.append(f"Sending gradients takes up to {time_text(parameters['transfer'].times(2))} of a step.")
+    if "latency" in parameters:
+        latency = time_text(parameters["latency"])
+        sentences.append(f"Each further worker adds {latency} to a step: the latency of a ring.")
+    if sentences:
+        return sentences
+    if scaling == "strong":
+        return ["The work is divided among the workers, at no cost that stands out from the noise."]
+    return ["A step takes equally long with any number of workers, within the noise."]
+
+
+def _choice(models: Sequence[ScalingModel], times: CellTimes, values: NDArray[np.float64]) -> list[str]:
+    """Return why a model was chosen, in sentences."""
+    best, second = sorted(zip(values.tolist(), models, strict=True), key=lambda one: one[0])[:2]
+    lead = second[0] - best[0]
     runs = f"{times.runs} runs with {len(times.workers)} numbers of workers"
-    text = f"'{best.name}' was chosen among {len(models)} models for {runs}"
+    chosen = f"'{best[1].name}' was chosen among {len(models)} models for {runs}"
     if not enough_runs(models, times):
-        return f"{text}: each further parameter had to halve the variance. More repeats make the choice more certain."
-    lead = float(values[order[1]] - values[order[0]])
-    close = f"; '{second.name}' is about as good" if lead <= CLOSE else ""
-    return f"{text}: its AICc is {lead:.1f} lower than that of '{second.name}'{close}."
+        return [
+            f"{chosen}: each further parameter had to halve the variance.",
+            "More repeats make the choice more certain.",
+        ]
+    close = f"; '{second[1].name}' is about as good" if lead <= CLOSE else ""
+    return [f"{chosen}: its AICc is {lead:.1f} lower than that of '{second[1].name}'{close}."]
 
 
 def _cautions(cells: Sequence[CellSummary], deviation: float) -> list[str]:

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from itwinai.benchmark.records import Scaling
-from itwinai.benchmark.statistics.confidence_intervals import Estimate
 from itwinai.benchmark.statistics.summary import CellSummary
-from itwinai.reporting.formatting import percent_text, time_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,8 +32,6 @@ SPARE = 4
 
 EXACT = 1e-9
 """Relative deviation that counts as rounding, so that the simplest of several exact models is chosen."""
-
-_DIVIDED, _CONSTANT, _PER_WORKER, _RING = range(4)
 
 
 def terms(workers: Sequence[int] | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -63,70 +59,36 @@ class ScalingModel:
     formula: str
     columns: Mapping[str, int]
 
-    @property
-    def terms(self) -> tuple[int, ...]:
-        """Columns of `terms` that it has."""
-        return tuple(self.columns.values())
-
     def parameters(self, factors: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         """Return the values of its parameters, from the factors of all terms along the last axis."""
         values = {name: factors[..., column] for name, column in self.columns.items()}
         if "serial_share" in values:
-            whole = values["one_worker"] + values["serial_share"]
-            return {"one_worker": whole, "serial_share": values["serial_share"] / whole}
+            values["one_worker"] = values["one_worker"] + values["serial_share"]
+            values["serial_share"] = values["serial_share"] / values["one_worker"]
         return values
-
-    def text(self, scaling: Scaling, parameters: Mapping[str, Estimate]) -> str:
-        """Return what it says with these parameters, in sentences."""
-        sentences = {
-            "serial_share": lambda share: (
-                f"More workers do not shorten {percent_text(share)} of the step of one worker: work that is not "
-                "divided, or communication, which strong scaling cannot tell apart."
-            ),
-            "transfer": lambda time: f"Sending gradients takes up to {time_text(time.times(2))} of a step.",
-            "latency": lambda time: f"Each further worker adds {time_text(time)} to a step: the latency of a ring.",
-        }
-        found = [text(parameters[name]) for name, text in sentences.items() if name in parameters]
-        ideal = {
-            "strong": "The work is divided among the workers, at no cost that stands out from the noise.",
-            "weak": "A step takes equally long with any number of workers, within the noise.",
-        }
-        return " ".join(found) or ideal[scaling]
-
-
-# With strong scaling no model has both serial work and the volume of a ring: they grow alike with the number of
-# workers, 2 (N - 1) / N = 2 - 2 / N, so that no measurement tells them apart.
-_MODELS: Mapping[Scaling, tuple[ScalingModel, ...]] = {
-    "strong": (
-        ScalingModel("ideal scaling", "t = work / N", {"work": _DIVIDED}),
-        ScalingModel(
-            "Amdahl's law",
-            "t = one_worker (serial_share + (1 - serial_share) / N)",
-            {"one_worker": _DIVIDED, "serial_share": _CONSTANT},
-        ),
-        ScalingModel("latency", "t = work / N + latency (N - 1)", {"work": _DIVIDED, "latency": _PER_WORKER}),
-        ScalingModel(
-            "ring all-reduce",
-            "t = work / N + latency (N - 1) + transfer 2 (N - 1) / N",
-            {"work": _DIVIDED, "latency": _PER_WORKER, "transfer": _RING},
-        ),
-    ),
-    "weak": (
-        ScalingModel("ideal scaling", "t = work", {"work": _CONSTANT}),
-        ScalingModel("transfer", "t = work + transfer 2 (N - 1) / N", {"work": _CONSTANT, "transfer": _RING}),
-        ScalingModel("latency", "t = work + latency (N - 1)", {"work": _CONSTANT, "latency": _PER_WORKER}),
-        ScalingModel(
-            "ring all-reduce",
-            "t = work + latency (N - 1) + transfer 2 (N - 1) / N",
-            {"work": _CONSTANT, "latency": _PER_WORKER, "transfer": _RING},
-        ),
-    ),
-}
 
 
 def models_for(scaling: Scaling, counts: int) -> list[ScalingModel]:
-    """Return the models with fewer parameters than ``counts`` measured numbers of workers, the simplest first."""
-    return [model for model in _MODELS[scaling] if len(model.terms) < counts]
+    """Return the models with fewer parameters than ``counts`` measured numbers of workers, the simplest first.
+
+    With strong scaling none has both serial work and the volume of a ring: they grow alike with the number of workers,
+    2 (N - 1) / N = 2 - 2 / N, so that no measurement tells them apart.
+    """
+    latency, transfer = "latency (N - 1)", "transfer 2 (N - 1) / N"
+    if scaling == "strong":
+        work, alone = "t = work / N", {"work": 0}
+        shares = {"one_worker": 0, "serial_share": 1}
+        second = ScalingModel("Amdahl's law", "t = one_worker (serial_share + (1 - serial_share) / N)", shares)
+    else:
+        work, alone = "t = work", {"work": 1}
+        second = ScalingModel("transfer", f"{work} + {transfer}", {**alone, "transfer": 3})
+    models = [
+        ScalingModel("ideal scaling", work, alone),
+        second,
+        ScalingModel("latency", f"{work} + {latency}", {**alone, "latency": 2}),
+        ScalingModel("ring all-reduce", f"{work} + {latency} + {transfer}", {**alone, "latency": 2, "transfer": 3}),
+    ]
+    return [model for model in models if len(model.columns) < counts]
 
 
 def gustafson(workers: Sequence[int], factors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -208,10 +170,11 @@ def fit_models(
     """
     weights = np.sqrt(times.repeats) / times.means
     design, wanted = terms(times.workers) * weights[:, None], means * weights
-    fits = [_not_negative(design, wanted, model.terms) for model in models]
+    fits = [_not_negative(design, wanted, list(model.columns.values())) for model in models]
     for model, (factors, _) in zip(models, fits, strict=True):
         # No step takes no time, though some draws are fitted best so, and a speed-up is a quotient.
-        np.maximum(factors[:, model.terms[0]], EXACT * times.means.min(), out=factors[:, model.terms[0]])
+        first = next(iter(model.columns.values()))
+        factors[:, first] = np.maximum(factors[:, first], EXACT * times.means.min())
     return np.stack([factors for factors, _ in fits]), np.stack([squares for _, squares in fits])
 
 
@@ -226,7 +189,7 @@ def criteria(
         squares: from `fit_models`.
         within: sum of the squared deviations within cells, by experiment.
     """
-    parameters = np.array([[len(model.terms)] for model in models])
+    parameters = np.array([[len(model.columns)] for model in models])
     if not enough_runs(models, times):
         freedom = len(times.workers) - parameters
         return math.log(2) * parameters + np.log(squares / freedom + EXACT**2)
@@ -237,7 +200,7 @@ def criteria(
 
 def enough_runs(models: Sequence[ScalingModel], times: CellTimes) -> bool:
     """Tell whether AICc can choose among these models; if not, each further parameter has to halve the variance."""
-    return times.runs >= max(len(model.terms) for model in models) + SPARE
+    return times.runs >= max(len(model.columns) for model in models) + SPARE
 
 
 def _not_negative(

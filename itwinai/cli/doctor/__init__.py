@@ -18,8 +18,7 @@ from pathlib import Path
 from itwinai.cli.arguments import ArgumentParser
 from itwinai.cli.doctor.child_process import summarize, write_record
 from itwinai.cli.doctor.machine import describe_machine
-from itwinai.cli.doctor.package_inspection import inspect, inspect_here
-from itwinai.cli.doctor.packages import INSTALL, describe_installed
+from itwinai.cli.doctor.packages import INSTALL, describe_installed, inspect, inspect_here
 from itwinai.cli.doctor.progress import ProgressLine
 from itwinai.cli.doctor.report import (
     format_end,

@@ -41,7 +41,7 @@ class ProgressLine:
             self._drawn = line
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Clear the line."""
         if self._drawn:
             self._write(CLEAR_LINE)
             self._drawn = ""

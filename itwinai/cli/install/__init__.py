@@ -25,7 +25,7 @@ respected, as in
 
 def _version(text: str) -> str:
     if not re.fullmatch(r"\d+(\.\d+)+", text):
-        raise argparse.ArgumentTypeError(f"'{text}' is no release number such as 0.28.1")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a release number such as 0.28.1")
     return text
 
 

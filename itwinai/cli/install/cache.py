@@ -54,5 +54,5 @@ def one_at_a_time(plan: Plan) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             # some network file systems have no locks: two builds are slower, not wrong
-            print(f"No lock in {plan.folder} ({error.strerror}); going on without.", flush=True)
+            print(f"No lock in {plan.folder} ({error.strerror}); continuing without.", flush=True)
         yield

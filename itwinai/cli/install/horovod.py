@@ -52,7 +52,7 @@ def install(plan: Plan, force: bool = False, wheel_only: bool = False, verbose: 
 
 
 def obtain_wheel(plan: Plan, force: bool = False, verbose: bool = False) -> tuple[Path, Loaded, float]:
-    """Take the wheel from the cache, or build it; one that does not load is built again, once.
+    """Get the wheel from the cache, or build it; one that does not load is built again, once.
 
     Args:
         plan: what is wanted.

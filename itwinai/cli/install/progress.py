@@ -32,7 +32,7 @@ class BuildProgress:
         self.phase, self.percent = "starting", 0
 
     def feed(self, line: str) -> None:
-        """Take in one line of the build's output."""
+        """Read one line of the build's output."""
         phase, percent = parse_phase(line), parse_percent(line)
         if percent is not None:
             self.percent = max(self.percent, percent)

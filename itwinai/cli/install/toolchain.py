@@ -68,7 +68,7 @@ def check_cmake(env: Mapping[str, str]) -> Check:
 
 
 def check_make(env: Mapping[str, str]) -> Check:
-    """Check for make: Horovod's setup.py passes arguments that only make takes, so ninja does not do."""
+    """Check for make: Horovod's setup.py passes arguments that only make accepts, so ninja does not do."""
     found = find_program(env, "gmake", "make")
     return Check("make", found, "no make on PATH", "apt-get install make   |   conda install make")
 

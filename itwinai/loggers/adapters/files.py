@@ -44,7 +44,7 @@ def within(seconds: float, call: Callable[[], None], destination: str) -> None:
     """Call something in a thread, and wait for it no longer than so many seconds.
 
     Raises:
-        LoggerError: it has not ended by then; it goes on until the process ends.
+        LoggerError: it has not ended by then; it continues until the process ends.
         Exception: what the call has raised.
     """
     raised: list[Exception] = []

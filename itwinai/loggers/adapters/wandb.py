@@ -94,7 +94,7 @@ class WandbAdapter(LoggerAdapter):
             job_type="rank",
             dir=self.logger.save_dir,
             mode="offline" if main.offline else "online",
-            reinit="create_new",  # beside the run of the logger, which goes on
+            reinit="create_new",  # beside the run of the logger, which continues
             config={"rank": rank},
         )
 

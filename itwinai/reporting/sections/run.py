@@ -83,11 +83,11 @@ class RunTimes:
         return (number / seconds, "with validation left out") if seconds > 0 else None
 
 
-def run_section(course: RunTimes, facts: RunFacts, places: Sequence[str]) -> Section:
+def run_section(times: RunTimes, facts: RunFacts, places: Sequence[str]) -> Section:
     """Return how a fit went, and where things are.
 
     Args:
-        course: how it went.
+        times: how it went.
         facts: where it ran.
         places: where its loggers wrote to.
     """
@@ -95,30 +95,30 @@ def run_section(course: RunTimes, facts: RunFacts, places: Sequence[str]) -> Sec
     workers = count_text(launch.world_size, "worker")
     nodes = f" on {launch.nodes} nodes" if launch.nodes > 1 else ""
     told = {
-        "run": f"{course.module} with {launch.strategy}, {workers}{nodes} ({launch.device}), {course.end}",
-        "trained": f"{count_text(course.epochs, 'epoch')}, {count_text(course.steps, 'step')} in "
-        f"{span_text(course.seconds)}",
+        "run": f"{times.module} with {launch.strategy}, {workers}{nodes} ({launch.device}), {times.end}",
+        "trained": f"{count_text(times.epochs, 'epoch')}, {count_text(times.steps, 'step')} in "
+        f"{span_text(times.seconds)}",
     }
     missing = []
-    told |= _speed(course)
-    if course.batches and course.samples is None:
-        missing.append(f"the number of samples: {course.unknown_samples}")
-    shares = course.time.shares(course.seconds)
-    if course.batches and shares:
+    told |= _speed(times)
+    if times.batches and times.samples is None:
+        missing.append(f"the number of samples: {times.unknown_samples}")
+    shares = times.time.shares(times.seconds)
+    if times.batches and shares:
         told["time"] = ", ".join(f"{name} {percent_text(share)}" for name, share in shares.items() if share >= 0.005)
-    if course.checkpoint:
-        told["best checkpoint" if course.is_best else "last checkpoint"] = course.checkpoint
+    if times.checkpoint:
+        told["best checkpoint" if times.is_best else "last checkpoint"] = times.checkpoint
     for number, place in enumerate(places):
         told["logged to" if number == 0 else f"logged to ({number + 1})"] = place
     return Section("Run", told, missing=missing)
 
 
-def _speed(course: RunTimes) -> dict[str, str]:
+def _speed(times: RunTimes) -> dict[str, str]:
     """Return the samples and how many of them went by per second, or the same of batches where they are unknown."""
-    what, number = ("samples", course.samples) if course.samples else ("batches", course.batches)
+    what, number = ("samples", times.samples) if times.samples else ("batches", times.batches)
     if not number:
         return {}
-    speed = course.per_second(number)
+    speed = times.per_second(number)
     return {what: f"{number:,}" + (f", {speed[0]:,.0f} per second {speed[1]}" if speed else "")}
 
 

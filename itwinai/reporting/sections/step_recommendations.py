@@ -66,7 +66,7 @@ def too_few(splits: Sequence[StepSplit]) -> str:
     """Return why no advice can be given, or an empty text if it can."""
     least = min((split.steps for split in splits), default=0)
     steps = "1 step was" if least == 1 else f"{least} steps were"
-    return "" if least >= FEWEST else f"what could be better: only {steps} timed; it takes {FEWEST} for any advice"
+    return "" if least >= FEWEST else f"what could be better: only {steps} timed; it needs {FEWEST} for any advice"
 
 
 def advise(splits: Sequence[StepSplit], setting: Setting) -> list[str]:
