@@ -41,6 +41,8 @@ _FRAMEWORKS = frozenset(
     )
 )
 
+_OWN_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -188,7 +190,10 @@ def _only_raises(entry: TracebackType) -> bool:
 
 def is_of_framework(entry: TracebackType) -> bool:
     """Tell whether the outermost frame of a traceback is in a framework."""
-    return is_framework(str(entry.tb_frame.f_globals.get("__name__", "")))
+    frame = entry.tb_frame
+    if frame.f_code.co_filename.startswith(_OWN_FOLDER):  # also as __main__, under `python -m itwinai.cli.main`
+        return True
+    return is_framework(str(frame.f_globals.get("__name__", "")))
 
 
 def is_framework(module: str) -> bool:
