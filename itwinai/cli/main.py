@@ -83,8 +83,6 @@ def report(error: Exception) -> None:
 
     hide_framework_frames(error)
     entry = error.__traceback__
-    while entry is not None and entry.tb_frame.f_code.co_filename == __file__:  # `python -m` calls this file __main__
-        entry = entry.tb_next
     if isinstance(error, (ItwinaiError, MisconfigurationException)) and (entry is None or is_of_framework(entry)):
         print(f"error: {error}", file=sys.stderr)
     else:
