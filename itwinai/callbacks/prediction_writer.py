@@ -24,6 +24,7 @@ from itwinai.drawn import Done, Drawn
 from itwinai.errors import ConfigurationError, MissingPackageError
 from itwinai.io.atomic import remove_parts
 from itwinai.loops.prediction import LeanPredictionLoop
+from itwinai.reporting.formatting import path_text
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class PredictionWriter(BasePredictionWriter):
     Every worker writes shards as it goes, to the folder ``<output>.partial``. At the end they are joined without being
     loaded, and the folder is removed. A prediction that was interrupted is resumed by the same call, also with another
     number of workers: what is on disk is not predicted again. Memory stays flat, so ``trainer.predict`` returns nothing
-    unless you pass ``return_predictions=True``.
+    unless you pass ``return_predictions=True``. With ``fast_dev_run`` nothing is written.
 
     The column ``index`` is the index of the sample in the dataset; for an iterable dataset, its place in the order in
     which one process would predict. Further columns follow from what ``predict_step`` returns: a tensor of shape
@@ -81,7 +82,7 @@ class PredictionWriter(BasePredictionWriter):
             raise MissingPackageError(
                 "PredictionWriter needs the package pyarrow: pip install 'itwinai[predictions]'"
             ) from error
-        self.output = Path(output)
+        self.output = Path(output).absolute()  # workers of Ray may have another working folder
         format_of(self.output)
         self.columns = dict(columns) if isinstance(columns, Mapping) else _named(columns)
         self.overwrite = overwrite
@@ -106,7 +107,7 @@ class PredictionWriter(BasePredictionWriter):
         """Raise a `ConfigurationError` if the file exists, nothing is resumed, and it is not to be replaced."""
         if self.output.exists() and not self.overwrite and self._folder.task() is None:
             raise ConfigurationError(
-                f"{self.output} exists. Give another name, delete it, or replace it with "
+                f"{path_text(self.output)} exists. Give another name, delete it, or replace it with "
                 "PredictionWriter(overwrite=True) (itwinai predict --overwrite).",
                 argument="output",
             )
@@ -121,6 +122,8 @@ class PredictionWriter(BasePredictionWriter):
         """
         from itwinai.predictions.shards import Task
 
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return [(Done(), None) for _ in samples]
         begun: tuple[list[np.ndarray[Any, Any]], tuple[int | None, ...]] | ConfigurationError | None = None
         if trainer.is_global_zero:
             module = trainer.lightning_module
@@ -156,9 +159,9 @@ class PredictionWriter(BasePredictionWriter):
             return [np.empty(0, np.int64) for _ in task.loaders], task.limits
         if (difference := before.differs_from(task)) is not None:
             raise ConfigurationError(
-                f"{folder.path} holds an interrupted prediction of something else: {difference}. Give another name for "
-                "the output, delete the folder, or predict all samples again with PredictionWriter(overwrite=True) "
-                "(itwinai predict --overwrite).",
+                f"{path_text(folder.path)} holds an interrupted prediction of something else: {difference}. Give "
+                "another name for the output, delete the folder, or predict all samples again with "
+                "PredictionWriter(overwrite=True) (itwinai predict --overwrite).",
                 argument="output",
             )
         folder.clean()
@@ -166,14 +169,16 @@ class PredictionWriter(BasePredictionWriter):
         for shard in shards:
             if shard.order == "rank" and shard.world_size != world_size:
                 raise ConfigurationError(
-                    f"{folder.path} holds an interrupted prediction of a dataset that divides itself among "
+                    f"{path_text(folder.path)} holds an interrupted prediction of a dataset that divides itself among "
                     f"{shard.world_size} workers, and this run has {world_size}: it is unknown which samples are "
                     f"missing. Use {shard.world_size} workers, or predict all samples again with overwrite=True."
                 )
             done[shard.loader].append(numbers_of(shard.keys(), shard.order))
         numbers = [np.unique(np.concatenate(parts)) for parts in done]
         if found := sum(map(len, numbers)):
-            rank_zero_info(f"itwinai: resuming {self.output}: {found:,} samples or batches are predicted already")
+            rank_zero_info(
+                f"itwinai: resuming {path_text(self.output)}: {found:,} samples or batches are predicted already"
+            )
         return numbers, before.limits
 
     @override
@@ -208,6 +213,8 @@ class PredictionWriter(BasePredictionWriter):
             rows = in_batch or 1 if (found := rows_in(prediction)) is None else found
             keys = (drawn.number << ROW_BITS) + np.arange(rows, dtype=np.int64)
         columns = picked(batch, self.columns, rows) | columns_of(prediction, rows)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         buffer = self._buffers.get(dataloader_idx)
         if buffer is None:
             for other in self._buffers.values():  # loaders come one after the other
@@ -226,6 +233,8 @@ class PredictionWriter(BasePredictionWriter):
         """
         from itwinai.predictions.joined import join
 
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         for buffer in self._buffers.values():
             buffer.flush()
         own = {index: buffer.rows for index, buffer in self._buffers.items()}
@@ -248,7 +257,7 @@ class PredictionWriter(BasePredictionWriter):
             seconds = max(time.monotonic() - self._began, 1e-9)
             new = sum(sum(one.values()) for one in gathered)
             rank_zero_info(
-                f"itwinai: {sum(self.samples):,} samples in {self.output} ({new:,} in {seconds:.1f} s, "
+                f"itwinai: {sum(self.samples):,} samples in {path_text(self.output)} ({new:,} in {seconds:.1f} s, "
                 f"{new / seconds:,.0f} samples/s)"
             )
 
@@ -274,7 +283,8 @@ class PredictionWriter(BasePredictionWriter):
         without = " without overwrite" if self.overwrite else ""
         if self._folder.shards():
             rank_zero_info(
-                f"itwinai: what is predicted is kept in {self._folder.path}; the same call{without} resumes it"
+                f"itwinai: what is predicted is kept in {path_text(self._folder.path)}; the same call{without} resumes "
+                "it"
             )
 
 

@@ -170,7 +170,11 @@ def _read(path: str, weights_only: bool) -> dict[str, Any]:
     filesystem, place = fsspec.core.url_to_fs(path)
     if not filesystem.exists(place):
         beside = [] if "://" in path else [str(one) for one in Path(path).parent.glob(f"*{EXTENSION}")]
-        raise MissingCheckpointError(f"There is no checkpoint {path} (in {Path.cwd()}).{did_you_mean(path, beside)}")
+        there = f" Checkpoints beside it: {', '.join(sorted(beside)[:5])}." if beside else ""
+        raise MissingCheckpointError(
+            f"There is no checkpoint {path} (in {Path.cwd()}).{did_you_mean(path, beside)}{there} The last line of a "
+            "run names its checkpoint."
+        )
     if filesystem.isdir(place) and not sharded.is_sharded(path):
         inside = sorted(name.rpartition("/")[2] for name in filesystem.ls(place, detail=False))
         checkpoints = [name for name in inside if name.endswith(EXTENSION)]

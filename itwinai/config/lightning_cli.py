@@ -207,7 +207,7 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
             "itwinai": version("itwinai"),
         }
         write_whole(Path(output), json.dumps(finite(results), indent=2) + "\n")
-        _say(f"itwinai: {len(metrics)} metrics in {output}")
+        _say(f"itwinai: {', '.join(metrics)} written to {output}")
 
     def before_predict(self) -> None:
         """Check that there is data; write the predictions, or say before a long run that they will be lost."""

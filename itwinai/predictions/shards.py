@@ -68,7 +68,10 @@ class Task:
             "weights": "the module has other weights",
             "module": "it is another module",
         }
-        return next((text for name, text in ways.items() if getattr(self, name) != getattr(other, name)), None)
+        values = {name: (getattr(self, name), getattr(other, name)) for name in ways}
+        if None in values["weights"]:  # one of the two does not know
+            del values["weights"]
+        return next((ways[name] for name, (own, its) in values.items() if own != its), None)
 
 
 @dataclass(frozen=True)

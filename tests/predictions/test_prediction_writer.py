@@ -43,6 +43,13 @@ class Model(LightningModule):
         return batch[0] * self.weight
 
 
+class OfBatches(Model):
+    """Returns one number for a batch."""
+
+    def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return batch[0].sum()
+
+
 def loader(samples: int = 20, batch_size: int = 3, **options: Any) -> DataLoader:
     x = torch.arange(float(samples))
     return DataLoader(TensorDataset(x, x.long()), batch_size, **options)
@@ -130,6 +137,25 @@ def test_interrupted_prediction_of_something_else(
     assert interrupt(output, monkeypatch) == done  # nothing is lost
     predict(output, model, data, columns=columns, overwrite=True)
     assert len(values(output)) == len(data.dataset)
+
+
+def test_resumed_under_a_strategy_that_does_not_know_all_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "p.parquet"
+    interrupt(output, monkeypatch)
+    predict(output, Model(fails_at=5.0), strategy="deepspeed_stage_3", devices=2)
+    assert values(output) == [2.0 * one for one in range(20)]
+
+
+def test_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "p.parquet"
+    done = interrupt(output, monkeypatch)
+    trainer = make_trainer("auto", 1, callbacks=PredictionWriter(output), fast_dev_run=True)
+    trainer.predict(Model(), loader())
+    assert interrupt(output, monkeypatch) == done and not output.exists()
+    with pytest.raises(ConfigurationError, match="has a row for each sample"):  # what would fail later fails here
+        trainer.predict(OfBatches(), loader())
 
 
 @pytest.mark.parametrize("workers", [1, 2])
