@@ -19,6 +19,7 @@ from lightning.pytorch import Trainer
 from itwinai.compat import lightning_loops, lightning_signals
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.optimization import LeanOptimization
+from itwinai.loops.prediction import LeanPredictionLoop
 from itwinai.loops.results import LeanLoggerConnector, LeanResults
 from itwinai.loops.training import LeanTrainingEpochLoop
 from tests.compat.examples import make_trainer
@@ -115,6 +116,29 @@ RECORDED: dict[str, dict[str, dict[str, str]]] = {
             "_EvaluationLoop._build_step_args_from_hook_kwargs": "b7ca144eadec",
             "_EvaluationLoop._on_evaluation_end": "ff9dedcd3ae1",
             "_EvaluationLoop.setup_data": "8c88f41853eb",
+        },
+        "pytorch.loops.prediction_loop": {
+            "_PredictionLoop.__init__": "17289f7081a6",
+            "_PredictionLoop.return_predictions": "5ef66510bef8",
+            "_PredictionLoop.num_dataloaders": "845b8a5320d7",
+            "_PredictionLoop.skip": "e64b2fa5d4bc",
+            "_PredictionLoop.run": "7d7d145da33d",
+            "_PredictionLoop.setup_data": "59aef1212ec1",
+            "_PredictionLoop.reset": "47249f2b7a40",
+            "_PredictionLoop.on_run_start": "fb1216bc5766",
+            "_PredictionLoop.on_run_end": "19c28f412fd4",
+            "_PredictionLoop._predict_step": "bd77b95759b0",
+            "_PredictionLoop._build_kwargs": "0079d98d3aef",
+            "_PredictionLoop._build_step_args_from_hook_kwargs": "b7ca144eadec",
+            "_PredictionLoop._get_batch_indices": "5ab52f7d6616",
+            "_PredictionLoop._store_data_for_prediction_writer": "9c9ca4740f18",
+            "_PredictionLoop._on_before_fetch": "e35ff4637a76",
+            "_PredictionLoop._on_after_fetch": "8edf4a3f0c14",
+        },
+        "pytorch.overrides.distributed": {
+            "_IndexBatchSamplerWrapper.__init__": "f902137c57ba",
+            "_IndexBatchSamplerWrapper.__next__": "71a8a1074aeb",
+            "_IndexBatchSamplerWrapper.__iter__": "72f9e53dcd56",
         },
         "pytorch.loops.optimization.automatic": {
             "ClosureResult.__post_init__": "07bea196b06e",
@@ -216,6 +240,7 @@ RECORDED: dict[str, dict[str, dict[str, str]]] = {
             "_SignalConnector.teardown": "e919e503e655",
         },
         "pytorch.core.module": {
+            "LightningModule.predict_step": "c4492b58748d",
             "LightningModule.log": "1116025d78ab",
             "LightningModule.log_dict": "010aa7252723",
             "LightningModule.__to_tensor": "cf95a1a50885",
@@ -239,6 +264,7 @@ RECORDED: dict[str, dict[str, dict[str, str]]] = {
             "LightningOptimizer._to_lightning_optimizer": "1d68aeaa1686",
         },
         "pytorch.strategies.strategy": {
+            "Strategy.predict_step": "bef63a1fe6f1",
             "Strategy.optimizers": "2248e2c9d63c",
             "Strategy.training_step": "fe1642fac085",
             "Strategy.validation_step": "41303a951b40",
@@ -256,6 +282,7 @@ RECORDED: dict[str, dict[str, dict[str, str]]] = {
             "ParallelStrategy.block_backward_sync": "a80f9c6df09e",
         },
         "pytorch.plugins.precision.precision": {
+            "Precision.predict_step_context": "522f0971f1c2",
             "Precision.pre_backward": "0275bf41bb28",
             "Precision.backward": "e217bb3563e9",
             "Precision.post_backward": "0e01b5796bee",
@@ -358,6 +385,8 @@ HOOKS = {
         "on_validation_batch_end",
         "on_test_batch_start",
         "on_test_batch_end",
+        "on_predict_batch_start",
+        "on_predict_batch_end",
         "on_before_zero_grad",
         "on_before_backward",
         "on_after_backward",
@@ -398,6 +427,12 @@ OURS: dict[type, tuple[Callable[[Trainer], Any], set[str], set[str]]] = {
         {"_evaluation_step", "_on_evaluation_end", "_store_dataloader_outputs"},
         {"_last_val_dl_reload_epoch"},
     ),
+    lightning_loops.PredictionLoop: (
+        lambda trainer: trainer.predict_loop,
+        {"_predict_step", "return_predictions"},
+        set(),
+    ),
+    LeanPredictionLoop: (lambda trainer: trainer.predict_loop, {"on_run_start", "run", "setup_data", "skip"}, set()),
     lightning_signals.SignalConnector: (
         lambda trainer: trainer._signal_connector,
         {"_sigterm_notifier_fn", "_slurm_sigusr_handler_fn", "register_signal_handlers", "teardown"},
@@ -453,7 +488,7 @@ def overridden(ours: type, name: str) -> tuple[str, str]:
 def test_our_classes_override_recorded_methods_of_lightning_by_their_signature(ours: type, name: str) -> None:
     module, qualified = overridden(ours, name)
     assert qualified in RECORDED[LATEST][module]
-    ((node, _),) = definitions(module)[qualified]
+    (node, _), *_ = definitions(module)[qualified]  # of a property, and of its setter
     definition = vars(ours)[name]
     assert isinstance(definition, property) is ("property" in map(ast.unparse, node.decorator_list))
     mine, theirs = (
