@@ -24,6 +24,7 @@ from itwinai.inference import frames, rows
 from itwinai.inference.batching import Batching, Request
 from itwinai.inference.loading import load_any
 from itwinai.inference.module_runner import Method, ModuleRunner
+from itwinai.tracebacks import hides_framework_frames
 
 if TYPE_CHECKING:
     from itwinai.compat.lightning_trainer import PrecisionInput
@@ -99,6 +100,7 @@ class Predictor:
         return self._runner.device
 
     @classmethod
+    @hides_framework_frames
     def load(
         cls,
         source: str | Path,

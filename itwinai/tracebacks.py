@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import linecache
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ _FRAMEWORKS = frozenset(
     )
 )
 
+_OWN_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -75,8 +78,8 @@ def hides_framework_frames(entry_point: Callable[P, R]) -> Callable[P, R]:
 def hide_framework_frames(error: BaseException) -> None:
     """Remove the frames of frameworks from an exception's traceback, and from those of the exceptions behind it.
 
-    The innermost frame stays, as it may be the call of torch that the user's line leads to. The exceptions of itwinai
-    say by themselves what is wrong. A note says how many frames are hidden.
+    The innermost frame stays unless it only raises: it may be the call of torch that the user's line leads to. The
+    exceptions of itwinai say by themselves what is wrong. A note says how many frames are hidden.
     """
     if shows_all_frames():
         return
@@ -168,7 +171,11 @@ def _hide(error: BaseException) -> int:
         entries.append(traceback)
         traceback = traceback.tb_next
     kept = [entry for entry in entries if not is_of_framework(entry)]
-    if entries and entries[-1] not in kept and not isinstance(error, ItwinaiError):
+    if (
+        entries
+        and entries[-1] not in kept
+        and not (isinstance(error, ItwinaiError) or (kept and _only_raises(entries[-1])))
+    ):
         kept.append(entries[-1])
     for entry, following in zip(kept, [*kept[1:], None], strict=False):
         entry.tb_next = following
@@ -176,9 +183,17 @@ def _hide(error: BaseException) -> int:
     return len(entries) - len(kept)
 
 
+def _only_raises(entry: TracebackType) -> bool:
+    """Tell whether the line of a frame is a `raise`, which says nothing that the exception does not say."""
+    return linecache.getline(entry.tb_frame.f_code.co_filename, entry.tb_lineno).lstrip().startswith("raise ")
+
+
 def is_of_framework(entry: TracebackType) -> bool:
     """Tell whether the outermost frame of a traceback is in a framework."""
-    return is_framework(str(entry.tb_frame.f_globals.get("__name__", "")))
+    frame = entry.tb_frame
+    if frame.f_code.co_filename.startswith(_OWN_FOLDER):  # also as __main__, under `python -m itwinai.cli.main`
+        return True
+    return is_framework(str(frame.f_globals.get("__name__", "")))
 
 
 def is_framework(module: str) -> bool:

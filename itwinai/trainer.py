@@ -42,7 +42,7 @@ from itwinai.compat import (
 from itwinai.compat import noise as compat_noise
 from itwinai.compat.lightning_trainer import MisconfiguredTrainerError
 from itwinai.data.distributed_loaders import DistributedLoaders
-from itwinai.errors import UnknownArgumentError, did_you_mean
+from itwinai.errors import PayloadError, UnknownArgumentError, did_you_mean
 from itwinai.launchers.base import raising_worker_failures
 from itwinai.launchers.cpu_affinity import available_cores, oversubscription_text
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
@@ -71,6 +71,7 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
     @functools.wraps(entry_point)
     def wrapped(self: ItwinaiTrainer, *args: Any, **kwargs: Any) -> Any:
         check_finders(self)
+        _check_instances(*args, *kwargs.values())
         refuse_foreign(*args, *kwargs.values())
         self._fit_began = time.time()
         if entry_point is Trainer.fit:
@@ -100,11 +101,28 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
         except torch.OutOfMemoryError as error:
             vars(error).setdefault("__notes__", []).append(_memory_advice(self))
             raise
+        except RuntimeError as error:
+            for message, advice in _LOSS_ADVICE.items():
+                if message in str(error):
+                    vars(error).setdefault("__notes__", []).append(f"itwinai: {advice}")
+            raise
         finally:
             self._portable().since = 0.0
         return returned
 
     return cast(Function, wrapped)
+
+
+_LOSS_ADVICE = {
+    "grad can be implicitly created only for scalar outputs": (
+        "training_step returned more than one value; return one loss, such as loss.mean()"
+    ),
+    "does not require grad and does not have a grad_fn": (
+        "the loss that training_step returned does not depend on trainable parameters: look for detach(), item(), "
+        "torch.no_grad() or frozen layers on its way"
+    ),
+}
+"""What to change in a training step whose loss torch cannot differentiate, by torch's message."""
 
 
 def _memory_advice(trainer: ItwinaiTrainer) -> str:
@@ -315,13 +333,13 @@ class ItwinaiTrainer(Trainer):
             )
         if max_restarts < 0:
             raise MisconfiguredTrainerError(
-                f"max_restarts={max_restarts} is the number of restarts: 0 or more.", argument="max_restarts"
+                f"max_restarts must be at least 0; got {max_restarts}.", argument="max_restarts"
             )
         self.split_batches = split_batches
         self.weigh_uneven_batches = weigh_uneven_batches
         if cpu_threads is not None and cpu_threads < 1:
             raise MisconfiguredTrainerError(
-                f"cpu_threads={cpu_threads} is a number of threads: 1 or more.", argument="cpu_threads"
+                f"cpu_threads must be at least 1; got {cpu_threads}.", argument="cpu_threads"
             )
         self.max_restarts = max_restarts
         self.cpu_threads = cpu_threads
@@ -554,6 +572,13 @@ def check_devices(accelerator: object, devices: object, strategy: object) -> Non
 def _writes_whole_files(strategy: Strategy) -> bool:
     """Tell whether a strategy's checkpoints are files that rank 0 writes; others shard theirs in their own way."""
     return isinstance(strategy, LaunchedStrategy | SingleDeviceStrategy)
+
+
+def _check_instances(*given: object) -> None:
+    """Raise an error for a class in the place of a model or of data."""
+    for one in given:
+        if isinstance(one, type):
+            raise PayloadError(f"{one.__name__} is a class. Pass an instance of it: {one.__name__}(...).")
 
 
 def _given_environment(plugins: list[Any], strategy: object) -> ClusterEnvironment | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -88,10 +89,13 @@ def test_first_model_and_predictions(own_modules: None) -> None:
     assert written["model"]["class_path"] == "river.RiverLSTM"
 
     follow(REPOSITORY / "docs/how-to/predictions.md")
-    runpy.run_path("predict.py")
-    collected = runpy.run_path("collect.py")["predictions"]
-    assert len(collected) == 256
-    torch.testing.assert_close(collected, torch.load("predictions.pt"), rtol=1e-5, atol=1e-5)
+    for script in ("look.py", "to_file.py", "predict.py"):
+        runpy.run_path(script)
+    written, checked, of_script = map(pd.read_parquet, ("predictions.parquet", "checked.parquet", "written.parquet"))
+    assert len(written) == 256 and list(of_script) == list(checked) == ["index", "discharge", "prediction"]
+    returned = torch.load("predictions.pt").numpy()
+    for frame in (written, checked, of_script):
+        np.testing.assert_allclose(frame["prediction"], returned, rtol=1e-5, atol=1e-5)
 
     follow(REPOSITORY / "docs/how-to/use-a-trained-model.md")
     discharge = runpy.run_path("ask.py")["discharge"]

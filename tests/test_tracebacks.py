@@ -46,6 +46,48 @@ def test_the_users_line_and_the_call_of_torch_that_fails(strategy: str, monkeypa
     assert "frames of frameworks are hidden; ITWINAI_FULL_TRACEBACK=1 shows them]" in shown
 
 
+class NotScalar(Regression):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return batch[0] * next(self.parameters()).sum()
+
+
+class Detached(Regression):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx).detach()
+
+
+class Refusing(Regression):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return nn.LSTM(2, 1)(batch[0][:, :1])
+
+
+@pytest.mark.parametrize(
+    ("module", "advice"), [(NotScalar, "return one loss"), (Detached, "does not depend on trainable parameters")]
+)
+def test_a_loss_that_cannot_be_differentiated(module: Any, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ITWINAI_FULL_TRACEBACK", raising=False)
+    error = caught(make_trainer("auto", 1, max_epochs=1).fit, module(), loader(8))
+    assert advice in error.__notes__[-1]
+
+
+def test_the_raise_of_a_framework_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ITWINAI_FULL_TRACEBACK", raising=False)
+    error = caught(make_trainer("auto", 1, max_epochs=1).fit, Refusing(), loader(8))
+    assert names(error) == ["training_step"]
+
+
+def test_a_class_in_the_place_of_a_model() -> None:
+    error = caught(make_trainer("auto", 1, max_epochs=1).fit, Regression, loader(8))
+    assert str(error) == "Regression is a class. Pass an instance of it: Regression(...)."
+
+
+def test_nodes_that_cannot_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    error = caught(make_trainer("ddp", 1, num_nodes=2, max_epochs=1).fit, Regression(), loader(8))
+    assert str(error).startswith("num_nodes=2, but MASTER_ADDR and MASTER_PORT are not set")
+
+
 def test_all_frames_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITWINAI_FULL_TRACEBACK", "1")
     error = caught(make_trainer("ddp", 2, max_epochs=1).fit, WrongShape(), loader(8))

@@ -59,7 +59,7 @@ class Settings:
         counts = {"--workers": min(self.workers), "--repeats": self.repeats, "--steps": self.steps}
         for flag, number in counts.items():
             if number < 1:
-                raise ConfigurationError(f"{flag}={number}: it is 1 or more.")
+                raise ConfigurationError(f"{flag} must be at least 1; got {number}.")
         if self.warmup < 1:
             raise ConfigurationError(
                 f"--warmup={self.warmup}: at least the first step has to be left out, which takes far longer than the "
@@ -68,9 +68,9 @@ class Settings:
         if self.threads is not None and self.threads < 1:
             raise ConfigurationError(f"--threads must be at least 1; got {self.threads}.")
         if self.seconds < 0:
-            raise ConfigurationError(f"--seconds={self.seconds}: it is 0 or more.")
+            raise ConfigurationError(f"--seconds must be at least 0; got {self.seconds}.")
         if self.limit <= 0:
-            raise ConfigurationError(f"--limit={self.limit}: a run needs some seconds.")
+            raise ConfigurationError(f"--limit must be above 0 seconds; got {self.limit}.")
         if any(number < 1 for number in self.extrapolate):
             raise ConfigurationError(f"--extrapolate={self.extrapolate}: numbers of workers are 1 or more.")
         if self.baseline != SINGLE and self.baseline not in self.strategies:

@@ -60,6 +60,8 @@ class TimedProgressBar(TQDMProgressBar):
         self._fit_began = 0.0
         self._batches_before = 0
         self._sizes_known = True
+        self._predict_began = 0.0
+        self._predicted = 0  # batches of this worker
         self._shown: dict[str, str] = {}
         # Where there are lines in place of the bar:
         self._writes_lines = False
@@ -190,13 +192,33 @@ class TimedProgressBar(TQDMProgressBar):
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_predict_start(trainer, pl_module)
+        self._predict_began, self._predicted = time.monotonic(), 0
         self._restart()
 
     @override
-    def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        if self._is_due(trainer, *args, **kwargs):
-            super().on_predict_batch_end(trainer, *args, **kwargs)
-            self._restart()
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._predicted += 1
+        if time.monotonic() < self._due:
+            return
+        seconds = max(time.monotonic() - self._predict_began, 1e-9)
+        rate = self._predicted * (self._size_of(batch) or 0) * trainer.world_size / seconds
+        if self._writes_lines:
+            batches = trainer.num_predict_batches[dataloader_idx]
+            of = f"/{int(batches)}" if math.isfinite(batches) else ""
+            self._write(f"predict: batch {batch_idx + 1}{of}" + (f"  {_short(rate)} samples/s" if rate else ""))
+            return
+        if rate:
+            self.predict_progress_bar.set_postfix({"samples/s": _short(rate)}, refresh=False)
+        super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._restart()
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

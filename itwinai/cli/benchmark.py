@@ -132,7 +132,7 @@ def _settings(given: argparse.Namespace) -> Any:
     from itwinai.benchmark.settings import Settings
 
     if given.workers_per_node is not None and given.workers_per_node < 1:
-        raise ConfigurationError(f"--workers-per-node={given.workers_per_node}: it is 1 or more.")
+        raise ConfigurationError(f"--workers-per-node must be at least 1; got {given.workers_per_node}.")
     return Settings(
         strategies=tuple(_names(given.strategies)),
         workers=_numbers("--workers", given.workers),

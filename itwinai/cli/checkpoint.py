@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,9 +28,21 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
+    except FileNotFoundError as error:
+        print(f"error: {_missing(str(error.filename or error))}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 1
+
+
+def _missing(path: str) -> str:
+    """Return the message for a checkpoint that is not there, with those that are."""
+    from itwinai.errors import did_you_mean
+
+    found = sorted(os.path.relpath(one) for one in Path().glob("**/*.ckpt"))
+    there = f" Checkpoints here: {', '.join(found[:5])}." if found else ""
+    return f"There is no checkpoint {path}.{did_you_mean(os.path.relpath(path), found)}{there}"
 
 
 def _parser() -> argparse.ArgumentParser:

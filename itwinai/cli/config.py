@@ -135,7 +135,7 @@ def _means(text: str, wanted: Mapping[str, Any]) -> bool:
 def _written_anew(wanted: Mapping[str, Any]) -> str:
     import yaml
 
-    print("the config is written in another form than most, so that its comments do not stay", file=sys.stderr)
+    print("the file is rewritten without its comments: sections in braces cannot be edited in place", file=sys.stderr)
     return yaml.safe_dump(dict(wanted), sort_keys=False)
 
 

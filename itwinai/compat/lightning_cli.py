@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from contextlib import suppress
 from typing import Any
 
@@ -23,5 +24,6 @@ class CheckpointAwareCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         # A checkpoint that a script has saved, and not this command, does not name its class, and lightning looks for
         # the hyperparameters in LightningModule. Then the config counts; weights that do not fit are an error.
-        with suppress(jsonargparse.ArgumentError):
+        # Of a file that is no checkpoint, the trainer says so when it reads it.
+        with suppress(jsonargparse.ArgumentError, pickle.UnpicklingError, RuntimeError, EOFError):
             super()._parse_ckpt_path()

@@ -10,7 +10,7 @@ import os
 import textwrap
 import traceback
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +35,7 @@ from itwinai.tracebacks import VARIABLE as FULL_TRACEBACK
 from itwinai.tracebacks import is_users
 
 _WIDTH = 100
+_OTHER_COMMANDS = ("tune", "benchmark", "config", "checkpoint", "doctor", "install")
 _MANY = 20  # names that are not listed where one of them was probably meant
 _NO_VALUE = object()
 
@@ -57,19 +58,21 @@ class _Mistake:
 
 
 def mistake_in_flags(
-    arguments: Sequence[str], known: Sequence[ParserArgument], commands: Sequence[str] = ()
+    arguments: Sequence[str], known: Sequence[ParserArgument], commands: Collection[str] = ()
 ) -> str | None:
     """Return what is wrong with the flags of a command line, apart from their values; None if nothing is found.
 
     Args:
         arguments: the flags, as they were given.
         known: the arguments of the parser.
-        commands: names of subcommands, to know one at the wrong place.
+        commands: names of subcommands, to know a second one.
     """
     flags = {flag: one for one in known for flag in one.flags}
     shown = [flag for flag in (*SHORT_FLAGS, *SWITCHES, *flags) if not flag.endswith(("+", ".help")) and len(flag) > 2]
     for flag, value in flags_of(arguments):
         if not flag:
+            if value in (*commands, *_OTHER_COMMANDS):
+                return f"'{value}' is a second command: run one at a time."
             hint = did_you_mean(f"--{value}", shown) if nearest(f"--{value}", shown, 0.8) else ""
             hint = f" Did you mean '-c {value}'?" if str(value).endswith((".yaml", ".yml")) else hint
             return f"'{value}' belongs to no flag.{hint} Everything after the command is a flag or its value."
@@ -221,6 +224,9 @@ def _value(given: Given, hint: Any, key: str, root: Given | None = None) -> Iter
             yield from _value(one, items[0] if items else Any, f"{key}[{number}]")
         return
     if _fits(given.plain(), hint):
+        return
+    if classes and isinstance(value, str) and "." in value and isinstance(why := _imported(value, classes), str):
+        yield _Mistake(given.at, key, why)
         return
     choices = [choice for one in _members(hint) if get_origin(one) is Literal for choice in get_args(one)]
     meant = did_you_mean(value, map(str, choices)) if choices and isinstance(value, str) else ""

@@ -137,7 +137,7 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
             command = args[0] if args and args[0] in self.subcommands() else None
             flags = args[1:] if command else args
         known = parser_arguments(parser, command)
-        told = mistake_in_flags(flags, known) or mistake_in_values(self.given, known)
+        told = mistake_in_flags(flags, known, self.subcommands()) or mistake_in_values(self.given, known)
         model = self.given.find("model")
         if told is None and (model is None or model.value is None):
             told = no_model(flags)

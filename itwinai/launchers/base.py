@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from itwinai.compat import lightning_launching, lightning_logging, lightning_trainer
 from itwinai.errors import WorkerError
@@ -165,6 +166,11 @@ def raising_worker_failures(trainer: Trainer) -> Iterator[None]:
         lightning_trainer.mark_interrupted(trainer)
         if isinstance(failures[0], KeyboardInterrupt):
             raise SystemExit(1)
+        if type(failures[0]) is SystemExit:
+            rank = "".join(getattr(failures[0], "__notes__", [])[-1:])
+            rank_zero_info(
+                f"itwinai: the run ended as the code of a worker called sys.exit({failures[0].code!r}) {rank}"
+            )
         raise failures[0]
 
 

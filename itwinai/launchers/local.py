@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
+from lightning.fabric.plugins.environments import LightningEnvironment
 from typing_extensions import override
 
 from itwinai.compat import cloudpickle as compat_cloudpickle
@@ -139,6 +140,8 @@ class LocalLauncher(PayloadLauncher):
         """
         node_rank = self.environment.node_rank()
         alone = self.num_nodes == 1
+        if not alone:
+            _check_meeting_point(self.environment, self.num_nodes)
         main_address = "127.0.0.1" if alone else self.environment.main_address
         main_port = free_port() if alone else self.environment.main_port
         rank_infos = [
@@ -372,6 +375,18 @@ def _death(rank: int, code: int) -> WorkerError:
         why = " The kernel does that when memory runs out: see `dmesg`." if name == "SIGKILL" else ""
         return WorkerError(f"rank {rank} was killed by {name}, without a Python exception.{why}")
     return WorkerError(f"rank {rank} ended with exit code {code} before it had a result; its output is above.")
+
+
+def _check_meeting_point(environment: ClusterEnvironment, num_nodes: int) -> None:
+    """Raise an error if the workers of several nodes could only wait for each other at places of their own."""
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing and type(environment) is LightningEnvironment:
+        raise ConfigurationError(
+            f"num_nodes={num_nodes}, but {' and '.join(missing)} {'are' if missing[1:] else 'is'} not set: the nodes "
+            "cannot find each other. Start the run with torchrun or srun, or run the same command on each node with "
+            "MASTER_ADDR, MASTER_PORT and NODE_RANK set. For more workers on this machine use devices.",
+            argument="num_nodes",
+        )
 
 
 def free_port() -> int:

@@ -12,13 +12,13 @@ STDERR = 2
 
 
 @contextmanager
-def without_lines(start: bytes) -> Iterator[None]:
-    """Leave out the lines of this process's standard error that begin in some way; all others come when this ends.
+def without_lines(*starts: bytes) -> Iterator[None]:
+    """Leave out the lines of this process's standard error that begin in some ways; all others come when this ends.
 
     Meanwhile the standard error of the whole process is a file, for all its threads: use it for milliseconds only.
 
     Args:
-        start: what the lines begin with.
+        *starts: what the lines begin with.
     """
     if sys.stderr is not None:
         sys.stderr.flush()
@@ -35,7 +35,7 @@ def without_lines(start: bytes) -> Iterator[None]:
             os.dup2(kept, STDERR)
             os.close(kept)
             printed.seek(0)
-            _write(b"".join(line for line in printed if not line.startswith(start)))
+            _write(b"".join(line for line in printed if not line.startswith(starts)))
 
 
 def _write(text: bytes) -> None:

@@ -259,8 +259,8 @@ class OperatorProfile:
 
 
 def _without_probes() -> AbstractContextManager[None]:
-    """Leave out the lines in which torch's profiler names points for tracers of the system when it begins and ends."""
-    return without_lines(b"USDT:")
+    """Leave out the lines in which torch's profiler names points for tracers, and those on which thread begins it."""
+    return without_lines(b"USDT:", b"ERROR: External init callback must run in same thread")
 
 
 def _compress(plain: Path, path: Path) -> Path:

@@ -13,6 +13,7 @@ from itwinai.config.source import check_config_files
 from itwinai.errors import ConfigurationError, require
 from itwinai.launchers.environment import environment_variables
 from itwinai.launchers.ray_slurm import agree_on_token, allocated_nodes, ray_over
+from itwinai.tracebacks import hides_framework_frames
 from itwinai.tune.schedulers import SCHEDULERS
 from itwinai.tune.search_result import SearchResult
 from itwinai.tune.searchers import SEARCHERS, named_options
@@ -54,6 +55,7 @@ class Tuner:
         MissingPackageError: Ray, or the package of a searcher, is not installed.
     """
 
+    @hides_framework_frames
     def __init__(
         self,
         trainable: ConfigPath | Sequence[ConfigPath] | Mapping[str, Any] | Callable[[dict[str, Any]], Any],
@@ -79,6 +81,7 @@ class Tuner:
         self.quiet = quiet
         self._function = trainable if callable(trainable) else None
 
+    @hides_framework_frames
     def fit(self, *, resume: bool = False) -> SearchResult:
         """Run the search.
 

@@ -158,7 +158,7 @@ def test_what_fails_is_a_row_and_the_others_continue(tmp_path: Path, run_command
             "trainer.precision=33 is not valid for a run",
         ),
         (["--strategies", "ddp", "--workers", "2", "--slurm"], "--slurm needs sbatch"),
-        (["--strategies", "ddp", "--workers", "3", "--repeats", "0"], "--repeats=0: it is 1 or more"),
+        (["--strategies", "ddp", "--workers", "3", "--repeats", "0"], "--repeats must be at least 1; got 0"),
     ],
 )
 def test_bad_input_is_said_before_anything_runs(

@@ -140,7 +140,7 @@ def test_weights_beside_a_large_program(folder: Path, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inspect", "nothing.ckpt"], "nothing.ckpt: No such file or directory"),
+        (["inspect", "nothing.ckpt"], "There is no checkpoint"),
         (["export", "{folder}/old.ckpt", "{folder}/x.onnx"], "does not say of which class"),
         (["export", "{a}", "{folder}/x.onnx", "--module", "no.Such"], "No module named 'no'"),
         (["export", "{a}", "{folder}/x.onnx", "--module", "tests.support.cases.Regresion"], "mean 'Regression'"),

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
-import textwrap
 from pathlib import Path
 
+import pandas as pd
 import pytest
-import torch
 import yaml
 
+from itwinai.callbacks import PredictionWriter
 from itwinai.cli.fit import ray_workers
 from itwinai.cli.main import main, misplaced_command, unknown_command, usage
 from itwinai.compat.jsonargparse import parser_arguments
 from itwinai.config.lightning_cli import PREDICTIONS_LOST, parsed
 from itwinai.config.source import expand_short_flags
 from tests.conftest import REPOSITORY, RunCommand, python
+from tests.support.cases import Regression, loader, make_trainer
 
 DIGITS = REPOSITORY / "examples" / "digits"
 
@@ -128,9 +130,14 @@ def test_fit_then_test_from_a_config(run_command: RunCommand, tmp_path: Path) ->
     assert fitted.code == 0, fitted.output
     assert "2 workers launched by itwinai" in fitted.output
     (checkpoint,) = tmp_path.rglob("*.ckpt")
-    tested = run_command(python(*itwinai, "test", *common, root, f"--ckpt_path={checkpoint}"), cwd=DIGITS, fresh=True)
+    results = ["--output", str(tmp_path / "results.json")]
+    test = python(*itwinai, "test", *common, root, f"--ckpt={checkpoint}", *results)
+    tested = run_command(test, cwd=DIGITS, fresh=True)
     assert tested.code == 0, tested.output
     assert "test_acc" in tested.output
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["checkpoint"] == str(checkpoint) and found["workers"] == 2
+    assert set(found["metrics"]) == {"test_loss", "test_accuracy"} and 0.5 < found["metrics"]["test_accuracy"] < 1
 
 
 def test_checkpoints_from_a_config(run_command: RunCommand, tmp_path: Path) -> None:
@@ -145,12 +152,12 @@ def test_checkpoints_from_a_config(run_command: RunCommand, tmp_path: Path) -> N
     command = python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", "--trainer.resume", "auto")
     ended = run_command(command, cwd=tmp_path, PYTHONPATH=f"{REPOSITORY}:{DIGITS}")
     assert ended.code == 0, ended.output
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["step=15.ckpt", "step=20.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["step=20.ckpt", "step=23.ckpt"]
     assert (tmp_path / "config.yaml").read_text() == before
     ended = run_command([*command, "--trainer.max_steps", "31"], cwd=tmp_path, PYTHONPATH=f"{REPOSITORY}:{DIGITS}")
     assert ended.code == 0, ended.output
-    assert "step=20.ckpt" in ended.output
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["step=25.ckpt", "step=30.ckpt"]
+    assert "step=23.ckpt" in ended.output
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["step=30.ckpt", "step=31.ckpt"]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +167,13 @@ def test_unknown_names_on_the_command_line(flag: str, name: str, meant: str, run
     ended = run_command(python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", flag, name), cwd=DIGITS)
     assert ended.code != 0
     assert f"Did you mean '{meant}'?" in ended.output
+
+
+def test_a_file_that_is_no_checkpoint(run_command: RunCommand) -> None:
+    command = python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", "--ckpt", "config.yaml", "--devices", "1")
+    ended = run_command([*command, "--trainer.logger", "false"], cwd=DIGITS)
+    assert ended.code != 0 and "Traceback" not in ended.output
+    assert "The checkpoint config.yaml is damaged: it is not a file that torch.save has written" in ended.output
 
 
 def test_a_run_is_watched_and_keeps_its_secrets(run_command: RunCommand, tmp_path: Path) -> None:
@@ -211,8 +225,8 @@ class Predicted(pl.LightningModule):
 """
 
 
-def test_predict_says_what_keeps_predictions_and_that_does(run_command: RunCommand, tmp_path: Path) -> None:
-    """The lines that are shown are taken as they are, and write every sample once, with one worker and with two."""
+def test_predict_writes_a_file(run_command: RunCommand, tmp_path: Path) -> None:
+    """Without --output it says what to add; with it, the file has every sample, with one worker and with two."""
     (tmp_path / "predicted.py").write_text(PREDICTED)
     config = {"model": {"class_path": "predicted.Predicted"}, "trainer": {"accelerator": "cpu", "logger": False}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
@@ -220,16 +234,38 @@ def test_predict_says_what_keeps_predictions_and_that_does(run_command: RunComma
     ended = run_command(command, cwd=tmp_path)
     assert ended.code == 0, ended.output
     assert PREDICTIONS_LOST.strip() in ended.output and "no callback has written predictions" in ended.output
-    code, _, snippet = PREDICTIONS_LOST.partition("folder:")[2].partition("and let the config")
-    (tmp_path / "writer.py").write_text(textwrap.dedent(code))
-    (tmp_path / "more.yaml").write_text(textwrap.dedent(snippet.partition("\n\n")[2]))
-    for devices in (1, 2):
-        ended = run_command([*command, "-c", "more.yaml", "--devices", str(devices)], cwd=tmp_path)
+    for devices in ("1", "2"):
+        options = ["--output", "p.parquet", "--columns", "{number: 0}", "--devices", devices, "--overwrite"]
+        ended = run_command([*command, *options], cwd=tmp_path)
         assert ended.code == 0 and "nothing keeps" not in ended.output, ended.output
-        written = sorted(tmp_path.glob("predictions-*.pt"))
-        assert len({path.name.split("-")[1] for path in written}) == devices
-        kept = [torch.load(path) for path in written]
-        assert sorted(index for one in kept for index in one["indices"]) == list(range(100))
-        assert sum(len(one["prediction"]) for one in kept) == 100
-        for path in written:
-            path.unlink()
+        assert "itwinai: 100 samples in p.parquet (100 in" in ended.output
+        frame = pd.read_parquet(tmp_path / "p.parquet")
+        assert frame["index"].tolist() == frame["number"].map(lambda row: row[0]).tolist() == list(range(100))
+    for options, message in (
+        (["--output", "p.parquet"], "error: p.parquet exists. Give another name"),
+        (["--output", "p.csv"], "error: Predictions cannot be written to 'p.csv'"),
+        (["--output", "q.parquet", "--split", "test"], "error: --split test: Predicted has no test_dataloader"),
+        (["--output", "q.parquet", "--columns", "id"], "asks for 'id', which the batches do not have"),
+        (
+            ["--output", "q.parquet", "--batch-size", "0"],
+            "error: batch_size=0 is neither a number of samples nor 'auto'",
+        ),
+    ):
+        ended = run_command([*command, *options], cwd=tmp_path)
+        assert ended.code == 1 and message in ended.output and len(ended.output.splitlines()) <= 12, ended.output
+
+
+def test_predictions_are_verified_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "p.parquet"
+    trainer = make_trainer("auto", 1, callbacks=PredictionWriter(output, columns={"target": 1}))
+    trainer.predict(Regression(), loader(8, samples=20))
+    assert main(["predictions", "verify", str(output)]) == 0
+    assert main(["predictions", "inspect", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{output}: whole, 20 samples" in printed and re.search(
+        r"target +float\[1\]\n +prediction +float\n", printed
+    )
+    output.write_bytes(output.read_bytes()[:-1])
+    assert main(["predictions", "verify", str(output), str(tmp_path / "q.parquet")]) == 1
+    printed = capsys.readouterr().out
+    assert "it is cut off, or was changed" in printed and f"There is no {tmp_path}/q.parquet" in printed

@@ -193,7 +193,13 @@ def test_whole_configs(text: str, told: str, folder: Path, capsys: pytest.Captur
         ),
         (["fti", *FIT[1:]], "there is no command 'fti'. Did you mean 'fit'?"),
         (["-c", "config.yaml", "fit"], "the command comes first: itwinai fit -c config.yaml"),
+        (
+            [*FIT, "--trainer.callbacks", "itwinai.callbacks.ModelChekpoint"],
+            "--trainer.callbacks: the module 'itwinai.callbacks' has no 'ModelChekpoint'. Did you mean",
+        ),
         ([*FIT, "extra"], "'extra' belongs to no flag."),
+        (["fit", "tune", *FIT[1:]], "'tune' is a second command: run one at a time."),
+        (["fit", *FIT[1:], "validate"], "'validate' is a second command: run one at a time."),
         (["fit", "config.yaml"], "'config.yaml' belongs to no flag. Did you mean '-c config.yaml'?"),
         ([*FIT, "--device", "2"], "--device: there is no such flag. Did you mean '--devices'?"),
         ([*FIT, "--trainer.max_epoch", "2"], "there is no such flag. Did you mean '--trainer.max_epochs'?"),

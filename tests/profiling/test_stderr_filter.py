@@ -11,8 +11,8 @@ from itwinai.profiling.stderr_filter import without_lines
 
 def test_all_lines_but_those_come_and_in_their_order(capfd: pytest.CaptureFixture[str]) -> None:
     os.write(2, b"before\n")
-    with without_lines(b"USDT:"):
-        os.write(2, b"USDT: one\nfirst USDT:\n")
+    with without_lines(b"USDT:", b"ERROR: External"):
+        os.write(2, b"USDT: one\nERROR: External init\nfirst USDT:\n")
         os.write(2, b"USDT: two\nlast, without an end")
     os.write(2, b"\nUSDT: after\n")
     captured = capfd.readouterr()

@@ -220,7 +220,7 @@ LOSS = Quantity("loss", "Loss of the last step", "loss", lambda cell: cell.loss,
 
 def throughput(speed: Speed) -> Quantity:
     """Return the speed of cells as a quantity."""
-    title = "Throughput: mean, with its 95 % interval from 3 runs on"
+    title = "Throughput: mean, with a 95 % interval for 3 runs or more"
     return Quantity("throughput", title, "throughput", speed.of, Unit(speed.unit), marks_failed=True)
 
 
