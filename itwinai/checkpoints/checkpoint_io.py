@@ -229,6 +229,13 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         return located
 
     @override
+    def restore(self, *args: Any, **kwargs: Any) -> None:
+        super().restore(*args, **kwargs)
+        # Lightning's finders of the learning rate and the batch size restore by this, within a fit that does not resume
+        # from their checkpoint.
+        self.resumed = None
+
+    @override
     def restore_loops(self) -> None:
         trainer = self.trainer
         try:

@@ -88,6 +88,12 @@ class TorchDistributedStrategy(LaunchedStrategy):
         os.environ["MASTER_PORT"] = str(environment.main_port)
         dist.init_process_group(**options)
 
+    def leave_group_of_one(self) -> None:
+        """Leave a process group without other workers: a process in a group cannot be forked for the next call."""
+        if self._is_alone_in_group:
+            self._is_alone_in_group = False
+            dist.destroy_process_group()
+
     def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
         """Return the tensors of all workers, stacked; through them gradients flow back only with ``sync_grads``."""
         if not dist.is_initialized():
@@ -218,9 +224,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         self._averager = self._clock = None
         self._keeps_averager, self._unused = False, []
         super().teardown()
-        if self._is_alone_in_group:  # a process that is in a group cannot be forked for the next call
-            self._is_alone_in_group = False
-            dist.destroy_process_group()
+        self.leave_group_of_one()
 
     # ------------------------------------------------------------------------------------------- the gradients
 

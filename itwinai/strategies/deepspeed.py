@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from itwinai.compat import deepspeed as compat_deepspeed
 from itwinai.compat import lightning_loops
 from itwinai.errors import ConfigurationError, require
 from itwinai.interfaces import WorkerSource
-from itwinai.launchers.environment import WorkerKind
+from itwinai.launchers.environment import WorkerKind, environment_variables
 from itwinai.profiling.step_timer import StepClock
 from itwinai.strategies.base import LocalProcesses
 from itwinai.strategies.ddp import DEFAULT_TIMEOUT, TorchDistributedStrategy, as_timedelta
@@ -112,6 +112,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         self._timed: CollectiveTimer | None = None
         self.sharded_checkpoints = sharded_checkpoints
         self._shard_writer: ShardWriter | None = None
+        self._ranks: ExitStack | None = None  # the environment variables of one process, while it runs
         if sharded_checkpoints and self.stage != 3:
             raise ConfigurationError(
                 f"sharded_checkpoints=True is for stage 3, and this is stage {self.stage}: every worker has all "
@@ -157,8 +158,12 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
     def init_process_group(self, backend: str) -> None:
         super().init_process_group(backend)
         # Before DeepSpeed is asked anything, it has to know where it runs.
-        os.environ.update({"RANK": str(self.global_rank), "WORLD_SIZE": str(self.world_size)})
-        os.environ.update({"LOCAL_RANK": str(self.local_rank)})
+        ranks = {"RANK": self.global_rank, "WORLD_SIZE": self.world_size, "LOCAL_RANK": self.local_rank}
+        if self.world_size == 1:  # in the script's process, whose next trainer would take itself for a worker
+            self._ranks = self._ranks or ExitStack()
+            self._ranks.enter_context(environment_variables({name: str(rank) for name, rank in ranks.items()}))
+        else:
+            os.environ.update({name: str(rank) for name, rank in ranks.items()})
         import deepspeed
         from deepspeed.accelerator import get_accelerator
 
@@ -325,6 +330,20 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         if self._shard_writer is not None:
             self._shard_writer.close()
             self._shard_writer = None
+        self.leave_group_of_one()
+
+    @override
+    def leave_group_of_one(self) -> None:
+        if self._is_alone_in_group:
+            import deepspeed
+
+            if deepspeed.comm.is_initialized():  # which keeps what it has found out about a group
+                self._is_alone_in_group = False
+                deepspeed.comm.destroy_process_group()
+        super().leave_group_of_one()
+        if self._ranks is not None:
+            self._ranks.close()
+            self._ranks = None
 
     # ---------------------------------------------------------------------------------- what callbacks ask
 

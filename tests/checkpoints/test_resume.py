@@ -12,12 +12,14 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import LearningRateFinder
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
+from itwinai import ItwinaiTrainer
 from itwinai.callbacks import ModelCheckpoint
 from itwinai.errors import CheckpointError
-from tests.support.cases import Regression, make_trainer
+from tests.support.cases import Regression, loader, make_trainer
 
 SAMPLES, BATCH, EPOCHS = 30, 4, 4  # 8 steps per epoch, the last of two samples
 
@@ -335,3 +337,34 @@ def test_optimizer_state_follows_the_names(tmp_path: Path) -> None:
     )
     for name, value in module.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], value)
+
+
+def test_the_learning_rate_finder_leaves_the_fit_as_it_was(tmp_path: Path) -> None:
+    """It restores a checkpoint within the fit, from which the fit does not resume."""
+    ended = []
+    for trainer_class in (L.Trainer, ItwinaiTrainer):
+        L.seed_everything(4, verbose=False)
+        module = Findable()
+        options: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+        trainer = trainer_class(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=2,
+            enable_checkpointing=False,
+            default_root_dir=tmp_path,
+            callbacks=[LearningRateFinder(num_training_steps=20, early_stop_threshold=None)],
+            **options,
+        )
+        trainer.fit(module, loader(8))
+        ended.append((trainer.global_step, module.lr, module.net[0].weight.detach()))
+    assert ended[1][:2] == ended[0][:2] and ended[1][0] == 26
+    assert torch.equal(ended[1][2], ended[0][2])
+
+
+class Findable(Regression):
+    """Has a learning rate that can be set."""
+
+    lr = 0.001
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.lr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from torch import nn
 from itwinai import ItwinaiTrainer
 from itwinai.errors import ConfigurationError, PayloadError, WorkerError
 from itwinai.launchers.fork import why_not_fork
+from itwinai.launchers.local import LocalLauncher
 from itwinai.launchers.script import script_command
 from itwinai.strategies import DDPStrategy, base
 from tests.conftest import RunCommand, python
@@ -257,9 +259,20 @@ def test_a_template_that_never_forked_a_worker_harms_nobody(monkeypatch: pytest.
         make_trainer("ddp", 2, launcher="payload").fit(Regression(), loader(4))
 
 
-def test_a_group_of_one_is_left(no_leftovers: None) -> None:
-    make_trainer("ddp", 1, max_epochs=1, limit_train_batches=1).fit(Regression(), loader(4))
-    assert why_not_fork() is None
+@pytest.mark.parametrize("strategy", ["ddp", "deepspeed_stage_2", "deepspeed_stage_3"])
+def test_a_group_of_one_is_left(strategy: str, no_leftovers: None) -> None:
+    """Nothing is left by which the next trainer would take this process for a worker, and train alone."""
+    variables = dict(os.environ)
+    for _ in range(2):
+        make_trainer(strategy, 1, max_epochs=1, limit_train_batches=1).fit(Regression(), loader(4))
+        if strategy == "ddp":  # DeepSpeed keeps the group's threads, so that later workers are sent a payload
+            assert why_not_fork() is None
+        assert [name for name in os.environ if "RANK" in name or "WORLD" in name] == [
+            name for name in variables if "RANK" in name or "WORLD" in name
+        ]
+    trainer = make_trainer(strategy, 2, max_epochs=1, limit_train_batches=1)
+    assert isinstance(trainer.strategy.launcher, LocalLauncher)
+    trainer.fit(Regression(), loader(4))
 
 
 class Unsized(tuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,19 @@ def given_generator(workers: int) -> DataLoader:
     return loader(workers, shuffle=True, generator=torch.Generator().manual_seed(3))
 
 
-def fit(strategy: str, workers: int, loaders: Any, resume: Path | None = None, folder: Path | None = None) -> Any:
+def fit(
+    strategy: str,
+    workers: int,
+    loaders: Any,
+    resume: Path | None = None,
+    folder: Path | None = None,
+    **options: Any,
+) -> Any:
     """Fit three epochs, and save at every step into a folder."""
     L.seed_everything(2 if resume is None else 3, verbose=False)
     module = Averaging()
     saves = [] if folder is None else [ModelCheckpoint(folder, filename="{step}", every="1steps", save_top_k=-1)]
-    options: dict[str, Any] = {"enable_checkpointing": bool(saves), "num_sanity_val_steps": 0}
+    options |= {"enable_checkpointing": bool(saves), "num_sanity_val_steps": 0}
     trainer = make_trainer(strategy, workers, max_epochs=3, callbacks=saves, **options)
     trainer.fit(module, loaders(workers), loader(workers), ckpt_path=resume)
     return trainer, module
@@ -90,6 +98,37 @@ def stop_and_go_on(loaders: Any, step: int, strategy: str, one_process: bool = T
         torch.testing.assert_close(module.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: n + m)
     for name in ("loss", "mean", "val"):
         torch.testing.assert_close(resumed.callback_metrics[name], whole.callback_metrics[name], rtol=1e-5, atol=1e-6)
+
+
+def drawn_stops(strategy: str) -> None:
+    """Stop at drawn steps of drawn runs, and resume with one worker or two; each strategy draws others."""
+    draw = random.Random(strategy)
+    for number in range(1 if strategy.startswith("deepspeed") else 2):
+        loaders = draw.choice([partial(loader, shuffle=True), given_generator, loader])
+        options = {
+            "accumulate_grad_batches": draw.choice([1, 2]),
+            "val_check_interval": draw.choice([1.0, 0.5, 2]),
+        }
+        workers = draw.choice([1, 2])
+        folder = Path.cwd() / str(number)
+        whole, expected = fit("auto", 1, loaders, **options)
+        step = draw.randrange(1, whole.global_step)
+        fit(strategy, 2, loaders, folder=folder, **options)
+        resumed, module = fit(strategy, workers, loaders, resume=folder / f"step={step}.ckpt", **options)
+        drawn = f"{loaders}, {options}, step {step} of {whole.global_step}, resumed with {workers}: "
+        assert resumed.global_step == whole.global_step, drawn
+        for name, value in expected.state_dict().items():
+            torch.testing.assert_close(
+                module.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, at=drawn + name: f"{at}: {m}"
+            )
+        for name in ("loss", "mean", "val"):
+            torch.testing.assert_close(
+                resumed.callback_metrics[name],
+                whole.callback_metrics[name],
+                rtol=1e-5,
+                atol=1e-6,
+                msg=lambda m, at=drawn + name: f"{at}: {m}",
+            )
 
 
 SITUATIONS = (
@@ -112,6 +151,11 @@ SITUATIONS = (
     Situation(
         "several training loaders, of which a short one begins again, resume in mid-epoch",
         partial(stop_and_go_on, several, STEPS + 3, one_process=False),
+        everywhere(),
+    ),
+    Situation(
+        "drawn stops: any loader, accumulation, validation and step, resumed with one worker or two",
+        drawn_stops,
         everywhere(),
     ),
 )
