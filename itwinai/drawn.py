@@ -27,7 +27,7 @@ class Drawn:
 
     order: Order
     number: int
-    indices: Sequence[int] | None = None
+    indices: Sequence[int] | np.ndarray[Any, Any] | None = None
 
 
 class Recent:
@@ -78,7 +78,10 @@ def drawn_as(value: Any, number: int) -> Drawn:
     if isinstance(value, int):
         return Drawn("draw", value)
     if isinstance(value, (list, tuple)):
-        indices = [one.item() if hasattr(one, "item") else one for one in value]
-        if all(isinstance(one, int) for one in indices):
+        try:
+            indices = np.asarray(value)
+        except ValueError:  # lists of unequal lengths
+            return Drawn("rank", number)
+        if indices.ndim == 1 and indices.dtype.kind in "iu":
             return Drawn("sample", number, indices)
     return Drawn("rank", number)

@@ -76,7 +76,6 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
         self._fit_began = time.time()
         if entry_point is Trainer.fit:
             self._portable().parts_of_workers = {}
-            self.strategy.optimizers, self.strategy.lr_scheduler_configs = [], []
         try:
             with (
                 compat_noise.known_noise_silenced(),

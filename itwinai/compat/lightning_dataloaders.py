@@ -207,6 +207,7 @@ class _SeenBatches(_IndexBatchSamplerWrapper):
     """Notes the indices of batches until they are predicted; lightning's notes those of all batches."""
 
     done: Done
+    is_read: bool
 
     def __iter__(self) -> Any:
         super().__iter__()
@@ -216,8 +217,10 @@ class _SeenBatches(_IndexBatchSamplerWrapper):
     def __next__(self) -> list[int]:
         assert self._iterator is not None
         for batch in self._iterator:
-            if remaining := [index for index in batch if index not in self.done]:
+            remaining = [index for index in batch if index not in self.done] if len(self.done) else batch
+            if remaining and self.is_read:
                 self.seen_batch_indices.append(remaining)
+            if remaining:
                 return remaining
         raise StopIteration
 
@@ -244,17 +247,22 @@ class _SeenIndices:
         return getattr(self.sampler, name)
 
 
-def note_indices(loader: Any) -> None:
-    """Let a loader of a prediction, which has been prepared, note what its sampler draws, and give batches in order."""
+def note_indices(loader: Any, is_read: bool) -> None:
+    """Let a loader of a prediction, which has been prepared, note what its sampler draws, and give batches in order.
+
+    Args:
+        loader: the loader.
+        is_read: whether someone asks for the indices, which are kept until then.
+    """
     if not isinstance(loader, DataLoader) or _PREPARED_FROM not in vars(loader):
         return
     scope = vars(loader)
     if getattr(loader, "in_order", True) is False:
         scope["in_order"] = True  # batches would not be those of the indices that were drawn
     if isinstance(loader.batch_sampler, _IndexBatchSamplerWrapper):
-        vars(loader.batch_sampler)["done"] = Done()
+        vars(loader.batch_sampler).update(done=Done(), is_read=is_read)
         loader.batch_sampler.__class__ = _SeenBatches
-    elif loader.batch_sampler is None and not has_iterable_dataset(loader):
+    elif is_read and loader.batch_sampler is None and not has_iterable_dataset(loader):
         scope["sampler"] = _SeenIndices(loader.sampler)
 
 

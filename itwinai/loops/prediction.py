@@ -34,13 +34,15 @@ class PredictionPlan:
         self.step = step_call("predict_step", "predict_step_context", trainer, spans)
         self.takes_batch_idx = lightning_loops.takes_batch_idx(trainer.lightning_module.predict_step)
         self.on_batch_end = collect_hook("on_predict_batch_end", trainer, spans)
-        self.several_loaders = loop.num_dataloaders > 1
+        self.loaders = loop.loaders
+        self.several_loaders = len(self.loaders) > 1
+        self.tells_drawn = any(isinstance(one, WritesPredictions) for one in self.callbacks)
         self.has_writers = any(
             isinstance(one, BasePredictionWriter) and not isinstance(one, WritesPredictions) for one in self.callbacks
         )
         self.repeats: list[Weighing | None] = [
             sampler if getattr(getattr(sampler, "dealt", sampler), "even_batches", False) else None
-            for sampler in map(sampler_of, loop.loaders)
+            for sampler in map(sampler_of, self.loaders)
         ]
 
 
@@ -78,8 +80,9 @@ class LeanPredictionLoop(lightning_loops.PredictionLoop):
     def setup_data(self) -> None:
         super().setup_data()
         sizes = [writer.batch_size for writer in self._writers if writer.batch_size is not None]
+        is_read = any(isinstance(one, BasePredictionWriter) for one in lightning_trainer.callbacks(self.trainer))
         for index, loader in enumerate(self.loaders):
-            lightning_dataloaders.note_indices(loader)
+            lightning_dataloaders.note_indices(loader, is_read or bool(self._writers))
             if sizes:
                 size = fastest_batch_size(self.trainer, loader, index) if sizes[0] == "auto" else sizes[0]
                 if size is not None:
@@ -128,7 +131,8 @@ class LeanPredictionLoop(lightning_loops.PredictionLoop):
             return
         progress = self.batch_progress
         progress.increment_ready()
-        self.drawn = lightning_dataloaders.drawn_batch(self.loaders[dataloader_idx], batch_idx)
+        if plan.tells_drawn:
+            self.drawn = lightning_dataloaders.drawn_batch(plan.loaders[dataloader_idx], batch_idx)
         keeps = self.return_predictions
         if plan.has_writers:
             keeps |= self.note_for_writers(batch_idx, dataloader_idx)
