@@ -29,7 +29,7 @@ from itwinai.reporting.formatting import path_text
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from itwinai.predictions.shards import ShardBuffer, ShardFolder, Task
+    from itwinai.predictions.shards import Shard, ShardBuffer, ShardFolder, Task
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -83,7 +83,7 @@ class PredictionWriter(BasePredictionWriter):
                 "PredictionWriter needs the package pyarrow: pip install 'itwinai[predictions]'"
             ) from error
         self.output = Path(output).absolute()  # workers of Ray may have another working folder
-        format_of(self.output)
+        format_of(Path(output))
         self.columns = dict(columns) if isinstance(columns, Mapping) else _named(columns)
         self.overwrite = overwrite
         self.batch_size = batch_size
@@ -177,7 +177,7 @@ class PredictionWriter(BasePredictionWriter):
         numbers = [np.unique(np.concatenate(parts)) for parts in done]
         if found := sum(map(len, numbers)):
             rank_zero_info(
-                f"itwinai: resuming {path_text(self.output)}: {found:,} samples or batches are predicted already"
+                f"itwinai: resuming {path_text(self.output)}: {_so_many(found, shards)} are predicted already"
             )
         return numbers, before.limits
 
@@ -286,6 +286,11 @@ class PredictionWriter(BasePredictionWriter):
                 f"itwinai: what is predicted is kept in {path_text(self._folder.path)}; the same call{without} resumes "
                 "it"
             )
+
+
+def _so_many(number: int, shards: list[Shard]) -> str:
+    """Return what a resumed prediction has, as it counts it."""
+    return f"{number:,} {'samples' if all(shard.order == 'sample' for shard in shards) else 'batches'}"
 
 
 def _named(columns: Sequence[str]) -> dict[str, str | int]:

@@ -85,6 +85,7 @@ predictions
   --split NAME                      predict the data of test, val or train in place of predict_dataloader
   --batch-size N                    batch size of the loaders; auto for the fastest that fits [their own]
   --overwrite                       replace a file that exists
+  --ckpt none                       the model loads its weights itself; otherwise predictions need a checkpoint
 
 """
 _OF_EVALUATION = """\

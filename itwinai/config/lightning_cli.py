@@ -212,6 +212,7 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
     def before_predict(self) -> None:
         """Check that there is data; write the predictions, or say before a long run that they will be lost."""
         self._check_data("predict_dataloader")
+        self._check_weights()
         if (split := self._option("split")) is not None:
             self._predict_split(split)
         elif not any(is_overridden("predict_dataloader", one) for one in (self.model, self.datamodule) if one):
@@ -226,6 +227,22 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
             writer.check_output()
         elif not _keeps_predictions(self.trainer, self.model):
             _say(PREDICTIONS_LOST)
+
+    def _check_weights(self) -> None:
+        """Raise an error where the predictions of an untrained model would be written as if they were those of another.
+
+        Raises:
+            ConfigurationError: there is an output and no checkpoint; ``none`` says that there is none.
+        """
+        used = self.config_init[str(self.config["subcommand"])]
+        if used.get("ckpt_path") == "none":
+            used["ckpt_path"] = None
+        elif used.get("ckpt_path") is None and self._option("output") is not None:
+            raise ConfigurationError(
+                "no checkpoint is given, so these would be the predictions of an untrained model. Add --ckpt PATH, or "
+                "--ckpt auto for the newest of this config's runs; --ckpt none if the model loads its weights itself.",
+                argument="ckpt_path",
+            )
 
     def _predict_split(self, split: str) -> None:
         """Let the data of another stage be predicted."""

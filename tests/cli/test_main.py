@@ -234,6 +234,9 @@ def test_predict_writes_a_file(run_command: RunCommand, tmp_path: Path) -> None:
     ended = run_command(command, cwd=tmp_path)
     assert ended.code == 0, ended.output
     assert PREDICTIONS_LOST.strip() in ended.output and "no callback has written predictions" in ended.output
+    ended = run_command([*command, "--output", "p.parquet"], cwd=tmp_path)
+    assert ended.code == 1 and "error: no checkpoint is given, so these would be the predictions of an" in ended.output
+    command += ["--ckpt", "none"]
     for devices in ("1", "2"):
         options = ["--output", "p.parquet", "--columns", "{number: 0}", "--devices", devices, "--overwrite"]
         ended = run_command([*command, *options], cwd=tmp_path)
