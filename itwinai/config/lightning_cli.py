@@ -176,10 +176,16 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
     def before_validate(self) -> None:
         """Check that there is data to validate on."""
         self._check_data("val_dataloader")
+        self._say_what_is_evaluated()
 
     def before_test(self) -> None:
         """Check that there is data to test on."""
         self._check_data("test_dataloader")
+        self._say_what_is_evaluated()
+
+    def _say_what_is_evaluated(self) -> None:
+        if self._option("ckpt_path") is None:
+            _say("itwinai: no --ckpt is given: this evaluates the weights that the model is made with")
 
     def _check_data(self, loader: str) -> None:
         if self.datamodule is None and not is_overridden(loader, self.model):
