@@ -40,8 +40,8 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
     Args:
         dirpath: folder or URL; by default the logger's folder, or ``default_root_dir``, with ``checkpoints`` added.
         filename: pattern as in lightning, like ``{epoch}-{val_loss:.2f}``.
-        every: how often: ``"500steps"``, ``"10min"`` (also ``s`` and ``h``), ``"2epochs"``, and at the end of the run,
-            so that a later run resumes from there. By default at the end of every epoch.
+        every: how often: ``"500steps"``, ``"10min"`` (also ``s`` and ``h``), ``"2epochs"``; a time also at the end of
+            the run, so that a later run resumes from there. By default at the end of every epoch.
         keep: without ``monitor``, how many of the newest checkpoints are kept; by default 1.
         background: write in the background. Off, training is blocked until the file is written.
         on_error: what to do when a checkpoint cannot be written, as on a full disk: ``"stop"`` ends the run with an
@@ -159,11 +159,11 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
                 self._next_look = trainer.global_step + trainer.strategy.broadcast(self._steps_to_wait(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end, if ``every`` has been given, and wait until everything is written."""
+        """Save the end, if ``every`` is a time, and wait until everything is written."""
         super().on_train_end(trainer, pl_module)
 
         def end() -> None:
-            if self.every is not None and trainer.global_step > self._began[0]:
+            if self.every is not None and self.train_time_interval is not None and trainer.global_step > self._began[0]:
                 self.save_end(trainer)
             self.wait_for_writes(trainer)
 

@@ -152,12 +152,12 @@ def test_checkpoints_from_a_config(run_command: RunCommand, tmp_path: Path) -> N
     command = python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", "--trainer.resume", "auto")
     ended = run_command(command, cwd=tmp_path, PYTHONPATH=f"{REPOSITORY}:{DIGITS}")
     assert ended.code == 0, ended.output
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["step=20.ckpt", "step=23.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["step=15.ckpt", "step=20.ckpt"]
     assert (tmp_path / "config.yaml").read_text() == before
     ended = run_command([*command, "--trainer.max_steps", "31"], cwd=tmp_path, PYTHONPATH=f"{REPOSITORY}:{DIGITS}")
     assert ended.code == 0, ended.output
-    assert "step=23.ckpt" in ended.output
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["step=30.ckpt", "step=31.ckpt"]
+    assert "step=20.ckpt" in ended.output
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["step=25.ckpt", "step=30.ckpt"]
 
 
 @pytest.mark.parametrize(
