@@ -90,6 +90,11 @@ def hide_framework_frames(error: BaseException) -> None:
         vars(error)["__notes__"] = [note, *notes]  # Python 3.10 neither has add_note nor prints notes
 
 
+def add_note(error: BaseException, note: str) -> None:
+    """Add a line below an exception's message; Python 3.10 neither has this method nor prints notes."""
+    vars(error).setdefault("__notes__", []).append(note)
+
+
 def shows_all_frames() -> bool:
     """Tell whether the user has asked for all frames."""
     return os.environ.get(VARIABLE, "0") != "0"

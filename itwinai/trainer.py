@@ -55,7 +55,7 @@ from itwinai.loops.results import LeanLoggerConnector
 from itwinai.loops.training import LeanTrainingEpochLoop
 from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.registry import make_strategy, uses_ray
-from itwinai.tracebacks import hides_framework_frames
+from itwinai.tracebacks import add_note, hides_framework_frames
 from itwinai.trials.current_session import find_session
 from itwinai.unify import refuse_foreign
 from itwinai.warn import warn_user
@@ -98,12 +98,12 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
                 self._say_how_to_resume(entry_point)
             raise
         except torch.OutOfMemoryError as error:
-            vars(error).setdefault("__notes__", []).append(_memory_advice(self))
+            add_note(error, _memory_advice(self))
             raise
         except RuntimeError as error:
             for message, advice in _LOSS_ADVICE.items():
                 if message in str(error):
-                    vars(error).setdefault("__notes__", []).append(f"itwinai: {advice}")
+                    add_note(error, f"itwinai: {advice}")
             raise
         finally:
             self._portable().since = 0.0

@@ -218,9 +218,9 @@ class _SeenBatches(_IndexBatchSamplerWrapper):
         assert self._iterator is not None
         for batch in self._iterator:
             remaining = [index for index in batch if index not in self.done] if len(self.done) else batch
-            if remaining and self.is_read:
-                self.seen_batch_indices.append(remaining)
             if remaining:
+                if self.is_read:
+                    self.seen_batch_indices.append(remaining)
                 return remaining
         raise StopIteration
 

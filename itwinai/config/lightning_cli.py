@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -39,7 +38,7 @@ from itwinai.config.source import (
 )
 from itwinai.errors import ConfigurationError, ItwinaiError
 from itwinai.io.atomic import write_whole
-from itwinai.io.versioned_json import finite
+from itwinai.io.versioned_json import document_text
 from itwinai.launchers.ray_init import StartingRay
 from itwinai.loggers.registry import check_logger_names
 from itwinai.strategies.ray import RayStrategy
@@ -212,7 +211,7 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
             "workers": self.trainer.world_size,
             "itwinai": version("itwinai"),
         }
-        write_whole(Path(output), json.dumps(finite(results), indent=2) + "\n")
+        write_whole(Path(output), document_text(results))
         _say(f"itwinai: {', '.join(metrics)} written to {output}")
 
     def before_predict(self) -> None:

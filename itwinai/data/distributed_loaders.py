@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from itwinai.collectives import gather, gather_of, tensor_gather_of
 from itwinai.compat import lightning_dataloaders, lightning_loops
 from itwinai.compat.lightning_trainer import MisconfiguredTrainerError
-from itwinai.data.evaluation_streams import IterateInStep, LoaderInStep, SizedLoaderInStep
+from itwinai.data.evaluation_streams import IterateInStep
 from itwinai.data.rank_streams import RankSeed
 from itwinai.data.samplers import (
     DistributedBatchSampler,
@@ -29,10 +29,10 @@ from itwinai.data.samplers import (
 from itwinai.data.stateful_loader import StreamLoader
 from itwinai.data.undivided_loader import (
     DividesBatches,
+    IteratedLoader,
     IterateInTurns,
     IterateShared,
-    LoaderInTurns,
-    SizedLoaderInTurns,
+    iterated,
 )
 from itwinai.data.weights import StepWeights
 from itwinai.interfaces import Stateful
@@ -113,16 +113,16 @@ class DistributedLoaders:
         Raises:
             ConfigurationError: its batches have to be divided, which only the user can do.
         """
-        while isinstance(loader, LoaderInStep | LoaderInTurns):  # a collection keeps what the last run has put into it
+        while isinstance(loader, IteratedLoader):  # a collection keeps what the last run has put into it
             loader = loader.loader
         if stage == RunningStage.TRAINING:
             self._check_equal_lengths(loader)
         if isinstance(loader, DataLoader):
             loader = self._with_rank_seed(loader)
         elif stage == RunningStage.PREDICTING:
-            return (SizedLoaderInTurns if isinstance(loader, Sized) else LoaderInTurns)(loader, self._in_turns())
+            return iterated(loader, self._in_turns())
         elif stage in _EVALUATING and lightning_dataloaders.divides_samples(self.trainer) and not self.split_batches:
-            return (SizedLoaderInStep if isinstance(loader, Sized) else LoaderInStep)(loader, self._in_step())
+            return iterated(loader, self._in_step())
         if not self.split_batches or self.trainer.world_size == 1 or sized_len(loader) == 0:
             return loader
         if not isinstance(loader, DataLoader):

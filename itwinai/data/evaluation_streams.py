@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from itwinai.compat.lightning_dataloaders import ResettableIterator
-from itwinai.data.undivided_loader import content_print
+from itwinai.data.undivided_loader import are_divided
 
 
 class IterateInStep:
@@ -30,10 +30,7 @@ class IterateInStep:
 
     Attributes:
         iterations: how often a loader has begun to iterate.
-        lockstep: True: all workers get equally many batches.
     """
-
-    lockstep = True
 
     def __init__(
         self,
@@ -93,11 +90,8 @@ class InStep(ResettableIterator):
         return next(self._given)
 
     def _begin(self) -> Iterator[Any]:
-        first = list(itertools.islice(self.batches, 2))
-        batches = itertools.chain(first, self.batches)
-        if len(set(self.maker.gather(content_print(first)))) == 1:
-            return self._by_turns(batches)
-        return self._divided(batches, first)
+        divided, first, batches = are_divided(self.batches, self.maker.gather)
+        return self._divided(batches, first) if divided else self._by_turns(batches)
 
     def _by_turns(self, batches: Iterator[Any]) -> Iterator[Any]:
         for index in itertools.count():
@@ -123,31 +117,3 @@ class InStep(ResettableIterator):
                 self.maker.repeated.add(index)
             last = own or last
             yield last[0]
-
-
-class LoaderInStep:
-    """A loader that is not a DataLoader, whose batches the workers evaluate in step.
-
-    Args:
-        loader: the user's.
-        iterate: makes its iterators.
-    """
-
-    def __init__(self, loader: Any, iterate: IterateInStep) -> None:
-        self.loader = loader
-        self.iterate = iterate
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "loader" not in vars(self):
-            raise AttributeError(name)
-        return getattr(self.loader, name)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.iterate(lambda: iter(self.loader))
-
-
-class SizedLoaderInStep(LoaderInStep):
-    """One with a length: that of the user's, as it may turn out that each worker has its own batches."""
-
-    def __len__(self) -> int:
-        return len(self.loader)

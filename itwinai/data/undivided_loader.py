@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, Protocol
 
 import numpy as np
@@ -98,15 +98,15 @@ class IterateInTurns:
         return Drawn("rank" if self.turns.divided else "batch", self.turns.numbers[number])
 
 
-class LoaderInTurns:
-    """A loader that is not a DataLoader, of which the workers predict the batches in turn.
+class IteratedLoader:
+    """A loader that is not a DataLoader, whose iterators are made by something of ours.
 
     Args:
         loader: the user's.
         iterate: makes its iterators.
     """
 
-    def __init__(self, loader: Any, iterate: IterateInTurns) -> None:
+    def __init__(self, loader: Any, iterate: Callable[[Callable[[], Any]], Any]) -> None:
         self.loader = loader
         self.iterate = iterate
 
@@ -119,11 +119,30 @@ class LoaderInTurns:
         return self.iterate(lambda: iter(self.loader))
 
 
-class SizedLoaderInTurns(LoaderInTurns):
+class SizedIteratedLoader(IteratedLoader):
     """One with a length: that of the user's, as it may turn out that each worker has its own batches."""
 
     def __len__(self) -> int:
         return len(self.loader)
+
+
+def iterated(loader: Any, iterate: Callable[[Callable[[], Any]], Any]) -> IteratedLoader:
+    """Return a loader that is not a DataLoader with other iterators, and with a length if it has one."""
+    return (SizedIteratedLoader if isinstance(loader, Sized) else IteratedLoader)(loader, iterate)
+
+
+def are_divided(batches: Iterator[Any], gather: Callable[[Any], list[Any]]) -> tuple[bool, list[Any], Iterator[Any]]:
+    """Find out by the first two batches whether each worker has batches of its own; all workers have to call it.
+
+    Args:
+        batches: this worker's.
+        gather: returns the objects of all workers, by rank.
+
+    Returns:
+        Whether they are divided, the first two, and all batches from the first one on.
+    """
+    first = list(itertools.islice(batches, 2))
+    return len(set(gather(content_print(first)))) > 1, first, itertools.chain(first, batches)
 
 
 class Turns:
@@ -177,10 +196,7 @@ class Turns:
     def _begin(self) -> Iterator[tuple[int, Any]]:
         if self.world_size == 1:
             return self._missing(enumerate(self.batches))
-        first = list(itertools.islice(self.batches, 2))
-        prints = self.gather(content_print(first))
-        batches = itertools.chain(first, self.batches)
-        self.divided = len(set(prints)) > 1
+        self.divided, _, batches = are_divided(self.batches, self.gather)
         if self.divided:
             return self._missing(zip(itertools.count(self.rank, self.world_size), batches, strict=False))
         return itertools.islice(self._missing(enumerate(batches)), self.rank, None, self.world_size)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from itwinai.errors import PredictorError
 from itwinai.inference import rows
 from itwinai.inference.rows import Layout
+from itwinai.tracebacks import add_note
 
 Method = Literal["predict_step", "forward"]
 
@@ -68,8 +69,8 @@ class ModuleRunner:
         try:
             output = self._predict(inputs)
         except Exception as error:
-            if (hint := self._hint(inputs)) and hasattr(error, "add_note"):  # from Python 3.11 on
-                error.add_note(hint.strip())
+            if hint := self._hint(inputs):
+                add_note(error, hint.strip())
             raise
         form = rows.form_of(inputs, sizes=False)
         layout = self._layouts.get(form)

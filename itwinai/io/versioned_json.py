@@ -23,6 +23,11 @@ def finite(value: Any) -> Any:
     return [finite(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
+def document_text(values: Mapping[str, Any]) -> str:
+    """Return a document of plain values as the text of a file."""
+    return json.dumps(finite(values), indent=2) + "\n"
+
+
 _LATER = "Read it with the itwinai that has written it, or a later one."
 
 

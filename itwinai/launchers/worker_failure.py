@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import cloudpickle
 
 from itwinai.errors import WorkerError
-from itwinai.tracebacks import Frame, chain, frames_of, hide_framework_frames, traceback_of
+from itwinai.tracebacks import Frame, add_note, chain, frames_of, hide_framework_frames, traceback_of
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,7 @@ class Failure:
             below.__cause__ = above if description.is_cause else None
             below.__suppress_context__ = description.is_cause
             below.__context__ = above
-        # Python 3.10 neither has add_note nor prints notes.
-        vars(errors[0]).setdefault("__notes__", []).append(f"[rank {self.rank}]")
+        add_note(errors[0], f"[rank {self.rank}]")
         return errors[0]
 
 

@@ -16,6 +16,7 @@ from itwinai.drawn import Done, Drawn
 from itwinai.interfaces import WritesPredictions
 from itwinai.loops.batch_size import fastest_batch_size, set_batch_size
 from itwinai.loops.hook_plan import BatchTransfer, ProfilerSpans, collect_hook, is_overridden, step_call
+from itwinai.tracebacks import add_note
 
 
 class PredictionPlan:
@@ -163,7 +164,7 @@ class LeanPredictionLoop(lightning_loops.PredictionLoop):
                 f"batch, a {type(batch).__name__} of {len(batch)}. Write one that uses the inputs alone:\n"
                 "    def predict_step(self, batch, batch_idx):\n        return self(batch[0])"
             )
-            vars(error)["__notes__"] = [*getattr(error, "__notes__", ()), note]  # Python 3.10 has no add_note
+            add_note(error, note)
 
 
 def _common(done: list[Done]) -> Done:

@@ -15,7 +15,7 @@ import torch
 
 from itwinai.errors import ConfigurationError, MissingPackageError, did_you_mean
 from itwinai.predictions.columns import numpy_array
-from itwinai.predictions.shards import KEY
+from itwinai.predictions.shards import KEY, common_schema, fitted
 
 LOADER = "loader"
 """Column with the index of the loader, where there are several."""
@@ -60,7 +60,7 @@ class ParquetFile(PredictionFile):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        schema = pa.unify_schemas(self.schemas, promote_options="permissive")
+        schema = common_schema(self.schemas)
         self._several = len(self.schemas) > 1
         self._schema = pa.schema([(LOADER, pa.int32()), *schema]) if self._several else schema
         self._writer = pq.ParquetWriter(self.path, self._schema)
@@ -69,12 +69,9 @@ class ParquetFile(PredictionFile):
 
     def add(self, loader: int, table: pa.Table) -> None:
         """Add rows, which are kept until there are enough for a row group."""
-        columns = {name: table[name] for name in table.column_names}
         if self._several:
-            columns[LOADER] = pa.array(np.full(len(table), loader, np.int32))
-        arrays = [columns[one.name].cast(one.type) if one.name in columns else pa.nulls(len(table), one.type)
-                  for one in self._schema]  # fmt: skip
-        self._waiting.append(pa.table(arrays, schema=self._schema))
+            table = table.append_column(LOADER, pa.array(np.full(len(table), loader, np.int32)))
+        self._waiting.append(fitted(table, self._schema))
         self._bytes += table.nbytes
         if self._bytes > _ROW_GROUP_BYTES:
             self._write()

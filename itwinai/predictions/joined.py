@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -17,7 +16,7 @@ import pyarrow as pa
 
 from itwinai.errors import ConfigurationError, ItwinaiError
 from itwinai.io.atomic import part_name, write_whole
-from itwinai.io.versioned_json import finite, reading, versioned
+from itwinai.io.versioned_json import document_text, reading, versioned
 from itwinai.predictions.formats import format_of
 from itwinai.predictions.merge import compact, merged
 from itwinai.predictions.shards import KEY, ShardFolder, common_schema
@@ -96,9 +95,7 @@ def join(
         columns = {one.name: str(one.type) for schema in schemas for one in schema}
         manifest = Manifest(tuple(samples), columns, size, digest, time.time(), dict(about))
         # Before the file: one that is there has a manifest.
-        write_whole(
-            manifest_path(output), json.dumps(finite({"version": VERSION, **asdict(manifest)}), indent=2) + "\n"
-        )
+        write_whole(manifest_path(output), document_text({"version": VERSION, **asdict(manifest)}))
         if output.is_dir():
             os.replace(output, beside / "replaced")
         os.replace(beside / output.name, output)

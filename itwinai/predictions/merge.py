@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from itwinai.drawn import Order
-from itwinai.predictions.shards import KEY, ROW_BITS, Shard, ShardFolder, common_schema
+from itwinai.predictions.shards import KEY, ROW_BITS, Shard, ShardFolder, ascending, common_schema, fitted
 
 FAN_IN = 64
 """Most shards that are open at a time, each of which holds a chunk in memory."""
@@ -66,7 +66,7 @@ class _Run:
             chunk = next(self._chunks, None)
             if chunk is None:
                 return False
-            self.table = _fitted(pa.Table.from_batches([chunk.replace_schema_metadata(None)]), self._schema)
+            self.table = fitted(pa.Table.from_batches([chunk.replace_schema_metadata(None)]), self._schema)
             self.keys = self.table[KEY].to_numpy()
         return True
 
@@ -88,23 +88,8 @@ def _ascending(shards: Sequence[Shard], schema: pa.Schema) -> Iterator[pa.Table]
         while waiting and waiting[-1].first <= bound:
             open_runs.append(_Run(waiting.pop(), schema))
             bound = min(bound, int(open_runs[-1].keys[-1]))
-        table = pa.concat_tables([run.take(bound) for run in open_runs])
-        keys = table[KEY].to_numpy()
-        if len(keys) > 1 and not (keys[1:] > keys[:-1]).all():
-            table = table.take(pa.array(np.unique(keys, return_index=True)[1]))
-        yield table
+        yield ascending(pa.concat_tables([run.take(bound) for run in open_runs]))
         open_runs = [run for run in open_runs if run.advance()]
-
-
-def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return a table with all columns of a schema; those that it has not are null."""
-    if table.schema == schema:
-        return table
-    columns = [
-        table[one.name].cast(one.type) if one.name in table.column_names else pa.nulls(len(table), one.type)
-        for one in schema
-    ]
-    return pa.table(columns, schema=schema)
 
 
 def _overlap(shards: Sequence[Shard]) -> int:

@@ -7,7 +7,6 @@ would count them, and the row in it.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -23,7 +22,7 @@ import pyarrow as pa
 from itwinai.drawn import Order
 from itwinai.errors import ConfigurationError
 from itwinai.io.atomic import part_name, remove_parts, write_whole
-from itwinai.io.versioned_json import finite, reading, versioned
+from itwinai.io.versioned_json import document_text, reading, versioned
 from itwinai.predictions.columns import Column, arrow_array
 
 KEY = "index"
@@ -142,7 +141,7 @@ class ShardFolder:
 
     def begin(self, task: Task) -> None:
         """Write down what is to be predicted."""
-        write_whole(self.path / "task.json", _json({"version": VERSION, **vars(task)}))
+        write_whole(self.path / "task.json", document_text({"version": VERSION, **vars(task)}))
 
     def clean(self) -> None:
         """Remove what killed workers have left half written."""
@@ -175,11 +174,8 @@ class ShardFolder:
             rank: of the worker.
             world_size: number of workers.
         """
+        table = ascending(table)
         keys = table[KEY].to_numpy()
-        if len(keys) > 1 and not (keys[1:] > keys[:-1]).all():
-            _, places = np.unique(keys, return_index=True)  # sorted; a sample that is drawn twice is kept once
-            table = table.take(pa.array(places))
-            keys = table[KEY].to_numpy()
         shard = Shard(self.path, loader, order, world_size, len(keys), int(keys[0]), int(keys[-1]))
         self.write_rows([table], table.schema, shard, rank)
 
@@ -295,6 +291,25 @@ def _joined(arrays: list[pa.Array], name: str) -> pa.Array:
     return pa.concat_arrays(arrays)
 
 
+def ascending(table: pa.Table) -> pa.Table:
+    """Return a table in the order of its keys; a key that is there twice, as of a sample drawn twice, is kept once."""
+    keys = table[KEY].to_numpy()
+    if len(keys) < 2 or (keys[1:] > keys[:-1]).all():
+        return table
+    return table.take(pa.array(np.unique(keys, return_index=True)[1]))
+
+
+def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table with all columns of a schema; those that it has not are null."""
+    if table.schema == schema:
+        return table
+    columns = [
+        table[one.name].cast(one.type) if one.name in table.column_names else pa.nulls(len(table), one.type)
+        for one in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
 def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
     """Return a schema that holds the columns of all.
 
@@ -316,7 +331,3 @@ def _described(path: Path) -> Shard:
     order: Any = about["order"]
     numbers = [int(about[name]) for name in ("world_size", "rows", "first", "last")]
     return Shard(path, int(about["loader"]), order, *numbers)
-
-
-def _json(document: dict[str, Any]) -> str:
-    return json.dumps(finite(document), indent=2) + "\n"
