@@ -442,7 +442,7 @@ from tests.support.predicted import Doubling
 module = Doubling()
 predictor = Predictor(module)
 x = np.ones((300, 300), dtype="float32")  # torch divides so many among its threads, which no fork outlives
-print("before", float(predictor(x).sum()))
+print("before", float(predictor(x).sum()), flush=True)  # what is still in the buffer would be the child's too
 child = os.fork()
 if child == 0:
     own = Predictor(module)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from itwinai.benchmark.runs.schedule import interleaved
 
 from itwinai.benchmark.records import Cell
+from itwinai.benchmark.runner import interleaved
 from itwinai.benchmark.statistics.confidence_intervals import Estimate, mean_of
 from itwinai.launchers.child_process import ChildProcess
 from itwinai.reporting.formatting import UNKNOWN, estimate_text, time_text
