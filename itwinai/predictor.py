@@ -138,6 +138,7 @@ class Predictor:
         module = load_any(source, module_class, init_args, weights_only)
         return cls(module, device=device, precision=precision, method=method, batch_size=batch_size, max_wait=max_wait)
 
+    @hides_framework_frames
     def __call__(self, inputs: Any) -> Any:
         """Predict.
 

@@ -377,6 +377,32 @@ def test_failing_input_fails_its_own_caller(queued: Queued) -> None:
     assert queued.module.batches == [5, 3, 1, 1, 1]
 
 
+class Linear(L.LightningModule):
+    """Takes rows of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def predict_step(self, batch: Tensor) -> Tensor:
+        return self.layer(batch)
+
+
+def test_error_of_the_module_says_what_it_was_called_with() -> None:
+    with Predictor(Linear()) as predictor:
+        with pytest.raises(RuntimeError, match="cannot be multiplied") as raised:
+            predictor(np.ones((8, 3)))
+        hidden, called = getattr(raised.value, "__notes__")
+        assert "frames of frameworks are hidden" in hidden
+        assert called.startswith("Linear.predict_step was called with float32 of shape (8, 3).")
+        with pytest.raises(TypeError) as raised:
+            predictor({"x": np.ones((2, 4)), "more": [torch.arange(2), "text"]})
+        assert getattr(raised.value, "__notes__")[-1] == (
+            "Linear.predict_step was called with a dict (['x']: float32 of shape (2, 4), "
+            "['more'][0]: int64 of shape (2,), ['more'][1]: a value of type str)."
+        )
+
+
 def test_small_input_does_not_wait_for_a_large_one(queued: Queued) -> None:
     large, small = queued.ask(torch.ones(50, 2)), queued.ask(torch.ones(4, 3))
     queued.module.gate.set()

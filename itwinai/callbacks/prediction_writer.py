@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
@@ -281,7 +282,7 @@ class PredictionWriter(BasePredictionWriter):
         except ConfigurationError as error:  # of the batches that have failed, which the user sees
             log.debug(f"the last predictions are not kept: {error}")
         without = " without overwrite" if self.overwrite else ""
-        if self._folder.shards():
+        if trainer.state.fn == TrainerFn.PREDICTING and self._folder.shards():
             rank_zero_info(
                 f"itwinai: what is predicted is kept in {path_text(self._folder.path)}; the same call{without} resumes "
                 "it"

@@ -42,6 +42,17 @@ def has_rows(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0
 
 
+def description(tree: Any) -> str:
+    """Return what an input is, for messages: ``float32 of shape (8, 3)``; for a collection, its first values."""
+    if isinstance(tree, Tensor):
+        return f"{str(tree.dtype).removeprefix('torch.')} of shape {tuple(tree.shape)}"
+    leaves = list(leaves_of(tree))
+    if not isinstance(tree, (Mapping, tuple, list)) or not leaves:
+        return f"a value of type {type(tree).__name__}"
+    shown = ", ".join(f"{path}: {description(leaf)}" for path, leaf in leaves[:4])
+    return f"a {type(tree).__name__} ({shown}{', ...' if len(leaves) > 4 else ''})"
+
+
 def count_rows(tree: Any) -> int:
     """Return the number of rows that all tensors of an input have.
 

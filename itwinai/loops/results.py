@@ -235,8 +235,9 @@ class LeanLoggerConnector(lightning_logging.LoggerConnector):
         for name, value in self.callback_metrics.items():
             if "loss" in name and value.numel() == 1 and not torch.isfinite(value):
                 warn_user(
-                    f"'{name}' is {value.item()} at the end of epoch {self.trainer.current_epoch}. Lower the learning "
-                    "rate or set gradient_clip_val; detect_anomaly=True finds the operation that caused it."
+                    f"'{name}' is {value.item()} at the end of epoch {self.trainer.current_epoch}. Look for missing "
+                    "values in the data first; else lower the learning rate or set gradient_clip_val. "
+                    "detect_anomaly=True finds the operation that caused it."
                 )
                 return True
         return False
