@@ -1,0 +1,79 @@
+"""Check that every strategy trains to the weights of one process."""
+
+from __future__ import annotations
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from itwinai.checks.differences import weight_difference, weight_limit, worst_weight
+from itwinai.checks.processes import RunFailedError
+from itwinai.checks.ray_runs import ray_fits
+from itwinai.checks.session import WORKERS, Session
+from itwinai.checks.source_lines import attribute_line
+from itwinai.checks.training import Trained
+from itwinai.checks.verdict import CheckFailedError, NotApplicableError
+from itwinai.errors import ConfigurationError
+
+
+def check(session: Session) -> str:
+    """Train under every strategy with two workers, and compare the weights with those of one process.
+
+    Raises:
+        CheckFailedError: a strategy fails, or ends with other weights.
+        NotApplicableError: no strategy can be compared.
+    """
+    if session.subject.options.get("use_distributed_sampler") is False:
+        raise NotApplicableError("with use_distributed_sampler=False the data decides what each worker trains on")
+    reference = session.reference()
+    passed, refused = [], []
+    for strategy in session.strategies:
+        try:
+            trained = (
+                ray_fits(session, strategy)[0] if strategy in session.ray_strategies else session.group(strategy)[0]
+            )
+        except RunFailedError as error:
+            if isinstance(error.error, (ConfigurationError, MisconfigurationException)):
+                refused.append(f"{strategy} ({error.summary.partition(': ')[2] or error.summary})")
+                continue
+            raise CheckFailedError(f"training under {strategy} fails: {error.summary}", at=error.at) from None
+        compare(session, trained, reference, strategy, f"under {strategy} with {WORKERS} workers")
+        passed.append(strategy)
+    if not passed:
+        raise NotApplicableError(f"no strategy accepts this run: {'; '.join(refused)}")
+    return f"{', '.join(passed)}{'; not applicable: ' if refused else ''}{'; '.join(refused)}"
+
+
+def compare(session: Session, trained: Trained, reference: Trained, strategy: str, how: str) -> None:
+    """Raise an error if a run ends with other weights than that of one process.
+
+    Raises:
+        CheckFailedError: it does.
+    """
+    limit = weight_limit(strategy, session.subject.options.get("precision"))
+    apart = weight_difference(trained.weights, reference.weights)
+    if trained.steps == reference.steps and apart <= limit:
+        return
+    if trained.steps != reference.steps:
+        raise CheckFailedError(f"{how} the run has {trained.steps} steps, and {reference.steps} in one process")
+    worst = worst_weight(trained.weights, reference.weights)
+    statistics = "running_" in worst or _has_batch_norm(session)
+    raise CheckFailedError(
+        f"{how} weights differ by {apart:.1e} from those of one process (allowed {limit:.0e}), most of all {worst}",
+        "Batch norm computes with the samples of each worker: set trainer.sync_batchnorm=true."
+        if statistics
+        else "Look for what depends on the samples of one worker: losses that are no means over samples, statistics of "
+        "a batch, the rank. docs/explanation/same-numbers.md says when results are equal.",
+        session.once("line-weights", "looking for the line", lambda: _line(session, worst)),
+    )
+
+
+def _line(session: Session, name: str) -> str:
+    return attribute_line(session.subject.build().module, name)
+
+
+def _has_batch_norm(session: Session) -> bool:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    def look() -> bool:
+        return any(isinstance(part, _BatchNorm) for part in session.subject.build().module.modules())
+
+    return bool(session.once("batch-norm", "looking for the cause", look))
