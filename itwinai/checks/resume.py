@@ -45,8 +45,8 @@ def _explained(
         attribute, hook, at, had, has = lost[0]
         others = f" (likewise {', '.join(one[0] for one in lost[1:4])})" if lost[1:] else ""
         return CheckFailedError(
-            f"{found}: self.{attribute}, which {hook} sets, is {had} when it is saved and {has} when it is resumed; the "
-            f"checkpoint does not have it{others}",
+            f"{found}: self.{attribute}, which {hook} sets, is {had} when it is saved and {has} when it is resumed: "
+            f"the checkpoint does not have it{others}",
             "Make it a buffer (self.register_buffer), or save it in on_save_checkpoint and restore it in "
             "on_load_checkpoint.",
             at,

@@ -6,7 +6,9 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -150,10 +152,20 @@ class Session:
         return run_apart(name, partial(train, self.subject, run), self.folder, self.limit, self.tick)
 
     def _group(self, name: str, run: Run) -> list[Any]:
+        self._import(run.strategy)
+
         def work(rank: RankInfo) -> Trained:
             return train(self.subject, run, rank)
 
         return run_group(name, work, run.workers, self.folder, self.limit, self.tick)
+
+    @staticmethod
+    def _import(strategy: str) -> None:
+        """Import what workers need once, into this process: they are copies of it."""
+        made = None if (entry := find_entry(strategy)) is None else entry.make()
+        for name in getattr(made, "worker_imports", tuple)():
+            with suppress(ModuleNotFoundError):  # a worker that needs it says so
+                import_module(name)
 
     def _keys_path(self, run: str) -> str:
         return str(self.folder / f"keys-{run}-{{rank}}.jsonl")
