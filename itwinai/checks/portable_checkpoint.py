@@ -36,8 +36,8 @@ def check(session: Session) -> str:
             raise CheckFailedError(
                 f"a checkpoint of one process does not continue under {strategy}: {error.summary}", at=error.at
             ) from None
-        compare(session, trained, reference, strategy, f"continued under {strategy} from a checkpoint of one process")
-        passed.append(strategy)
+        how = f"continued under {strategy} from a checkpoint of one process"
+        passed.append(f"{strategy}{compare(session, trained, reference, strategy, how)}")
     if not passed:
         raise NotApplicableError("no strategy accepts this run; see same_weights")
     return ", ".join(passed)

@@ -131,7 +131,7 @@ def _run(works: Mapping[str, Callable[[], Any]], folder: Path, limit: float, tic
     check_forkable()
     files = compat_python.objects_of(*worker.FILES)
     worker.flush(files)
-    handlers = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.SIG_DFL}
+    handlers: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.SIG_DFL}
     processes: dict[str, ForkedProcess] = {}
     try:
         for name, work in works.items():

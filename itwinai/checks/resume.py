@@ -55,8 +55,7 @@ def _explained(
     if seen != resumed.notes.batches:
         return CheckFailedError(
             f"{found}: the batches after it are others",
-            "A dataset or sampler with a state of its own needs state_dict() and load_state_dict(); make a generator of "
-            "your own from the seed and the epoch.",
+            "A dataset or sampler with a state of its own needs state_dict() and load_state_dict().",
         )
     worst = worst_weight(resumed.weights, whole.weights)
     return CheckFailedError(

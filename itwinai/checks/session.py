@@ -76,6 +76,12 @@ class Session:
         trained: Trained = self._once("again", "the same again", lambda: self._apart("again", Run(notes=True)))
         return trained
 
+    def perturbed(self) -> Trained:
+        """Return a run in one process whose initial weights differ by rounding: how far it grows until the end."""
+        run = Run(perturb=True)
+        trained: Trained = self._once("perturbed", "what becomes of rounding", lambda: self._apart("perturbed", run))
+        return trained
+
     def resumed(self, name: str) -> Trained:
         """Return the run that continues from a checkpoint of the reference."""
         run = Run(notes=True, resume=str(self.checkpoint(name)))

@@ -107,8 +107,15 @@ class Built:
 class Subject(Protocol):
     """Makes module and data of a run, with the same seed each time."""
 
-    seed: int
-    options: Mapping[str, Any]
+    @property
+    def seed(self) -> int:
+        """The seed of each run."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The arguments of the trainer."""
+        ...
 
     def build(self) -> Built:
         """Return module and data."""

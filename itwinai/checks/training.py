@@ -43,6 +43,7 @@ class Run:
         keys_to: file for the logged keys; ``{rank}`` in it stands for the rank.
         evaluate: whether to evaluate and predict afterwards, with several batch sizes in one process.
         weights: of the module for evaluation, instead of those it has trained.
+        perturb: whether to change the initial weights by as much as rounding does, to see what becomes of it.
     """
 
     strategy: str = "auto"
@@ -53,6 +54,7 @@ class Run:
     keys_to: str = ""
     evaluate: bool = False
     weights: Weights | None = None
+    perturb: bool = False
 
 
 @dataclass
@@ -123,6 +125,8 @@ def train(subject: Subject, run: Run, rank: RankInfo | None = None) -> Trained:
     """
     with quiet(), ExitStack() as contexts:
         built = subject.build()
+        if run.perturb:
+            _perturb(built.module)
         notes = Notes()
         saver = None
         callbacks: list[Any] = [*built.callbacks]
@@ -150,11 +154,21 @@ def train(subject: Subject, run: Run, rank: RankInfo | None = None) -> Trained:
     return trained
 
 
+@torch.no_grad()
+def _perturb(module: torch.nn.Module) -> None:
+    """Change each weight by about half the distance to the next number, up or down."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
+            parameter.mul_(1 + signs * torch.finfo(parameter.dtype).eps)
+
+
 def make_trainer(
     subject: Subject, run: Run, callbacks: list[Any], rank: RankInfo | None, **limits: Any
 ) -> ItwinaiTrainer:
     """Return a trainer that writes nothing, with those of the user's options that change numbers."""
-    plugins = [] if rank is None else [PlacedEnvironment(rank)]
+    plugins: list[Any] = [] if rank is None else [PlacedEnvironment(rank)]
     given: dict[str, Any] = {
         "max_epochs": EPOCHS,
         "limit_train_batches": batches_per_epoch(subject.options),

@@ -69,7 +69,7 @@ class LeanResults(lightning_logging.ResultCollection):
             )
         key = lightning_logging.result_key(self, fx, name, kwargs.get("add_dataloader_idx", True))
         if key in self._taken_up and self[key].has_reset:
-            # Registered as the workers of the checkpoint had it, which may have been a single one, that reduces nothing.
+            # It is registered as in the checkpoint, which may be of one process, that reduces nothing.
             self._taken_up.discard(key)
             del self[key]
         super().log(fx, name, compat_torch.plain_tensor(value) if isinstance(value, Tensor) else value, *args, **kwargs)
