@@ -52,7 +52,7 @@ class Checker:
                 raise ConfigurationError(f"Say why '{name}' is expected to fail: the reason is empty.")
         self.session = Session(subject, strategies or installed_strategies(), limit, doing, tick)
         self._results: dict[str, CheckResult] = {}
-        self._blocked: dict[str, str] = {}  # names of checks, each with the failed one that it needs
+        self._failed: dict[str, str] = {}  # names of checks that failed, or need one that did, each with that one
 
     def result(self, name: str) -> CheckResult:
         """Return the result of a check, which is run when it is first asked for, with those that it needs."""
@@ -71,22 +71,22 @@ class Checker:
             return CheckResult(check.name, status, **told, seconds=time.monotonic() - began)
 
         for need in check.needs:
-            if self.result(need).status in ("fail", "expected failure"):
-                self._blocked[check.name] = need
-            elif need in self._blocked:
-                self._blocked[check.name] = self._blocked[need]
-            if check.name in self._blocked:
-                return result("not applicable", cause=f"{self._blocked[check.name]} has to pass first")
+            self.result(need)
+            if need in self._failed:
+                self._failed[check.name] = self._failed[need]
+                return result("not applicable", cause=f"{self._failed[need]} has to pass first")
         reason = self.expected_failures.get(check.name)
         try:
             detail = check.run(self.session)
         except NotApplicableError as error:
             return result("not applicable", cause=str(error))
         except CheckFailedError as error:
+            self._failed[check.name] = check.name
             if reason is not None:
                 return result("expected failure", cause=f"{reason} ({error.cause})", at=error.at)
             return result("fail", cause=error.cause, mend=error.mend, at=error.at)
         except RunFailedError as error:  # a run that no check is about
+            self._failed[check.name] = check.name
             return result("fail", cause=error.summary, at=error.at)
         if reason is not None:
             return result(

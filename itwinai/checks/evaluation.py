@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from itwinai.checks.differences import differing
 from itwinai.checks.processes import RunFailedError
 from itwinai.checks.recorder import read_logged_keys
@@ -25,7 +27,15 @@ def check(session: Session) -> str:
     for other in [one for one in others if one.metrics]:
         for key in differing(other.metrics, first.metrics):
             _fail(session, key, first, other)
-    return f"{len(first.metrics)} metrics with {first.how}, {', '.join(one.how for one in others if one.metrics)}"
+    return f"{len(first.metrics)} metrics with {ways([first, *others])}"
+
+
+def ways(evaluated: Sequence[Evaluated]) -> str:
+    """Return how the same samples were evaluated, in words."""
+    sizes = [one.how.removeprefix("batches of ") for one in evaluated if one.how.startswith("batches")]
+    others = [one.how for one in evaluated if not one.how.startswith("batches")]
+    named = [size for size in sizes if not size.endswith("again")]
+    return " and with ".join([f"batches of {', '.join(named)}", *others])
 
 
 def two_workers(session: Session) -> list[Evaluated]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itwinai.checks.processes import RunFailedError
 from itwinai.checks.ray_runs import ray_fits
-from itwinai.checks.same_weights import compare
+from itwinai.checks.same_weights import check_comparable, compare
 from itwinai.checks.session import Session
 from itwinai.checks.verdict import CheckFailedError, NotApplicableError
 
@@ -19,6 +19,7 @@ def check(session: Session) -> str:
         CheckFailedError: a strategy does not load it, or ends with other weights.
         NotApplicableError: no strategy can be compared.
     """
+    check_comparable(session)
     reference = session.reference()
     if CHECKPOINT not in reference.saved:
         raise NotApplicableError("the run has no checkpoint at the end of an epoch")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from itwinai.checks.differences import rows
+from itwinai.checks.evaluation import ways
 from itwinai.checks.processes import RunFailedError
 from itwinai.checks.session import WORKERS, Session
 from itwinai.checks.source_lines import method_line
@@ -32,7 +33,7 @@ def check(session: Session) -> str:
         found = rows(other.predictions)
         for name, value in expected.items():
             _compare(session, name, value, found.get(name), first, other)
-    return f"{reference.predicted_samples} samples with {first.how}, {', '.join(one.how for one in others)}"
+    return f"{reference.predicted_samples} samples with {ways([first, *others])}"
 
 
 def _two_workers(session: Session) -> list[Evaluated]:

@@ -22,8 +22,7 @@ def check(session: Session) -> str:
         CheckFailedError: a strategy fails, or ends with other weights.
         NotApplicableError: no strategy can be compared.
     """
-    if session.subject.options.get("use_distributed_sampler") is False:
-        raise NotApplicableError("with use_distributed_sampler=False the data decides what each worker trains on")
+    check_comparable(session)
     reference = session.reference()
     passed, refused = [], []
     for strategy in session.strategies:
@@ -41,6 +40,19 @@ def check(session: Session) -> str:
     if not passed:
         raise NotApplicableError(f"no strategy accepts this run: {'; '.join(refused)}")
     return f"{', '.join(passed)}{'; not applicable: ' if refused else ''}{'; '.join(refused)}"
+
+
+def check_comparable(session: Session) -> None:
+    """Raise an error where the options say that several workers compute other numbers, or may on a CPU.
+
+    Raises:
+        NotApplicableError: they do.
+    """
+    options = session.subject.options
+    if options.get("use_distributed_sampler") is False:
+        raise NotApplicableError("with use_distributed_sampler=False the data decides what each worker trains on")
+    if options.get("sync_batchnorm") and _has_batch_norm(session):
+        raise NotApplicableError("torch synchronizes batch norm on GPUs only, and checks run on the CPU")
 
 
 def compare(session: Session, trained: Trained, reference: Trained, strategy: str, how: str) -> str:
@@ -65,7 +77,7 @@ def compare(session: Session, trained: Trained, reference: Trained, strategy: st
     statistics = "running_" in worst or _has_batch_norm(session)
     raise CheckFailedError(
         f"{how} weights differ by {apart:.1e} from those of one process (allowed {limit:.0e}), most of all {worst}",
-        "Batch norm computes with the samples of each worker: set trainer.sync_batchnorm=true."
+        "Batch norm computes with the samples of each worker: set trainer.sync_batchnorm=true, which works on GPUs."
         if statistics
         else "Look for what depends on the samples of one worker: losses that are no means over samples, statistics of "
         "a batch, the rank. docs/explanation/same-numbers.md says when results are equal.",

@@ -31,11 +31,13 @@ NUMERIC_OPTIONS = (
     "deterministic",
     "inference_mode",
     "use_distributed_sampler",
-    "sync_batchnorm",
     "weigh_uneven_batches",
     "detect_anomaly",
 )
-"""The arguments of the trainer that change numbers; the checks keep yours, and leave out all others."""
+"""The arguments of the trainer that change numbers; the checks keep yours, and leave out all others.
+
+``sync_batchnorm`` is none of them, because torch synchronizes batch norm on GPUs only, and checks run on the CPU.
+"""
 
 # They watch a run, write files or end it early, and change no numbers.
 _WATCHERS = (
