@@ -1,4 +1,4 @@
-"""`itwinai fit|validate|test|predict`: lightning's own command line, with `ItwinaiTrainer` in it."""
+"""`itwinai fit|validate|test|predict`: Lightning's own command line, with `ItwinaiTrainer` in it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ model and data
 
 {more}workers
   --strategy NAME                   ddp, deepspeed, deepspeed_stage_0 to _3, horovod, ray, ray_deepspeed,
-                                    ray_horovod, or one of lightning's [auto: ddp for several workers]
+                                    ray_horovod, or one of Lightning's [auto: ddp for several workers]
   --devices N                       workers on each node [auto: all GPUs, or one process]
   --num-nodes N                     nodes [1]
   --trainer.accelerator NAME        cpu, gpu, mps [auto]
@@ -102,7 +102,7 @@ def short_help(command: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Run lightning's command line.
+    """Run Lightning's command line.
 
     Args:
         argv: the subcommand and its arguments.

@@ -169,12 +169,12 @@ def requeue_job() -> None:
 
 
 def is_requeued_job() -> bool:
-    """Tell whether SLURM runs this job not for the first time."""
+    """Return whether SLURM runs this job not for the first time."""
     return inside_slurm_step() and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def inside_slurm_step() -> bool:
-    """Tell whether srun has started this process, as a task of a step."""
+    """Return whether srun has started this process, as a task of a step."""
     return os.environ.get("SLURM_STEP_ID", os.environ.get("SLURM_STEPID", "")).isdigit()
 
 
@@ -305,6 +305,6 @@ def environment_variables(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             if value is None:
-                os.environ.pop(name, None)  # lightning removes some itself
+                os.environ.pop(name, None)  # Lightning removes some itself
             else:
                 os.environ[name] = value

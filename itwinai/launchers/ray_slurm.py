@@ -30,7 +30,7 @@ def allocated_nodes() -> list[str]:
     names = os.environ.get("SLURM_JOB_NODELIST")
     if not names or "SLURMD_NODENAME" not in os.environ:
         return []
-    from itwinai.launchers.environment import inside_slurm_step  # which imports lightning
+    from itwinai.launchers.environment import inside_slurm_step  # which imports Lightning
 
     if inside_slurm_step():
         return []
@@ -96,14 +96,13 @@ def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def _wait_for_nodes(address: str, number: int, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait until so many nodes have joined."""
+    """Wait until all nodes have joined."""
     deadline = time.monotonic() + JOINING
     while _joined(address) < number:
         if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
             raise ResourceError(
-                f"Ray did not come up on {number} nodes of the SLURM allocation. What it has said is above. Is srun "
-                "allowed within the job, and do the nodes reach each other? A cluster of your own is taken with "
-                "--address."
+                f"Ray did not start on {number} nodes of the SLURM allocation. Its output is above. Check that srun is "
+                "allowed within the job and that the nodes reach each other. To use a running cluster, pass --address."
             )
         time.sleep(0.5)
 
