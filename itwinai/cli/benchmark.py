@@ -165,7 +165,7 @@ def _axis(text: str) -> tuple[str, list[Any]]:
     try:
         return path, list(yaml.safe_load(f"[{values}]"))
     except yaml.YAMLError:
-        raise ConfigurationError(f"--axis {text}: the values are not valid YAML: {values}") from None
+        raise ConfigurationError(f"--axis {text}: the values are no YAML: {values}") from None
 
 
 def _names(text: str) -> list[str]:

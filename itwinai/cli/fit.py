@@ -44,7 +44,7 @@ model and data
 
 {more}workers
   --strategy NAME                   ddp, deepspeed, deepspeed_stage_0 to _3, horovod, ray, ray_deepspeed,
-                                    ray_horovod, or one of Lightning's [auto: ddp for several workers]
+                                    ray_horovod, or one of lightning's [auto: ddp for several workers]
   --devices N                       workers on each node [auto: all GPUs, or one process]
   --num-nodes N                     nodes [1]
   --trainer.accelerator NAME        cpu, gpu, mps [auto]

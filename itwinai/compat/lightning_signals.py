@@ -70,7 +70,7 @@ class SignalConnector(_SignalConnector):
         self._sigterm_notifier_fn(signum, _)
 
     def _sigterm_notifier_fn(self, signum: Any, _: Any) -> None:
-        # Interrupts the main thread anywhere, maybe in a collective: it must not wait for other workers.
+        # Runs in the midst of whatever the main thread does, maybe a collective: it must not wait for other workers.
         now = time.monotonic()
         if self._first_signal is None:
             self._first_signal = now

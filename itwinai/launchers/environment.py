@@ -169,12 +169,12 @@ def requeue_job() -> None:
 
 
 def is_requeued_job() -> bool:
-    """Return whether SLURM runs this job not for the first time."""
+    """Tell whether SLURM runs this job not for the first time."""
     return inside_slurm_step() and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def inside_slurm_step() -> bool:
-    """Return whether srun has started this process, as a task of a step."""
+    """Tell whether srun has started this process, as a task of a step."""
     return os.environ.get("SLURM_STEP_ID", os.environ.get("SLURM_STEPID", "")).isdigit()
 
 

@@ -30,7 +30,7 @@ def allocated_nodes() -> list[str]:
     names = os.environ.get("SLURM_JOB_NODELIST")
     if not names or "SLURMD_NODENAME" not in os.environ:
         return []
-    from itwinai.launchers.environment import inside_slurm_step  # which imports Lightning
+    from itwinai.launchers.environment import inside_slurm_step  # which imports lightning
 
     if inside_slurm_step():
         return []

@@ -123,7 +123,7 @@ def make_strategy(name: str) -> Strategy | None:
     """Make the strategy of a name.
 
     Args:
-        name: one of `STRATEGY_NAMES`, or a name that Lightning knows.
+        name: one of `STRATEGY_NAMES`, or a name that lightning knows.
 
     Returns:
         The strategy, or None for a name that is left to Lightning.
@@ -138,7 +138,7 @@ def make_strategy(name: str) -> Strategy | None:
 
 
 def check_strategy_name(name: str) -> None:
-    """Raise an error for a name that neither this package nor Lightning knows.
+    """Raise an error for a name that neither this package nor lightning knows.
 
     Raises:
         ConfigurationError: the name is unknown; the message suggests the nearest one.
