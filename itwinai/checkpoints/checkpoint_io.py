@@ -377,15 +377,32 @@ def folders_of(trainer: Trainer) -> list[str]:
         if not (folder := getattr(callback, "dirpath", None)):
             continue
         folders.append(str(folder))
-        # A logger counts the versions of a run, and the checkpoints of each are in a folder of its own.
         filesystem, place = fsspec.core.url_to_fs(str(folder))
-        version, _, name = place.rpartition("/")
-        runs = version.rpartition("/")[0]
-        if trainer.loggers and name == FOLDER and filesystem.isdir(runs):
-            earlier = [f"{other}/{name}" for other in filesystem.ls(runs, detail=False)]
+        runs = place.rpartition("/")[0].rpartition("/")[0]
+        if _is_of_version(place, trainer) and filesystem.isdir(runs):
+            earlier = [f"{other}/{FOLDER}" for other in filesystem.ls(runs, detail=False)]
             local = isinstance(filesystem, LocalFileSystem)
             folders += [other if local else filesystem.unstrip_protocol(other) for other in earlier]
     return list(dict.fromkeys(folders))
+
+
+def _is_of_version(place: str, trainer: Trainer) -> bool:
+    """Return whether checkpoints are where Lightning puts those of a logger's version: ``NAME/VERSION/checkpoints``.
+
+    The logger counts the versions of one run, so that the folders beside it hold the earlier ones. Beside a folder that
+    you have named are those of other runs.
+    """
+    if not trainer.loggers:
+        return False
+    logger = trainer.loggers[0]
+    root = str(fsspec.core.url_to_fs(str(logger.save_dir or trainer.default_root_dir))[1]).rstrip("/")
+    below = place.removeprefix(f"{root}/").split("/") if place.startswith(f"{root}/") else []
+    if len(below) < 2 or below[-1] != FOLDER:
+        return False
+    if len(below) == 2 and not below[0].startswith("version_"):  # asking some loggers for their version begins a run
+        return False
+    version = logger.version
+    return below[-2] == (version if isinstance(version, str) else f"version_{version}")
 
 
 def pop_resume_state(trainer: Trainer) -> ResumeState | None:
