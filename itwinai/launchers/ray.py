@@ -49,7 +49,9 @@ class RemoteGPUs(CUDAAccelerator):
             return devices
         count = int(devices)
         if count < 1:
-            raise ConfigurationError(f"devices={devices} with Ray on GPUs: give the number of workers per node.")
+            raise ConfigurationError(
+                f"With Ray on GPUs, devices must be the number of workers per node; got {devices}."
+            )
         return list(range(count))
 
     @staticmethod
