@@ -231,7 +231,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
             self._remove_checkpoint(trainer, self._saved.pop(0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return Lightning's state, and which checkpoints are kept."""
+        """Return Lightning's state, and the list of kept checkpoints."""
         state = super().state_dict()
         if self.keep is None:
             return state

@@ -116,7 +116,7 @@ class PredictionWriter(BasePredictionWriter):
     def begin_predictions(
         self, trainer: Trainer, samples: list[int | None], limits: list[int | None]
     ) -> list[tuple[Done, int | None]]:
-        """Return what an interrupted prediction has done, and how many batches are to be predicted, for each loader.
+        """Return what an interrupted prediction has done, and the number of batches to predict, for each loader.
 
         Raises:
             ConfigurationError: there is a file, or an interrupted prediction of something else.
@@ -335,7 +335,7 @@ def _about(trainer: Trainer) -> dict[str, Any]:
 
 
 def _hash(module: LightningModule) -> str:
-    """Return what tells the weights of a module from others."""
+    """Return a fingerprint of the weights of a module."""
     checksum = 0
     for name, value in sorted(module.state_dict().items()):
         checksum = zlib.crc32(name.encode(), checksum)

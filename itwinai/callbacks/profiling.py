@@ -29,7 +29,7 @@ from itwinai.reporting.sections.steps import Profile, files_of, sections_of, wri
 
 @dataclass(frozen=True)
 class Found:
-    """What one worker has found.
+    """The measurements of one worker.
 
     Attributes:
         split: how long the parts of its steps took; None if nothing timed them.
@@ -168,19 +168,19 @@ class ProfilingCallback(Callback):
             self._keep(trainer, gather_of(trainer.strategy)(self._found(trainer)))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what this worker has found so far: the others may not answer any more."""
+        """Keep the measurements of this worker: the others may not answer any more."""
         self._stop()
         if self.step_clock is not None and self.profile is None and not is_fast_dev_run(trainer):
             self._keep(trainer, [self._found(trainer)])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell what was found, unless a summary does, and hand the files over to the loggers."""
+        """Report the measurements, unless a summary does, and log the files."""
         if stage == "fit" and self.profile is not None:
             print_report(trainer, "where the time of a step goes", self)
             hand_over(trainer.loggers, files_of(self.profile), self.profile.folder.parent)
 
     def report(self) -> list[Section]:
-        """Return what was found: the split of a step, workers, operators, functions, and advice."""
+        """Return the report: the split of a step, workers, operators, functions, and recommendations."""
         return [] if self.profile is None else sections_of(self.profile)
 
     def _split(self, trainer: Trainer) -> StepSplit | None:

@@ -68,7 +68,7 @@ class RunSummary(Callback):
         return {**vars(self), "_recorder": None, "_facts": None, "_times": None}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin to keep what is logged."""
+        """Start recording the logged values."""
         if stage != "fit":
             return
         self._folder = run_folder(trainer)
@@ -103,7 +103,7 @@ class RunSummary(Callback):
         self._collect_times(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Tell what there is of a run that has not ended well, and why: Lightning tears nothing down then."""
+        """Report a failed run, with the reason: Lightning does not call teardown then."""
         if not self._began or self._reported:  # it has not begun, or has ended before, and a logger still waits
             return
         self.on_validation_end(trainer, pl_module)

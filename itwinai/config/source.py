@@ -59,7 +59,7 @@ class Given:
         return [one.plain() for one in self.value] if isinstance(self.value, list) else self.value
 
     def find(self, path: str) -> Given | None:
-        """Return what is at a path of names with dots between; None if there is nothing."""
+        """Return the value at a dotted path; None if there is none."""
         node = self
         for name in path.split("."):
             if not isinstance(node.value, dict) or name not in node.value:

@@ -61,7 +61,7 @@ class RemoteGPUs(CUDAAccelerator):
 
     @staticmethod
     def auto_device_count() -> int:
-        """Return the number of GPUs of the driver, or 1: what the cluster has is not known yet."""
+        """Return the number of GPUs of the driver, or 1: the GPUs of the cluster are not known yet."""
         return max(1, CUDAAccelerator.auto_device_count())
 
     @staticmethod

@@ -28,7 +28,7 @@ _PLAIN = (str, bytes, bool, int, float, np.generic)
 
 
 def columns_of(value: Any, samples: int, name: str = "prediction") -> dict[str, Column]:
-    """Return the columns of what was returned for a batch.
+    """Return the columns of a batch of predictions.
 
     Args:
         value: what ``predict_step`` has returned; the arrays are copied.

@@ -97,7 +97,7 @@ class RayStrategy(LaunchedStrategy):
             self.launcher.pool = pool
 
     def connect_by(self, starting: StartingRay) -> None:
-        """Let the first launch wait for Ray, which is being started already, in place of starting it.
+        """Let the first launch wait for Ray, which is starting already, instead of starting it.
 
         Args:
             starting: from `itwinai.launchers.ray_init.ray_starting`.

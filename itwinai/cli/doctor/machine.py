@@ -14,7 +14,7 @@ from itwinai.cli.resources import available_memory, usable_cpus
 
 
 def describe_machine(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what this machine offers, and who has started this process.
+    """Return the hardware of this machine, and the launcher of this process.
 
     Args:
         facts: what `inspect` returned.
