@@ -157,7 +157,7 @@ def _mend_length(dataloader: DataLoader, changed: DataLoader, given: Any, sample
     if before != given_length:
         raise ConfigurationError(
             f"{type(dataloader).__name__} has a length of its own, {before}, with {given_length} batches in its "
-            f"sampler, and still has it with {length} of them: it cannot be told how many batches it gives. Let "
+            f"sampler, and still has it with {length} of them: the number of its batches is unknown. Let "
             "its __len__ follow from len(self.batch_sampler), or divide the samples yourself and let the trainer take "
             "the loader as it is: ItwinaiTrainer(use_distributed_sampler=False)."
         )

@@ -203,7 +203,7 @@ class LeanResults(lightning_logging.ResultCollection):
             if self.training:
                 metrics["callback"][name] = metrics["callback"][step_name] = value
             if meta.prog_bar:
-                # As a tensor: to turn it into a number is left to who reads it, which is not done in every step.
+                # As a tensor: the reader converts it to a number, which does not happen in every step.
                 metrics["pbar"][step_name] = value  # type: ignore[assignment]
         return metrics
 

@@ -70,7 +70,7 @@ def picked(batch: Any, wanted: Mapping[str, str | int], samples: int) -> dict[st
             value = getattr(batch, key) if isinstance(key, str) and hasattr(batch, key) else batch[key]
         except (KeyError, IndexError, TypeError):
             raise ConfigurationError(
-                f"PredictionWriter(columns=...) asks for {key!r}, which the batches do not have.{_hint(batch, key)}"
+                f"PredictionWriter(columns=...) requests {key!r}, which the batches do not have.{_hint(batch, key)}"
             ) from None
         _add(columns, name, value, samples, name)
     return columns

@@ -185,7 +185,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         self.set_world_ranks()
 
     def set_world_ranks(self) -> None:
-        """Get the ranks from whoever launched the workers; only a process started by hand has to compute them."""
+        """Get the ranks from the launcher of the workers; only a process started by hand has to compute them."""
         environment = self.cluster_environment
         if environment is None:
             return

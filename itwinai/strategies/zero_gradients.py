@@ -84,7 +84,7 @@ class UnshardedGradients:
         self._weighed = False
         self._awaited: set[int] = set()
         self._handles: list[Any] = []
-        if manual:  # every backward pass ends as under DDP, whoever runs it
+        if manual:  # every backward pass ends as under DDP, also one of the module
             self._handles += [parameter.register_hook(self._weigh) for parameter in parameters]
             self._handles += [parameter.register_post_accumulate_grad_hook(self._await_end) for parameter in parameters]
 

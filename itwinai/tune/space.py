@@ -309,7 +309,7 @@ def _check_path(path: Any) -> None:
         )
     if "/" in path:
         raise ConfigurationError(
-            f"The path '{path}' has a slash, which Ray takes as the border between names. Write dots between names."
+            f"The path '{path}' has a slash, which Ray treats as a separator of names. Write dots between names."
         )
 
 
