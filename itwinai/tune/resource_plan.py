@@ -219,7 +219,7 @@ def _too_large(resources: TrialResources, nodes: Sequence[NodeResources]) -> str
     if resources.workers > 1:
         asked += f" ({amounts_text(resources.total, ' and ')} in all)"
     if not nodes:
-        return f"{asked}: it has no nodes. Start Ray, or check `ray status`."
+        return "No trial has room: the cluster has no nodes. Start Ray, or check `ray status`."
     part = _smallest_part(resources)
     if missing := [name for name in part if not _sum_of(nodes, name)]:
         return f"{asked}. {_missing(missing[0], nodes)}"
