@@ -190,8 +190,8 @@ def _check_names(arguments: Iterable[str], init: Callable[..., Any]) -> None:
 class ItwinaiTrainer(Trainer):
     """Train any LightningModule, unchanged, on DDP, DeepSpeed, Horovod or Ray.
 
-    Accepts every argument of `lightning.pytorch.Trainer`. `strategy` and `logger` accept more than there; those from
-    `split_batches` on are additional.
+    Accepts every argument of `lightning.pytorch.Trainer`. `strategy` and `logger` accept more values; the arguments
+    from `split_batches` on are additional.
 
     Args:
         accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"``, ``"tpu"``, or an accelerator.

@@ -60,7 +60,7 @@ class _Mistake:
 def mistake_in_flags(
     arguments: Sequence[str], known: Sequence[ParserArgument], commands: Collection[str] = ()
 ) -> str | None:
-    """Return what is wrong with the flags of a command line, apart from their values; None if nothing is found.
+    """Return the first mistake in the flags of a command line, apart from their values; None if there is none.
 
     Args:
         arguments: the flags, as they were given.
@@ -93,7 +93,7 @@ def mistake_in_flags(
 
 
 def mistake_in_values(config: Given, known: Sequence[ParserArgument]) -> str | None:
-    """Return what is wrong with the values of a config; None if nothing is found.
+    """Return the first mistake in the values of a config; None if there is none.
 
     Args:
         config: the values.
@@ -357,7 +357,7 @@ def _without_class(given: Given, classes: Sequence[type], key: str, root: Given 
 
 
 def no_model(arguments: Sequence[str]) -> str:
-    """Return what to say where a command line has no model."""
+    """Return the message for a command line without a model."""
     files = [value for flag, value in flags_of(arguments) if flag in CONFIG_FLAGS]
     found = class_here("LightningModule", {}) or "module.Class"
     if not files:
@@ -370,7 +370,7 @@ def no_model(arguments: Sequence[str]) -> str:
 
 
 def no_data(model: str, loader: str) -> str:
-    """Return what to say where nothing has the data of a run.
+    """Return the message for a run without data.
 
     Args:
         model: name of the model's class.

@@ -145,7 +145,7 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
         return message
 
     def before_instantiate_classes(self) -> None:
-        """Say which arguments of the model are not used, as Lightning takes those of the checkpoint."""
+        """Warn about arguments of the model that are not used, as Lightning uses those of the checkpoint."""
         config = self.config.get(str(self.config.get("subcommand")), self.config)
         given, used = self.given.find("model.init_args"), config.get("model")
         if not config.get("ckpt_path") or given is None or not isinstance(given.value, dict) or not used:
@@ -400,7 +400,7 @@ def different(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
 
 
 def parser_message(error: Exception) -> str:
-    """Return what the parser says is wrong, without its list of all that would be right."""
+    """Return the parser's message, without its list of all valid values."""
     lines = [line for line in str(error).splitlines() if line.strip() and "NoneType" not in line]
     lines = [
         line for line in lines if not line.strip().startswith(("Given value", "Subtypes:", "Errors:", "- Expected"))

@@ -59,7 +59,7 @@ class Given:
         return [one.plain() for one in self.value] if isinstance(self.value, list) else self.value
 
     def find(self, path: str) -> Given | None:
-        """Return what is at a path of names with dots between; None if there is nothing."""
+        """Return the value at a dotted path; None if there is none."""
         node = self
         for name in path.split("."):
             if not isinstance(node.value, dict) or name not in node.value:
@@ -259,7 +259,7 @@ def _text(path: str) -> tuple[str, str]:
         return path, "the config"
     file = Path(path)
     if file.is_dir():
-        raise ConfigurationError(f"{path} is a folder, and -c takes a config file.{_nearby(file)}")
+        raise ConfigurationError(f"{path} is a folder, but -c needs a config file.{_nearby(file)}")
     if not file.exists():
         found = [str(other) for pattern in ("*.yaml", "*.yml") for other in sorted(file.parent.glob(pattern))]
         raise ConfigurationError(f"There is no config file {path}.{did_you_mean(path, found) or _nearby(file.parent)}")

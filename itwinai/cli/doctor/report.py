@@ -76,7 +76,7 @@ def format_trial(trial: Trial, width: int) -> str:
 
 
 def format_end(trials: Sequence[Trial], broken: Sequence[str]) -> str:
-    """Return what follows the table: what its numbers are, the causes of failures, and the sum of it all.
+    """Return the text after the table: the meaning of its numbers, causes of failures, and the conclusion.
 
     Args:
         trials: the strategies that were tried.

@@ -86,7 +86,7 @@ def try_strategy(name: str, timeout: float, folder: Path, progress: ProgressLine
 
 
 def without_launcher(env: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment in which a trainer launches its own workers, whoever launched this process.
+    """Return an environment in which a trainer launches its own workers, under any outer launcher.
 
     Args:
         env: the environment of this process.
