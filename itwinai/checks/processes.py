@@ -1,8 +1,8 @@
 """Functions that run in child processes with a time limit, of which nothing is left.
 
 A child is a copy of this process (a fork), so that it has the user's objects whether or not they can be pickled, and
-has imported everything; where a fork is not safe, it is a copy of a new process. What it starts is found and killed with it: children of children stay in its tree, even if
-their own parents have ended.
+has imported everything; where a fork is not safe, it is a copy of a new process. What it starts is found and killed
+with it: children of children stay in its tree, even if their own parents have ended.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def _run_in_new_process(
         packed = dumps((dict(works), folder, limit, answer))
     except Exception as error:  # the user's own __reduce__ and __getstate__ run here: anything can come
         raise ConfigurationError(
-            f"Checks run in copies of this process, and that is not safe now: {reason}. To run in other processes, module "
-            f"and data have to pickle: {error}. Run `itwinai check -c config.yaml`, or a script or test that starts no "
+            f"Checks run in copies of this process, and that is not safe now: {reason}. To run in other processes, "
+            f"module and data have to pickle: {error}. Run `itwinai check -c config.yaml`, or a script or test that starts no "
             "threads and no Ray before."
         ) from error
     write_whole(folder / f"{name}.request", packed)
