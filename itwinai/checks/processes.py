@@ -153,8 +153,8 @@ def _run_in_new_process(
     except Exception as error:  # the user's own __reduce__ and __getstate__ run here: anything can come
         raise ConfigurationError(
             f"Checks run in copies of this process, and that is not safe now: {reason}. To run in other processes, "
-            f"module and data have to pickle: {error}. Run `itwinai check -c config.yaml`, or a script or test that starts no "
-            "threads and no Ray before."
+            f"module and data have to pickle: {error}. Run `itwinai check -c config.yaml`, or a script or test that "
+            "starts no threads and no Ray before."
         ) from error
     write_whole(folder / f"{name}.request", packed)
     command = [*worker.python_that_runs("itwinai.checks.processes"), str(folder / f"{name}.request")]
