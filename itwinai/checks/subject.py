@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import BatchSampler, DataLoader, Subset
 
+from itwinai.compat.lightning_dataloaders import with_batch_size
 from itwinai.errors import ConfigurationError
 
 NUMERIC_OPTIONS = (
@@ -254,6 +255,19 @@ def _built(module: L.LightningModule, data: Any, options: Mapping[str, Any]) -> 
             "of loaders for training and validation."
         )
     return Built(module, (data, data), kept)
+
+
+def divisible(loader: Any) -> Any:
+    """Return a loader whose batches two workers can share: one of an odd batch size gets one more sample."""
+    size = getattr(loader, "batch_size", None)
+    if (
+        not isinstance(loader, DataLoader)
+        or type(loader.batch_sampler) is not BatchSampler
+        or not size
+        or size % 2 == 0
+    ):
+        return loader
+    return with_batch_size(loader, size + 1)
 
 
 def resized(loader: Any, size: int, samples: int) -> DataLoader:

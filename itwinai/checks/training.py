@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from itwinai.checks.recorder import Notes, Recorder, Saver, logged_keys_to
 from itwinai.checks.silent_logger import SilentLogger
-from itwinai.checks.subject import Built, Subject, numeric_options, resized
+from itwinai.checks.subject import Built, Subject, divisible, numeric_options, resized
 from itwinai.compat import noise as compat_noise
 from itwinai.errors import ConfigurationError
 from itwinai.launchers.environment import PlacedEnvironment, RankInfo
@@ -128,6 +128,8 @@ def train(subject: Subject, run: Run, rank: RankInfo | None = None) -> Trained:
     """
     with quiet(), ExitStack() as contexts:
         built = subject.build()
+        for stage in filter(built.has_loader, ("train", "val")):
+            contexts.enter_context(built.changed_loader(stage, divisible))
         if run.perturb:
             _perturb(built.module)
         notes = Notes()
@@ -249,7 +251,8 @@ def _evaluate_stage(
         # The last batch is smaller than the others, with each of these sizes: means of means show.
         samples = 2 * own + max(own // 3, 1)
         try:
-            changed = resized(loader, max(1, int(own * factor)), samples)
+            size = max(1, int(own * factor))
+            changed = resized(loader, size + size % run.workers, samples)
         except ConfigurationError as error:
             raise _NotResizableError(str(error)) from None
         first[:] = [own, len(changed.dataset)]  # type: ignore[arg-type]
