@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from itwinai.checks.data_source import source_of_batches
 from itwinai.checks.differences import weight_difference, weight_limit, worst_weight
 from itwinai.checks.processes import RunFailedError
 from itwinai.checks.session import Session
@@ -51,9 +52,11 @@ def _explained(session: Session, whole: Trained, resumed: Trained, name: str, fo
         )
     seen = whole.notes.batches[len(whole.notes.batches) - len(resumed.notes.batches) :]
     if seen != resumed.notes.batches:
+        source, at = session.once("line-data", "looking for the line", lambda: source_of_batches(session.subject))
         return CheckFailedError(
-            f"{found}: the batches after it are others",
+            f"{found}: the batches after it are others, which {source} decides",
             "A dataset or sampler with a state of its own needs state_dict() and load_state_dict().",
+            at,
         )
     worst = worst_weight(resumed.weights, whole.weights)
     return CheckFailedError(

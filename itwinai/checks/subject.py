@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.utils.data import BatchSampler, DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Subset
 
 from itwinai.compat.lightning_dataloaders import with_batch_size
 from itwinai.errors import ConfigurationError
@@ -282,8 +282,10 @@ def resized(loader: Any, size: int, samples: int) -> DataLoader:
         ConfigurationError: its batches are not those of a batch size over a dataset with indices.
     """
     plain = isinstance(loader, DataLoader) and type(loader.batch_sampler) is BatchSampler
-    if not plain or not hasattr(loader.dataset, "__len__"):
-        raise ConfigurationError(f"{type(loader).__name__} has no batch size that could be changed")
+    if not plain or isinstance(loader.dataset, IterableDataset):
+        raise ConfigurationError(
+            f"{type(loader).__name__} has no batch size that could be changed, or a dataset without indices"
+        )
     dataset = Subset(loader.dataset, range(min(samples, len(loader.dataset))))
     return DataLoader(dataset, size, collate_fn=loader.collate_fn)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -106,18 +105,6 @@ def batches_per_epoch(options: Mapping[str, Any]) -> int:
     return 6 if windows == 1 else 3 * windows + 1
 
 
-def random_points(options: Mapping[str, Any], seed: int) -> set[int]:
-    """Return the numbers of batches after which checkpoints are saved: five at random, each after an optimizer step."""
-    batches, windows = batches_per_epoch(options), int(options.get("accumulate_grad_batches") or 1)
-    possible = [
-        epoch * batches + batch
-        for epoch in range(EPOCHS)
-        for batch in range(1, batches + 1)
-        if batch % windows == 0 and batch < batches
-    ]
-    return set(random.Random(seed).sample(possible, min(RANDOM_POINTS, len(possible))))
-
-
 def train(subject: Subject, run: Run, rank: RankInfo | None = None) -> Trained:
     """Make the run in this process.
 
@@ -138,7 +125,7 @@ def train(subject: Subject, run: Run, rank: RankInfo | None = None) -> Trained:
         if run.notes:
             callbacks.append(Recorder(notes))
         if run.save_to is not None:
-            saver = Saver(run.save_to, random_points(subject.options, subject.seed), notes)
+            saver = Saver(run.save_to, RANDOM_POINTS, subject.seed, notes)
             callbacks.append(saver)
         if run.keys_to:
             path = Path(run.keys_to.format(rank=0 if rank is None else rank.rank))

@@ -75,6 +75,20 @@ def test_batch_norm_needs_sync_batchnorm() -> None:
     assert report.ok and report["same_weights"].status == "not applicable"
 
 
+class Noisy(faulty.Good):
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return super().training_step([batch[0] + 0.1 * torch.randn_like(batch[0]), batch[1]], batch_idx)
+
+
+def test_random_numbers_in_steps_are_resumed_and_differ_between_workers() -> None:
+    # An epoch of seven batches, of which checkpoints are saved where no gradients wait.
+    options = {"accumulate_grad_batches": 3, "gradient_clip_val": 0.3}
+    checks = ["resume", "same_weights"]
+    report = itwinai.check(Noisy(), faulty.Data(), checks=checks, strategies=["ddp"], trainer=options)
+    assert report.ok, str(report)
+    assert "random numbers are drawn" in report["same_weights"].detail
+
+
 def test_digits_are_green_and_nothing_is_written(run_command: RunCommand, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     command = python("-m", "itwinai.cli.main", "check", "-c", str(DIGITS / "config.yaml"), "--strategies", "ddp,ray")
