@@ -78,8 +78,8 @@ def compare(session: Session, trained: Trained, reference: Trained, strategy: st
         raise CheckFailedError(
             f"{how} weights differ by {apart:.1e} from those of one process (allowed {limit:.0e}): an iterable dataset "
             f"decides by itself what each worker gets, here {source}",
-            "Give each rank its part of the samples in __iter__ (docs/explanation/same-numbers.md), or use a dataset with "
-            "indices, which itwinai deals out.",
+            "Give each rank its part of the samples in __iter__ (docs/explanation/same-numbers.md), or use a dataset "
+            "with indices, which itwinai deals out.",
             at,
         )
     # Adam with a tiny eps makes whole steps of gradients that are nothing but rounding: then no summation is the same.
