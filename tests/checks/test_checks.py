@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +21,10 @@ import torch
 import itwinai
 from itwinai.checks.processes import RunFailedError, descendants, run_apart, run_group
 from itwinai.checks.registry import CHECKS, choose
+from itwinai.checks.report import CheckResult
 from itwinai.cli.main import main
 from itwinai.errors import ConfigurationError
-from itwinai.testing import parametrize_with_checks
+from itwinai.testing import NamedCheck, parametrize_with_checks
 from tests.checks import faulty
 from tests.conftest import REPOSITORY, RunCommand, python
 from tests.support.cases import Regression, loader
@@ -51,6 +53,23 @@ def test_exactly_the_right_check_is_red_and_names_the_line(name: str) -> None:
 @parametrize_with_checks(lambda: (Regression(), (loader(8, shuffle=True), loader(8))), checks=LOCAL, strategies=["ddp"])
 def test_a_module_of_these_tests_passes(check: Callable[[], None]) -> None:
     check()
+
+
+@pytest.mark.parametrize(
+    ("status", "raised"),
+    [
+        ("fail", AssertionError),
+        ("not applicable", pytest.skip.Exception),
+        ("expected failure", pytest.xfail.Exception),
+    ],
+)
+def test_a_named_check_ends_as_its_result_says(status: Any, raised: type[BaseException]) -> None:
+    class Known:
+        def result(self, name: str) -> CheckResult:
+            return CheckResult(name, status, cause="there it is.", mend="Change it.", at="a.py:1")
+
+    with pytest.raises(raised, match="a.py:1: there it is. Change it."):
+        NamedCheck("resume", Known)()  # type: ignore[arg-type]
 
 
 def test_known_failures_are_red_when_they_pass() -> None:
