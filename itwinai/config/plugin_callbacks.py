@@ -60,7 +60,8 @@ def _is_builtin(cls: type) -> bool:
 
 
 def _below(cls: type) -> Iterator[type]:
-    for one in cls.__subclasses__():
+    below: list[type] = cls.__subclasses__()
+    for one in below:
         yield one
         yield from _below(one)
 
