@@ -53,6 +53,7 @@ class LeanResults(lightning_logging.ResultCollection):
         self.step_weights: dict[str, float] = {}
         # What was accumulated before the checkpoint that this run goes on from, until the key is logged again.
         self.restored: dict[str, dict[str, Any]] = {}
+        self._taken_up: set[str] = set()  # keys that are registered because a checkpoint has them
 
     @property
     def exchanges(self) -> bool:
@@ -66,6 +67,11 @@ class LeanResults(lightning_logging.ResultCollection):
                 f"'{name}' is a {type(value).__name__}(sync_on_compute=False): what is logged is the value of rank 0's "
                 "samples alone. Leave sync_on_compute out to log the value of all samples."
             )
+        key = lightning_logging.result_key(self, fx, name, kwargs.get("add_dataloader_idx", True))
+        if key in self._taken_up and self[key].has_reset:
+            # It is registered as in the checkpoint, which may be of one process, that reduces nothing.
+            self._taken_up.discard(key)
+            del self[key]
         super().log(fx, name, compat_torch.plain_tensor(value) if isinstance(value, Tensor) else value, *args, **kwargs)
 
     @override
@@ -105,6 +111,7 @@ class LeanResults(lightning_logging.ResultCollection):
                     "with sync_dist_group, and has not been since. Log it in every step, or go on from a checkpoint of "
                     "the end of an epoch."
                 )
+            self._taken_up.add(key)
             self[key] = lightning_logging.make_result(state, self.trainer)
             lightning_logging.write_result(self[key], state, self.trainer.strategy.root_device)
 
