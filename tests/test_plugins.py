@@ -246,6 +246,19 @@ def test_names_of_plugins_on_the_command_line(installed: Path, run_command: RunC
     assert notes == "itwinai_good.callbacks.BatchNotes"
 
 
+def test_the_tests_of_a_new_package_pass(installed: Path, run_command: RunCommand, tmp_path: Path) -> None:
+    """All but the checks that start every strategy or a search; tests/checks has those."""
+    new = next(installed.parent.glob("sources*/new"))
+    left_out = "not same_weights and not hpo_trial and not portable_checkpoint"
+    ended = run_command(
+        python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", left_out, "tests"),
+        cwd=new,
+        fresh=True,
+        PYTHONPATH=f"{REPOSITORY}:{installed}",
+    )
+    assert ended.code == 0 and "10 passed, 3 deselected" in ended.output, ended.output
+
+
 def test_doctor_knows_them_and_what_they_promise(on_path: Path) -> None:
     assert doctor.strategy_names("counted_ddp,ray_drifting_ddp") == ["counted_ddp", "ray_drifting_ddp"]
     assert doctor.all_names()[-1] == "silent" and doctor.all_names().count("ddp") == 1
