@@ -1,6 +1,6 @@
 """Run any LightningModule unchanged on DDP, DeepSpeed, Horovod or Ray, chosen by one flag.
 
-Names are resolved when they are first used, so that ``import itwinai`` loads neither torch nor lightning and changes
+Names are resolved when they are first used, so that ``import itwinai`` loads neither torch nor Lightning and changes
 nothing in the process, unless ITWINAI_UNIFY_LIGHTNING asks for it.
 """
 
