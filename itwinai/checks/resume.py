@@ -29,15 +29,13 @@ def check(session: Session) -> str:
             raise CheckFailedError(f"resuming {where} fails: {error.summary}", at=error.at) from None
         apart = weight_difference(resumed.weights, whole.weights)
         if resumed.steps != whole.steps or not apart <= limit:
-            raise _explained(session, whole, resumed, name, where, apart)
+            found = f"resumed {where}, the run ends with weights that differ by {apart:.1e} (allowed {limit:.0e})"
+            raise _explained(session, whole, resumed, name, found)
     return f"from {len(whole.saved)} checkpoints: at random steps, the last step of an epoch, after a validation"
 
 
-def _explained(
-    session: Session, whole: Trained, resumed: Trained, name: str, where: str, apart: float
-) -> CheckFailedError:
+def _explained(session: Session, whole: Trained, resumed: Trained, name: str, found: str) -> CheckFailedError:
     """Return the error, with what the checkpoint lacks where that can be told."""
-    found = f"resumed {where}, the run ends with weights that differ by {apart:.1e} (allowed {1e-6:.0e})"
     lost = session.once(
         "line-resume", "looking for the line", lambda: _lost(session, whole.notes.saved[name], resumed.notes.restored)
     )

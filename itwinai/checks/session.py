@@ -52,6 +52,10 @@ class Session:
         self.close = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self._made: dict[str, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A run looks at what is to be done, and not at what others have left.
+        return {name: vars(self)[name] for name in ("subject", "strategies", "limit", "folder")}
+
     # ------------------------------------------------------------------------------------------------ the runs
 
     def reference(self) -> Trained:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -77,7 +78,8 @@ class Built:
             return self.data[{"train": 0}.get(stage, 1)] is not None
         return any(is_overridden(f"{stage}_dataloader", one) for one in (self.module, self.data) if one is not None)
 
-    def change_loader(self, stage: str, change: Callable[[Any], Any], source: str = "") -> None:
+    @contextmanager
+    def changed_loader(self, stage: str, change: Callable[[Any], Any], source: str = "") -> Iterator[None]:
         """Let the data of a stage be changed before the trainer gets it.
 
         Args:
@@ -86,15 +88,20 @@ class Built:
             source: the stage whose loader is changed; by default the same.
         """
         if isinstance(self.data, tuple):
+            before = self.data
             place = {"train": 0}.get(source or stage, 1)
-            loaders = [*self.data]
-            loaders[place] = _each(loaders[place], change)
-            self.data = (loaders[0], loaders[1])
+            self.data = (before[0], _each(before[1], change)) if place else (_each(before[0], change), before[1])
+            yield
+            self.data = before
             return
         name = f"{source or stage}_dataloader"
         owner: Any = self.data if self.data is not None and is_overridden(name, self.data) else self.module
-        make = getattr(owner, name)
-        vars(owner)[f"{stage}_dataloader"] = lambda: _each(make(), change)
+        make, scope, own = getattr(owner, name), vars(owner), f"{stage}_dataloader"
+        kept = {own: scope[own]} if own in scope else {}
+        scope[own] = lambda: _each(make(), change)
+        yield
+        del scope[own]
+        scope.update(kept)
 
     def arguments(self, stage: str) -> dict[str, Any]:
         """Return the arguments of the trainer's method for a stage: ``fit``, ``validate`` or ``predict``."""

@@ -251,29 +251,20 @@ def _evaluate_stage(
         first[:] = [own, len(changed.dataset)]  # type: ignore[arg-type]
         return changed
 
-    original = built.data, dict(vars(built.module)), dict(vars(built.datamodule or built.module))
-    for factor, repeated in ((1.0, False), (1.0, True), (0.5, False), (1.5, False)):
-        if run.workers > 1 and (factor != 1.0 or repeated):
-            continue
-        built.change_loader(stage, partial(change, factor=factor), source)
-        trainer = make_trainer(subject, run, [*built.callbacks], rank, limit_val_batches=1.0)
-        result = getattr(trainer, method)(
-            **built.arguments(method), **({} if method == "predict" else {"verbose": False})
-        )
-        size = max(1, int(first[0] * factor))
-        how = f"batches of {size}" if run.workers == 1 else f"{run.workers} workers"
-        evaluated = Evaluated(f"{how}, again" if repeated else how)
+    ways = ((1.0, ""), (1.0, ", again"), (0.5, ""), (1.5, "")) if run.workers == 1 else ((1.0, ""),)
+    for factor, again in ways:
+        with built.changed_loader(stage, partial(change, factor=factor), source):
+            trainer = make_trainer(subject, run, [*built.callbacks], rank, limit_val_batches=1.0)
+            quietly = {} if method == "predict" else {"verbose": False}
+            result = getattr(trainer, method)(**built.arguments(method), **quietly)
+        how = f"batches of {max(1, int(first[0] * factor))}" if run.workers == 1 else f"{run.workers} workers"
+        evaluated = Evaluated(f"{how}{again}")
         if method == "predict":
             evaluated.predictions = result
             trained.predicted_samples = first[1]
         else:
             evaluated.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         trained.evaluated.append(evaluated)
-        built.data = original[0]
-        owner: Any = built.datamodule or built.module
-        if f"{stage}_dataloader" not in original[2]:
-            vars(owner).pop(f"{stage}_dataloader", None)
-            vars(built.module).pop(f"{stage}_dataloader", None)
 
 
 def tensors_of(weights: Weights) -> Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -122,6 +125,12 @@ def test_names_of_checks() -> None:
         choose(["hpo"])
 
 
+def place_of_sleep() -> str:
+    """Return the line where `sleeper` hangs."""
+    lines, first = inspect.getsourcelines(sleeper)
+    return f"{os.path.relpath(__file__)}:{first + len(lines) - 1}"
+
+
 def sleeper() -> None:
     """Start a process with a session of its own whose parent ends, and hang."""
     subprocess.Popen([sys.executable, "-c", "import os, time; os.fork() or time.sleep(600)"], start_new_session=True)
@@ -130,8 +139,9 @@ def sleeper() -> None:
 
 def test_children_that_hang_or_die_leave_nothing(tmp_path: Path) -> None:
     before = descendants(os.getpid())
-    with pytest.raises(RunFailedError, match="did not end within 1 s"):
+    with pytest.raises(RunFailedError, match="did not end within 1 s") as failed:
         run_apart("hangs", sleeper, tmp_path, limit=1)
+    assert failed.value.at == place_of_sleep()
     with pytest.raises(RunFailedError, match="killed by SIGKILL"):
         run_apart("dies", lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path, limit=60)
 
@@ -146,3 +156,16 @@ def test_children_that_hang_or_die_leave_nothing(tmp_path: Path) -> None:
     assert failed.value.at.startswith("tests/checks/test_checks.py:")
     assert run_group("works", lambda rank: os.environ["RANK"], 2, tmp_path, limit=60) == ["0", "1"]
     assert descendants(os.getpid()) == before
+
+
+def test_a_process_with_threads_is_not_copied(tmp_path: Path) -> None:
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait, name="busy")
+    thread.start()
+    try:
+        assert run_apart("works", lambda: descendants(os.getppid()) != [], tmp_path, limit=60) is True
+        with pytest.raises(ConfigurationError, match=r"not safe now: another thread runs in this process \(busy\)"):
+            run_apart("cannot be sent", partial(print, thread), tmp_path, limit=60)
+    finally:
+        over.set()
+        thread.join()
