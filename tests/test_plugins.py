@@ -89,8 +89,8 @@ def test_a_look_up_imports_nothing(installed: Path, run_command: RunCommand) -> 
         "print([name for name in sys.modules if name.startswith(('itwinai_', 'torch', 'importlib.metadata'))])"
     )
     ended = run_command(python("-c", code), PYTHONPATH=f"{REPOSITORY}:{installed}")
-    assert "commands of plugins:\n  crash        itwinai-broken 0.1\n" in ended.output
-    assert "\n  greet        Everything that a plugin can add\n" in ended.output
+    assert "commands of plugins:\n  crash          itwinai-broken 0.1\n" in ended.output
+    assert "\n  greet          Everything that a plugin can add\n" in ended.output
     assert ended.output.count("\n  fit  ") == 1, "the plugin's command of this name is not there"
     assert "there is no command 'gret'. Did you mean 'greet'?" in ended.output
     assert ended.output.endswith("\n[]\n"), ended.output
@@ -174,6 +174,8 @@ def test_callbacks_by_short_names(on_path: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(PluginError, match=f"The callback '{name}'.*{reason}"):
             parsed({"model": MODEL, "trainer": {"callbacks": [{"class_path": name}]}})
+    with pytest.raises(ConfigurationError, match=r"(?s)'BatchNodes' names no class.* Did you mean 'BatchNotes'\?"):
+        parsed({"model": MODEL, "trainer": {"callbacks": [{"class_path": "BatchNodes"}]}})
 
 
 def test_factories_of_callbacks(on_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,8 @@ def usage() -> str:
 def _plugin_rows() -> str:
     """Return the commands that installed packages add, none of which is imported for that."""
     added = [plugin for plugin in find_plugins(COMMANDS) if plugin.name not in _COMMANDS]
-    rows = [f"  {plugin.name:<13}{plugin.summary or plugin.source}\n" for plugin in added]
+    width = max([13, *(len(plugin.name) + 2 for plugin in added)])
+    rows = [f"  {plugin.name:<{width}}{plugin.summary or plugin.source}\n" for plugin in added]
     return "".join(["commands of plugins:\n", *dict.fromkeys(rows), "\n"]) if rows else ""
 
 
