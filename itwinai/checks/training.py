@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from itwinai.checks.recorder import Notes, Recorder, Saver, logged_keys_to
+from itwinai.checks.silent_logger import SilentLogger
 from itwinai.checks.subject import Built, Subject, numeric_options, resized
 from itwinai.compat import noise as compat_noise
 from itwinai.errors import ConfigurationError
@@ -35,6 +36,7 @@ class Run:
     """What one run is to do.
 
     Attributes:
+        root: folder for what hooks of the user write.
         strategy: its name; ``auto`` in one process.
         workers: number of workers.
         resume: checkpoint to continue from.
@@ -46,6 +48,7 @@ class Run:
         perturb: whether to change the initial weights by as much as rounding does, to see what becomes of it.
     """
 
+    root: str
     strategy: str = "auto"
     workers: int = 1
     resume: str | None = None
@@ -186,7 +189,8 @@ def make_trainer(
         split_batches=given.get("use_distributed_sampler", True),
         cpu_threads=1,
         log_every_n_steps=1,
-        logger=False,
+        logger=SilentLogger(run.root),
+        default_root_dir=run.root,
         enable_checkpointing=any(isinstance(one, Checkpoint) for one in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
