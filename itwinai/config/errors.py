@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import jsonargparse
 import torch
+from lightning.pytorch import Callback
 
 from itwinai.compat.jsonargparse import ParserArgument, parser_arguments
 from itwinai.config.source import (
@@ -31,11 +32,12 @@ from itwinai.config.source import (
     read_config,
 )
 from itwinai.errors import did_you_mean, nearest
+from itwinai.plugins import CALLBACKS, find_plugins
 from itwinai.tracebacks import VARIABLE as FULL_TRACEBACK
 from itwinai.tracebacks import is_users
 
 _WIDTH = 100
-_OTHER_COMMANDS = ("tune", "benchmark", "config", "checkpoint", "doctor", "install")
+_OTHER_COMMANDS = ("tune", "benchmark", "config", "checkpoint", "doctor", "install", "plugins")
 _MANY = 20  # names that are not listed where one of them was probably meant
 _NO_VALUE = object()
 
@@ -433,6 +435,8 @@ def _imported(path: Any, classes: Sequence[type]) -> Any:
         paths = {one.rpartition(".")[2]: one for one in _classes_here()} | {
             short: f"{one.__module__}.{short}" for short, one in known.items()
         }
+        if Callback in classes:
+            paths |= {plugin.name: plugin.name for plugin in find_plugins(CALLBACKS)}
         found = paths.get(name) or paths.get(nearest(name, paths, 0.7) or "")
         hint = f" Did you mean '{found}'?" if found else ""
         return f"'{path}' names no class that is known here; a class path is module.Class.{hint}"

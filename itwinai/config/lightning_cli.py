@@ -26,6 +26,7 @@ from itwinai.compat import lightning_cli
 from itwinai.compat import noise as compat_noise
 from itwinai.compat.jsonargparse import parser_arguments
 from itwinai.config.errors import failure_in_class, mistake_in_flags, mistake_in_values, no_data, no_model, place_of
+from itwinai.config.plugin_callbacks import import_named_callbacks
 from itwinai.config.source import (
     CLASS_SECTIONS,
     Given,
@@ -98,11 +99,13 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
         arguments = args
         if isinstance(args, Mapping):
             self.given = as_given(args)
+            import_named_callbacks(self.given)
         else:
             check_config_files(args)
             self.given = given_by(classes_first(args))
             arguments = classes_first(expand_short_flags(args))
             _import_named_classes(args)
+            import_named_callbacks(self.given, args)
         try:
             super().parse_arguments(parser, arguments)
         except ArgumentError as error:

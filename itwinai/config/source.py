@@ -116,6 +116,15 @@ def flags_of(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             yield flag, waiting.pop() if waiting and not _is_flag(waiting[-1]) else None
 
 
+def scalar(text: str) -> Any:
+    """Return what the value of a flag stands for."""
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
+
+
 def read_config(path: str) -> Given:
     """Read a config file.
 
@@ -166,7 +175,7 @@ def given_by(arguments: Sequence[str]) -> Given:
             if value is not None and "://" not in value:
                 root = _merge(root, read_config(value))
         elif value is not None and name and not name.startswith("-") and not name.endswith(("+", ".help", "_config")):
-            given = Given(flag, _scalar(value))
+            given = Given(flag, scalar(value))
             if name in CLASS_SECTIONS and isinstance(given.value, str) and not Path(given.value).exists():
                 given.value = {"class_path": Given(flag, given.value)}
             _set_at(root, name, given)
@@ -226,15 +235,6 @@ def classes_first(arguments: Sequence[str]) -> list[str]:
             moved.append(waiting.pop())
     command = 1 if others and not others[0].startswith("-") else 0
     return [*others[:command], *front, *others[command:]]
-
-
-def _scalar(text: str) -> Any:
-    """Return what the value of a flag stands for."""
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        return text
-    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
 
 
 def _holder(node: Given, name: str, at: str) -> Given | None:
