@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import zarr
-from numpy.typing import NDArray
 
-from itwinai.errors import ConfigurationError
-from itwinai.io.atomic import part_name
 from itwinai_drought.simulation.grid import Block, Grid
 from itwinai_drought.simulation.hydrology import SUBSTEPS, HydrologicalModel
 from itwinai_drought.simulation.landscape import Landscape, Maps
 from itwinai_drought.simulation.weather import Weather, WeatherGenerator
+from itwinai_drought.zarr_output import GridWriter, new_store
 
 _CELLS = 4096  # of a block: many enough for numpy to be fast, few enough for memory
 
@@ -101,88 +95,39 @@ def write_store(
     Raises:
         ConfigurationError: the store exists.
     """
-    if path.exists() and not overwrite:
-        raise ConfigurationError(f"{path} exists. Give another name, delete it, or pass --overwrite.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(part_name(path.name))
-    try:
-        error = _write(part, region, progress)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(part, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return error
-
-
-def _write(path: Path, region: Region, progress: Callable[[int, int], None] | None) -> float:
     grid = region.grid
-    root = zarr.open_group(path, mode="w", zarr_format=3)
-    root.attrs.update(
-        {
-            "Conventions": "CF-1.11",
-            "title": "Simulated weather and water of an invented region",
-            "source": "itwinai-drought: stochastic weather generator and a conceptual model after HBV and SBM",
-            "seed": region.seed,
-            "spin_up_years": region.spin_up,
-            "substeps_per_day": SUBSTEPS,
-            **{name: value for name, value in asdict(grid).items() if name in ("south", "west", "spacing")},
-        }
-    )
-    arrays = _create_arrays(root, region)
-    landscape, weather = Landscape(grid, region.seed), WeatherGenerator(grid, region.seed)
-    worst, done, total = 0.0, 0, grid.rows * grid.columns
-    for block in grid.blocks(region.chunks[1:], _CELLS):
-        maps = landscape.maps(block)
-        _write_maps(arrays, block, maps)
-        worst = max(worst, _write_days(arrays, block, maps, weather, region))
-        done += block.shape[0] * block.shape[1]
-        if progress is not None:
-            progress(done, total)
-    root.attrs["water_balance_error_mm"] = worst
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that other implementations may not read it: they read the rest
-        zarr.consolidate_metadata(root.store)
+    with new_store(path, overwrite=overwrite) as root:
+        writer = GridWriter(root, grid.lat, grid.lon, region.time.to_numpy(), region.chunks)
+        arrays = {name: writer.series(name, _attributes(*about)) for name, about in DYNAMIC.items()}
+        arrays |= {name: writer.map(name, _attributes(*about)) for name, (_, *about) in STATIC.items()}
+        meaning = {"long_name": "no data", "flag_values": [0, 1], "flag_meanings": "land lake"}
+        arrays["mask_missing"] = writer.map("mask_missing", meaning, dtype="int8")
+
+        landscape, weather = Landscape(grid, region.seed), WeatherGenerator(grid, region.seed)
+        worst, done, total = 0.0, 0, grid.rows * grid.columns
+        for block in grid.blocks(region.chunks[1:], _CELLS):
+            maps = landscape.maps(block)
+            _write_maps(arrays, block, maps)
+            worst = max(worst, _write_days(arrays, block, maps, weather, region))
+            done += block.shape[0] * block.shape[1]
+            if progress is not None:
+                progress(done, total)
+        root.attrs.update(
+            {
+                "Conventions": "CF-1.11",
+                "title": "Simulated weather and water of an invented region",
+                "source": "itwinai-drought: stochastic weather generator, and a conceptual model after HBV and SBM",
+                "seed": region.seed,
+                "spin_up_years": region.spin_up,
+                "substeps_per_day": SUBSTEPS,
+                "water_balance_error_mm": worst,
+            }
+        )
     return worst
 
 
-def _create_arrays(root: zarr.Group, region: Region) -> dict[str, zarr.Array]:
-    grid, time = region.grid, region.time
-    days, rows, columns = region.chunks
-    _coordinate(root, "lat", grid.lat, {"units": "degrees_north", "standard_name": "latitude"})
-    _coordinate(root, "lon", grid.lon, {"units": "degrees_east", "standard_name": "longitude"})
-    since = {"units": f"days since {time[0]:%Y-%m-%d}", "calendar": "proleptic_gregorian", "standard_name": "time"}
-    _coordinate(root, "time", np.arange(len(time)), since)
-
-    space = {
-        "shape": (grid.rows, grid.columns),
-        "chunks": (min(rows, grid.rows), min(columns, grid.columns)),
-        "dimension_names": ("lat", "lon"),
-    }
-    arrays = {}
-    for name, (units, long_name) in DYNAMIC.items():
-        arrays[name] = root.create_array(
-            name,
-            shape=(len(time), *space["shape"]),
-            chunks=(min(days, len(time)), *space["chunks"]),
-            dtype="float32",
-            fill_value=np.nan,
-            dimension_names=("time", "lat", "lon"),
-            attributes={"units": units, "long_name": long_name},
-        )
-    for name, (_, units, long_name) in STATIC.items():
-        attributes = {"units": units, "long_name": long_name}
-        arrays[name] = root.create_array(name, dtype="float32", fill_value=np.nan, attributes=attributes, **space)
-    meaning = {"long_name": "no data", "flag_values": [0, 1], "flag_meanings": "land lake"}
-    arrays["mask_missing"] = root.create_array("mask_missing", dtype="int8", fill_value=0, attributes=meaning, **space)
-    return arrays
-
-
-def _coordinate(root: zarr.Group, name: str, values: NDArray[Any], attributes: dict[str, Any]) -> None:
-    array = root.create_array(
-        name, shape=values.shape, dtype=values.dtype, dimension_names=(name,), attributes=attributes
-    )
-    array[:] = values
+def _attributes(units: str, long_name: str) -> dict[str, str]:
+    return {"units": units, "long_name": long_name}
 
 
 def _write_maps(arrays: Mapping[str, zarr.Array], block: Block, maps: Maps) -> None:

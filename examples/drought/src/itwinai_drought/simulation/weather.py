@@ -42,9 +42,9 @@ _PROCESSES = {
     "drought": _Process(500, 300),  # of its length droughts last one to several years
 }
 _DRY = 0.55  # threshold that rain has to exceed; 29 per cent of the days are wet where nothing shifts it
-_RAIN, _RAIN_EXPONENT = 10.5, 1.5  # mm/day
+_RAIN, _RAIN_EXPONENT = 14.0, 1.5  # mm/day
 _SEASON = 0.15  # by how much the threshold is lower in summer, in which it rains most here
-_DROUGHT = 0.3  # per standard deviation of the slow anomaly
+_DROUGHT = 0.15  # per standard deviation of the slow anomaly
 _RAIN_ON_HILLS = 0.15  # per km of elevation
 _LAPSE = 6.5  # degrees per km, of the standard atmosphere
 _SEA_LEVEL, _PER_DEGREE, _RANGE = 12.5, -0.7, 9.5  # at 46 degrees north, per degree of latitude, half of the year's
