@@ -1,25 +1,98 @@
-"""A small simulated region that all tests share."""
+"""Small stores that all tests read: two years made of formulas, and twelve years of a simulated region."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 
 from itwinai_drought.simulation.grid import Grid
 from itwinai_drought.simulation.store import Region, write_store
 
-REGION = Region(Grid(10, 12, spacing=0.05), years=12, seed=3, spin_up=1, chunks=(365, 5, 6))
+DAYS, ROWS, COLUMNS = 730, 8, 12
+STATICS = ["thetaS", "thetaR", "KsatVer", "c"]
+
+
+def make_dataset(days: int = DAYS, rows: int = ROWS, columns: int = COLUMNS) -> xr.Dataset:
+    """Return forcings, maps and targets: the soil is one linear reservoir, whose size is a map."""
+    random = np.random.default_rng(0)
+    time = pd.date_range("2001-01-01", periods=days)
+    shape = (days, rows, columns)
+    season = np.cos(2 * np.pi * (time.dayofyear.to_numpy() - 200) / 365.25)[:, None, None]
+    precip = random.gamma(0.3, 10.0, shape)
+    temp = 10 + 10 * season + random.normal(0, 2, shape)
+    pet = np.clip(2 + 2 * season + random.normal(0, 0.3, shape), 0, None)
+    size = random.uniform(100, 300, (rows, columns))
+    water, vwc, actevap, q = size / 2, np.empty(shape), np.empty(shape), np.empty(shape)
+    for day in range(days):
+        actevap[day] = np.minimum(pet[day], water) * np.clip(water / size, 0, 1)
+        q[day] = 0.02 * water
+        water = np.clip(water + precip[day] - actevap[day] - q[day], 0, None)
+        vwc[day] = water / 1000
+    maps = {name: random.normal(size=(rows, columns)) for name in STATICS[1:]} | {"thetaS": size / 1000}
+    mask = np.zeros((rows, columns), np.int8)
+    mask[0, 0] = mask[5, 7] = 1
+    moving = {"precip": precip, "pet": pet, "temp": temp, "vwc": vwc, "actevap": actevap, "q": q}
+    dataset = xr.Dataset(
+        {name: (("time", "lat", "lon"), values.astype(np.float32)) for name, values in moving.items()}
+        | {name: (("lat", "lon"), values.astype(np.float32)) for name, values in maps.items()},
+        coords={"time": time, "lat": 46 + 0.1 * np.arange(rows), "lon": 11 + 0.1 * np.arange(columns)},
+    ).where(mask == 0)
+    return dataset.assign(mask_missing=(("lat", "lon"), mask))
+
+
+def write(dataset: xr.Dataset, path: Path) -> str:
+    """Write a dataset in chunks of 100 days and 4 by 4 cells."""
+    moving = [name for name in dataset.data_vars if "time" in dataset[name].dims]
+    if path.suffix == ".nc":
+        sizes = {"time": 100, "lat": 4, "lon": 4}
+        encoding = {name: {"chunksizes": tuple(sizes[dim] for dim in dataset[name].dims)} for name in moving}
+        dataset.to_netcdf(path, engine="h5netcdf", encoding=encoding)
+    else:
+        dataset.to_zarr(path, encoding={name: {"chunks": (100, 4, 4)} for name in moving}, consolidated=False)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def dataset() -> xr.Dataset:
+    """What the store of `store_path` holds."""
+    return make_dataset()
+
+
+@pytest.fixture(scope="session")
+def store_path(dataset: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a Zarr store; forked workers read it, too."""
+    return write(dataset, tmp_path_factory.mktemp("stores") / "region.zarr")
+
+
+@pytest.fixture
+def options(store_path: str) -> dict[str, Any]:
+    """Arguments of a datamodule that is ready in a moment."""
+    return {
+        "store": store_path,
+        "statics": STATICS,
+        "days": 60,
+        "warm_up": 30,
+        "block": 2,
+        "buffer": 0,
+        "window_fraction": 0.02,
+        "batch_size": 32,
+    }
 
 
 @pytest.fixture(scope="session")
 def region() -> Region:
-    return REGION
+    """What `simulated` is the store of."""
+    return Region(Grid(10, 12, spacing=0.05), years=12, seed=3, spin_up=1, chunks=(365, 5, 6))
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """10 x 12 cells, 12 years from 1990."""
+def simulated(region: Region, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of a simulated store."""
     path = tmp_path_factory.mktemp("region") / "store.zarr"
-    write_store(path, REGION)
+    write_store(path, region)
     return path
