@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-
 from itwinai_drought.simulation.grid import Grid
 from itwinai_drought.simulation.store import Region, write_store
 

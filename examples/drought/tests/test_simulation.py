@@ -11,9 +11,6 @@ import pandas as pd
 import pytest
 import xarray as xr
 from huge_store import write_huge_store
-from scipy.integrate import solve_ivp
-
-from itwinai.errors import ConfigurationError
 from itwinai_drought.cli import main
 from itwinai_drought.simulation import hydrology
 from itwinai_drought.simulation import store as store_module
@@ -22,6 +19,9 @@ from itwinai_drought.simulation.hydrology import HydrologicalModel
 from itwinai_drought.simulation.landscape import Landscape, Maps
 from itwinai_drought.simulation.store import Region, write_store
 from itwinai_drought.simulation.weather import Weather, WeatherGenerator
+from scipy.integrate import solve_ivp
+
+from itwinai.errors import ConfigurationError
 
 GRID = Grid(8, 9, spacing=0.1)
 WHOLE = Block(slice(0, 8), slice(0, 9))
