@@ -8,24 +8,8 @@ from typing import Any
 import pytest
 import small_store
 import xarray as xr
-
 from itwinai_drought.simulation.grid import Grid
 from itwinai_drought.simulation.store import Region, write_store
-
-REGION = Region(Grid(10, 12, spacing=0.05), years=12, seed=3, spin_up=1, chunks=(365, 5, 6))
-
-
-@pytest.fixture(scope="session")
-def region() -> Region:
-    return REGION
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """10 x 12 cells, 12 years from 1990."""
-    path = tmp_path_factory.mktemp("region") / "store.zarr"
-    write_store(path, REGION)
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +37,17 @@ def options(store_path: str) -> dict[str, Any]:
         "window_fraction": 0.02,
         "batch_size": 32,
     }
+
+
+@pytest.fixture(scope="session")
+def region() -> Region:
+    """What `simulated` is the store of."""
+    return Region(Grid(10, 12, spacing=0.05), years=12, seed=3, spin_up=1, chunks=(365, 5, 6))
+
+
+@pytest.fixture(scope="session")
+def simulated(region: Region, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of a simulated store."""
+    path = tmp_path_factory.mktemp("region") / "store.zarr"
+    write_store(path, region)
+    return path

@@ -40,13 +40,13 @@ def make_dataset(days: int = DAYS, rows: int = ROWS, columns: int = COLUMNS) -> 
     return dataset.assign(mask_missing=(("lat", "lon"), mask))
 
 
-def write(dataset: xr.Dataset, path: Path) -> str:
-    """Write a dataset in chunks of 100 days and 4 by 4 cells."""
+def write(dataset: xr.Dataset, path: Path, chunks: tuple[int, int, int] = (100, 4, 4)) -> str:
+    """Write a dataset in chunks of so many days, rows and columns."""
     moving = [name for name in dataset.data_vars if "time" in dataset[name].dims]
     if path.suffix == ".nc":
-        sizes = {"time": 100, "lat": 4, "lon": 4}
+        sizes = dict(zip(("time", "lat", "lon"), chunks, strict=True))
         encoding = {name: {"chunksizes": tuple(sizes[dim] for dim in dataset[name].dims)} for name in moving}
         dataset.to_netcdf(path, engine="h5netcdf", encoding=encoding)
     else:
-        dataset.to_zarr(path, encoding={name: {"chunks": (100, 4, 4)} for name in moving}, consolidated=False)
+        dataset.to_zarr(path, encoding={name: {"chunks": chunks} for name in moving}, consolidated=False)
     return str(path)

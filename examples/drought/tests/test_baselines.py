@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from itwinai_drought.baselines import Climatology, LinearWithMemory, persistence
 
 TIMES = np.arange("2001-01-01", "2007-01-01", dtype="M8[D]")

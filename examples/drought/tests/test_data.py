@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from small_store import STATICS, write
-
-from itwinai.errors import ConfigurationError
 from itwinai_drought.data.datamodule import DroughtDataModule
 from itwinai_drought.data.names import WFLOW_STANDARD_NAMES
 from itwinai_drought.data.samplers import CellWindowSampler
@@ -20,6 +17,9 @@ from itwinai_drought.data.splits import Period, check_disjoint_cells, split_cell
 from itwinai_drought.data.statistics import training_statistics
 from itwinai_drought.data.store import GridStore
 from itwinai_drought.data.windows import Windows
+from small_store import STATICS, write
+
+from itwinai.errors import ConfigurationError
 
 TIMES = np.arange("2001-01-01", "2003-01-01", dtype="M8[D]").astype("M8[ns]")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from itwinai_drought.metrics import KGE, NSE, RMSE, CellScore, Skill
 
 CELLS, DAYS = 3, 400

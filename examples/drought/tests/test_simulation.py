@@ -11,9 +11,6 @@ import pandas as pd
 import pytest
 import xarray as xr
 from huge_store import write_huge_store
-from scipy.integrate import solve_ivp
-
-from itwinai.errors import ConfigurationError
 from itwinai_drought.cli import main
 from itwinai_drought.simulation import hydrology
 from itwinai_drought.simulation import store as store_module
@@ -22,6 +19,9 @@ from itwinai_drought.simulation.hydrology import HydrologicalModel
 from itwinai_drought.simulation.landscape import Landscape, Maps
 from itwinai_drought.simulation.store import Region, write_store
 from itwinai_drought.simulation.weather import Weather, WeatherGenerator
+from scipy.integrate import solve_ivp
+
+from itwinai.errors import ConfigurationError
 
 GRID = Grid(8, 9, spacing=0.1)
 WHOLE = Block(slice(0, 8), slice(0, 9))
@@ -171,8 +171,8 @@ def test_same_seed_same_store(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".part-*"))
 
 
-def test_store_holds_what_the_model_makes_of_its_weather(store: Path, region: Region) -> None:
-    dataset = xr.open_zarr(store).load()
+def test_store_holds_what_the_model_makes_of_its_weather(simulated: Path, region: Region) -> None:
+    dataset = xr.open_zarr(simulated).load()
     assert dict(dataset.sizes) == {"time": 4383, "lat": 10, "lon": 12}
     assert str(dataset["time"].values[-1])[:10] == "2001-12-31"
     assert {name: dataset[name].attrs["units"] for name in ("precip", "temp", "vwc", "q")} == {
@@ -234,9 +234,9 @@ def test_command_says_what_it_made_and_what_is_wrong(tmp_path: Path, capsys: pyt
         write_store(output, Region(Grid(1, 1), years=1))
 
 
-def test_huge_store_repeats_the_small_one(store: Path, tmp_path: Path) -> None:
-    size = write_huge_store(store, tmp_path / "huge.zarr", (2, 3))
-    small, huge = xr.open_zarr(store), xr.open_zarr(tmp_path / "huge.zarr")
+def test_huge_store_repeats_the_small_one(simulated: Path, tmp_path: Path) -> None:
+    size = write_huge_store(simulated, tmp_path / "huge.zarr", (2, 3))
+    small, huge = xr.open_zarr(simulated), xr.open_zarr(tmp_path / "huge.zarr")
     assert dict(huge.sizes) == {"time": 4383, "lat": 20, "lon": 36}
     assert size > 6 * small["vwc"].nbytes * 6
     assert np.all(np.diff(huge["lat"]) > 0) and np.array_equal(huge["time"], small["time"])

@@ -9,10 +9,10 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-
-from itwinai import ItwinaiTrainer
 from itwinai_drought.data.datamodule import DroughtDataModule
 from itwinai_drought.model import DroughtLSTM
+
+from itwinai import ItwinaiTrainer
 
 QUIET = {
     "accelerator": "cpu",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from itwinai_drought.data.store import GridStore
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 _NO_DATA = "#d9d9d9"
 _DRY_TO_WET = "BrBG"
@@ -98,10 +99,10 @@ def drought_figure(truth: xr.Dataset, predicted: xr.Dataset, name: str = "ssmi",
         name: the index.
         month: such as 2009-07; by default the driest of those that are predicted.
     """
-    both = np.intersect1d(truth["time"].values, predicted["time"].values[_any_known(predicted[name])])
+    both = np.intersect1d(truth["time"].values, predicted["time"].values[predicted[name].notnull().any(("lat", "lon"))])
     if not len(both):
         raise ConfigurationError(f"Truth and predictions have no month of {name} in common.")
-    known = np.isfinite(predicted[name].sel(time=both))
+    known = predicted[name].sel(time=both).notnull()
     means = truth[name].sel(time=both).where(known).mean(("lat", "lon"))
     if month is None:
         date = both[int(means.argmin())]
@@ -123,7 +124,7 @@ def drought_series_figure(truth: xr.Dataset, predicted: xr.Dataset) -> Figure:
     figure = new_figure(7.5, 1.7 * len(names) + 0.5)
     axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     for one, name in zip(axes, names, strict=True):
-        where = _any_known(predicted[name], ("time",))
+        where = predicted[name].notnull().any("time")
         true = truth[name].where(where).mean(("lat", "lon"))
         values = predicted[name].mean(("lat", "lon"))
         one.fill_between(true["time"], np.minimum(true, 0), 0, color=COLOURS[1], alpha=0.35, lw=0)
@@ -214,31 +215,45 @@ def _density(truth: GridStore, predicted: GridStore, target: str) -> tuple[NDArr
 def _maps(grid: GridStore | xr.Dataset, number: int) -> tuple[Figure, Sequence[Axes]]:
     """Return a figure with maps side by side, of the region's shape."""
     left, right, bottom, top = _extent(grid)
-    ratio = (top - bottom) / (right - left) / np.cos(np.radians((top + bottom) / 2))
+    ratio = (top - bottom) / (right - left) * _aspect(grid)
     figure = new_figure(3.2 * number + 1.2, max(1.6, 2.8 * ratio) + 0.7)
     return figure, figure.subplots(1, number, sharex=True, sharey=True, squeeze=False)[0]
 
 
-def _draw_map(axes: Axes, grid: GridStore | xr.Dataset, values: Map, **options: object) -> object:
+def _draw_map(axes: Axes, grid: GridStore | xr.Dataset, values: Map, cmap: str, vmin: float, vmax: float) -> AxesImage:
     left, right, bottom, top = _extent(grid)
     axes.set_facecolor(_NO_DATA)
-    upright = values if _latitudes(grid)[0] <= _latitudes(grid)[-1] else values[::-1]
-    image = axes.imshow(upright, origin="lower", extent=(left, right, bottom, top), interpolation="none", **options)
-    axes.set_aspect(1 / np.cos(np.radians((top + bottom) / 2)))
+    lat = _coordinate(grid, "lat")
+    upright = values if lat[0] <= lat[-1] else values[::-1]
+    extent = (left, right, bottom, top)
+    image = axes.imshow(
+        upright,
+        origin="lower",
+        extent=extent,
+        interpolation="none",
+        cmap=cmap,
+        vmin=vmin,
+        vmax=vmax,
+        aspect=_aspect(grid),
+    )
     axes.set_xlabel("longitude")
     if axes.get_subplotspec().is_first_col():
         axes.set_ylabel("latitude")
     return image
 
 
-def _latitudes(grid: GridStore | xr.Dataset) -> NDArray[np.float64]:
-    dataset: Mapping[str, xr.DataArray] = grid.dataset if isinstance(grid, GridStore) else grid
-    return dataset["lat"].values
+def _coordinate(grid: GridStore | xr.Dataset, name: str) -> NDArray[np.float64]:
+    dataset = grid.dataset if isinstance(grid, GridStore) else grid
+    return dataset[name].values
+
+
+def _aspect(grid: GridStore | xr.Dataset) -> float:
+    """Return how much longer a degree of latitude is than one of longitude."""
+    return float(1 / np.cos(np.radians(_coordinate(grid, "lat").mean())))
 
 
 def _extent(grid: GridStore | xr.Dataset) -> tuple[float, float, float, float]:
-    dataset: Mapping[str, xr.DataArray] = grid.dataset if isinstance(grid, GridStore) else grid
-    lat, lon = np.sort(dataset["lat"].values), dataset["lon"].values
+    lat, lon = np.sort(_coordinate(grid, "lat")), _coordinate(grid, "lon")
     half_lat, half_lon = ((one[-1] - one[0]) / max(1, len(one) - 1) / 2 or 0.01 for one in (lat, lon))
     return lon[0] - half_lon, lon[-1] + half_lon, lat[0] - half_lat, lat[-1] + half_lat
 
@@ -259,10 +274,6 @@ def _place(store: GridStore, cell: int) -> str:
     except ConfigurationError:
         height = ""
     return f"{lat:.2f}° N, {lon:.2f}° E{height}"
-
-
-def _any_known(values: xr.DataArray, over: tuple[str, ...] = ("lat", "lon")) -> xr.DataArray:
-    return np.isfinite(values).any(over)
 
 
 def _month(date: np.datetime64) -> str:

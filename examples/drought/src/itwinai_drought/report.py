@@ -60,7 +60,7 @@ class Region:
     @classmethod
     def read(cls, data: DroughtDataModule, cells: NDArray[np.int64]) -> Region:
         """Read the whole time of some cells."""
-        store, options = data.store, data.hparams
+        store, options = data.store, data.options
         days = len(store.times)
 
         def series(names: Sequence[str]) -> Array:
@@ -180,7 +180,7 @@ def compare(data: DroughtDataModule, surrogates: Mapping[str, Sequence[tuple[Pat
         data: set up, with the maps.
         surrogates: checkpoints of each kind of surrogate, with the data that it takes.
     """
-    targets, warm_up = data.hparams.targets, data.hparams.warm_up
+    targets, warm_up = data.options.targets, data.options.warm_up
     train_days = slice(data.periods["train"].start, data.periods["train"].stop)
     train = Region.read(data, data.cells["train"])
     results: dict[str, dict[str, list[Scores]]] = {}

@@ -18,6 +18,8 @@ from itwinai_drought.simulation.weather import WeatherGenerator
 
 SIZES = (1, 16, 64, 256, 1024, 4096)
 
+_BATCH = 64  # cells that the LSTM computes at once: its states stay in the processor's cache
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -63,13 +65,13 @@ def _measure(module: DroughtLSTM, cells: int, days: int, repeats: int) -> Speed:
     dates = pd.date_range("2001-01-01", periods=days)
     (weather,) = WeatherGenerator(grid, 0).segments(block, maps, dates, days)
     model = HydrologicalModel(maps)
-    forcings = torch.from_numpy(np.stack([getattr(weather, name) for name in module.hparams.forcings], axis=2))
+    forcings = torch.from_numpy(np.stack([getattr(weather, name) for name in module.options.forcings], axis=2))
     forcings = forcings.float().transpose(0, 1).contiguous()
-    statics = torch.zeros(cells, len(module.hparams.statics))
+    statics = torch.zeros(cells, len(module.options.statics))
 
     def surrogate() -> None:
         with torch.inference_mode():
-            for part, of_part in zip(forcings.split(256), statics.split(256), strict=True):
+            for part, of_part in zip(forcings.split(_BATCH), statics.split(_BATCH), strict=True):
                 module(part, of_part)
 
     return Speed(cells, _fastest(lambda: model.run(weather, model.start()), repeats), _fastest(surrogate, repeats))

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
             (WITHOUT_MAPS, "without-maps", no_maps, without),
         )
     }
-    targets = list(data.hparams.targets)
+    targets = list(data.options.targets)
     results = compare(data, surrogates)
     text = write_scores(results, targets, options.output)
     draw_scores(results, targets, options.output / "scores.png")

@@ -52,12 +52,12 @@ class Grid:
     @property
     def lat(self) -> Array:
         """Latitude of each row, in degrees."""
-        return self.south + self.spacing * np.arange(self.rows)
+        return self.south + self.spacing * np.arange(self.rows, dtype=np.float64)
 
     @property
     def lon(self) -> Array:
         """Longitude of each column, in degrees."""
-        return self.west + self.spacing * np.arange(self.columns)
+        return self.west + self.spacing * np.arange(self.columns, dtype=np.float64)
 
     def places(self, block: Block) -> tuple[Array, Array, Array]:
         """Return x and y in km, and the latitude, of each cell of a block; each of shape (cells,)."""
