@@ -24,6 +24,7 @@ class CellScore(Metric):
     full_state_update = False
     is_differentiable = False
     higher_is_better = True
+    sums: Tensor
 
     def __init__(self, cells: int, reduction: Literal["median", "none"] = "median") -> None:
         super().__init__()

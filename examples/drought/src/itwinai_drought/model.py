@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from itwinai_drought.metrics import KGE, NSE, RMSE, CellScore
@@ -33,6 +34,15 @@ class DroughtLSTM(L.LightningModule):
         lr: largest learning rate of AdamW; it rises at first, and falls to next to nothing in the end.
         weight_decay: of AdamW.
     """
+
+    forcing_mean: Tensor
+    forcing_std: Tensor
+    static_mean: Tensor
+    static_std: Tensor
+    target_mean: Tensor
+    target_std: Tensor
+    knows_statistics: Tensor
+    weights: Tensor
 
     def __init__(
         self,
@@ -68,7 +78,7 @@ class DroughtLSTM(L.LightningModule):
         """Take the statistics of the training part from the datamodule, unless a checkpoint has brought them."""
         if stage != "fit" or self.knows_statistics:
             return
-        statistics = getattr(self.trainer.datamodule, "statistics", None)
+        statistics = getattr(getattr(self.trainer, "datamodule", None), "statistics", None)
         if statistics is None:
             raise RuntimeError(
                 "DroughtLSTM normalises with the statistics of the training part, which its datamodule computes. Pass "
@@ -112,7 +122,7 @@ class DroughtLSTM(L.LightningModule):
         after = predicted[:, int(batch["warm_up"][0]) :]
         return {name: after[:, :, column] for column, name in enumerate(self.options.targets)}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW; its learning rate makes one cycle in the fit (Smith and Topin, 2017, arXiv:1708.07120)."""
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=self.options.lr, weight_decay=self.options.weight_decay, eps=1e-6
@@ -147,7 +157,7 @@ class DroughtLSTM(L.LightningModule):
         self.log(f"{part}_loss", self._loss(normalized, truth), prog_bar=True, sync_dist=True, batch_size=size)
         predicted = (normalized * self.target_std + self.target_mean)[:, -truth.shape[1] :]
         for column, target in enumerate(self.options.targets):
-            for kind, score in scores[target].items():
+            for kind, score in cast("Mapping[str, CellScore]", scores[target]).items():
                 score.update(predicted[:, :, column], truth[:, :, column], batch["cell"])
                 self.log(f"{part}_{kind}_{target}", score, batch_size=size)
 
