@@ -36,6 +36,16 @@ HEADLINE = "new cells, new years"
 
 SURROGATE, WITHOUT_MAPS = "LSTM", "LSTM without maps"
 
+ORDER = [
+    "climatology of the neighbours",
+    "the cell's own climatology",
+    "persistence, 30 days",
+    "linear with memory",
+    WITHOUT_MAPS,
+    SURROGATE,
+]
+"""The models, as tables and figures have them; the best is the last."""
+
 
 @dataclass(frozen=True)
 class Region:
@@ -88,12 +98,20 @@ def train(config: Path, folder: Path, seed: int, flags: Sequence[str] = ()) -> P
     """
     checkpoint = folder / "last.ckpt"
     if not checkpoint.exists():
-        command = [sys.executable, "-m", "itwinai.cli.main", "fit", "-c", str(config), f"--seed_everything={seed}"]
-        command += [f"--trainer.default_root_dir={folder}", "--trainer.logger=false", *flags]
-        if subprocess.run(command, check=False).returncode:
-            raise ConfigurationError(f"Training failed: {' '.join(command)}")
+        run_itwinai("fit", "-c", config, f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}", *flags)
         (folder / "checkpoints" / "last.ckpt").replace(checkpoint)
     return checkpoint
+
+
+def run_itwinai(*arguments: object) -> None:
+    """Run a command of itwinai.
+
+    Raises:
+        ConfigurationError: it failed; what it printed is above.
+    """
+    command = [sys.executable, "-m", "itwinai.cli.main", *map(str, arguments), "--trainer.logger=false"]
+    if subprocess.run(command, check=False).returncode:
+        raise ConfigurationError(f"This command failed: {' '.join(command)}")
 
 
 def surrogate_series(module: DroughtLSTM, dataset: CellWindows, days: int, batch_size: int = 256) -> Array:
@@ -210,17 +228,9 @@ def compare(data: DroughtDataModule, surrogates: Mapping[str, Sequence[tuple[Pat
 def write_scores(results: Any, targets: Sequence[str], folder: Path) -> str:
     """Write ``scores.json``, and return the tables as Markdown."""
     (folder / "scores.json").write_text(json.dumps(results, indent=1))
-    order = [
-        "climatology of the neighbours",
-        "the cell's own climatology",
-        "persistence, 30 days",
-        "linear with memory",
-        WITHOUT_MAPS,
-        SURROGATE,
-    ]
     lines = ["NSE, median over the held-out cells in the held-out years:", ""]
     lines += _table(
-        "", targets, {name: [_text(results[HEADLINE][name], one, "nse") for one in targets] for name in order}
+        "", targets, {name: [_text(results[HEADLINE][name], one, "nse") for one in targets] for name in ORDER}
     )
     labels = {"nse": "NSE", "nse of anomalies": "NSE of anomalies", "skill": "skill above climatology"}
     labels |= {"kge": "KGE", "rmse": "RMSE"}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from itwinai_drought.report import HEADLINE, SURROGATE, WITHOUT_MAPS
+from itwinai_drought.report import HEADLINE, ORDER, SURROGATE
 from itwinai_drought.speed import Speed
 
 # Colours that differ for colour-blind readers too (Okabe and Ito, 2008).
@@ -18,7 +18,7 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 def draw_scores(results: Mapping[str, Mapping[str, Sequence[Any]]], targets: Sequence[str], path: Path) -> None:
     """Draw the NSE of all models on new cells in new years, a panel for each target."""
-    models = [name for name in results[HEADLINE] if name not in (SURROGATE, WITHOUT_MAPS)] + [WITHOUT_MAPS, SURROGATE]
+    models = [name for name in ORDER if name in results[HEADLINE]]
     figure = Figure(figsize=(3.1 * len(targets), 2.6), layout="constrained")
     panels = figure.subplots(1, len(targets), sharey=True)
     for panel, target in zip(np.atleast_1d(panels), targets, strict=True):
@@ -29,7 +29,7 @@ def draw_scores(results: Mapping[str, Mapping[str, Sequence[Any]]], targets: Seq
             panel.plot(np.clip(values, -0.5, 1), [place] * len(values), "k|", markersize=7)
             inside = values.mean() > 0.6
             panel.text(
-                max(values.mean(), 0) + (-0.03 if inside else 0.03),
+                values.min() - 0.03 if inside else max(values.max(), 0) + 0.03,
                 place,
                 f"{values.mean():.2f}",
                 va="center",
@@ -62,5 +62,5 @@ def speed_table(speeds: Sequence[Speed]) -> str:
     """Return the time of a year by grid size, as Markdown."""
     lines = ["Seconds for a year, on one thread:", "", "| cells | hydrological model | LSTM | LSTM is faster by |"]
     lines += ["| ---: | ---: | ---: | ---: |"]
-    lines += [f"| {speed.cells} | {speed.model:.3f} | {speed.surrogate:.3f} | {speed.ratio:.2f} |" for speed in speeds]
+    lines += [f"| {speed.cells} | {speed.model:.2g} | {speed.surrogate:.2g} | {speed.ratio:.3g} |" for speed in speeds]
     return "\n".join(lines) + "\n"

@@ -44,9 +44,28 @@ def main(arguments: list[str]) -> int:
     text += "\n" + speed_table(speeds)
     draw_speed(speeds, options.output / "speed.png")
     (options.output / "tables.md").write_text(text)
+    _draw_predictions(options.config, surrogates[SURROGATE][0][0], str(data.options.store), options.output)
     print(text)
-    print(f"{options.output}: tables.md, scores.json, scores.png, speed.png")
+    print(f"{options.output}: tables.md, scores.json, scores.png, speed.png, and maps in figures")
     return 0
+
+
+def _draw_predictions(config: Path, checkpoint: Path, store: str, folder: Path) -> None:
+    """Predict the whole region with one surrogate, and draw series, scores and droughts, with the other commands."""
+    from itwinai_drought.cli import main as run
+    from itwinai_drought.report import run_itwinai
+
+    predictions, grid = folder / "predictions.zarr", folder / "predicted.zarr"
+    indices, predicted_indices = folder / "indices.zarr", folder / "predicted-indices.zarr"
+    run_itwinai("predict", "-c", config, "--ckpt", checkpoint, "--output", predictions, "--overwrite")
+    for command in (
+        ["grid", predictions, "--store", store, "--output", grid, "--overwrite"],
+        ["indices", store, "--output", indices, "--overwrite"],
+        ["indices", grid, "--reference", store, "--output", predicted_indices, "--overwrite"],
+        ["figures", "--store", store, "--predictions", grid, "--indices", indices]
+        + ["--predicted-indices", predicted_indices, "--output", folder / "figures"],
+    ):
+        run([str(word) for word in command])
 
 
 def _parser() -> argparse.ArgumentParser:
