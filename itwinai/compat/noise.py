@@ -20,14 +20,16 @@ VERBOSE = "ITWINAI_VERBOSE"
 
 # Regular expressions for warnings that concern neither the user's code nor the numbers.
 _NOISE_WARNINGS = (
-    # lightning looks for srun also where you do not use it.
+    # Lightning looks for srun also where you do not use it.
     "The `srun` command is available on your system but is not used",
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, in every step.
     r"`torch\.distributed\.\w+` is deprecated",
-    # lightning 2.6 asks torch 2.13's pytree in a way that torch deprecates.
+    # Lightning 2.6 asks torch 2.13's pytree in a way that torch deprecates.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     # The training loop says it after the first epoch, and only if values are logged on steps.
     r"The number of training batches \(\d+\) is smaller than the logging interval",
+    # Nothing in it is overwritten: a file of the same name gets a version.
+    r"Checkpoint directory .* exists and is not empty",
     # torch's exporter calls what torch deprecates, and takes the parts of an LSTM for attributes of yours.
     "_check_is_size will be removed in a future PyTorch release",
     "The tensor attributes? .*_flat_weights.* assigned during export",

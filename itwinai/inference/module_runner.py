@@ -69,8 +69,7 @@ class ModuleRunner:
         try:
             output = self._predict(inputs)
         except Exception as error:
-            if hint := self._hint(inputs):
-                add_note(error, hint.strip())
+            add_note(error, f"{self._called()} was called with {rows.description(inputs)}.{self._hint(inputs)}")
             raise
         form = rows.form_of(inputs, sizes=False)
         layout = self._layouts.get(form)
@@ -121,6 +120,9 @@ class ModuleRunner:
         if isinstance(batch, Mapping) and batch.keys() <= inspect.signature(self.module.forward).parameters.keys():
             return self.module(**batch)
         return self.module(batch)
+
+    def _called(self) -> str:
+        return f"{type(self.module).__name__}.{self._method}"
 
     def _hint(self, inputs: Any) -> str:
         if not isinstance(inputs, Tensor) or self.function == self.module.forward:

@@ -38,8 +38,19 @@ def leaves_of(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def has_rows(value: Any) -> bool:
-    """Tell whether a value is a tensor with a first dimension."""
+    """Return whether a value is a tensor with a first dimension."""
     return isinstance(value, Tensor) and value.ndim > 0
+
+
+def description(tree: Any) -> str:
+    """Return what an input is, for messages: ``float32 of shape (8, 3)``; for a collection, its first values."""
+    if isinstance(tree, Tensor):
+        return f"{str(tree.dtype).removeprefix('torch.')} of shape {tuple(tree.shape)}"
+    leaves = list(leaves_of(tree))
+    if not isinstance(tree, (Mapping, tuple, list)) or not leaves:
+        return f"a value of type {type(tree).__name__}"
+    shown = ", ".join(f"{path}: {description(leaf)}" for path, leaf in leaves[:4])
+    return f"a {type(tree).__name__} ({shown}{', ...' if len(leaves) > 4 else ''})"
 
 
 def count_rows(tree: Any) -> int:
@@ -66,7 +77,7 @@ def take(tree: Any, start: int, stop: int) -> Any:
 
 
 def repeat_first(tree: Any, rows: int) -> Any:
-    """Return an input with its first row so many times."""
+    """Return an input that repeats its first row."""
     return map_leaves(lambda leaf: leaf[:1].expand(rows, *leaf.shape[1:]).clone() if has_rows(leaf) else leaf, tree)
 
 
@@ -196,8 +207,8 @@ def check(output: Any, layout: Layout, rows: int, path: str = "") -> None:
             return
     what = f"part {path} of the output" if path else "the output"
     raise PredictorError(
-        f"For {rows} rows {what} is {_shown(output)}, which is not of the form that other inputs have given. Each "
-        "output must have one row per sample, whatever the values."
+        f"For {rows} rows {what} is {_shown(output)}, which differs from the form for other inputs. Each "
+        "output must have one row per sample, independent of the values."
     )
 
 

@@ -77,7 +77,10 @@ def oversubscription_text(workers: int, threads: int, cores: int, flag: str = "c
     if threads <= cores:
         return ""
     of_workers = "1 worker computes" if workers == 1 else f"{workers} workers compute"
-    todo = f"set {flag}{cores // workers}"
+    share = max(1, cores // workers)
+    todo = f"set {flag}{share}"
+    if flag == "cpu_threads=":
+        todo += f" (--trainer.cpu_threads {share})"
     if workers > cores:
         todo = f"use at most {cores} worker{'s' * (cores > 1)} per node"
     return (
@@ -87,7 +90,7 @@ def oversubscription_text(workers: int, threads: int, cores: int, flag: str = "c
 
 
 def _limit(path: Path) -> float:
-    """Return the cores of ``"200000 100000"``: microseconds of time in so many microseconds."""
+    """Return the cores of ``"200000 100000"``: CPU time in each period, both in microseconds."""
     try:
         limit, period = path.read_text().split()
         return int(limit) / int(period)

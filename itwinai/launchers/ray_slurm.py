@@ -96,14 +96,13 @@ def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def _wait_for_nodes(address: str, number: int, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait until so many nodes have joined."""
+    """Wait until all nodes have joined."""
     deadline = time.monotonic() + JOINING
     while _joined(address) < number:
         if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
             raise ResourceError(
-                f"Ray did not come up on {number} nodes of the SLURM allocation. What it has said is above. Is srun "
-                "allowed within the job, and do the nodes reach each other? A cluster of your own is taken with "
-                "--address."
+                f"Ray did not start on {number} nodes of the SLURM allocation. Its output is above. Check that srun is "
+                "allowed within the job and that the nodes reach each other. To use a running cluster, pass --address."
             )
         time.sleep(0.5)
 

@@ -72,6 +72,6 @@ def test_threads_are_a_share_of_the_cores_unless_the_environment_says_how_many(
 def test_more_threads_than_cores_are_told_with_what_to_do() -> None:
     assert oversubscription_text(2, 8, 8) == oversubscription_text(1, 1, 1) == ""
     assert "2 workers compute with 16 threads on 8 cores" in oversubscription_text(2, 16, 8)
-    assert oversubscription_text(2, 16, 8).endswith("set cpu_threads=4.")
+    assert oversubscription_text(2, 16, 8).endswith("set cpu_threads=4 (--trainer.cpu_threads 4).")
     assert oversubscription_text(1, 64, 2, flag="--threads ").endswith("set --threads 2.")
     assert oversubscription_text(4, 4, 1).endswith("use at most 1 worker per node.")

@@ -1,71 +1,27 @@
-"""Small stores that all tests read: two years made of formulas, and twelve years of a simulated region."""
+"""What all tests share: a small simulated region, and a small store whose every value is known."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
+import small_store
 import xarray as xr
 from itwinai_drought.simulation.grid import Grid
 from itwinai_drought.simulation.store import Region, write_store
-
-DAYS, ROWS, COLUMNS = 730, 8, 12
-STATICS = ["thetaS", "thetaR", "KsatVer", "c"]
-
-
-def make_dataset(days: int = DAYS, rows: int = ROWS, columns: int = COLUMNS) -> xr.Dataset:
-    """Return forcings, maps and targets: the soil is one linear reservoir, whose size is a map."""
-    random = np.random.default_rng(0)
-    time = pd.date_range("2001-01-01", periods=days)
-    shape = (days, rows, columns)
-    season = np.cos(2 * np.pi * (time.dayofyear.to_numpy() - 200) / 365.25)[:, None, None]
-    precip = random.gamma(0.3, 10.0, shape)
-    temp = 10 + 10 * season + random.normal(0, 2, shape)
-    pet = np.clip(2 + 2 * season + random.normal(0, 0.3, shape), 0, None)
-    size = random.uniform(100, 300, (rows, columns))
-    water, vwc, actevap, q = size / 2, np.empty(shape), np.empty(shape), np.empty(shape)
-    for day in range(days):
-        actevap[day] = np.minimum(pet[day], water) * np.clip(water / size, 0, 1)
-        q[day] = 0.02 * water
-        water = np.clip(water + precip[day] - actevap[day] - q[day], 0, None)
-        vwc[day] = water / 1000
-    maps = {name: random.normal(size=(rows, columns)) for name in STATICS[1:]} | {"thetaS": size / 1000}
-    mask = np.zeros((rows, columns), np.int8)
-    mask[0, 0] = mask[5, 7] = 1
-    moving = {"precip": precip, "pet": pet, "temp": temp, "vwc": vwc, "actevap": actevap, "q": q}
-    dataset = xr.Dataset(
-        {name: (("time", "lat", "lon"), values.astype(np.float32)) for name, values in moving.items()}
-        | {name: (("lat", "lon"), values.astype(np.float32)) for name, values in maps.items()},
-        coords={"time": time, "lat": 46 + 0.1 * np.arange(rows), "lon": 11 + 0.1 * np.arange(columns)},
-    ).where(mask == 0)
-    return dataset.assign(mask_missing=(("lat", "lon"), mask))
-
-
-def write(dataset: xr.Dataset, path: Path) -> str:
-    """Write a dataset in chunks of 100 days and 4 by 4 cells."""
-    moving = [name for name in dataset.data_vars if "time" in dataset[name].dims]
-    if path.suffix == ".nc":
-        sizes = {"time": 100, "lat": 4, "lon": 4}
-        encoding = {name: {"chunksizes": tuple(sizes[dim] for dim in dataset[name].dims)} for name in moving}
-        dataset.to_netcdf(path, engine="h5netcdf", encoding=encoding)
-    else:
-        dataset.to_zarr(path, encoding={name: {"chunks": (100, 4, 4)} for name in moving}, consolidated=False)
-    return str(path)
 
 
 @pytest.fixture(scope="session")
 def dataset() -> xr.Dataset:
     """What the store of `store_path` holds."""
-    return make_dataset()
+    return small_store.make_dataset()
 
 
 @pytest.fixture(scope="session")
 def store_path(dataset: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of a Zarr store; forked workers read it, too."""
-    return write(dataset, tmp_path_factory.mktemp("stores") / "region.zarr")
+    return small_store.write(dataset, tmp_path_factory.mktemp("stores") / "region.zarr")
 
 
 @pytest.fixture
@@ -73,7 +29,7 @@ def options(store_path: str) -> dict[str, Any]:
     """Arguments of a datamodule that is ready in a moment."""
     return {
         "store": store_path,
-        "statics": STATICS,
+        "statics": small_store.STATICS,
         "days": 60,
         "warm_up": 30,
         "block": 2,

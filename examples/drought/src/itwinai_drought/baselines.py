@@ -39,7 +39,8 @@ class Climatology:
         """
         day = _day_of_year(times)
         known = np.isfinite(values)
-        sums, numbers = np.zeros((len(values), 366)), np.zeros((len(values), 366))
+        sums: Array = np.zeros((len(values), 366))
+        numbers: Array = np.zeros((len(values), 366))
         for number in range(366):
             here = day == number
             sums[:, number] = np.where(known[:, here], values[:, here], 0).sum(axis=1)

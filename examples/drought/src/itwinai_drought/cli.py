@@ -11,6 +11,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("itwinai_drought.commands.simulate", "make a store of weather, maps and simulated water"),
     "grid": ("itwinai_drought.commands.grid", "turn a file of predictions into a gridded store"),
     "indices": ("itwinai_drought.commands.indices", "compute drought indices of a store"),
+    "report": ("itwinai_drought.commands.report", "train, compare with baselines, and make the figures of the README"),
     "figures": ("itwinai_drought.commands.figures", "draw time series and maps of predictions"),
 }
 

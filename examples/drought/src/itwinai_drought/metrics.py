@@ -24,6 +24,7 @@ class CellScore(Metric):
     full_state_update = False
     is_differentiable = False
     higher_is_better = True
+    sums: Tensor
 
     def __init__(self, cells: int, reduction: Literal["median", "none"] = "median") -> None:
         super().__init__()
@@ -82,16 +83,18 @@ class NSE(CellScore):
 
 
 class KGE(CellScore):
-    """1 - sqrt((r - 1)^2 + (s_x / s_y - 1)^2 + (mean(x) / mean(y) - 1)^2), with correlation r and deviations s.
+    """1 - sqrt((r - 1)^2 + (cv(x) / cv(y) - 1)^2 + (mean(x) / mean(y) - 1)^2), with correlation r and cv = std / mean.
 
-    Source: Gupta et al., 2009, Journal of Hydrology 377, 80-91.
+    Source: Kling et al., 2012, Journal of Hydrology 424-425, 264-277; after Gupta et al., 2009, who compare standard
+    deviations in place of cv.
     """
 
     def _of_cells(self) -> Tensor:
         days, x, y, _, _, xy = self.sums[:6]
         of_prediction, of_truth = self._variations()
         correlation = (xy - x * y / days) / (of_prediction * of_truth).sqrt().clamp(min=1e-30)
-        spread, bias = (of_prediction / of_truth).sqrt(), x / y
+        bias = x / y
+        spread = (of_prediction / of_truth).sqrt() / bias
         return 1 - ((correlation - 1) ** 2 + (spread - 1) ** 2 + (bias - 1) ** 2).sqrt()
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from itwinai_drought.metrics import KGE, NSE, RMSE, CellScore
@@ -34,6 +35,15 @@ class DroughtLSTM(L.LightningModule):
         weight_decay: of AdamW.
     """
 
+    forcing_mean: Tensor
+    forcing_std: Tensor
+    static_mean: Tensor
+    static_std: Tensor
+    target_mean: Tensor
+    target_std: Tensor
+    knows_statistics: Tensor
+    weights: Tensor
+
     def __init__(
         self,
         forcings: Sequence[str] = ("precip", "pet", "temp"),
@@ -59,11 +69,16 @@ class DroughtLSTM(L.LightningModule):
         self.val_scores, self.test_scores = (self._scores(kinds) for kinds in ([NSE], [NSE, KGE, RMSE]))
         self._initialize()
 
+    @property
+    def options(self) -> Any:
+        """The arguments, by name."""
+        return self.hparams
+
     def setup(self, stage: str) -> None:
         """Take the statistics of the training part from the datamodule, unless a checkpoint has brought them."""
         if stage != "fit" or self.knows_statistics:
             return
-        statistics = getattr(self.trainer.datamodule, "statistics", None)
+        statistics = getattr(getattr(self.trainer, "datamodule", None), "statistics", None)
         if statistics is None:
             raise RuntimeError(
                 "DroughtLSTM normalises with the statistics of the training part, which its datamodule computes. Pass "
@@ -105,15 +120,15 @@ class DroughtLSTM(L.LightningModule):
         """Return each target's series after the warm-up, shape (batch, days), in the units of the store."""
         predicted = self(batch["forcings"], batch["statics"])
         after = predicted[:, int(batch["warm_up"][0]) :]
-        return {name: after[:, :, column] for column, name in enumerate(self.hparams.targets)}
+        return {name: after[:, :, column] for column, name in enumerate(self.options.targets)}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW; its learning rate makes one cycle in the fit (Smith and Topin, 2017, arXiv:1708.07120)."""
         optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.hparams.lr, weight_decay=self.hparams.weight_decay, eps=1e-6
+            self.parameters(), lr=self.options.lr, weight_decay=self.options.weight_decay, eps=1e-6
         )
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.hparams.lr, total_steps=steps)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.options.lr, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _normalized(self, forcings: Tensor, statics: Tensor) -> Tensor:
@@ -141,20 +156,20 @@ class DroughtLSTM(L.LightningModule):
         size = len(truth)
         self.log(f"{part}_loss", self._loss(normalized, truth), prog_bar=True, sync_dist=True, batch_size=size)
         predicted = (normalized * self.target_std + self.target_mean)[:, -truth.shape[1] :]
-        for column, target in enumerate(self.hparams.targets):
-            for kind, score in scores[target].items():
+        for column, target in enumerate(self.options.targets):
+            for kind, score in cast("Mapping[str, CellScore]", scores[target]).items():
                 score.update(predicted[:, :, column], truth[:, :, column], batch["cell"])
                 self.log(f"{part}_{kind}_{target}", score, batch_size=size)
 
     def _scores(self, kinds: Sequence[type[CellScore]]) -> nn.ModuleDict:
-        cells, targets = self.hparams.cells, self.hparams.targets
+        cells, targets = self.options.cells, self.options.targets
         return nn.ModuleDict(
             {name: nn.ModuleDict({kind.__name__.lower(): kind(cells) for kind in kinds}) for name in targets}
         )
 
     def _initialize(self) -> None:
         """Begin with a long memory: little is forgotten at first (Jozefowicz et al., 2015, ICML 37, 2342-2350)."""
-        hidden = self.hparams.hidden
+        hidden = self.options.hidden
         for name, values in self.lstm.named_parameters():
             if name.startswith("bias_hh"):
                 with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -82,9 +83,14 @@ class DroughtDataModule(L.LightningDataModule):
         self.save_hyperparameters()
         self._parts: dict[str, CellWindows] = {}
 
+    @property
+    def options(self) -> Any:
+        """The arguments, by name."""
+        return self.hparams
+
     def setup(self, stage: str) -> None:
         """Open the store, and split it; the statistics are computed for training only."""
-        options = self.hparams
+        options = self.options
         workers = self.trainer.num_devices if self.trainer else 1
         self.store = GridStore(options.store, options.names, options.select, options.cache_mb / workers)
         self.valid = self._valid_cells()
@@ -104,7 +110,7 @@ class DroughtDataModule(L.LightningDataModule):
             cells: ``train``, ``val`` or ``test``, or numbers of cells.
             period: the same of periods, or a period.
         """
-        options = self.hparams
+        options = self.options
         numbers = self.cells[cells] if isinstance(cells, str) else cells
         days = self.periods[period] if isinstance(period, str) else period
         windows = Windows(days, options.days, options.warm_up, options.days - options.warm_up)
@@ -112,7 +118,7 @@ class DroughtDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return windows of the training cells and days, in random order."""
-        options = self.hparams
+        options = self.options
         windows = Windows(self.periods["train"], options.days, options.warm_up, options.stride)
         dataset = CellWindows(
             self.store, self.cells["train"], windows, options.forcings, options.statics, options.targets
@@ -132,7 +138,7 @@ class DroughtDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """Return all cells with data, over the whole time or ``predict_period``; without targets."""
-        options = self.hparams
+        options = self.options
         period = Period(0, len(self.store.times))
         if options.predict_period is not None:
             period = split_days(self.store.times, {"predict": options.predict_period})["predict"]
@@ -142,7 +148,7 @@ class DroughtDataModule(L.LightningDataModule):
         )
 
     def _valid_cells(self) -> NDArray[np.bool_]:
-        options = self.hparams
+        options = self.options
         valid = np.ones(self.store.grid, dtype=bool)
         for number, name in enumerate(options.masks):
             if number == 0 or name in self.store.dataset:
@@ -158,7 +164,7 @@ class DroughtDataModule(L.LightningDataModule):
         return valid
 
     def _statistics(self) -> Statistics:
-        options = self.hparams
+        options = self.options
         return training_statistics(
             self.store,
             options.forcings,
@@ -171,10 +177,10 @@ class DroughtDataModule(L.LightningDataModule):
         )
 
     def _loader(self, dataset: CellWindows, sampler: CellWindowSampler | None = None) -> DataLoader:
-        workers = self.hparams.num_workers
+        workers = self.options.num_workers
         return DataLoader(
             dataset,
-            batch_size=self.hparams.batch_size,
+            batch_size=self.options.batch_size,
             sampler=sampler,
             num_workers=workers,
             worker_init_fn=share_cache if workers else None,

@@ -98,6 +98,8 @@ class CellWindows(Dataset[Sample]):
 def share_cache(worker_id: int) -> None:
     """Give a process of a DataLoader its part of the memory for blocks; a ``worker_init_fn``."""
     worker = get_worker_info()
+    assert worker is not None
+    assert isinstance(worker.dataset, CellWindows)
     worker.dataset.store.cache_mb /= worker.num_workers
 
 

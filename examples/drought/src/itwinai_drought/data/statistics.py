@@ -72,12 +72,12 @@ def _of_variable(
     if len(within) > blocks:
         chosen = np.random.default_rng(seed).choice(len(within), blocks, replace=False)
         within = [within[index] for index in sorted(chosen)]
-    number, total, squares, shift = 0, 0.0, 0.0, None
+    number, total, squares, shift = 0, 0.0, 0.0, 0.0
     for days, rows, columns in within:
         values = store.read_block(name, days, rows, columns)[:, mask[rows, columns]].astype(np.float64)
         values = values[np.isfinite(values)]
         if len(values):
-            shift = values.mean() if shift is None else shift  # squares of large numbers would cancel otherwise
+            shift = shift if number else float(values.mean())  # squares of large numbers would cancel otherwise
             number, total, squares = (
                 number + len(values),
                 total + (values - shift).sum(),
@@ -86,7 +86,7 @@ def _of_variable(
     if not number:
         return 0.0, 1.0
     mean = total / number
-    return float(mean + shift), _deviation(squares / number - mean**2)
+    return mean + shift, _deviation(squares / number - mean**2)
 
 
 def _moments_of(values: NDArray[np.float32]) -> tuple[float, float]:

@@ -56,8 +56,7 @@ class GridStore:
         self._bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        closed = {"_dataset": None, "_variables": {}, "_blocks": OrderedDict(), "_bytes": 0}
-        return vars(self) | closed
+        return vars(self) | {"_dataset": None, "_variables": {}, "_blocks": OrderedDict(), "_bytes": 0}
 
     @property
     def dataset(self) -> xr.Dataset:
@@ -128,13 +127,13 @@ class GridStore:
         """Return part of a variable, shape (days, rows, columns), without keeping it."""
         return np.asarray(self._variable(name)[days, rows, columns].values, dtype=np.float32)
 
-    def _block(self, name: str, *index: int) -> NDArray[np.float32]:
+    def _block(self, name: str, day: int, row: int, column: int) -> NDArray[np.float32]:
         """Return a block with its days along the last axis, where a cell's series lies in one piece."""
-        key = (name, *index)
+        key = (name, day, row, column)
         if (known := self._blocks.get(key)) is not None:
             self._blocks.move_to_end(key)
             return known
-        part = self.read_block(name, *_slices(index, self.block_shape(name)))
+        part = self.read_block(name, *_slices((day, row, column), self.block_shape(name)))
         block = np.ascontiguousarray(part.transpose(1, 2, 0))
         self._blocks[key] = block
         self._bytes += block.nbytes
@@ -166,7 +165,7 @@ def _open(paths: Sequence[str], select: Mapping[str, int]) -> xr.Dataset:
                 argument="store",
             )
         opened_one = _open_one(path)
-        found = {find_dimension(name, list(opened_one.sizes)): name for name in ("time", "lat", "lon")}
+        found = {find_dimension(name, list(map(str, opened_one.sizes))): name for name in ("time", "lat", "lon")}
         dataset = opened_one.rename({old: new for old, new in found.items() if old and old != new})
         opened.append(dataset.isel({name: index for name, index in select.items() if name in dataset.dims}))
     for dataset in opened[1:]:
