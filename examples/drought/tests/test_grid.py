@@ -118,9 +118,9 @@ def test_figures_show_what_was_predicted(predictions: Path, simulated: Path, tmp
     truth, grid = GridStore(str(simulated)), GridStore(str(predictions))
     axes = series_figure(truth, grid, [40, 41], days=100).axes
     assert len(axes) == 4
-    of_truth, of_model = (line.get_ydata() for line in axes[0].lines)
+    of_truth, of_model = (line.get_ydata() for line in axes[2].lines)  # below the rain
     assert len(of_truth) == 100 and np.allclose(of_model - of_truth, 0.01, atol=1e-5)
-    image = scores_figure(truth, grid).axes[0].images[0]
+    image = scores_figure(truth, grid).axes[1].images[0]
     np.testing.assert_allclose(image.get_array().filled(np.nan), nash_sutcliffe(truth, grid, "vwc"))
     left, right, bottom, top = image.get_extent()
     assert (round(left, 3), round(bottom, 3)) == (10.175, 45.575) and right > left and top > bottom
