@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from itwinai.errors import ConfigurationError
-from itwinai.reporting.plotting import BEST, COLOUR_MAP, COLOURS, new_figure
+from itwinai.reporting.plotting import BEST, COLOR_MAP, COLORS, new_figure
 from itwinai_drought.data.names import find_variable
 from itwinai_drought.data.store import GridStore
 
@@ -65,7 +65,7 @@ def scores_figure(truth: GridStore, predicted: GridStore) -> Figure:
     lowest = max(0.0, np.floor(lowest * 10) / 10)
     figure, axes = _maps(truth, len(scores))
     for one, (target, score) in zip(axes, scores.items(), strict=True):
-        image = _draw_map(one, truth, score, cmap=COLOUR_MAP, vmin=lowest, vmax=1.0)
+        image = _draw_map(one, truth, score, cmap=COLOR_MAP, vmin=lowest, vmax=1.0)
         middle = np.nanmedian(score) if np.isfinite(score).any() else np.nan
         one.set_title(f"{target}, median {middle:.2f}", fontsize="medium")
     below = any(np.nanmin(one, initial=1.0) < lowest for one in scores.values())
@@ -82,9 +82,10 @@ def density_figure(truth: GridStore, predicted: GridStore) -> Figure:
         counts, limits = _density(truth, predicted, target)
         shown = np.ma.masked_equal(counts.T, 0)
         extent = (limits[0], limits[1], limits[0], limits[1])
-        image = one.imshow(shown, origin="lower", extent=extent, norm="log", cmap=COLOUR_MAP, interpolation="none")
+        image = one.imshow(shown, origin="lower", extent=extent, norm="log", cmap=COLOR_MAP, interpolation="none")
         one.plot(limits, limits, color="black", lw=0.7)
         one.set(title=f"{target} [{units}]", xlabel="true", ylabel="predicted" if one is axes[0] else "")
+        one.locator_params(nbins=5)
         one.spines[["top", "right"]].set_visible(False)
         figure.colorbar(image, ax=one, shrink=0.85, label="days" if one is axes[-1] else "")
     return figure
@@ -105,7 +106,7 @@ def drought_figure(truth: xr.Dataset, predicted: xr.Dataset, name: str = "ssmi",
     known = predicted[name].sel(time=both).notnull()
     means = truth[name].sel(time=both).where(known).mean(("lat", "lon"))
     if month is None:
-        date = both[int(means.argmin())]
+        date = both[np.nanargmin(means.values)]
     elif (date := np.datetime64(month, "M").astype("M8[ns]")) not in both:
         raise ConfigurationError(f"{month} is not predicted; months are {_month(both[0])} to {_month(both[-1])}.")
     figure, axes = _maps(truth, 2)
@@ -114,7 +115,7 @@ def drought_figure(truth: xr.Dataset, predicted: xr.Dataset, name: str = "ssmi",
         image = _draw_map(one, truth, values, cmap=_DRY_TO_WET, vmin=-3, vmax=3)
         one.set_title(f"{title}, {_month(date)}", fontsize="medium")
     label = str(truth[name].attrs.get("long_name", name))
-    figure.colorbar(image, ax=axes, label=label.replace(" index", " index\n"), shrink=0.85, extend="both")
+    figure.colorbar(image, ax=axes, label=label.replace(", ", "\n"), shrink=0.85, extend="both")
     return figure
 
 
@@ -127,8 +128,8 @@ def drought_series_figure(truth: xr.Dataset, predicted: xr.Dataset) -> Figure:
         where = predicted[name].notnull().any("time")
         true = truth[name].where(where).mean(("lat", "lon"))
         values = predicted[name].mean(("lat", "lon"))
-        one.fill_between(true["time"], np.minimum(true, 0), 0, color=COLOURS[1], alpha=0.35, lw=0)
-        one.fill_between(true["time"], np.maximum(true, 0), 0, color=COLOURS[4], alpha=0.35, lw=0)
+        one.fill_between(true["time"], np.minimum(true, 0), 0, color=COLORS[1], alpha=0.35, lw=0)
+        one.fill_between(true["time"], np.maximum(true, 0), 0, color=COLORS[4], alpha=0.35, lw=0)
         one.plot(true["time"], true, color="black", lw=0.9, label="true")
         one.plot(values["time"], values, color=BEST, lw=1.2, label="predicted")
         one.set_ylabel(str(name).upper())
@@ -217,7 +218,9 @@ def _maps(grid: GridStore | xr.Dataset, number: int) -> tuple[Figure, Sequence[A
     left, right, bottom, top = _extent(grid)
     ratio = (top - bottom) / (right - left) * _aspect(grid)
     figure = new_figure(3.2 * number + 1.2, max(1.6, 2.8 * ratio) + 0.7)
-    return figure, figure.subplots(1, number, sharex=True, sharey=True, squeeze=False)[0]
+    axes = figure.subplots(1, number, sharex=True, sharey=True, squeeze=False)[0]
+    axes[0].set_ylabel("latitude")
+    return figure, axes
 
 
 def _draw_map(axes: Axes, grid: GridStore | xr.Dataset, values: Map, cmap: str, vmin: float, vmax: float) -> AxesImage:
@@ -237,8 +240,6 @@ def _draw_map(axes: Axes, grid: GridStore | xr.Dataset, values: Map, cmap: str, 
         aspect=_aspect(grid),
     )
     axes.set_xlabel("longitude")
-    if axes.get_subplotspec().is_first_col():
-        axes.set_ylabel("latitude")
     return image
 
 

@@ -48,18 +48,18 @@ INDICES: Mapping[str, Index] = {
     # McKee et al. (1993, 8th Conference on Applied Climatology); gamma after Thom (1958).
     "spi": Index("standardised precipitation index", ("precip",), "gamma", zeros=True),
     # Vicente-Serrano et al. (2010, Journal of Climate 23). The lower end of its log-logistic distribution is given: no
-    # place loses more than 20 mm/day. Three free parameters on a handful of years would follow the noise.
+    # place loses more than 10 mm/day in a month. Three free parameters on a handful of years would follow the noise.
     "spei": Index(
         "standardised precipitation evapotranspiration index",
         ("precip", "pet"),
         "fisk",
         combine=lambda precip, pet: precip - pet,
-        origin=-20.0,
+        origin=-10.0,
     ),
     # Hao and AghaKouchak (2013, Advances in Water Resources 57).
     "ssmi": Index("standardised soil moisture index", ("vwc",), "gamma"),
-    # Vicente-Serrano et al. (2012, Journal of Hydrologic Engineering 17).
-    "ssi": Index("standardised streamflow index", ("q",), "fisk"),
+    # Shukla and Wood (2008, Geophysical Research Letters 35), of the runoff of each cell.
+    "sri": Index("standardised runoff index", ("q",), "gamma", zeros=True),
 }
 """The indices by name, with their sources."""
 

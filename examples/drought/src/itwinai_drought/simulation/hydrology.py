@@ -106,11 +106,14 @@ class HydrologicalModel:
         self._lower_room = porosity * (maps.soil_thickness - maps.rooting_depth)
         self._k_surface = maps.k_sat
         self._less = maps.c - 1
-        self._upper_rate = self._less * maps.k_sat * np.exp(-_DECAY * maps.rooting_depth) / self._upper_room
-        self._lower_rate = self._less * maps.k_sat * np.exp(-_DECAY * maps.soil_thickness) / self._lower_room
+        self._power = -1 / self._less
+        per_step = self._less * maps.k_sat / substeps
+        self._upper_rate = per_step * np.exp(-_DECAY * maps.rooting_depth) / self._upper_room
+        self._lower_rate = per_step * np.exp(-_DECAY * maps.soil_thickness) / self._lower_room
         per_b = 2 / (maps.c - 3)
         self._wilting = (_AIR_ENTRY / _WILTING) ** per_b
-        self._stressed = (_AIR_ENTRY / _STRESS) ** per_b
+        self._moist = (_AIR_ENTRY / _STRESS) ** per_b - self._wilting
+        self._slow = 1 - np.exp(-_SLOW)
         self._fast = 1 - np.exp(-(_FLAT + _STEEP * maps.slope / (maps.slope + _HALF)))
 
     def start(self) -> State:
@@ -184,13 +187,12 @@ class HydrologicalModel:
 
     def _drainage(self, content: Array, room: Array, rate: Array) -> Array:
         """Return what leaves a layer by gravity in a substep: the solution of dS/dt = -K_sat (S / S_max)^c."""
-        wetness = content / room
-        return content * (1 - (1 + rate / self.substeps * wetness**self._less) ** (-1 / self._less))
+        return content * (1 - (1 + rate * (content / room) ** self._less) ** self._power)
 
     def _evaporation(self, content: Array, room: Array, demand: Array) -> Array:
         """Return what a layer evaporates in a substep: all that is asked for, less below a moisture, at last none."""
-        moisture = (content / room - self._wilting) / (self._stressed - self._wilting)
-        return np.minimum(demand * np.clip(moisture, 0, 1), content)
+        moisture = (content / room - self._wilting) / self._moist
+        return np.minimum(demand * np.minimum(np.maximum(moisture, 0), 1), content)
 
     def _through_ground(self, state: State, recharge: Array) -> Array:
         """Return what reaches the river, in mm."""
@@ -198,6 +200,6 @@ class HydrologicalModel:
         percolated = np.minimum(upper, _PERCOLATION)
         upper = upper - percolated
         lower = state.lower_ground + percolated
-        fast, slow = upper * self._fast, lower * (1 - np.exp(-_SLOW))
+        fast, slow = upper * self._fast, lower * self._slow
         state.upper_ground, state.lower_ground = upper - fast, lower - slow
         return fast + slow
