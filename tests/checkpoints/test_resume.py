@@ -39,6 +39,16 @@ class Random(Regression):
         return super().training_step(batch, batch_idx) * self.drawn[-1]
 
 
+class Scheduled(Random):
+    """Asks how many steps there are, for which the loaders are made before the checkpoint is read."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
 def dataset() -> TensorDataset:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(SAMPLES, 8, generator=generator)
@@ -87,10 +97,14 @@ class Saves(L.Callback):
 
 
 def run(
-    loader: Callable[[], DataLoader], callbacks: list[L.Callback], resume: Path | None = None, **options: Any
+    loader: Callable[[], DataLoader],
+    callbacks: list[L.Callback],
+    resume: Path | None = None,
+    kind: type[Random] = Random,
+    **options: Any,
 ) -> Any:
     L.seed_everything(11 if resume is None else 12, verbose=False)
-    module = Random()
+    module = kind()
     trainer = make_trainer("auto", 1, max_epochs=EPOCHS, callbacks=callbacks, **options)
     trainer.fit(module, loader(), DataLoader(dataset(), 8), ckpt_path=resume)
     return trainer, module
@@ -115,6 +129,13 @@ def test_mid_epoch(name: str, tmp_path: Path) -> None:
     per_epoch = SAMPLES if name == "no batches" else 8
     at = per_epoch + 3
     check(LOADERS[name], Saves(tmp_path / "a.ckpt", "on_train_batch_end", at), EPOCHS * per_epoch - at)
+
+
+@pytest.mark.parametrize("name", ["shuffled", "two workers", "own generator", "batch sampler"])
+def test_loaders_that_were_there_before_the_checkpoint_was_read(name: str, tmp_path: Path) -> None:
+    for hook, at in (("on_train_batch_end", 3), ("on_train_batch_end", 11), ("on_train_epoch_end", 16)):
+        saves = Saves(tmp_path / f"{hook}-{at}.ckpt", hook, at)
+        check(LOADERS[name], saves, EPOCHS * 8 - at, kind=Scheduled)
 
 
 @pytest.mark.parametrize(
