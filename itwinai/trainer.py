@@ -45,7 +45,9 @@ from itwinai.data.distributed_loaders import DistributedLoaders
 from itwinai.errors import PayloadError, UnknownArgumentError, did_you_mean
 from itwinai.launchers.base import raising_worker_failures
 from itwinai.launchers.cpu_affinity import available_cores, oversubscription_text
-from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
+from itwinai.launchers.environment import WorkerKind, find_outer_environment, launcher_name
+from itwinai.launchers.slurm_job import earlier_tries, requeue_job, run_name
+from itwinai.loggers.continued_runs import continue_runs
 from itwinai.loggers.hparams_redaction import hide_secrets
 from itwinai.loggers.registry import make_loggers
 from itwinai.loops.evaluation import LeanEvaluationLoop
@@ -77,6 +79,7 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
         if entry_point is Trainer.fit:
             self._portable().parts_of_workers = {}
         try:
+            continue_runs(self)
             with (
                 compat_noise.known_noise_silenced(),
                 _cpu_threads(self.cpu_threads),
@@ -90,6 +93,9 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
             # lightning leaves the code out, and a scheduler would take the run for a finished one.
             stopped.code = stopped.code or 128 + getattr(stopped, "signum", signal.SIGTERM)
             self._say_how_to_resume(entry_point)
+            # Not before: SLURM ends the job at once, and the loggers have had their time now.
+            if lightning_signals.asks_to_requeue(self) and self.is_global_zero:
+                requeue_job()
             raise
         except SystemExit:
             if self.interrupted:  # by Ctrl-C
@@ -433,14 +439,16 @@ class ItwinaiTrainer(Trainer):
         loaders = DistributedLoaders(self, self.split_batches, self.weigh_uneven_batches)
         lightning_dataloaders.replace_dataloader_preparation(self, loaders.prepare, loaders.prepare_other)
         lightning_checkpoints.replace_checkpoint_connector(self, PortableConnector)
-        if resume is None and is_requeued_job():
+        if resume is None and session is None and earlier_tries():
             resume = AUTO
         self._portable().resume = None if resume is None else os.fspath(resume)
         if _writes_whole_files(self.strategy) and type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = PortableCheckpointIO()
         if lightning.__version__ in lightning_loops.VERIFIED_LOOPS:
             lightning_signals.replace_signal_connector(self)
-            lightning_signals.signal_connector(self).others = tuple(self.preemption_signals)
+            signals = lightning_signals.signal_connector(self)
+            signals.others = tuple(self.preemption_signals)
+            signals.is_patient = run_name() is not None
             lightning_logging.replace_logger_connector(self, LeanLoggerConnector)
             lightning_loops.replace_training_epoch_loop(self, LeanTrainingEpochLoop)
             lightning_loops.replace_fit_loop(self, LeanFitLoop)

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 from itwinai.compat import ray as compat_ray
 from itwinai.errors import ResourceError
+from itwinai.launchers.slurm_job import inside_slurm_step
 
 JOINING = 120.0
 """Seconds within which all nodes have to join."""
@@ -30,8 +31,6 @@ def allocated_nodes() -> list[str]:
     names = os.environ.get("SLURM_JOB_NODELIST")
     if not names or "SLURMD_NODENAME" not in os.environ:
         return []
-    from itwinai.launchers.environment import inside_slurm_step  # which imports lightning
-
     if inside_slurm_step():
         return []
     listed = subprocess.run(["scontrol", "show", "hostnames", names], capture_output=True, text=True, check=True)
