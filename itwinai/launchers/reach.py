@@ -36,8 +36,8 @@ def check_main_address(address: str, port: int, limit: float = LIMIT) -> None:
         resolved = str(socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][4][0])
     except OSError as error:
         raise ConfigurationError(
-            f"The host name {address!r} of rank 0 does not resolve on {here} ({error}). Set MASTER_ADDR to a name or an "
-            f"address of rank 0's node that all nodes know; `getent hosts {address}` shows what one knows."
+            f"The host name {address!r} of rank 0 does not resolve on {here} ({error}). Set MASTER_ADDR to a name or "
+            f"an address of rank 0's node that all nodes know; `getent hosts {address}` shows what one knows."
         ) from None
     deadline = time.monotonic() + limit
     while True:
@@ -55,8 +55,8 @@ def check_main_address(address: str, port: int, limit: float = LIMIT) -> None:
     shown = address if resolved == address else f"{address} ({resolved})"
     raise ResourceError(
         f"{here} does not reach rank 0 at {shown}, port {port}: {reason} for {limit:.0f} s. Either a firewall between "
-        "the nodes drops the port (open it, or set MASTER_PORT to one that is open), or this is not an address by which "
-        "the nodes reach each other (set MASTER_ADDR to one that is; `ip addr` on rank 0's node lists them). "
+        "the nodes drops the port (open it, or set MASTER_PORT to an open one), or this is not an address by which the "
+        "nodes reach each other (set MASTER_ADDR to one that is; `ip addr` on rank 0's node lists them). "
         f"`nc -vz {address} {port}` tries it."
     )
 
