@@ -30,7 +30,6 @@ def plan_job(
     site: str | None = None,
     axes: Mapping[str, Sequence[Any]] | None = None,
     folder: Path | None = None,
-    max_requeues: int | None = None,
     checks_nodes: bool = True,
 ) -> JobScript:
     """Return the script of a job that runs a command of itwinai.
@@ -42,8 +41,6 @@ def plan_job(
         site: its name; by default that of the section.
         axes: values by path in the config: the job is an array with a task for each combination.
         folder: for the results of the tasks of an array.
-        max_requeues: how often the job is queued again when it was interrupted; by default 10 times for what resumes
-            by itself, which is `fit`, and never for other commands.
         checks_nodes: whether the nodes are checked before the workers start.
 
     Raises:
@@ -71,6 +68,7 @@ def plan_job(
             "them. In one allocation it runs on one node: use --nodes 1."
         )
     variants = _variants(command, axes or {}, arguments, folder or Path(f"{name}-trials"))
+    max_requeues = options.max_requeues
     if max_requeues is None:
         max_requeues = MAX_REQUEUES if command == "fit" else 0
     return JobScript(name, kind, own, options, found, variants, max_requeues, checks_nodes)

@@ -243,7 +243,15 @@ def user_folder() -> Path:
 
 def _of_plugins() -> list[Path]:
     """Return the folders of sites that other packages have."""
-    return [Path(str(files(one.value))) for one in entry_points(group=ENTRY_POINTS)]
+    folders = []
+    for one in entry_points(group=ENTRY_POINTS):
+        try:
+            folders.append(Path(str(files(one.value))))
+        except ImportError as error:
+            from itwinai.warn import warn_user  # which imports lightning
+
+            warn_user(f"The plugin '{one.name}' has no sites: its package {one.value} cannot be imported ({error}).")
+    return folders
 
 
 def _checked(where: str, key: str, value: Any) -> Any:

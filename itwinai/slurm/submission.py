@@ -31,7 +31,6 @@ def submit(
     site: str | None = None,
     axes: Mapping[str, Sequence[Any]] | None = None,
     folder: str | Path | None = None,
-    max_requeues: int | None = None,
     chain: int = 1,
     checks_nodes: bool = True,
     **options: Any,
@@ -47,7 +46,6 @@ def submit(
         axes: values by path in the config, such as ``{"model.lr": [0.1, 0.2]}``: the job is an array with a task for
             each combination.
         folder: for script, log and results; by default a new one in ``slurm/``, or in the scratch folder of the site.
-        max_requeues: how often the job is queued again when it was interrupted.
         chain: number of jobs that follow each other, each resuming where the one before was interrupted, for sites
             that forbid to queue jobs again.
         checks_nodes: check the nodes before the workers start.
@@ -73,7 +71,7 @@ def submit(
     if strategy is not None:
         words += ["--strategy", strategy]
     if chain > 1:
-        max_requeues = 0
+        options["max_requeues"] = 0
     script = plan_job(
         command,
         words,
@@ -81,7 +79,6 @@ def submit(
         site=site,
         axes=axes,
         folder=own,
-        max_requeues=max_requeues,
         checks_nodes=checks_nodes,
     )
     return submit_job(script, own, chain=chain)
@@ -127,8 +124,8 @@ def submit_job(script: JobScript, folder: Path | None = None, *, chain: int = 1)
         _withdraw(numbers, path)
         if isinstance(error, SlurmError):
             raise SlurmError(
-                f"SLURM refuses the job {script.name} ({script.options.nodes} nodes, "
-                f"{script.options.workers_per_node} workers on each): {error}. Options of the job are flags and keys "
+                f"SLURM refuses the job {script.name} (nodes: {script.options.nodes}, workers on each: "
+                f"{script.options.workers_per_node}): {error}. Options of the job are flags and keys "
                 "of the section slurm:, such as --partition; `sinfo` lists partitions."
             ) from None
         raise

@@ -69,7 +69,7 @@ def test_words_of_bash_are_the_texts(texts: list[str]) -> None:
             "modules": st.lists(TEXTS, max_size=2),
             "environment": st.dictionaries(st.sampled_from(["A", "NCCL_SOCKET_IFNAME", "_b"]), TEXTS),
             "python": st.sampled_from(["venv", "conda", "container", "python"]),
-            "of_python": TEXTS.filter(bool),
+            "of_python": TEXTS.map("/opt/{}/python".format),
             "kind": st.sampled_from(["srun", "ray", "single"]),
             "variants": st.lists(st.lists(TEXTS, max_size=2), max_size=2),
             "requeues": st.sampled_from([0, 3]),
@@ -79,7 +79,7 @@ def test_words_of_bash_are_the_texts(texts: list[str]) -> None:
         }
     )
 )
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @pytest.mark.usefixtures("slurm")
 def test_every_script_is_accepted_by_bash_shellcheck_and_slurm(tmp_path: Path, drawn: dict[str, Any]) -> None:
     require_programs([name for name in ("shellcheck",) if shutil.which(name) is None], "apt-get install shellcheck")
