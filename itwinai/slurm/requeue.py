@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from itwinai.launchers.slurm_job import MAX_REQUEUES, SUPERVISED_RUN, SUPERVISED_TRY, job_id, restarts
+from itwinai.slurm.result import leave_exit_code
 
 CHAIN = "ITWINAI_CHAIN"
 """The environment variable of the jobs of a chain: ``NAME/NUMBER``, counted from 1."""
@@ -312,7 +313,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("no command is given after --")
     if "SLURM_JOB_ID" not in os.environ:
         parser.error("this is no SLURM job; a batch script of `itwinai slurm` runs it")
-    return supervise(command, parsed.max_requeues)
+    code = supervise(command, parsed.max_requeues)
+    leave_exit_code(code)
+    return code
 
 
 if __name__ == "__main__":
