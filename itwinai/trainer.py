@@ -43,13 +43,15 @@ from itwinai.compat import noise as compat_noise
 from itwinai.compat.lightning_trainer import MisconfiguredTrainerError
 from itwinai.data.distributed_loaders import DistributedLoaders
 from itwinai.errors import PayloadError, UnknownArgumentError, did_you_mean
+from itwinai.interfaces import Coordinated
 from itwinai.launchers.base import raising_worker_failures
 from itwinai.launchers.cpu_affinity import available_cores, oversubscription_text
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, launcher_name
-from itwinai.launchers.slurm_job import earlier_tries, requeue_job, run_name
+from itwinai.launchers.slurm_job import earlier_tries, inside_slurm_step, requeue_job, run_name
 from itwinai.loggers.continued_runs import continue_runs
 from itwinai.loggers.hparams_redaction import hide_secrets
 from itwinai.loggers.registry import make_loggers
+from itwinai.loops.coordinated_stop import outlast_rank_zero
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.fit import LeanFitLoop
 from itwinai.loops.prediction import LeanPredictionLoop
@@ -96,6 +98,9 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
             # Not before: SLURM ends the job at once, and the loggers have had their time now.
             if lightning_signals.asks_to_requeue(self) and self.is_global_zero:
                 requeue_job()
+            store = self.strategy.coordination_store() if isinstance(self.strategy, Coordinated) else None
+            if store is not None and inside_slurm_step() and not self.is_global_zero:
+                outlast_rank_zero(store)
             raise
         except SystemExit:
             if self.interrupted:  # by Ctrl-C

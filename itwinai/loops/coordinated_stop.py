@@ -10,15 +10,37 @@ never for what they compute, so that it can be in the midst of a step with one t
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 
 import torch.distributed as dist
 
-from itwinai.loops.store_monitor import ATTENTION
+from itwinai.loops.store_monitor import ATTENTION, POLLING
 
 TIMEOUT = timedelta(seconds=20)
 """For the threads of all workers to answer. A scheduler seldom gives more than 30 s between SIGTERM and SIGKILL."""
+
+_OUTLAST = 15.0
+"""Seconds for rank 0 to close its loggers: about what a logger waits for a server that does not answer."""
+
+
+def outlast_rank_zero(store: dist.Store) -> None:
+    """Wait until the process of rank 0 has ended, which holds the store, but not for long.
+
+    Launchers end all workers as soon as one has ended with an exit code other than 0, and after a signal all do. Rank 0
+    is the last to be ready, as it alone has loggers to close.
+
+    Args:
+        store: what the workers have in common.
+    """
+    deadline = time.monotonic() + _OUTLAST
+    while time.monotonic() < deadline:
+        try:
+            store.check([ATTENTION])
+        except RuntimeError:  # nobody holds it any more
+            return
+        time.sleep(POLLING)
 
 
 class StopAgreement:

@@ -31,7 +31,7 @@ CHAIN = "ITWINAI_CHAIN"
 _PROBE_TIMEOUT = 30.0  # seconds, for a node to start a task that does nothing
 _PROBES_AT_ONCE = 32
 _ASKING = 60.0  # seconds, for SLURM's controller to answer
-_FAILED_STATES = ("DOWN", "FAIL", "NOT_RESPONDING", "ERROR", "POWER")
+_FAILED_STATES = ("DOWN", "FAIL", "NOT_RESPONDING", "ERROR")
 
 
 class End(Enum):
@@ -56,14 +56,18 @@ class JobRecord:
     """What SLURM's controller says about a job.
 
     Attributes:
-        state: such as ``RUNNING``, ``TIMEOUT``, ``CANCELLED``; empty if the controller does not answer.
+        state: such as ``RUNNING``. A job that SLURM ends for whatever reason is ``COMPLETING`` until all of it is gone.
+        reason: why, as far as SLURM says it: ``TimeLimit``, ``NodeDown``, or ``None``.
         preempted: whether it has been told to make room for another job.
+        restarts: how often it was queued again, this time included.
         nodes: of the job, as SLURM writes lists.
         excluded: nodes that it must not run on, likewise.
     """
 
     state: str = ""
+    reason: str = "None"
     preempted: bool = False
+    restarts: int = 0
     nodes: str = ""
     excluded: str = ""
 
@@ -79,7 +83,9 @@ class JobRecord:
         fields = _fields(lines[-1] if lines else "")
         return cls(
             state=fields.get("JobState", ""),
+            reason=fields.get("Reason", "None"),
             preempted=fields.get("PreemptTime", "None") not in ("None", "Unknown"),
+            restarts=int(fields.get("Restarts", "0")),
             nodes=_unless_null(fields.get("NodeList", "")),
             excluded=_unless_null(fields.get("ExcNodeList", "")),
         )
@@ -96,20 +102,19 @@ def end_of(code: int, signals: Collection[int], record: JobRecord, failed_nodes:
     """
     if code == 0:
         return End.DONE
-    if record.state == "CANCELLED":
-        return End.CANCELLED
-    if failed_nodes or record.state == "NODE_FAIL":
+    if failed_nodes or record.state == "NODE_FAIL" or record.reason.startswith("Node"):
         return End.NODE_FAILURE
-    stopped_by = {*signals, code - 128}
-    if record.preempted or record.state == "PREEMPTED":
-        return End.PREEMPTION
-    # A run may fail in the seconds between a signal and its stop: then its code is none of a signal.
+    # A run may also fail in the seconds between a signal and its stop: then its code is none of a signal.
     interrupted = code - 128 in (signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL)
-    if interrupted and (record.state == "TIMEOUT" or signal.SIGUSR1 in stopped_by):
+    if interrupted and (record.preempted or record.state == "PREEMPTED"):
+        return End.PREEMPTION
+    if interrupted and (record.state == "TIMEOUT" or record.reason == "TimeLimit"):
         return End.TIME_LIMIT
-    if code - 128 == signal.SIGTERM:
-        return End.STOPPED
-    return End.FAILED
+    if record.state in ("CANCELLED", "COMPLETING"):
+        return End.CANCELLED
+    if interrupted and signal.SIGUSR1 in (*signals, code - 128):
+        return End.TIME_LIMIT
+    return End.STOPPED if code - 128 == signal.SIGTERM else End.FAILED
 
 
 def failed_nodes_of(record: JobRecord) -> list[str]:
@@ -222,18 +227,22 @@ def supervise(command: Sequence[str], max_requeues: int = MAX_REQUEUES) -> int:
     supervisor = Supervisor(command)
     code = supervisor.run(variables)
     if code == 0:
+        # SLURM would cancel the next job of a chain, and start the one after that, as the next has not ended well.
+        if chain:
+            cancel_links_after(job)
         return 0
     record = JobRecord.ask(job)
     failed: list[str] = []
     if record.state == "RUNNING" and code - 128 not in (signal.SIGUSR1, signal.SIGTERM):
         failed = failed_nodes_of(record)
+    if record.restarts > tries:
+        _say(f"job {job} was ended by SLURM, which has queued it again")
+        return code
     end = end_of(code, supervisor.signals, record, failed)
     where = f" ({', '.join(failed)})" if failed else ""
     _say(f"job {job} was ended by {end.value}{where}; exit code {code}")
     if chain:
         _end_link(job, end, failed)
-    elif record.state == "PENDING":
-        _say("SLURM has queued it again already")
     elif end.resumes and tries >= max_requeues:
         _say(f"it was queued again {tries} times and is not any more. Submit it again to resume.")
     elif end.resumes and requeue(job, failed, record.excluded):

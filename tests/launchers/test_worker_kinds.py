@@ -102,7 +102,10 @@ def test_a_copy_computes_with_several_threads_after_the_caller_has(
     finally:
         torch.set_num_threads(before)
     printed = capfd.readouterr().out
-    assert printed.count("2 workers compute with 4 threads on 3 cores") == 1 and "set cpu_threads=1 (--trainer.cpu_threads 1)." in printed
+    assert (
+        printed.count("2 workers compute with 4 threads on 3 cores") == 1
+        and "set cpu_threads=1 (--trainer.cpu_threads 1)." in printed
+    )
 
 
 @pytest.mark.parametrize(("threads", "warned"), [(8, True), (1, False)])

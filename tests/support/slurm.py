@@ -19,7 +19,7 @@ SlurmctldPort={controller_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=3
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CryptoType=crypto/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -35,7 +35,7 @@ SchedulerParameters=sched_interval=1,bf_interval=1
 MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
-KillWait=10
+KillWait=5
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE
 """
 _NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=100 State=UNKNOWN\n"
@@ -50,7 +50,7 @@ def missing_programs() -> list[str]:
 def slurm_cluster(folder: Path, number: int = 2, more: str = "") -> Iterator[dict[str, str]]:
     """Run a cluster; yield the environment variables by which its commands find it.
 
-    Jobs that are queued again wait for four seconds, and not for two minutes as elsewhere (``cred_expire``).
+    Jobs that are queued again wait for six seconds, and not for two minutes as elsewhere (``cred_expire``).
 
     Args:
         folder: an empty one, for all files.
