@@ -105,15 +105,15 @@ def _started(command: Sequence[str], said: IO[bytes]) -> subprocess.Popen[bytes]
 
 
 def _wait_for_nodes(address: str, number: int, processes: Sequence[subprocess.Popen[bytes]], said: IO[bytes]) -> None:
-    """Wait until so many nodes have joined."""
+    """Wait until all nodes have joined."""
     deadline = time.monotonic() + JOINING
     while _joined(address) < number:
         if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
             said.seek(0)
             lines = said.read().decode(errors="replace").splitlines()
             raise ResourceError(
-                f"Ray did not come up on {number} nodes of the SLURM allocation. Is srun allowed within the job, and "
-                "do the nodes reach each other? A cluster of your own is taken with --address. What it has said:\n"
+                f"Ray did not start on {number} nodes of the SLURM allocation. Check that srun is allowed within the job "
+                "and that the nodes reach each other. To use a running cluster, pass --address. Its output:\n"
                 + "\n".join(lines[-20:])
             )
         time.sleep(0.5)

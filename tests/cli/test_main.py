@@ -251,7 +251,7 @@ def test_predict_writes_a_file(run_command: RunCommand, tmp_path: Path) -> None:
         (["--output", "q.parquet", "--columns", "id"], "asks for 'id', which the batches do not have"),
         (
             ["--output", "q.parquet", "--batch-size", "0"],
-            "error: batch_size=0 is neither a number of samples nor 'auto'",
+            "error: batch_size must be a number of samples or 'auto'; got 0",
         ),
     ):
         ended = run_command([*command, *options], cwd=tmp_path)
