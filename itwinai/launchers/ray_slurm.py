@@ -112,8 +112,8 @@ def _wait_for_nodes(address: str, number: int, processes: Sequence[subprocess.Po
             said.seek(0)
             lines = said.read().decode(errors="replace").splitlines()
             raise ResourceError(
-                f"Ray did not start on {number} nodes of the SLURM allocation. Check that srun is allowed within the job "
-                "and that the nodes reach each other. To use a running cluster, pass --address. Its output:\n"
+                f"Ray did not start on {number} nodes of the SLURM allocation. Check that srun is allowed within the "
+                "job and that the nodes reach each other. To use a running cluster, pass --address. Its output:\n"
                 + "\n".join(lines[-20:])
             )
         time.sleep(0.5)
