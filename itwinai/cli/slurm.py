@@ -129,21 +129,19 @@ def _make(command: str, argv: list[str], script: list[str]) -> int:
     axes = dict(values_of_axis(one) for one in given.axis)
     if submits and folder is None and axes:
         folder = new_folder(f"itwinai-{command}", None).absolute()
-    options = _options(given)
-    if given.chain > 1:
-        options["max_requeues"] = 0
     job_script = plan_job(
         command,
         arguments,
-        options,
+        _options(given),
         site=given.site,
         axes=axes,
         folder=folder,
+        chain=given.chain,
         checks_nodes=not given.no_check,
     )
     if given.check:
         job_script = dataclasses.replace(
-            job_script, name="itwinai-check", only_checks=True, max_requeues=0, variants=()
+            job_script, name="itwinai-check", only_checks=True, variants=(), max_requeues=0, chain=1
         )
     if given.site == "auto":
         site = "\n".join(f"  {line}" for line in job_script.site.text().splitlines())
@@ -151,7 +149,7 @@ def _make(command: str, argv: list[str], script: list[str]) -> int:
     if not submits:
         print(job_script.text(), end="")
         return 0
-    job = submit_job(job_script, folder, chain=given.chain)
+    job = submit_job(job_script, folder)
     print(f"job {' '.join([job.number, *job.followers])} submitted; its files are in {_shown(job.folder)}")
     if given.follow:
         return _followed(job)

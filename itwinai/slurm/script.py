@@ -32,6 +32,7 @@ class JobScript:
         site: where it runs.
         variants: further arguments of each task of an array; empty for a job that is not one.
         max_requeues: how often the job is queued again when it was interrupted.
+        chain: number of jobs that follow each other, each resuming where the one before was interrupted.
         checks_nodes: whether the nodes are checked before the workers start.
         only_checks: check the nodes, and start no workers.
     """
@@ -43,6 +44,7 @@ class JobScript:
     site: Site = NO_SITE
     variants: Sequence[Sequence[str]] = ()
     max_requeues: int = 0
+    chain: int = 1
     checks_nodes: bool = True
     only_checks: bool = False
 
@@ -95,10 +97,10 @@ class JobScript:
             yield sbatch_line("array", array)
         yield sbatch_line("output", "%x-%A_%a.out" if array else "%x-%j.out")
         yield sbatch_line("open-mode", "append")
-        if self.max_requeues:
-            given = {"requeue": None, "signal": f"B:USR1@{NOTICE}", **given}
-        elif "requeue" not in given:
-            given["no-requeue"] = None
+        if "requeue" not in given:
+            given["requeue" if self.max_requeues else "no-requeue"] = None
+        if self.max_requeues or self.chain > 1:
+            given.setdefault("signal", f"B:USR1@{NOTICE}")
         for name, value in given.items():
             yield sbatch_line(name, value)
 

@@ -70,8 +70,6 @@ def submit(
     words = [word for path in paths for word in ("-c", path)] + list(arguments)
     if strategy is not None:
         words += ["--strategy", strategy]
-    if chain > 1:
-        options["max_requeues"] = 0
     script = plan_job(
         command,
         words,
@@ -79,29 +77,27 @@ def submit(
         site=site,
         axes=axes,
         folder=own,
+        chain=chain,
         checks_nodes=checks_nodes,
     )
-    return submit_job(script, own, chain=chain)
+    return submit_job(script, own)
 
 
-def submit_job(script: JobScript, folder: Path | None = None, *, chain: int = 1) -> Job:
+def submit_job(script: JobScript, folder: Path | None = None) -> Job:
     """Submit a script.
 
     Args:
         script: the script.
         folder: for script, log and results; by default a new one.
-        chain: see `submit`.
 
     Returns:
         The job; a chain is one.
 
     Raises:
-        ConfigurationError: there is a job in the folder already, or no SLURM, or an array would be chained.
+        ConfigurationError: there is a job in the folder already, or no SLURM.
         SlurmError: SLURM refuses it; of a chain nothing is left in the queue.
     """
     check_programs("sbatch", "squeue", "scancel", needed_for="To submit a job")
-    if chain > 1 and script.is_array:
-        raise ConfigurationError("An array cannot be a chain: its tasks end one by one. Use --max-requeues.")
     folder = (folder or new_folder(script.name, script.site.scratch)).absolute()
     path = folder / SCRIPT
     if path.exists():
@@ -116,9 +112,9 @@ def submit_job(script: JobScript, folder: Path | None = None, *, chain: int = 1)
     numbers: list[str] = []
     try:
         check_script(str(path), options)
-        for place in range(1, chain + 1):
+        for place in range(1, script.chain + 1):
             own = [f"--dependency=afternotok:{numbers[-1]}", "--kill-on-invalid-dep=yes"] if numbers else []
-            where = [str(folder), f"{folder.name}/{place}"] if chain > 1 else [str(folder)]
+            where = [str(folder), f"{folder.name}/{place}"] if script.chain > 1 else [str(folder)]
             numbers.append(submit_script([*options, *own], str(path), where))
     except BaseException as error:
         _withdraw(numbers, path)
