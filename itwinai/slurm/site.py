@@ -156,8 +156,8 @@ class Site:
         time = options.sbatch.get("time")
         if time is not None and limits.max_time is not None and seconds_of(time) > seconds_of(limits.max_time):
             raise ConfigurationError(
-                f"{where} allows jobs of {limits.max_time}; --time {time} is longer. Take a shorter time: with "
-                "--requeue the run continues in further jobs."
+                f"{where} allows jobs of {limits.max_time}; --time {time} is longer. Take a shorter time: a "
+                "run of fit resumes in further jobs."
             )
         options = dataclasses.replace(options, gpus_per_node=gpus)
         workers, cpus = options.workers_per_node, options.cpus_per_task
