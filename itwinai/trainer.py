@@ -51,7 +51,7 @@ from itwinai.launchers.slurm_job import earlier_tries, inside_slurm_step, requeu
 from itwinai.loggers.continued_runs import continue_runs
 from itwinai.loggers.hparams_redaction import hide_secrets
 from itwinai.loggers.registry import make_loggers
-from itwinai.loops.coordinated_stop import outlast_rank_zero
+from itwinai.loops.coordinated_stop import end_after_rank_zero
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.fit import LeanFitLoop
 from itwinai.loops.prediction import LeanPredictionLoop
@@ -99,8 +99,8 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
             if lightning_signals.asks_to_requeue(self) and self.is_global_zero:
                 requeue_job()
             store = self.strategy.coordination_store() if isinstance(self.strategy, Coordinated) else None
-            if store is not None and inside_slurm_step() and not self.is_global_zero:
-                outlast_rank_zero(store)
+            if store is not None and inside_slurm_step():
+                end_after_rank_zero(store, self.global_rank)
             raise
         except SystemExit:
             if self.interrupted:  # by Ctrl-C
@@ -442,7 +442,8 @@ class ItwinaiTrainer(Trainer):
         for one in self.loggers:
             hide_secrets(one)
         loaders = DistributedLoaders(self, self.split_batches, self.weigh_uneven_batches)
-        lightning_dataloaders.replace_dataloader_preparation(self, loaders.prepare, loaders.prepare_other)
+        finish = loaders.outlive_signals if run_name() is not None else None
+        lightning_dataloaders.replace_dataloader_preparation(self, loaders.prepare, loaders.prepare_other, finish)
         lightning_checkpoints.replace_checkpoint_connector(self, PortableConnector)
         if resume is None and session is None and earlier_tries():
             resume = AUTO

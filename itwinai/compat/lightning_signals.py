@@ -76,17 +76,15 @@ class SignalConnector(_SignalConnector):
 
     def _sigterm_notifier_fn(self, signum: Any, _: Any) -> None:
         # Runs in the midst of whatever the main thread does, maybe a collective: it must not wait for other workers.
-        is_loader_worker = os.getpid() != self._process
-        if is_loader_worker and signum != signal.SIGTERM:
-            return  # SLURM signals every process of a step; this one ends with the run that it loads for
+        is_copy = os.getpid() != self._process
+        if is_copy and signum != signal.SIGTERM:
+            return  # one that the user's code has forked, which SLURM signals as well, though nothing is to stop there
         now = time.monotonic()
         again = now - self._first.setdefault(signum, now) > IMPATIENT
-        if again and (is_loader_worker or not self.is_patient):
+        if is_copy or (again and not self.is_patient):
             # By the default handler and not by an exit code: whoever waits for this process sees which signal it was.
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
-        if is_loader_worker:
-            return
         self.signum = signal.Signals(signum)
         # In the caller of workers: these have sessions of their own, which a terminal does not reach.
         launcher = self.trainer.strategy.launcher

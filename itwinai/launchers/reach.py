@@ -16,7 +16,48 @@ _ATTEMPT = 8.0  # seconds; a packet that is lost is sent again after 1, 3 and 7
 _PAUSE = 0.5
 
 
-def check_main_address(address: str, port: int, limit: float = LIMIT) -> None:
+def spans_nodes(world_size: int) -> bool:
+    """Tell whether torchrun, srun or their like say that there are workers on other nodes too.
+
+    Args:
+        world_size: number of workers.
+    """
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if here.isdigit():
+        return world_size > int(here)
+    nodes = os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES", "")
+    return nodes.isdigit() and int(nodes) > 1
+
+
+def check_network(address: str, port: int, uses_gloo: bool, limit: float = LIMIT) -> None:
+    """Check on a worker of several nodes that it will reach the others, before torch waits for them for long.
+
+    Args:
+        address: host name or IP address of rank 0.
+        port: the port on which it listens, or is about to.
+        uses_gloo: whether gloo connects the workers, whose connections come from one interface.
+        limit: see `check_main_address`.
+
+    Raises:
+        ConfigurationError: a name does not resolve, or an interface is not there or leads nowhere.
+        ResourceError: rank 0 does not answer.
+    """
+    if _is_loopback(address):
+        return
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        check_interface(variable)
+    source = own_address() if uses_gloo else None
+    if source is not None and _is_loopback(source):
+        name = os.environ.get("GLOO_SOCKET_IFNAME")
+        what = f"GLOO_SOCKET_IFNAME={name} has" if name else f"The host name {socket.gethostname()!r} resolves to"
+        raise ConfigurationError(
+            f"{what} the address {source} on {socket.gethostname()}, by which the other nodes do not reach it. Set "
+            "GLOO_SOCKET_IFNAME to the interface that connects the nodes; `ip addr` lists them with their addresses."
+        )
+    check_main_address(address, port, limit, source)
+
+
+def check_main_address(address: str, port: int, limit: float = LIMIT, source: str | None = None) -> None:
     """Check that rank 0's address resolves and can be reached from here.
 
     A port that is closed is in order: rank 0 may still be importing, and its node has answered. A port that drops
@@ -26,6 +67,7 @@ def check_main_address(address: str, port: int, limit: float = LIMIT) -> None:
         address: host name or IP address of rank 0.
         port: the port on which it listens, or is about to.
         limit: seconds within which anything has to answer.
+        source: own address to connect from; by default what the system chooses.
 
     Raises:
         ConfigurationError: the name does not resolve.
@@ -39,11 +81,13 @@ def check_main_address(address: str, port: int, limit: float = LIMIT) -> None:
             f"The host name {address!r} of rank 0 does not resolve on {here} ({error}). Set MASTER_ADDR to a name or "
             f"an address of rank 0's node that all nodes know; `getent hosts {address}` shows what one knows."
         ) from None
+    own = (source, 0) if source is not None and (":" in source) == (":" in resolved) else None
     deadline = time.monotonic() + limit
     while True:
         left = deadline - time.monotonic()
         try:
-            socket.create_connection((resolved, port), timeout=max(0.1, min(_ATTEMPT, left))).close()
+            wait = max(0.1, min(_ATTEMPT, left))
+            socket.create_connection((resolved, port), timeout=wait, source_address=own).close()
             return
         except ConnectionRefusedError:
             return
@@ -52,12 +96,13 @@ def check_main_address(address: str, port: int, limit: float = LIMIT) -> None:
         if deadline - time.monotonic() <= 0:
             break
         time.sleep(_PAUSE)
+    via = f" from its address {source}" if own else ""
     shown = address if resolved == address else f"{address} ({resolved})"
     raise ResourceError(
-        f"{here} does not reach rank 0 at {shown}, port {port}: {reason} for {limit:.0f} s. Either a firewall between "
-        "the nodes drops the port (open it, or set MASTER_PORT to an open one), or this is not an address by which the "
-        "nodes reach each other (set MASTER_ADDR to one that is; `ip addr` on rank 0's node lists them). "
-        f"`nc -vz {address} {port}` tries it."
+        f"{here} does not reach rank 0 at {shown}, port {port}{via}: {reason} for {limit:.0f} s. Either a firewall "
+        "between the nodes drops the port (open it, or set MASTER_PORT to an open one), or the nodes do not reach each "
+        "other by these addresses (set MASTER_ADDR to one by which they do, and GLOO_SOCKET_IFNAME to the interface "
+        f"with it; `ip addr` lists them). `nc -vz {address} {port}` tries it."
     )
 
 
@@ -112,3 +157,7 @@ def own_address(variable: str = "GLOO_SOCKET_IFNAME") -> str:
                 "it to the one that connects the nodes; `ip addr` lists them with their addresses."
             ) from None
     return socket.inet_ntoa(answer[20:24])
+
+
+def _is_loopback(address: str) -> bool:
+    return address == "localhost" or address == "::1" or address.startswith("127.")

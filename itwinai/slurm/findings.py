@@ -39,7 +39,7 @@ class Finding:
     nodes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.level}: {self.text}. {self.advice}"
+        return f"{self.level}: {self.text}. {self.advice}."
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,15 @@ class Plan:
     threads: int | None = None
 
 
-def find_problems(plan: Plan, told: Mapping[str, Mapping[str, Any]], limit: float) -> list[Finding]:
+def find_problems(plan: Plan, told: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     """Return what is wrong, errors first.
 
     Args:
         plan: what the job is to run.
         told: what each node has told, by its name; see `itwinai.slurm.node_check`.
-        limit: seconds that the nodes have had.
     """
     found = [
-        *_silent(plan, told, limit),
+        *_silent(plan, told),
         *_tasks(plan, told),
         *_folder(told),
         *_network(told),
@@ -82,36 +81,40 @@ def find_problems(plan: Plan, told: Mapping[str, Mapping[str, Any]], limit: floa
     return sorted(found, key=lambda one: one.level != "error")
 
 
-def _silent(plan: Plan, told: Mapping[str, Mapping[str, Any]], limit: float) -> Iterator[Finding]:
+def _silent(plan: Plan, told: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
     for node in plan.nodes:
         parts = told.get(node, {})
         if parts.get("done"):
             continue
         if not parts:
-            text = f"{node} does not answer within {limit:.0f} s"
+            text = f"{node} does not answer"
         elif "torch" not in parts:
-            text = f"{node} does not get beyond importing torch within {limit:.0f} s"
+            text = f"{node} does not get beyond importing torch"
         elif "seconds" not in parts:
-            text = f"{node} does not finish a matrix product within {limit:.0f} s"
+            text = f"{node} does not finish a matrix product"
         else:
             continue  # it waits for the others
         yield Finding("error", text, f"Leave it out (--exclude {node}) and tell whoever runs the cluster", (node,))
 
 
 def _tasks(plan: Plan, told: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
-    tasks = plan.tasks_per_node
-    if tasks is None:
-        return
+    tasks, asked = plan.tasks_per_node, plan.devices_per_node
     gpus = {node: parts["gpus"] for node, parts in told.items() if "gpus" in parts}
-    counts = {plan.devices_per_node} if plan.devices_per_node else set(gpus.values()) - {0}
-    for devices in sorted(counts - {tasks}):
-        what = "the config asks for" if plan.devices_per_node else "it has"
-        of_them = "" if plan.devices_per_node else f" ({', '.join(node for node in gpus if gpus[node] == devices)})"
+    if tasks and asked and tasks != asked:
         yield Finding(
             "error",
-            f"srun starts {_count(tasks, 'task')} on each node, and {what} {_count(devices, 'device')}{of_them}",
-            f"Each device needs a task of its own: --ntasks-per-node={devices}, or {_count(tasks, 'device')} per node",
+            f"srun starts {_count(tasks, 'task')} on each node, and {_count(asked, 'device')} are asked for there",
+            f"Each device needs a task of its own: use --ntasks-per-node={asked}, or trainer.devices={tasks}",
         )
+    for number in sorted(set(gpus.values()) - {0}):
+        where = f"{number} GPU{'s' * (number > 1)} on {', '.join(node for node in gpus if gpus[node] == number)}"
+        if tasks and tasks != number:
+            text = f"srun starts {_count(tasks, 'task')} on each node, and the job has {where}"
+            advice = f"Each GPU needs a task of its own: use --ntasks-per-node={number}, or --gpus-per-node={tasks}"
+            yield Finding("error", text, advice)
+        elif not tasks and asked and asked > number:
+            text = f"{_count(asked, 'worker')} are to run on each node, and the job has {where}"
+            yield Finding("error", text, f"Ask for --gpus-per-node={asked}, or for fewer workers")
     if len(set(gpus.values())) > 1:
         most = max(gpus.values())
         fewer = tuple(node for node in gpus if gpus[node] < most)
@@ -139,23 +142,19 @@ def _folder(told: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
 
 
 def _network(told: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
-    problems: dict[str, list[str]] = defaultdict(list)
+    problems: dict[tuple[str, str], list[str]] = defaultdict(list)
     for node, parts in told.items():
-        for problem in parts.get("address_problems", ()):
-            problems[problem].append(node)
+        for text, advice in parts.get("address_problems", ()):
+            problems[text, advice].append(node)
         if parts.get("port_taken"):
             yield Finding(
                 "error",
                 f"the port of rank 0 is taken on {node} ({parts['port_taken']})",
                 "Another job may run there; set MASTER_PORT to a free port",
             )
+    for (text, advice), nodes in problems.items():
+        yield Finding("error", f"on {', '.join(nodes)}: {text}", advice)
     if problems:
-        for problem, nodes in problems.items():
-            yield Finding(
-                "error",
-                f"on {', '.join(nodes)}: {problem.rstrip('.')}",
-                "Set MASTER_ADDR to a name or an address that all nodes know, and interfaces to those that they have",
-            )
         return
     unconnected = {node: parts["group_problem"] for node, parts in told.items() if parts.get("group_problem")}
     for node, problem in unconnected.items():
@@ -222,7 +221,7 @@ def _threads(plan: Plan) -> Iterator[Finding]:
             text = f"OMP_NUM_THREADS is not set, and {tasks} tasks share {_count(cores, 'core')} on each node"
             yield Finding("warning", text, f"Set OMP_NUM_THREADS={share}")
     elif threads * tasks > cores:
-        text = f"{tasks} tasks with OMP_NUM_THREADS={threads} want {threads * tasks} cores of {cores} on each node"
+        text = f"{_count(tasks, 'task')} with OMP_NUM_THREADS={threads} want more than the {cores} cores of a node"
         yield Finding("warning", text, f"Set OMP_NUM_THREADS={share}, or ask for --cpus-per-task={threads}")
 
 

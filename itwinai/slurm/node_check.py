@@ -5,11 +5,11 @@ Each part is printed as soon as it is known, so that a node on which a later par
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import socket
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -64,12 +64,15 @@ def check_node(request: Request, tell: Callable[[dict[str, Any]], None]) -> None
     rank, nodes = int(os.environ.get("SLURM_NODEID", "0")), int(os.environ.get("SLURM_NNODES", "1"))
     tell({"time": time.time(), "host": socket.gethostname()})
     tell(_versions(request) | _shared_folder(request, rank))
-    tell(_addresses(request, rank))
+    addresses = _addresses(request, rank)
+    tell(addresses)
     import torch
 
-    tell({"torch": torch.__version__, "gpus": torch.cuda.device_count()})
+    # Where SLURM does not hide the other GPUs of a node, torch sees those of other jobs too.
+    has_gpus = any(name in os.environ for name in ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS"))
+    tell({"torch": torch.__version__, "gpus": torch.cuda.device_count() if has_gpus else 0})
     tell(_products(torch))
-    if nodes > 1:
+    if nodes > 1 and not addresses["address_problems"]:
         tell(_group(torch, request, rank, nodes))
     tell({"done": True})
 
@@ -106,20 +109,27 @@ def _addresses(request: Request, rank: int) -> dict[str, Any]:
     try:
         socket.getaddrinfo(request.address, request.port, type=socket.SOCK_STREAM)
     except OSError as error:
-        problems.append(f"the host name {request.address!r} of rank 0 does not resolve ({error})")
+        text = f"the host name {request.address!r} of rank 0 does not resolve ({error})"
+        problems.append((text, "Set MASTER_ADDR to a name or an address of rank 0's node that all nodes know"))
+        rank = -1  # its port cannot be looked at
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         try:
             check_interface(variable)
         except ItwinaiError as error:
-            problems.append(str(error))
+            text, _, advice = str(error).partition(". ")
+            problems.append((text, advice.rstrip(".")))
     taken = ""
     if rank == 0:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("", request.port))
+                probe.bind((request.address, request.port))
             except OSError as error:
-                taken = error.strerror or str(error)
+                if error.errno == errno.EADDRNOTAVAIL:
+                    text = f"{request.address} is not an address of this node, where rank 0 runs"
+                    problems.append((text, "Set MASTER_ADDR to one that is; `ip addr` lists them"))
+                else:
+                    taken = error.strerror or str(error)
     return {"address_problems": problems, "port_taken": taken}
 
 
@@ -143,7 +153,7 @@ def _products(torch: Any) -> dict[str, Any]:
             expected = float((torch.arange(size) % 64).sum()) * size
             if total != expected or not bool((product[:, :1] == product).all()):
                 wrong[device] = f"computes a matrix product wrongly: {total:g} instead of {expected:g}"
-            seconds[device] = statistics.median(times[1:])
+            seconds[device] = min(times)
         except RuntimeError as error:
             wrong[device] = str(error).splitlines()[0]
     return {"seconds": seconds, "wrong": wrong}
@@ -202,6 +212,7 @@ def main(arguments: list[str]) -> int:
         arguments: the request.
     """
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what it says of the network is said in other words
 
     def tell(part: dict[str, Any]) -> None:
         # In one write, as several nodes may share a pipe.

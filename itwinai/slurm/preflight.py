@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from itwinai.errors import ConfigurationError
+from itwinai.launchers.slurm_job import job_id, restarts
 from itwinai.slurm.findings import Finding, Plan, find_problems
 from itwinai.slurm.node_check import MARK, Request
+from itwinai.slurm.requeue import JobRecord, requeue
 
 LIMIT = 60.0
 """Seconds for all nodes to answer. Importing torch from a busy file system takes most of them."""
@@ -79,7 +81,7 @@ def check_nodes(
     finally:
         for left in request.shared_file.parent.glob(f"{request.shared_file.name}*"):
             left.unlink(missing_ok=True)
-    return find_problems(plan, told, limit)
+    return find_problems(plan, told)
 
 
 def _ask(nodes: Sequence[str], request: Request, limit: float, python: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -134,10 +136,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--devices-per-node", type=int, help="devices that the config asks for on each node")
     parser.add_argument("--folder", default=".", help="that all nodes have to share; the current one by default")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds; 60 by default")
+    parser.add_argument(
+        "--max-requeues", type=int, default=0, help="queue the job again without sick nodes, at most so often"
+    )
     parsed = parser.parse_args(arguments)
     began = time.monotonic()
     found = check_nodes(parsed.tasks_per_node, parsed.devices_per_node, parsed.folder, parsed.limit)
-    return report(found, time.monotonic() - began)
+    code = report(found, time.monotonic() - began)
+    errors = [finding for finding in found if finding.level == "error"]
+    sick = sorted({node for finding in errors for node in finding.nodes})
+    # What is wrong with no node in particular would be as wrong with others.
+    if sick and all(finding.nodes for finding in errors) and restarts() < parsed.max_requeues:
+        job = job_id()
+        if requeue(job, sick, JobRecord.ask(job).excluded):
+            print(f"itwinai: job {job} is queued again without {', '.join(sick)}", file=sys.stderr)
+    return code
 
 
 def report(found: Sequence[Finding], seconds: float) -> int:
