@@ -269,10 +269,11 @@ def _sites(argv: list[str]) -> int:
     given = parser.parse_args(argv)
 
     from itwinai.slurm.site import Site, find_site, site_files
+    from itwinai.slurm.site_proposal import propose_site
 
     beside = Path(given.config).parent if given.config else Path()
     if given.name:
-        site = find_site(given.name, beside)
+        site = propose_site() if given.name == "auto" else find_site(given.name, beside)
         print(Path(site.path).read_text(encoding="utf-8") if site.path else site.text(), end="")
         return 0
     rows = [(name, Site.read(path).description, _shown(path)) for name, path in site_files(beside).items()]

@@ -64,7 +64,7 @@ class JobScript:
             *self._directives(),
             "",
             "# Arguments, which may be left out: the folder for the results, and the place of the job in a chain.",
-            "# shellcheck disable=SC1090,SC1091",
+            "# shellcheck disable=SC1090,SC1091,SC2288,SC2289",
             *self._results(),
             "",
             *self._environment(),

@@ -196,7 +196,7 @@ def find_site(name: str | None, beside: Path | None = None) -> Site:
     """Return a site by its name.
 
     Args:
-        name: of the site; a path of a file; ``auto`` for what `propose_site` says; None for no site.
+        name: of the site; a path of a file; None for no site.
         beside: the folder of the config.
 
     Raises:
@@ -204,10 +204,6 @@ def find_site(name: str | None, beside: Path | None = None) -> Site:
     """
     if name is None or name == NO_SITE.name:
         return NO_SITE
-    if name == "auto":
-        from itwinai.slurm.site_proposal import propose_site
-
-        return propose_site()
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
             raise ConfigurationError(f"There is no file {name} of a site.")
