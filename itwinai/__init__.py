@@ -1,6 +1,6 @@
 """Run any LightningModule unchanged on DDP, DeepSpeed, Horovod or Ray, chosen by one flag.
 
-Names are resolved when they are first used, so that ``import itwinai`` loads neither torch nor lightning and changes
+Names are resolved when they are first used, so that ``import itwinai`` loads neither torch nor Lightning and changes
 nothing in the process, unless ITWINAI_UNIFY_LIGHTNING asks for it.
 """
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from itwinai.unify import unify_if_asked, unify_lightning
 
 if TYPE_CHECKING:
+    from itwinai.checks.checker import check
     from itwinai.predictor import Predictor
     from itwinai.trainer import ItwinaiTrainer
 
 __version__ = "0.1.0"
-__all__ = ["ItwinaiTrainer", "Predictor", "__version__", "unify_lightning"]
+__all__ = ["ItwinaiTrainer", "Predictor", "__version__", "check", "unify_lightning"]
 
 unify_if_asked()
 
@@ -29,6 +30,10 @@ def __getattr__(name: str) -> Any:
         from itwinai.predictor import Predictor
 
         return Predictor
+    if name == "check":
+        from itwinai.checks.checker import check
+
+        return check
     raise AttributeError(f"module 'itwinai' has no attribute '{name}'")
 
 

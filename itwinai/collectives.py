@@ -24,7 +24,7 @@ def gather_of(strategy: Any) -> Callable[[Any], list[Any]]:
 
 
 def gather(trainer: Trainer, value: Any) -> list[Any]:
-    """Return the objects of all workers, by rank, also under lightning's own strategies; all workers have to call it.
+    """Return the objects of all workers, by rank, also under Lightning's own strategies; all workers have to call it.
 
     Fewer come back where a strategy has no way to gather them.
     """

@@ -152,8 +152,8 @@ class UnsafeCheckpointError(CheckpointError):
 
     def __init__(self, path: str, types: list[str]) -> None:
         super().__init__(
-            f"The checkpoint {path} holds more than tensors and plain values: {', '.join(types)}. To load that can "
-            "execute any code, so it was not loaded. If you trust the file, allow it: weights_only=False in "
+            f"The checkpoint {path} holds more than tensors and plain values: {', '.join(types)}. Loading these can "
+            "execute arbitrary code, so it was not loaded. If you trust the file, set weights_only=False in "
             "trainer.fit, validate, test or predict, --weights_only=false on the command line; or allow only these "
             "types with torch.serialization.add_safe_globals."
         )
@@ -165,12 +165,12 @@ class UnsafeCheckpointError(CheckpointError):
 
 
 def nearest(name: object, names: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """Return the one of some names that looks most like another, in whichever letters; None if none does.
+    """Return the name most similar to ``name``, ignoring case; None if none is similar enough.
 
     Args:
-        name: what was written.
-        names: what could have been.
-        cutoff: how alike they have to be, from 0 to 1.
+        name: what the user wrote.
+        names: the valid names.
+        cutoff: required similarity, from 0 to 1.
     """
     plain = {own.lower(): own for own in reversed(list(names))}
     found = difflib.get_close_matches(str(name).lower(), plain, n=1, cutoff=cutoff)
@@ -178,9 +178,9 @@ def nearest(name: object, names: Iterable[str], cutoff: float = 0.5) -> str | No
 
 
 def did_you_mean(name: object, names: Iterable[str]) -> str:
-    """Return the sentence that names the one of some names that was probably meant, with a space before, or nothing.
+    """Return `` Did you mean 'x'?`` for the name that was probably meant, or an empty string.
 
-    A name of which only the beginning or the end was written is nearer than one that looks alike.
+    A name of which the user wrote only the beginning or the end counts before one that is only similar.
     """
     given, known = str(name).lower(), list(names)
     part_of = [own for own in known if len(given) > 1 and own.lower().startswith(given)]

@@ -1,4 +1,4 @@
-"""What a callback, a strategy, a trainer or a dataset may implement for itwinai to call it: the map for who extends.
+"""What a callback, a strategy, a trainer or a dataset may implement for itwinai to call it: the map for extending it.
 
 Nothing has to be registered, and no class to be derived from: an object that has the methods of a protocol is called.
 Lightning's own hooks come on top of these. Each protocol says who calls it, when, and which class shows how it is done.
@@ -34,7 +34,7 @@ class SkipsHooks(Protocol):
     `TuneReportCallback` is outside of a search.
     """
 
-    def idles_in(self, hook: str) -> bool:
+    def skips_hook(self, hook: str) -> bool:
         """Return whether a hook of this callback would do nothing in this epoch."""
 
 
@@ -43,7 +43,7 @@ class MonitorsMetrics(Protocol):
     """A callback that fails if some metrics are not logged.
 
     The lean loops ask after the first batches of a fit, and raise `MissingMetricError` for a name that nothing logs,
-    hours before the end of the epoch would. `TuneReportCallback` names what the search maximises.
+    hours before the end of the epoch would. `TuneReportCallback` names what the search maximizes.
     """
 
     def monitored_metrics(self) -> list[str]:
@@ -54,7 +54,7 @@ class MonitorsMetrics(Protocol):
 class LogStepReporter(Protocol):
     """A callback with values of its own for the loggers.
 
-    The training loop calls it on every worker at the end of each step in which lightning logs
+    The training loop calls it on every worker at the end of each step in which Lightning logs
     (``log_every_n_steps``), and sends the values together with those of the module. `LoggingCallback` reports learning
     rates and the gradient norm this way.
     """
@@ -91,7 +91,7 @@ class Preemptible(Protocol):
 
 @runtime_checkable
 class ServingWorkers(Protocol):
-    """A callback that has something to do in the caller's process while workers run in others.
+    """A callback with work to do in the caller's process while workers run in others.
 
     The launcher enters the context before it starts the workers and leaves it when their results are applied.
     `TuneReportCallback` passes on what the workers report to Ray Tune.
@@ -103,7 +103,7 @@ class ServingWorkers(Protocol):
 
 @runtime_checkable
 class WritesPredictions(Protocol):
-    """A callback that keeps what ``predict_step`` returns, and knows what an interrupted prediction has left to do.
+    """A callback that stores what ``predict_step`` returns, and knows what an interrupted prediction has left to do.
 
     The prediction loop asks before the first batch, leaves out what is done, and returns no predictions unless the
     caller asks for them. `PredictionWriter` is one.
@@ -126,21 +126,21 @@ class WritesPredictions(Protocol):
 
 @runtime_checkable
 class Reporting(Protocol):
-    """A callback that has something to say at the end of a run.
+    """A callback with a report at the end of a run.
 
     It is asked on rank 0, after ``on_fit_end`` of all callbacks, by `RunSummary`, or else by the callback itself.
     `SystemMonitor` returns its tables and advice as sections.
     """
 
     def report(self) -> list[Section]:
-        """Return what there is to say."""
+        """Return the sections of its report."""
 
 
 @runtime_checkable
 class SummaryReporter(Protocol):
-    """A callback that prints and writes what the `Reporting` ones have found; they then print nothing themselves.
+    """A callback that prints and writes the reports of all `Reporting` callbacks; these then print nothing themselves.
 
-    It is put behind all others in the trainer's list. `RunSummary` is one.
+    The trainer moves it to the end of its list. `RunSummary` is one.
     """
 
     reports_all: bool
@@ -150,10 +150,10 @@ class SummaryReporter(Protocol):
 
 
 class WorkerSource(Protocol):
-    """Where a strategy's workers come from; an argument of strategies, for launchers of your own.
+    """Where a strategy's workers come from: an argument of strategies, for your own launchers.
 
     The strategy asks for a launcher at the end of ``ItwinaiTrainer.__init__``, once, unless an outer launcher such as
-    torchrun has started this process. `LocalProcesses` and `RayPlacement` are the two that there are.
+    torchrun has started this process. `LocalProcesses` and `RayPlacement` implement it.
     """
 
     def launcher(
@@ -169,7 +169,7 @@ class WorkerSource(Protocol):
 
 @runtime_checkable
 class Worker(Protocol):
-    """A strategy that can become that of one worker; launchers need it.
+    """A strategy that can become the strategy of one worker; launchers need it.
 
     Called in the new process, before the entry point runs. `LaunchedStrategy` implements it for all of itwinai's.
 
@@ -227,7 +227,7 @@ class Coordinated(Protocol):
 
 @runtime_checkable
 class ComparesRanks(Protocol):
-    """A strategy that knows what has to be the same on all workers.
+    """A strategy that can check what has to be the same on all workers.
 
     The training loop calls it after each epoch, on all workers. `LaunchedStrategy` compares parameters and learning
     rates, and raises `DriftError`.
@@ -239,14 +239,14 @@ class ComparesRanks(Protocol):
 
 @runtime_checkable
 class TimesCommunication(Protocol):
-    """A strategy that can tell how long its workers wait for each other.
+    """A strategy that can measure how long its workers wait for each other.
 
     The training loop calls it before the first step of an epoch, if a `StepWatcher` is there and there are several
     workers. `DDPStrategy` asks its reducer, `HorovodStrategy` times each exchange.
     """
 
     def time_communication(self, clock: StepClock) -> None:
-        """Begin to measure: tell the clock of each exchange, or let the engine sum them up."""
+        """Begin to measure: report each exchange to the clock, or let the engine sum them up."""
 
 
 # ------------------------------------------------------------------------------------------- trainers and datasets
@@ -264,7 +264,7 @@ class Restartable(Protocol):
 
 @runtime_checkable
 class KeepsCheckpoint(Protocol):
-    """A trainer that saves checkpoints in the caller's process with what only its workers had. Launchers call it."""
+    """A trainer that can save checkpoints in the caller's process, with state from its workers. Launchers call it."""
 
     def keep_checkpoint(self, parts: dict[str, Any]) -> None:
         """Take the parts of a checkpoint that belong to the fit that has just ended."""
@@ -272,7 +272,7 @@ class KeepsCheckpoint(Protocol):
 
 @runtime_checkable
 class Abortable(Protocol):
-    """A trainer whose worker can be ended from another thread, when its main thread waits in vain for a worker."""
+    """A trainer whose process can be ended from another thread, when its main thread waits for a worker in vain."""
 
     def abort(self, error: BaseException) -> None:
         """End this process because of an error."""
@@ -280,7 +280,7 @@ class Abortable(Protocol):
 
 @runtime_checkable
 class Stateful(Protocol):
-    """An iterable dataset that can resume in the midst of its samples.
+    """An iterable dataset that can resume in the middle of an epoch.
 
     Its state goes into checkpoints, so that a run resumes at the exact sample. See `StreamLoader`.
     """

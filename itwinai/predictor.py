@@ -43,9 +43,9 @@ class Predictor:
     No other hook is called. The first dimension of every array counts the samples, and every output has to have one row
     per sample.
 
-    Threads may call it at the same time. Its own thread runs one batch at a time, made of the inputs of equal form that
-    wait meanwhile; each caller gets its own rows, which equal those of a call alone up to rounding. An input that fails
-    raises in its own call only. `close`, or the end of a ``with`` block, ends the thread; so does the end of the
+    Threads may call it at the same time. Its own thread runs one batch at a time and joins the inputs of equal form
+    that are waiting; each caller gets its own rows, which equal those of a single call up to rounding. An input that
+    fails raises in its own call only. `close`, or the end of a ``with`` block, ends the thread; so does the end of the
     interpreter. Forked processes can use it, but for GPUs; a pickled predictor chooses its device again.
 
     Args:
@@ -53,15 +53,15 @@ class Predictor:
             a copy if you train it further. Other modules than LightningModules are called by ``forward``.
         device: ``"auto"`` for the first accelerator that is there, else the CPU; or as in ``torch.device``.
         precision: as in the Trainer, ``"bf16-mixed"`` for instance; by default 32 bit.
-        method: ``"forward"`` calls that one, without hooks; with the items of a tuple as its arguments, and those of a
-            dict where they are called like its arguments.
-        batch_size: most rows of a batch. Larger inputs are cut, and those that wait at the same time are joined up to
-            it.
-        max_wait: seconds that a batch which is not full waits for other callers. 0 joins what came in during the last
-            batch; with more, single calls take longer and batches get fuller.
+        method: ``"forward"`` calls the module's forward without hooks. A tuple is passed as positional arguments; a
+            dict as keyword arguments if its keys are argument names.
+        batch_size: maximum number of rows in a batch. Larger inputs are split, and inputs that wait at the same time
+            are joined up to this size.
+        max_wait: seconds that a batch which is not full waits for other callers. 0 joins the inputs that arrived
+            during the last batch; higher values make batches fuller and single calls slower.
 
     Raises:
-        ConfigurationError: the device is not there, or an argument is out of its range.
+        ConfigurationError: the device is not available, or an argument is out of range.
     """
 
     def __init__(
@@ -117,10 +117,10 @@ class Predictor:
         """Load a trained module, once.
 
         Args:
-            source: a checkpoint of itwinai or of lightning, a file or a folder of shards; an MLflow model: a folder,
+            source: a checkpoint of itwinai or of Lightning, a file or a folder of shards; an MLflow model: a folder,
                 ``"runs:/RUN_ID/model"``, or ``"models:/NAME/VERSION"`` of the registry.
             module_class: the module's class, or its name as ``package.module.Class``. By default the one that the
-                checkpoint names, which is imported: those of itwinai do, and those of lightning where LightningCLI has
+                checkpoint names, which is imported: those of itwinai do, and those of Lightning where LightningCLI has
                 chosen the class.
             init_args: arguments of the class beside the hyperparameters in the checkpoint, or in their place.
             weights_only: load nothing but tensors and plain values. Off, the file may execute any code.
@@ -224,7 +224,7 @@ class Predictor:
         if not isinstance(value, np.ndarray):
             return value
         if value.dtype.kind not in "biufc":
-            raise PredictorError(f"An array of {value.dtype} is not one of numbers.")
+            raise PredictorError(f"An array of {value.dtype} does not hold numbers.")
         # Torch takes no negative strides, and warns of arrays that must not be changed.
         array = np.ascontiguousarray(value) if value.ndim else value
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())

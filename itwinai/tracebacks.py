@@ -96,7 +96,7 @@ def add_note(error: BaseException, note: str) -> None:
 
 
 def shows_all_frames() -> bool:
-    """Tell whether the user has asked for all frames."""
+    """Return whether the user has asked for all frames."""
     return os.environ.get(VARIABLE, "0") != "0"
 
 
@@ -189,12 +189,12 @@ def _hide(error: BaseException) -> int:
 
 
 def _only_raises(entry: TracebackType) -> bool:
-    """Tell whether the line of a frame is a `raise`, which says nothing that the exception does not say."""
+    """Return whether the line of a frame is a `raise`, which says nothing that the exception does not say."""
     return linecache.getline(entry.tb_frame.f_code.co_filename, entry.tb_lineno).lstrip().startswith("raise ")
 
 
 def is_of_framework(entry: TracebackType) -> bool:
-    """Tell whether the outermost frame of a traceback is in a framework."""
+    """Return whether the outermost frame of a traceback is in a framework."""
     frame = entry.tb_frame
     if frame.f_code.co_filename.startswith(_OWN_FOLDER):  # also as __main__, under `python -m itwinai.cli.main`
         return True
@@ -202,7 +202,7 @@ def is_of_framework(entry: TracebackType) -> bool:
 
 
 def is_framework(module: str) -> bool:
-    """Tell whether a module belongs to a framework, which calls the user's code; libraries that it calls are none.
+    """Return whether a module belongs to a framework, which calls the user's code; libraries that it calls are none.
 
     Args:
         module: its full name.
@@ -211,7 +211,7 @@ def is_framework(module: str) -> bool:
 
 
 def is_users(file: str) -> bool:
-    """Tell whether a file is the user's own: of no installed package, not of the standard library, not of itwinai.
+    """Return whether a file is the user's own: of no installed package, not of the standard library, not of itwinai.
 
     Args:
         file: its path, as a frame has it.

@@ -1,4 +1,4 @@
-"""`ItwinaiTrainer`: lightning's Trainer, with the framework that trains chosen by one flag."""
+"""`ItwinaiTrainer`: Lightning's Trainer, with the framework that trains chosen by one flag."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _entry_point_of_lightning(entry_point: Function) -> Function:
-    """Wrap an entry point of lightning's Trainer so that what failed in the workers is raised on the caller."""
+    """Wrap an entry point of Lightning's Trainer so that what failed in the workers is raised on the caller."""
 
     @hides_framework_frames
     @functools.wraps(entry_point)
@@ -92,7 +92,7 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
                 returned = entry_point(self, *args, **kwargs)
             self._say_where_checkpoint_is(entry_point)
         except SIGTERMException as stopped:
-            # lightning leaves the code out, and a scheduler would take the run for a finished one.
+            # Lightning leaves the code out, and a scheduler would take the run for a finished one.
             stopped.code = stopped.code or 128 + getattr(stopped, "signum", signal.SIGTERM)
             self._say_how_to_resume(entry_point)
             # Not before: SLURM ends the job at once, and the loggers have had their time now.
@@ -164,7 +164,7 @@ def _warn_of_crowding() -> None:
 
 @contextmanager
 def _cpu_threads(number: int | None) -> Iterator[None]:
-    """Let torch compute with so many threads meanwhile; None leaves it as it is."""
+    """Let torch compute with this many threads inside the context; None changes nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:
@@ -193,7 +193,7 @@ def _check_names(arguments: Iterable[str], init: Callable[..., Any]) -> None:
         if name not in known:
             raise UnknownArgumentError(
                 f"ItwinaiTrainer has no argument '{name}'.{did_you_mean(name, known)} It accepts every argument of "
-                "lightning's Trainer, and those that help(ItwinaiTrainer) lists.",
+                "Lightning's Trainer, and those that help(ItwinaiTrainer) lists.",
                 argument=name,
             )
 
@@ -207,28 +207,28 @@ class ItwinaiTrainer(Trainer):
     Args:
         accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"``, ``"tpu"``, or an accelerator.
         strategy: a name (``ddp``, ``deepspeed``, ``deepspeed_stage_0`` to ``_3``, ``horovod``, ``ray``, ``ray_ddp``,
-            ``ray_deepspeed``, ``ray_horovod``, or any that lightning knows), or an instance of a class from
+            ``ray_deepspeed``, ``ray_horovod``, or any that Lightning has), or an instance of a class from
             `itwinai.strategies` for options that a name cannot carry. ``auto`` is DDP for several workers.
         devices: number of workers on each node, a list of device indices, ``-1`` for all devices, or ``"auto"``.
         num_nodes: number of nodes.
         precision: ``"32-true"``, ``"16-mixed"``, ``"bf16-mixed"``, ``"16-true"``, ``"bf16-true"``, ``"64-true"``.
-        logger: as in lightning; or a name (``csv``, ``jsonl``, ``tensorboard``, ``mlflow``, ``wandb``,
+        logger: as in Lightning; or a name (``csv``, ``jsonl``, ``tensorboard``, ``mlflow``, ``wandb``,
             ``provenance``), or several separated by commas. By name a logger needs no server, and writes below
             ``default_root_dir``. Secrets among the hyperparameters are hidden from every logger.
         callbacks: a callback, or a list of them.
-        fast_dev_run: run one batch of each stage (``True``), or so many, to find bugs; nothing is logged or saved.
+        fast_dev_run: run one batch of each stage (``True``), or this many, to find bugs; nothing is logged or saved.
         max_epochs: stop after this many epochs; 1000 if ``max_steps`` is not given either, ``-1`` for no limit.
         min_epochs: train for at least this many epochs.
         max_steps: stop after this many optimizer steps; ``-1`` for no limit.
         min_steps: train for at least this many optimizer steps.
         max_time: stop after this time: ``"DD:HH:MM:SS"``, a timedelta, or a dict of its arguments.
-        limit_train_batches: train on so many batches (int) or this share of them (float) per epoch and worker.
+        limit_train_batches: number (int) or fraction (float) of batches to train on, per epoch and worker.
         limit_val_batches: the same for validation batches.
         limit_test_batches: the same for test batches.
         limit_predict_batches: the same for prediction batches.
-        overfit_batches: train and validate on the same few batches (int), or this share of them (float).
-        val_check_interval: validate after this share of an epoch (float), so many batches (int), or this time.
-        check_val_every_n_epoch: validate every so many epochs; ``None`` counts ``val_check_interval`` across epochs.
+        overfit_batches: train and validate on the same few batches: their number (int) or fraction (float).
+        val_check_interval: validate after this fraction of an epoch (float), number of batches (int), or time.
+        check_val_every_n_epoch: validate every n epochs; ``None`` counts ``val_check_interval`` across epochs.
         num_sanity_val_steps: validation batches to try before training; ``-1`` for all. 2 by default.
         log_every_n_steps: steps between two log entries. 50 by default.
         enable_checkpointing: add a `ModelCheckpoint` if there is none among the callbacks. On by default.
@@ -240,48 +240,48 @@ class ItwinaiTrainer(Trainer):
         deterministic: use deterministic algorithms only; ``"warn"`` warns where there is none.
         benchmark: let cuDNN search for the fastest algorithms.
         inference_mode: evaluate under `torch.inference_mode`; ``False`` uses `torch.no_grad`.
-        use_distributed_sampler: deal the batches of DataLoaders out to the workers, so that global batch k holds the
-            samples that batch k of a single process would hold. Off, every worker iterates its loaders as they are.
-        profiler: lightning's profiler of hooks: ``"simple"``, ``"advanced"``, ``"pytorch"``, or an instance.
+        use_distributed_sampler: divide the batches of DataLoaders among the workers, so that global batch k holds the
+            samples that batch k of a single process would hold. If off, every worker iterates its loaders as they are.
+        profiler: Lightning's profiler of hooks: ``"simple"``, ``"advanced"``, ``"pytorch"``, or an instance.
         detect_anomaly: let autograd look for operations that produce NaN; slow.
-        barebones: switch off logging, checkpoints, progress and checks, to measure the trainer's overhead.
+        barebones: turn off logging, checkpoints, progress and checks, to measure the trainer's overhead.
         plugins: a plugin for precision, checkpoints, cluster or layers, or a list of them.
         sync_batchnorm: compute the statistics of batch norm layers over all workers.
-        reload_dataloaders_every_n_epochs: ask for new loaders every so many epochs; 0 never does.
+        reload_dataloaders_every_n_epochs: create new loaders every n epochs; 0 never does.
         default_root_dir: folder for logs and checkpoints. The working folder by default.
         enable_autolog_hparams: log the module's hyperparameters at the start.
         model_registry: name under which the model is uploaded to Lightning's model hub.
         split_batches: use a DataLoader's batch size as that of the global batch, and divide it among the workers.
-            By default it is the batch size of each worker, as in lightning.
+            By default it is the batch size of each worker, as in Lightning.
         weigh_uneven_batches: where the last global batch cannot be divided evenly, weigh each worker's loss by its
-            number of samples. Right for losses that are means over a worker's own samples. Switch it off for losses
+            number of samples. Right for losses that are means over a worker's own samples. Turn it off for losses
             that are global already, because the module gathers or reduces over the workers before it computes them.
         max_restarts: how often to restart the workers of a fit when one of them dies: killed, out of memory,
             its node lost. They resume from the newest valid checkpoint of this run. An exception of the user's code
             ends the run.
         resume: what ``fit`` resumes from if it is not given ``ckpt_path``: a path, or ``"auto"`` for the newest valid
             checkpoint in the folders of this trainer's checkpoint callbacks, if there is one. In a job that SLURM has
-            queued again, ``"auto"`` is the default.
-        preemption_signals: signals upon which all workers stop before the same batch and save a checkpoint. The exit
+            requeued, ``"auto"`` is the default.
+        preemption_signals: signals at which all workers stop before the same batch and save a checkpoint. The exit
             code is 128 plus the signal's number. A second one, more than a second later, ends the run at once.
-        watch: log what every run should have, sample the system, profile the steps, and report all of it at the end:
-            adds the callbacks `LoggingCallback`, `SystemMonitor`, `ProfilingCallback` and `RunSummary` unless they
-            are among ``callbacks``.
+        watch: log standard values, sample the system, profile the steps, and report all of it at the end: adds the
+            callbacks `LoggingCallback`, `SystemMonitor`, `ProfilingCallback` and `RunSummary` unless they are among
+            ``callbacks``.
         launcher: how to start the workers of this machine, if no outer launcher has started them. ``"fork"``:
-            copies of this process, which have all that it has, and send nothing but the result. ``"script"``: new
-            processes that run the script again as far as the call. ``"payload"``: new processes that are sent the
-            trainer and its arguments as a pickle. ``"auto"`` is a fork, unless this process has threads or a device
-            in use, which do not survive it; then a payload, if all can be sent; then the script, if there is one.
-        cpu_threads: threads that torch computes with in each worker. By default the workers share the machine's cores.
-            Sums in another number of threads may round differently.
+            copies of this process, which inherit its objects and send back only the result. ``"script"``: new
+            processes that rerun the script up to this call. ``"payload"``: new processes that receive the trainer
+            and its arguments as a pickle. ``"auto"`` forks, unless this process has threads or uses a device, which a
+            fork does not survive; then it sends a payload if everything can be pickled; otherwise it reruns the script.
+        cpu_threads: number of torch threads in each worker. By default the workers share the machine's cores. A
+            different number of threads may round sums differently.
 
     Raises:
         ConfigurationError: the strategy is unknown, or the flags contradict each other or the outer launcher.
         MissingPackageError: the package behind the strategy is not installed.
     """
 
-    # Lightning's arguments one by one, in its order, so that editors, notebooks and type checkers know them;
-    # tests/test_typing.py compares them with the installed lightning's.
+    # Lightning's arguments one by one, in its order, so that editors, notebooks and type checkers see them;
+    # tests/test_typing.py compares them with the installed Lightning's.
     @_with_environment_defaults
     def __init__(
         self,
@@ -362,7 +362,7 @@ class ItwinaiTrainer(Trainer):
         launched = None if environment else find_outer_environment()
         if launched is not None:
             _check_group_size(launched, devices, num_nodes)
-        # Named in any case, so that lightning does not take an interactive SLURM allocation for a launcher.
+        # Named in any case, so that Lightning does not take an interactive SLURM allocation for a launcher.
         environment = environment or launched or LightningEnvironment()
         if isinstance(strategy, str):
             strategy = make_strategy(strategy) or strategy
@@ -463,8 +463,8 @@ class ItwinaiTrainer(Trainer):
             lightning_loops.replace_prediction_loop(self, LeanPredictionLoop)
         else:
             warn_user(
-                f"itwinai's loops were compared with those of lightning {', '.join(lightning_loops.VERIFIED_LOOPS)}, "
-                f"and not yet with those of {lightning.__version__}: lightning's own run, which are slower."
+                f"itwinai's fast loops are verified with Lightning {', '.join(lightning_loops.VERIFIED_LOOPS)}, not "
+                f"with {lightning.__version__}. This run uses Lightning's own loops, which are slower."
             )
 
         lightning_dataloaders.make_loaders_within(self, loaders.shared_random_numbers)
@@ -476,9 +476,9 @@ class ItwinaiTrainer(Trainer):
 
     @property
     def is_repeated_batch(self) -> bool:
-        """Whether the batch in work counts on another worker, and is here so that this one stays in step with it.
+        """Whether this batch is padding: another rank counts its samples; this rank runs it to stay in step.
 
-        Metrics and logged values leave such a batch out. What a module collects itself has to look at this.
+        Metrics and logged values leave such a batch out. Check this wherever a module or callback collects outputs.
         """
         return bool(getattr(lightning_logging.active_results(self), "weight", 1.0) == 0.0)
 
@@ -528,7 +528,7 @@ class ItwinaiTrainer(Trainer):
 
 
 def _loggers(given: Any, folder: Any) -> Any:
-    """Return what lightning accepts as loggers, those that are given by name made."""
+    """Return what Lightning accepts as loggers, those that are given by name made."""
     if (
         isinstance(given, (list, tuple))
         and given
@@ -550,7 +550,7 @@ def _signal(name: str) -> signal.Signals:
 
 
 def check_devices(accelerator: object, devices: object, strategy: object) -> None:
-    """Raise an error for a number of devices that lightning would refuse in other words, or take for another one.
+    """Raise an error for a number of devices that Lightning would refuse in other words, or take for another one.
 
     Args:
         accelerator: that of the trainer.
@@ -584,7 +584,7 @@ def check_devices(accelerator: object, devices: object, strategy: object) -> Non
 
 
 def _writes_whole_files(strategy: Strategy) -> bool:
-    """Tell whether a strategy's checkpoints are files that rank 0 writes; others shard theirs in their own way."""
+    """Return whether a strategy's checkpoints are files that rank 0 writes; others shard theirs in their own way."""
     return isinstance(strategy, LaunchedStrategy | SingleDeviceStrategy)
 
 

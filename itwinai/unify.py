@@ -1,6 +1,6 @@
 """Let the packages `pytorch_lightning` and `lightning.pytorch` be one in this process.
 
-They are two copies of the same code, so that a module that is made with one of them is foreign to a trainer of the
+They are two copies of the same code, so that a module that is created with one of them is foreign to a trainer of the
 other. Packages that import `pytorch_lightning` train here once their imports find `lightning.pytorch` instead.
 """
 
@@ -68,7 +68,7 @@ def unify_lightning() -> None:
         imported = [name for name in _PACKAGES if name in sys.modules]
         if imported:
             raise ConfigurationError(
-                f"Imported already: {', '.join(imported)}. Its classes would exist beside those of lightning. Call "
+                f"Imported already: {', '.join(imported)}. Its classes would exist beside those of Lightning. Call "
                 f"itwinai.unify_lightning() before that import, or set {VARIABLE}=1 for the whole process."
             )
         sys.meta_path.insert(0, LightningFinder())
@@ -92,8 +92,8 @@ def refuse_foreign(*objects: object) -> None:
             package = cls.__module__.partition(".")[0]
             if package in _PACKAGES:
                 raise ConfigurationError(
-                    f"{type(one).__name__} is made with the package {package}, a copy of {_PACKAGES[package]} with "
-                    f"classes of its own, which this trainer does not know. Import {_PACKAGES[package]} instead; or, "
+                    f"{type(one).__name__} uses the package {package}, a copy of {_PACKAGES[package]} with "
+                    f"own classes, which this trainer does not support. Import {_PACKAGES[package]} instead; or, "
                     f"where another package imports {package}, let both be one: call itwinai.unify_lightning() before "
                     f"that package is imported, or set the environment variable {VARIABLE}=1."
                 )

@@ -94,7 +94,7 @@ class Foreign(LightningModule):
 
 
 def test_what_is_of_the_other_package_is_told() -> None:
-    message = r"Foreign is made with the package pytorch_lightning, a copy of lightning.pytorch.*unify_lightning\(\)"
+    message = r"Foreign uses the package pytorch_lightning, a copy of lightning.pytorch.*unify_lightning\(\)"
     trainer = ItwinaiTrainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     with pytest.raises(ConfigurationError, match=message):
         trainer.fit(Foreign())  # type: ignore[arg-type]

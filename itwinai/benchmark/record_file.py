@@ -74,7 +74,7 @@ def read_measurements(path: Path) -> tuple[Measurement, ...]:
     A line that was not written to its end is left out.
 
     Raises:
-        ConfigurationError: a line is none of a benchmark.
+        ConfigurationError: a line is not a measurement of a benchmark.
     """
     if not path.exists():
         return ()

@@ -80,7 +80,7 @@ class Measured:
         peak_memory: by rank, in bytes: of tensors on a GPU, or of the process; None if the system does not report it.
         launch: seconds from the start of the command to the first step.
         loss: of the last step, as a mean over the workers; None where the step returns none.
-        joules: that all nodes used meanwhile; None if it cannot be measured.
+        joules: energy of all nodes in that time; None if it cannot be measured.
         no_joules: why ``joules`` is None.
         parameters: number of trainable parameters.
         gradient_bytes: size of the gradients of one worker.
@@ -148,7 +148,7 @@ class BenchmarkRecord:
         name: of the benchmark.
         settings: the settings, as people read it.
         facts: about the machine and the code, as people read it.
-        measurements: in the order in which they were made.
+        measurements: in the order in which they were created.
         baseline: strategy that all others are compared with, at its fewest workers.
         extrapolate: numbers of workers to extrapolate to.
         repeats: planned runs of each cell; 0 if unknown.

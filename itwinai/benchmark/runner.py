@@ -162,8 +162,8 @@ class Benchmark:
         for cell in {cell.axes: cell for cell in cells}.values():  # strategies and workers fit any config
             config = configs.of(cell, str(self.folder))
             if self.check is not None:
-                told = ", ".join(f"{path}={value}" for path, value in cell.axes) or cell.strategy
-                self.check(config, f"{told} is not valid for a run")
+                rows = ", ".join(f"{path}={value}" for path, value in cell.axes) or cell.strategy
+                self.check(config, f"{rows} is not valid for a run")
         planned_runs = []
         for cell, repeat in interleaved(cells, self.settings.repeats, self.settings.seed):
             folder = str(self.folder / folder_of_run(cell, repeat))
@@ -230,7 +230,7 @@ def interleaved(cells: Sequence[Cell], repeats: int, seed: int = 0) -> list[tupl
     """Return the runs, each a cell and the number of its repeat: all cells before the next repeat, in random order.
 
     A machine that gets slower in the course of a benchmark, as it warms up or others begin to use it, then slows down
-    all cells alike, and none is favoured by what runs before it: the randomized block design of experiments (Fisher,
+    all cells alike, and none is favored by what runs before it: the randomized block design of experiments (Fisher,
     1935).
 
     Args:
@@ -273,7 +273,7 @@ def _check_names(strategies: Sequence[str]) -> None:
 
 def _settings_text(settings: Settings, config: Mapping[str, Any], threads: int) -> dict[str, str]:
     """Return the settings for people."""
-    told: dict[str, Any] = {
+    rows: dict[str, Any] = {
         "model": config["model"].get("class_path", "") if isinstance(config.get("model"), Mapping) else "",
         "strategies": ", ".join(settings.strategies),
         "workers": ", ".join(map(str, settings.workers)),
@@ -285,12 +285,12 @@ def _settings_text(settings: Settings, config: Mapping[str, Any], threads: int) 
         "measured": f"{settings.steps} steps or more, {settings.seconds:g} s at least",
         "baseline": settings.baseline,
     }
-    return {name: str(value) for name, value in told.items() if value != ""}
+    return {name: str(value) for name, value in rows.items() if value != ""}
 
 
 def _submitted(jobs: Sequence[Job]) -> str:
-    told = ", ".join(f"{job.number} ({count_text(job.workers, 'worker')})" for job in jobs)
-    return f"waiting for the job{'s' * (len(jobs) > 1)} {told}" if jobs else "no jobs to wait for"
+    rows = ", ".join(f"{job.number} ({count_text(job.workers, 'worker')})" for job in jobs)
+    return f"waiting for the job{'s' * (len(jobs) > 1)} {rows}" if jobs else "no jobs to wait for"
 
 
 def _kept(measurements: Iterable[Measurement], path: Path) -> Iterator[Measurement]:

@@ -62,8 +62,7 @@ class Settings:
                 raise ConfigurationError(f"{flag} must be at least 1; got {number}.")
         if self.warmup < 1:
             raise ConfigurationError(
-                f"--warmup={self.warmup}: at least the first step has to be left out, which takes far longer than the "
-                "others."
+                f"--warmup must be at least 1; got {self.warmup}. The first step takes far longer than the others."
             )
         if self.threads is not None and self.threads < 1:
             raise ConfigurationError(f"--threads must be at least 1; got {self.threads}.")
@@ -72,11 +71,11 @@ class Settings:
         if self.limit <= 0:
             raise ConfigurationError(f"--limit must be above 0 seconds; got {self.limit}.")
         if any(number < 1 for number in self.extrapolate):
-            raise ConfigurationError(f"--extrapolate={self.extrapolate}: numbers of workers are 1 or more.")
+            raise ConfigurationError(f"--extrapolate must be numbers of workers of at least 1; got {self.extrapolate}.")
         if self.baseline != SINGLE and self.baseline not in self.strategies:
             raise ConfigurationError(
-                f"--baseline={self.baseline} is none of the strategies that are run: {', '.join(self.strategies)}, or "
-                f"'{SINGLE}' for one process without any."
+                f"--baseline={self.baseline} is not among --strategies ({', '.join(self.strategies)}); choose one of "
+                f"them, or '{SINGLE}': one process without a strategy."
             )
         for path, values in self.axes.items():
             _check_listed(f"--axis {path}", [yaml_text(value) for value in values])

@@ -35,7 +35,7 @@ def with_defaults(
     Args:
         given: the user's.
         watch: add those that watch a run.
-        loggers: as lightning accepts them; False is none, and then there is nothing to log to.
+        loggers: as Lightning accepts them; False for no logger.
         progress: add a progress bar.
         summary: add a summary of the model.
         checkpoints: add one that saves checkpoints.
@@ -73,11 +73,11 @@ def _watching() -> list[tuple[type, Callable[[], Callback]]]:
 
 
 class ModuleCallbacks(lightning_trainer.CallbackConnector):
-    """Lets the defaults give way to callbacks of their kind that the module brings, as lightning's own defaults do.
+    """Lets the defaults give way to callbacks of their kind that the module brings, as Lightning's own defaults do.
 
     Args:
         trainer: the trainer.
-        stock: lightning's connector.
+        stock: Lightning's connector.
         defaults: those of the trainer's callbacks that you have not given.
     """
 
@@ -131,7 +131,7 @@ def check_finders(trainer: Trainer) -> None:
     for kind, (name, looks_at) in _FINDERS.items():
         if any(isinstance(callback, kind) for callback in lightning_trainer.callbacks(trainer)):
             raise ConfigurationError(
-                f"lightning's {name} looks at {looks_at}; this run has {trainer.world_size} workers, and would get "
+                f"Lightning's {name} looks at {looks_at}; this run has {trainer.world_size} workers, and would get "
                 "another value than one process. Run it once with ItwinaiTrainer(devices=1, strategy='auto'), with "
                 f"the batch size of all workers together, give the module the value that it finds, and train with "
                 f"workers without the {name}."

@@ -32,14 +32,14 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
-    """Save checkpoints as lightning's callback of this name does, in the background.
+    """Save checkpoints as Lightning's callback of this name does, in the background.
 
     Only the copy of the state to host memory blocks training. A thread of rank 0 writes it (of every worker, where each
     has a part to write), so that each file appears whole or not at all. A save waits until the previous one is written.
 
     Args:
         dirpath: folder or URL; by default the logger's folder, or ``default_root_dir``, with ``checkpoints`` added.
-        filename: pattern as in lightning, like ``{epoch}-{val_loss:.2f}``.
+        filename: pattern as in Lightning, like ``{epoch}-{val_loss:.2f}``.
         every: how often: ``"500steps"``, ``"10min"`` (also ``s`` and ``h``), ``"2epochs"``; a time also at the end of
             the run, so that a later run resumes from there. By default at the end of every epoch.
         keep: without ``monitor``, how many of the newest checkpoints are kept; by default 1.
@@ -54,9 +54,9 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         save_weights_only: leave out optimizers, loops and callbacks; such a file cannot be resumed from.
         mode: ``"min"`` or ``"max"`` of ``monitor`` is best.
         auto_insert_metric_name: write ``epoch=1`` rather than ``1`` into the name.
-        every_n_train_steps: save every so many steps, as lightning does, which may leave out the end.
+        every_n_train_steps: save every n steps, as Lightning does, which may leave out the end.
         train_time_interval: save after this time, likewise.
-        every_n_epochs: save every so many epochs, likewise.
+        every_n_epochs: save every n epochs, likewise.
         save_on_train_epoch_end: save at the end of the training epoch rather than of the validation.
         enable_version_counter: write ``-v1`` beside a file of the same name rather than over it.
 
@@ -100,8 +100,8 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
             # Command lines give all arguments, also those at their defaults.
             if keep < 1 or monitor is not None or save_top_k != 1:
                 raise ConfigurationError(
-                    f"keep={keep} is the number of newest checkpoints that are kept, at least 1, and excludes monitor "
-                    "and save_top_k: with a monitor, save_top_k says how many of the best are kept."
+                    f"keep must be at least 1 (got {keep}), and cannot be combined with monitor or save_top_k: with a "
+                    "monitor, save_top_k is the number of best checkpoints to keep."
                 )
             save_top_k = -1
         super().__init__(
@@ -149,10 +149,10 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time to, after so many steps, or so many seconds of rank 0's clock."""
+        """Save if the interval is over, in steps or in seconds of rank 0's clock."""
         if self.train_time_interval is not None and lightning_loops.is_accumulating(trainer):
             return
-        # lightning exchanges the time in every step. Looking again at half of the time that is left is enough.
+        # Lightning exchanges the time in every step. Looking again at half of the time that is left is enough.
         if self.train_time_interval is None or trainer.global_step >= self._next_look:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             if self.train_time_interval is not None:
@@ -195,7 +195,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         self._look_for_failures(trainer)
 
     def file_exists(self, filepath: Any, trainer: Trainer) -> bool:
-        """Tell whether a file exists, or is being written; the same on all workers."""
+        """Return whether a file exists, or is being written; the same on all workers."""
         plugin = trainer.strategy.checkpoint_io
         if isinstance(plugin, PortableCheckpointIO):
             pending = trainer.is_global_zero and plugin.is_pending(str(filepath))
@@ -209,7 +209,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
 
     @contextmanager
     def saving(self, trainer: Trainer) -> Iterator[None]:
-        """Let what is saved and removed meanwhile be written in the background, and failures be kept."""
+        """Save and remove in the background inside the context, and keep failures."""
         plugin = trainer.strategy.checkpoint_io
         if not isinstance(plugin, PortableCheckpointIO):
             yield
@@ -230,7 +230,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
             self._remove_checkpoint(trainer, self._saved.pop(0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return lightning's state, and which checkpoints are kept."""
+        """Return Lightning's state, and which checkpoints are kept."""
         state = super().state_dict()
         if self.keep is None:
             return state
@@ -239,7 +239,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         return {**state, "saved": [path for path in self._saved if path not in pending] + pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore lightning's state, and which checkpoints are kept."""
+        """Restore Lightning's state, and which checkpoints are kept."""
         with warnings.catch_warnings():
             if not getattr(self, "_saves", True):  # that another run saves elsewhere
                 warnings.simplefilter("ignore")
@@ -275,7 +275,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
 
 
 def _triggers(every: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of lightning's ModelCheckpoint for an interval."""
+    """Return the arguments of Lightning's ModelCheckpoint for an interval."""
     other = [name for name in ("every_n_train_steps", "every_n_epochs", "train_time_interval") if given.get(name)]
     if other:
         raise ConfigurationError(f"every={every!r} and {other[0]} both say how often to save; choose one.")

@@ -21,7 +21,7 @@ Hyperparameters = list[list[dict[str, Any]]]
 
 
 def hyperparameters_of(optimizers: Sequence[Any]) -> Hyperparameters:
-    """Return the hyperparameters of optimizers as they are now: whatever is plain in their groups."""
+    """Return the current hyperparameters of optimizers: all plain values of their groups."""
     return [
         [
             {name: _plain(value) for name, value in group.items() if name != "params" and _is_plain(value)}
@@ -39,7 +39,7 @@ def mutate(trainer: Trainer, before: Hyperparameters, after: Hyperparameters) ->
 
     Args:
         trainer: whose optimizers have loaded the state of a run that began with ``before``.
-        before: hyperparameters with which that run's optimizers were made.
+        before: hyperparameters with which that run's optimizers were created.
         after: those with which this run's were made.
     """
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]

@@ -1,4 +1,4 @@
-"""`PredictionWriter`: predictions in one file, in the order of the dataset, written while they are made."""
+"""`PredictionWriter`: predictions in one file, in the order of the dataset, written while they are created."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class PredictionWriter(BasePredictionWriter):
         self.batch_size = batch_size
         if not (batch_size is None or batch_size == "auto" or (isinstance(batch_size, int) and batch_size > 0)):
             raise ConfigurationError(
-                f"batch_size={batch_size!r} is neither a number of samples nor 'auto'.", argument="batch_size"
+                f"batch_size must be a number of samples or 'auto'; got {batch_size!r}.", argument="batch_size"
             )
         self.samples: tuple[int, ...] = ()
         self._buffers: dict[int, ShardBuffer] = {}
@@ -248,7 +248,7 @@ class PredictionWriter(BasePredictionWriter):
                 manifest = join(self._folder, self.output, loaders, self._coordinates, _about(trainer))
                 self.samples = manifest.samples
                 self._folder.remove()
-            except Exception as error:  # whatever it is, it is raised on all workers
+            except Exception as error:  # any error is raised on all workers
                 failure = error
         failure = trainer.strategy.broadcast(failure)
         if failure is not None:
@@ -284,8 +284,8 @@ class PredictionWriter(BasePredictionWriter):
         without = " without overwrite" if self.overwrite else ""
         if trainer.state.fn == TrainerFn.PREDICTING and self._folder.shards():
             rank_zero_info(
-                f"itwinai: what is predicted is kept in {path_text(self._folder.path)}; the same call{without} resumes "
-                "it"
+                f"itwinai: the predictions so far are in {path_text(self._folder.path)}; run the same call{without} to "
+                "resume"
             )
 
 

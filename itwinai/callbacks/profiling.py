@@ -114,7 +114,7 @@ class ProfilingCallback(Callback):
         """Begin to record."""
         if self.operators and isinstance(trainer.profiler, PyTorchProfiler):  # type: ignore[attr-defined]
             raise ConfigurationError(
-                "The trainer's profiler is lightning's PyTorchProfiler, and ProfilingCallback records operators with "
+                "The trainer's profiler is Lightning's PyTorchProfiler, and ProfilingCallback records operators with "
                 "torch's profiler as well, of which there can be only one. Leave out the trainer's profiler, or set "
                 "ProfilingCallback(operators=False)."
             )
@@ -147,8 +147,8 @@ class ProfilingCallback(Callback):
             if self.step_clock is not None and (recording or operators.recording):
                 self.step_clock.discard()
 
-    def idles_in(self, hook: str) -> bool:
-        """Tell whether a hook need not be called: the loop's clock counts without it."""
+    def skips_hook(self, hook: str) -> bool:
+        """Return whether a hook need not be called: the loop's clock counts without it."""
         return hook == "on_train_batch_end" and self._operators is None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

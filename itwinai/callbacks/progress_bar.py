@@ -25,19 +25,19 @@ from itwinai.loops.deferred_save import when_hooks_are_done
 
 NEVER = math.inf
 
-# In a log there is a line per epoch, and in epochs that take longer one every so many seconds.
+# A log gets a line per epoch, and in longer epochs one in this number of seconds.
 SIGN_OF_LIFE = 60.0
 # After the first epochs lines follow each other at this distance, in seconds: there may be thousands of short epochs.
 FIRST_EPOCHS = 10
 APART = 1.0
-# So many values fit into a line.
+# Number of values that fit into a line.
 VALUES = 5
 
 
 class TimedProgressBar(TQDMProgressBar):
     """Show how far a run is, how many samples it takes per second, and how much longer it takes.
 
-    lightning's bar is drawn at every batch, which for small models costs more than the training step. This one is
+    Lightning's bar is drawn at every batch, which for small models costs more than the training step. This one is
     drawn ten times a second. Where the output is neither a terminal nor a notebook, a line per epoch takes its place,
     and one every minute in long epochs.
 
@@ -104,7 +104,7 @@ class TimedProgressBar(TQDMProgressBar):
         self._fit_began = time.monotonic()
         self._batches_before = trainer.fit_loop.total_batch_idx + 1
         self._sizes_known = True
-        self.on_train_epoch_start(trainer)  # lightning does not call it for an epoch that is resumed in its midst
+        self.on_train_epoch_start(trainer)  # Lightning does not call it for an epoch that is resumed in the middle
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
@@ -168,7 +168,9 @@ class TimedProgressBar(TQDMProgressBar):
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not (trainer.sanity_checking or self._writes_lines):
-            self.train_progress_bar.n = trainer.fit_loop.batch_idx + 1  # it does not move meanwhile, and would lag
+            self.train_progress_bar.n = (
+                trainer.fit_loop.batch_idx + 1
+            )  # it does not move during validation, and would lag
         super().on_validation_start(trainer, pl_module)
         self._restart()
 
@@ -258,7 +260,7 @@ class TimedProgressBar(TQDMProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> bool:
-        """Tell whether the bar of an evaluation is to be drawn; where there are lines, write one in its place."""
+        """Return whether the bar of an evaluation is to be drawn; where there are lines, write one in its place."""
         if time.monotonic() < self._due:
             return False
         if self._writes_lines:
@@ -316,7 +318,7 @@ class TimedProgressBar(TQDMProgressBar):
 
 
 def is_watched() -> bool:
-    """Tell whether lines that change can be seen: in a terminal, or in a notebook."""
+    """Return whether lines that change can be seen: in a terminal, or in a notebook."""
     return sys.stdout.isatty() or "ipykernel" in sys.modules or NOTEBOOK in os.environ
 
 

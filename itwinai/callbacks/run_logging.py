@@ -1,4 +1,4 @@
-"""What every run should log: what it is, how fast it is, and what it has learned."""
+"""Logs what every run should log: its configuration, its speed, and the trained model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from itwinai.warn import warn_user
 
 
 class LoggingCallback(ReportingCallback):
-    """Log what every run should have, with whatever loggers the trainer has.
+    """Log configuration, speed, learning rates and gradient norm to all loggers of the trainer.
 
     At the start: the resolved configuration, the git commit and whether there are changes beside it, versions, the
     launch plan, seeds; without secrets. With the values of the module, every ``log_every_n_steps``: learning rates,
@@ -37,8 +37,9 @@ class LoggingCallback(ReportingCallback):
         gradient_norm: log the norm of all gradients, before they are clipped. It is computed at log steps only.
         per_rank: log speed and values of each worker by itself as well: in MLflow as nested runs, in W&B as a group,
             otherwise in a folder of its own. Workers gather them at log steps, which costs a small exchange.
-        figures: at the end of each epoch, log the plots of the module's torchmetrics, and the figures that its method
-            ``epoch_figures`` returns by name, if it has one.
+        figures: at the end of each epoch of a fit, log the plots of the module's torchmetrics, and the figures that its
+            method ``epoch_figures`` returns by name, if it has one. Metrics whose attribute begins with ``val_`` or
+            ``test_`` are drawn in that stage only. ``trainer.validate`` and ``trainer.test`` log no figures.
         model: keep the trained module with the run: as an MLflow model with its signature, as a W&B artifact.
 
     Attributes:
@@ -76,8 +77,8 @@ class LoggingCallback(ReportingCallback):
         self.facts = None
         if not trainer.loggers:
             raise ConfigurationError(
-                "LoggingCallback has nothing to log to: the trainer has no logger. Give it one (--logger csv, "
-                "ItwinaiTrainer(logger='csv')), or leave the callback out."
+                "LoggingCallback needs a logger, but the trainer has none. Add one (--logger csv, "
+                "ItwinaiTrainer(logger='csv')), or remove the callback."
             )
         if trainer.is_global_zero:
             self._adapters = adapters_of(trainer)
@@ -120,7 +121,7 @@ class LoggingCallback(ReportingCallback):
         for what in [name for name, on in asked.items() if on]:
             if not any(what in adapter.takes for adapter in self._adapters):
                 kinds = ", ".join(type(logger).__name__ for logger in trainer.loggers)
-                warn_user(f"LoggingCallback: no logger of this run ({kinds}) takes {_WORDS[what]}.")
+                warn_user(f"LoggingCallback: none of this run's loggers ({kinds}) can store {_WORDS[what]}.")
 
     # ------------------------------------------------------------------------------------------------- steps
 
@@ -140,10 +141,10 @@ class LoggingCallback(ReportingCallback):
         if self.gradient_norm and is_log_step(trainer):
             self._norm = self._gradient_norm(trainer)
 
-    def idles_in(self, hook: str) -> bool:
-        """Tell whether a hook need not be called: without clipping, gradients are the same after the step."""
+    def skips_hook(self, hook: str) -> bool:
+        """Return whether a hook need not be called: without clipping, gradients are the same after the step."""
         unclipped = hook == "on_before_optimizer_step" and not (self.gradient_norm and self._clips)
-        return unclipped or super().idles_in(hook)
+        return unclipped or super().skips_hook(hook)
 
     def values_at_log_step(self, trainer: Trainer, batch: Any) -> dict[str, float]:
         """Return learning rates, gradient norm and speed."""

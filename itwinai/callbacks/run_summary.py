@@ -55,7 +55,7 @@ class RunSummary(Callback):
         self.page: Path | None = None
         self._recorder: Recorder | None = None
         self._facts: RunFacts | None = None
-        self._told = False
+        self._reported = False
         self._config = ""
         self._folder = Path()
         self._times: RunTimes | None = None
@@ -73,13 +73,13 @@ class RunSummary(Callback):
             return
         self._folder = run_folder(trainer)
         self._recorder = None
-        if trainer.loggers and not is_fast_dev_run(trainer):  # without one, lightning logs nothing at all
+        if trainer.loggers and not is_fast_dev_run(trainer):  # without one, Lightning logs nothing at all
             self._recorder = Recorder()
             trainer.loggers.append(self._recorder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the run begins."""
-        self._told = False
+        self._reported = False
         if trainer.is_global_zero:
             self._facts = facts_of(trainer)
             self._config = config_of(trainer)
@@ -103,8 +103,8 @@ class RunSummary(Callback):
         self._collect_times(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Tell what there is of a run that has not ended well, and why: lightning tears nothing down then."""
-        if not self._began or self._told:  # it has not begun, or has ended before, and a logger still waits
+        """Tell what there is of a run that has not ended well, and why: Lightning tears nothing down then."""
+        if not self._began or self._reported:  # it has not begun, or has ended before, and a logger still waits
             return
         self.on_validation_end(trainer, pl_module)
         first = str(exception).strip().splitlines()
@@ -117,7 +117,7 @@ class RunSummary(Callback):
             self._tell(trainer)
 
     def _tell(self, trainer: Trainer, patience: float = PATIENCE) -> None:
-        self._told = True
+        self._reported = True
         recorder, self._recorder = self._recorder, None
         if recorder is not None and recorder in trainer.loggers:
             trainer.loggers.remove(recorder)

@@ -53,20 +53,18 @@ class SystemMonitor(ReportingCallback):
         summary: what was measured, on rank 0 after a fit; None before.
 
     Raises:
-        ConfigurationError: an argument is not what it can be.
+        ConfigurationError: an argument is invalid.
     """
 
     def __init__(self, interval: float = 1.0, country: str | None = None, gpus: bool = True) -> None:
         number = isinstance(interval, (int, float)) and not isinstance(interval, bool)
         if not number or not math.isfinite(interval) or not 0 < interval <= LONGEST:
             raise ConfigurationError(
-                f"interval={interval!r} is the time between two samples in seconds: give a number above 0 and at most "
-                f"{LONGEST:.0f}, like 1.0."
+                f"interval must be a number of seconds above 0 and at most {LONGEST:.0f}; got {interval!r}."
             )
         if not isinstance(gpus, bool):
             raise ConfigurationError(
-                f"gpus={gpus!r} says whether GPUs are measured: True or False. Which of them, the environment says, as "
-                "by CUDA_VISIBLE_DEVICES."
+                f"gpus must be True or False; got {gpus!r}. Choose GPUs with CUDA_VISIBLE_DEVICES."
             )
         if country is not None:
             check_country(country)

@@ -38,17 +38,17 @@ class TuneReportCallback(Checkpoint):
         on: when: ``"validation"``, at the end of each validation; ``"epoch"``, at the end of each training epoch; or
             ``"500steps"``. If a validation is the last thing in an epoch, the report waits for the end of the epoch,
             so that what is logged there is from the same epoch.
-        everything: report, beside ``metrics``, whatever else is logged.
+        everything: report all logged metrics, beside ``metrics``.
         mode: whether a small (``"min"``) or a large (``"max"``) value of the first of ``metrics`` is better; it says
             which checkpoint is the best.
-        checkpoint_every: save a checkpoint with every so many reports; 0 saves none, but when the search asks for one.
-            The search gets its path: the file itself is written once, by rank 0, into the trial's folder.
-        best_only: of these, save only those that are better than all before.
-        keep: how many of the newest checkpoints are kept, beside the best one; None keeps all, as population based
-            training needs it, where other trials may resume from an old one.
+        checkpoint_every: save a checkpoint every n reports; 0 saves only when the search asks for one. The search gets
+            its path: the file itself is written once, by rank 0, into the trial's folder.
+        best_only: save a checkpoint only if it is better than all before.
+        keep: number of newest checkpoints to keep, beside the best one; None keeps all, which population based
+            training needs, as other trials may resume from an old one.
 
     Raises:
-        ConfigurationError: an argument makes no sense, or contradicts another.
+        ConfigurationError: an argument is invalid, or contradicts another.
     """
 
     def __init__(
@@ -69,8 +69,7 @@ class TuneReportCallback(Checkpoint):
             raise ConfigurationError(f"mode={mode!r} is unknown; choose 'min' or 'max'.")
         if checkpoint_every < 0 or (keep is not None and keep < 1):
             raise ConfigurationError(
-                f"checkpoint_every={checkpoint_every} and keep={keep} are numbers of reports and of checkpoints: "
-                "0 or more, and 1 or more."
+                f"checkpoint_every must be at least 0 and keep at least 1; got {checkpoint_every} and {keep}."
             )
         if best_only and not (self.metrics and checkpoint_every):
             raise ConfigurationError(
@@ -102,13 +101,13 @@ class TuneReportCallback(Checkpoint):
         """
         return None if self.session is None else self.session.resume_path
 
-    def idles_in(self, hook: str) -> bool:
-        """Tell whether a hook does nothing in this run, so that it need not be called."""
+    def skips_hook(self, hook: str) -> bool:
+        """Return whether a hook does nothing in this run, so that it need not be called."""
         return self.session is None or (hook == "on_train_batch_end" and self.every_n_steps is None)
 
     @contextmanager
     def serving_workers(self) -> Iterator[None]:
-        """Let workers that are launched meanwhile report through this process, if it is the one that Ray asks."""
+        """Let workers that are launched inside the context report through this process, if Ray asks this one."""
         if not isinstance(self.session, FunctionSession):
             yield
             return
@@ -120,7 +119,7 @@ class TuneReportCallback(Checkpoint):
                 self.session = own
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the trial, if this callback was made before it began."""
+        """Find the trial, if this callback was created before it began."""
         self.session = self.session or find_session()
         self._due = self._stopped = self._reported = False
 
@@ -137,14 +136,14 @@ class TuneReportCallback(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Report, if it is time to after so many steps."""
+        """Report, if the interval of steps is over."""
         if self.every_n_steps is None or lightning_loops.is_accumulating(trainer):
             return
         if trainer.global_step % self.every_n_steps == 0:
             self._report(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report, unless the epoch ends with this validation, or it is none of a fit."""
+        """Report, unless the epoch ends with this validation, or it is not part of a fit."""
         if self.on != "validation" or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
@@ -190,7 +189,7 @@ class TuneReportCallback(Checkpoint):
         if self.session is None or self._stopped:
             return
         self.reports += 1
-        # Values that are not synchronised differ between the ranks: rank 0's count.
+        # Values that are not synchronized differ between the ranks: rank 0's count.
         values = self._values(trainer) if trainer.is_global_zero else {}
         self._last, self._reported = values, True
         improved = self._note_best(trainer, values)
@@ -236,7 +235,7 @@ class TuneReportCallback(Checkpoint):
         return {**values, "epoch": float(trainer.current_epoch), "step": float(trainer.global_step)}
 
     def _note_best(self, trainer: Trainer, values: Mapping[str, float]) -> bool:
-        """Tell whether rank 0's values are the best so far, and remember them."""
+        """Return whether rank 0's values are the best so far, and remember them."""
         if self.objective is None or not self.checkpoint_every:
             return False
         value: float = trainer.strategy.broadcast(values.get(self.objective.metric))  # type: ignore[assignment]

@@ -93,7 +93,7 @@ class BackgroundWriter:
         try:
             write(content, path)
             self._broken = False
-        except Exception as error:  # whatever it is, it belongs to whoever looks for it
+        except Exception as error:  # any error is raised by the next call that checks
             self._broken = True
             with self._lock:
                 self._failed.append((path, error))

@@ -1,4 +1,4 @@
-"""Where lightning saves and loads checkpoints: through our files, with our part of the content."""
+"""Where Lightning saves and loads checkpoints: through our files, with our part of the content."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PortableCheckpointIO(CheckpointIO):
 
     @contextmanager
     def collecting_failures(self, background: bool) -> Iterator[None]:
-        """Keep errors of what is written meanwhile for `pop_failures`, which every worker can be told of.
+        """Keep errors of checkpoints written inside the context for `pop_failures`, which all workers can read.
 
         Args:
             background: write in the background.
@@ -63,7 +63,7 @@ class PortableCheckpointIO(CheckpointIO):
         self._pending = []
 
     def is_pending(self, path: str) -> bool:
-        """Tell whether a file is being written, or about to be."""
+        """Return whether a file is being written, or about to be."""
         return path in self._pending
 
     def pop_failures(self) -> list[tuple[str, BaseException]]:
@@ -90,7 +90,7 @@ class PortableCheckpointIO(CheckpointIO):
 
         Args:
             write: is given the content, or in the background a snapshot of it, and the path.
-            checkpoint: its content, with whatever tensors this worker has to write.
+            checkpoint: its content, with the tensors that this worker has to write.
             path: of the file or folder.
         """
         if not self._keeps_failures:
@@ -172,9 +172,9 @@ class ResumeState:
     batches: int
 
     def continues_epoch(self, batches: int) -> bool:
-        """Tell whether the epoch that is about to run is that of the checkpoint, after some of its batches.
+        """Return whether the epoch that is about to run is that of the checkpoint, after some of its batches.
 
-        lightning begins the next epoch if the checkpoint was written at the end of the last batch.
+        Lightning begins the next epoch if the checkpoint was written at the end of the last batch.
         """
         if self.section.begun_with is not None:
             return self.in_epoch
@@ -182,7 +182,7 @@ class ResumeState:
 
 
 class PortableConnector(lightning_checkpoints.CheckpointConnector):
-    """lightning's connector of checkpoints, with our part of the content.
+    """Lightning's connector of checkpoints, with our part of the content.
 
     Attributes:
         resumed: our part of the checkpoint that this fit resumes from, until the first epoch begins.
@@ -275,9 +275,9 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
             return
         if lightning_loops.is_accumulating(self.trainer):
             warn_user(
-                "A checkpoint is saved between two batches of the same step (accumulate_grad_batches="
-                f"{self.trainer.accumulate_grad_batches}). The gradients of this step are not in it: a run that goes "
-                "on from it steps with those of the batches that are left."
+                "This checkpoint is saved in the middle of gradient accumulation (accumulate_grad_batches="
+                f"{self.trainer.accumulate_grad_batches}). Accumulated gradients are not saved: after a resume, the "
+                "first optimizer step uses the remaining batches only."
             )
         strategy = self.trainer.strategy
         if self.trainer.strategy.launcher is not None and self.parts_of_workers is not None:
@@ -289,14 +289,14 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
     def _complete_on_caller(self, checkpoint: dict[str, Any], parts: dict[str, Any]) -> None:
         if not parts:
             raise CheckpointError(
-                "This process has no optimizer states to save: the workers of the last fit have kept them, as the fit "
-                "did not end well, or as they are too large to be sent. Use a checkpoint that the run itself has "
-                "saved (ModelCheckpoint), or save the weights alone with weights_only=True."
+                "This process has no optimizer states to save: the workers did not send them back, because the fit "
+                "failed or they are too large. Use a checkpoint that the run itself saved (ModelCheckpoint), or save "
+                "only the weights with weights_only=True."
             )
         checkpoint.update(parts)
 
     def _knows_all_workers(self) -> bool:
-        """Whether the strategy is not one of lightning's own that shards the state over several workers."""
+        """Whether the strategy is not one of Lightning's own that shards the state over several workers."""
         return isinstance(self.trainer.strategy, Gathering) or self.trainer.world_size == 1
 
     @override

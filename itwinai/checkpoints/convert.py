@@ -57,7 +57,7 @@ def to_safetensors(source: Path, target: Path, weights_only: bool = True) -> Non
     checkpoint = sharded.read_any(source, weights_only)
     about = state.describe(checkpoint)
     metadata = {name: str(about[name]) for name in ("epoch", "global_step", "strategy", "world_size")}
-    # Tied weights share memory, which the format knows nothing of.
+    # Tied weights share memory, which the format cannot express.
     weights = {name: tensor.contiguous().clone() for name, tensor in weights_of(checkpoint, source).items()}
     written_beside(target, lambda part: save_file(weights, part, metadata={"format": "pt", **metadata}))
 
@@ -72,7 +72,7 @@ def to_engine_folder(source: Path, target: Path, weights_only: bool = True) -> N
     """
     weights = weights_of(sharded.read_any(source, weights_only), source)
     if target.exists():
-        raise ConfigurationError(f"{target} exists; choose a folder that does not.")
+        raise ConfigurationError(f"{target} exists; choose a new folder.")
     (target / "checkpoint").mkdir(parents=True)
     states: dict[str, Any] = {
         "module": weights,
@@ -89,7 +89,7 @@ _ENGINE_STATES = "mp_rank_00_model_states.pt"
 
 
 def from_engine_folder(source: Path, target: Path, read: Callable[[Path], dict[str, Any]]) -> None:
-    """Write a portable checkpoint with the weights of a DeepSpeed engine's folder, and lightning's content.
+    """Write a portable checkpoint with the weights of a DeepSpeed engine's folder, and Lightning's content.
 
     The state of the optimizer, which the engine keeps in a form of its own, is not in it.
 

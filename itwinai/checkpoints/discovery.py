@@ -44,7 +44,7 @@ def checkpoints_in(folder: str) -> Iterator[Found | CheckpointError]:
         path = name if isinstance(filesystem, LocalFileSystem) else filesystem.unstrip_protocol(name)
         try:
             manifest = manifest_of(path)
-        except (FileNotFoundError, IsADirectoryError):  # removed meanwhile; a folder of DeepSpeed's own
+        except (FileNotFoundError, IsADirectoryError):  # just removed; a folder of DeepSpeed's own
             continue
         except CheckpointError as error:
             yield error

@@ -25,29 +25,29 @@ def export(module: nn.Module, target: str | Path, example: Any = None) -> None:
 
     Args:
         module: on the CPU; it is put into evaluation mode.
-        target: the file to write; its ending says which format.
+        target: the file to write; its extension selects the format.
         example: what ``forward`` takes, a tuple for several arguments; by default the module's
             ``example_input_array``.
 
     Raises:
-        ConfigurationError: there is no example, or the ending is unknown.
+        ConfigurationError: there is no example, or the extension is unknown.
         ExportError: the outputs of the program differ from those of the module.
         MissingPackageError: a package that ONNX needs is not installed.
     """
     target = Path(target)
     if target.suffix not in ENDINGS:
-        raise ConfigurationError(f"{target} ends in none of .safetensors, .onnx and .pt2, which say what to write.")
+        raise ConfigurationError(f"Unknown file extension in {target}: use .safetensors, .onnx or .pt2.")
     if example is None:
         example = getattr(module, "example_input_array", None)
     if example is None:
         raise ConfigurationError(
-            f"{type(module).__name__} has no example_input_array, and without an example of what forward takes it "
-            "cannot be exported. Set self.example_input_array = torch.zeros(1, ...) in its __init__, or pass example."
+            f"{type(module).__name__} has no example_input_array, and an export needs an example of forward's inputs. "
+            "Set self.example_input_array = torch.zeros(1, ...) in its __init__, or pass example."
         )
     arguments = example if isinstance(example, tuple) else (example,)
     if not all(isinstance(argument, Tensor) for argument in arguments):
         kinds = ", ".join(type(argument).__name__ for argument in arguments)
-        raise ConfigurationError(f"An example for the export is a tensor, or a tuple of tensors; this is ({kinds}).")
+        raise ConfigurationError(f"The example for the export must be a tensor or a tuple of tensors; got ({kinds}).")
     module.eval()
     # One row would be a constant of the program.
     example = tuple(

@@ -28,9 +28,9 @@ def load_module(
     """Verify a checkpoint and make its module, on the CPU.
 
     Args:
-        path: of a file that itwinai or lightning has written, of a folder of shards, or a URL of a file.
+        path: of a file that itwinai or Lightning has written, of a folder of shards, or a URL of a file.
         module_class: the class, or its name as ``package.module.Class``. By default the one that the checkpoint names:
-            itwinai's do, and lightning's where LightningCLI has chosen the class.
+            itwinai's do, and Lightning's where LightningCLI has chosen the class.
         init_args: arguments of the class beside the hyperparameters in the checkpoint, or in their place.
         weights_only: see `itwinai.checkpoints.portable_file.read`.
 
@@ -82,7 +82,7 @@ def find_class(name: str) -> type[LightningModule]:
         name: as ``package.module.Class``.
 
     Raises:
-        ConfigurationError: there is none of this name.
+        ConfigurationError: there is no class of this name.
     """
     parts = name.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
@@ -129,11 +129,11 @@ def _class_of(
         return find_class(given)
     if given is not None:
         if not (isinstance(given, type) and issubclass(given, LightningModule)):
-            raise ConfigurationError(f"module_class is {given!r}, and not a LightningModule's class or its name.")
+            raise ConfigurationError(f"module_class must be a LightningModule class or its name; got {given!r}.")
         return given
     name = checkpoint.get(MODULE_CLASS) or checkpoint.get("hyper_parameters", {}).get("_class_path")
     if not isinstance(name, str):
-        raise ConfigurationError(f"{path} does not say of which class its module is. Pass module_class.")
+        raise ConfigurationError(f"{path} does not name the class of its module. Pass module_class.")
     try:
         return find_class(name)
     except ConfigurationError as error:

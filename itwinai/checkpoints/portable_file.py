@@ -31,7 +31,7 @@ from itwinai.errors import CheckpointError, DamagedCheckpointError, UnsafeCheckp
 from itwinai.io.atomic import part_name
 
 FORMAT = 1
-"""Version of the format: of the manifest, and of what `itwinai.checkpoints.state` puts beside lightning's content."""
+"""Version of the format: of the manifest, and of what `itwinai.checkpoints.state` puts beside Lightning's content."""
 
 _MAGIC = b"itwinai checkpoint\n"
 _END = struct.Struct("<4s4H2LH")  # zip's end record; its last field is the length of the comment

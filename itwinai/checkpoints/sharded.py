@@ -38,7 +38,7 @@ SHARDED = "sharded"
 
 
 def is_sharded(path: str | PurePath) -> bool:
-    """Tell whether a path is the folder of a sharded checkpoint."""
+    """Return whether a path is the folder of a sharded checkpoint."""
     return (Path(path) / CONTENT).is_file()
 
 
@@ -95,7 +95,7 @@ class ShardWriter:
     """
 
     def __init__(self, timeout: timedelta) -> None:
-        # By gloo, whatever training uses: threads do not share a communicator of NCCL.
+        # By gloo, even if training uses NCCL: threads do not share a communicator of NCCL.
         self._group = dist.new_group(backend="gloo", timeout=timeout)
 
     def write(self, mine: dict[str, Any], path: str) -> None:
@@ -137,7 +137,7 @@ class ShardWriter:
             rank, (failure, _) = min(error.failures.items())
             if isinstance(failure, KeyboardInterrupt):
                 raise failure from None
-            raise CheckpointError(_told(rank, failure)) from error
+            raise CheckpointError(_failure_text(rank, failure)) from error
 
     def _together(self, action: Callable[[], Any]) -> list[Any]:
         """Do something on each worker, and return what came of it on all of them, by rank; one's failure is everyone's.
@@ -150,7 +150,7 @@ class ShardWriter:
         try:
             mine = action(), ""
         except Exception as error:  # all workers raise it, below
-            cause, mine = error, (None, _told(dist.get_rank(), error))
+            cause, mine = error, (None, _failure_text(dist.get_rank(), error))
         results: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(results, mine, group=self._group)
         if failed := next((failure for _, failure in results if failure), ""):
@@ -158,7 +158,7 @@ class ShardWriter:
         return [result for result, _ in results]
 
 
-def _told(rank: int, error: BaseException) -> str:
+def _failure_text(rank: int, error: BaseException) -> str:
     return f"rank {rank}: {type(error).__name__}: {error}"
 
 
@@ -237,7 +237,7 @@ def read_content(folder: Path, weights_only: bool = True) -> dict[str, Any]:
 
 
 def read_shards(tensors: dict[str, DTensor], folder: Path) -> None:
-    """Read this worker's parts of the tensors, whatever the parts were in which they were written.
+    """Read this worker's parts of the tensors, however they were divided when they were written.
 
     Args:
         tensors: by key, as DTensors, which are overwritten.

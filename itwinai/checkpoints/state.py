@@ -1,4 +1,4 @@
-"""What itwinai puts beside lightning's content of a checkpoint, under one key, so that it resumes exactly.
+"""What itwinai puts beside Lightning's content of a checkpoint, under one key, so that it resumes exactly.
 
 Everything is made of tensors and plain values, so that ``weights_only=True`` loads it.
 """
@@ -60,13 +60,13 @@ class TracksFitPosition(Protocol):
     """A fit loop that knows where it stands.
 
     Attributes:
-        begun_with: as in `FitPosition`, also in the midst of something.
+        begun_with: as in `FitPosition`, also in the middle of something.
     """
 
     begun_with: RandomStates | None
 
     def fit_position(self) -> FitPosition | None:
-        """Return where this worker stands; None if that is in the midst of something."""
+        """Return where this worker stands; None in the middle of something."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ItwinaiState:
             numbers, as torch does it; these names say which parameters the numbers stand for.
         random_states: of each rank, as `pack_random_states` gives them.
         positions: of the training loaders; None for a loader that cannot resume in mid-epoch.
-        place: what of the fit is done; None if it was in the midst of something.
+        place: what of the fit is done; None in the middle of something.
         progress: as in `FitPosition`.
         history: as in `FitPosition`.
         begun_with: of each rank, as in `FitPosition`.
@@ -130,7 +130,7 @@ class ItwinaiState:
 def section(
     trainer: Trainer, gather: Callable[[Any], list[Any]], parameter_names: list[list[list[str]]] | None
 ) -> ItwinaiState:
-    """Return what belongs beside lightning's content; all workers have to call it.
+    """Return what belongs beside Lightning's content; all workers have to call it.
 
     Args:
         trainer: in a run.

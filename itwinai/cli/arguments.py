@@ -1,4 +1,4 @@
-"""The parser of every subcommand that is not lightning's: what is wrong is one line, without a page of usage."""
+"""The parser of every subcommand that is not Lightning's: what is wrong is one line, without a page of usage."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         argv: the arguments after ``benchmark``.
 
     Raises:
-        ConfigurationError: what is asked for makes no sense.
+        ConfigurationError: the arguments are invalid.
     """
     others: dict[str, tuple[str, str]] = {
         "report": (__name__, "_report"),
@@ -100,7 +100,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("-c", "--config", action="append", required=True, help="config file of `itwinai fit`; the later ones win")
+    add(
+        "-c",
+        "--config",
+        action="append",
+        required=True,
+        help="config file of `itwinai fit`; later ones override earlier ones",
+    )
     add("--strategies", required=True, help="names, separated by commas")
     add("--workers", required=True, help="numbers of workers, over all nodes, separated by commas")
     add("--repeats", type=int, default=3, help="runs of each cell (3); fewer leave no room for statistics")
@@ -112,8 +118,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH=VALUES",
         help="vary anything else too: trainer.precision=32-true,bf16-mixed; given several times, all combinations",
     )
-    add("--steps", type=int, default=50, help="least number of steps to measure (50)")
-    add("--seconds", type=float, default=3.0, help="least number of seconds to measure (3)")
+    add("--steps", type=int, default=50, help="minimum number of steps to measure (50)")
+    add("--seconds", type=float, default=3.0, help="minimum number of seconds to measure (3)")
     add("--warmup", type=int, default=10, help="steps before the measurement (10)")
     add("--limit", type=float, default=600.0, help="seconds after which a run counts as hanging and is ended (600)")
     add("--threads", type=int, help="threads of each worker in all cells; by default cores // most workers of a node")
@@ -122,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--folder", help="for records, table and report; by default benchmarks/NAME_OF_THE_MODEL")
     add("--resume", action="store_true", help="run what is missing in the folder; more may be requested than before")
     add("--retry-failed", action="store_true", help="the same, and repeat failed runs")
-    add("--workers-per-node", type=int, help="most workers of a node; by default all are on one")
+    add("--workers-per-node", type=int, help="maximum number of workers per node; by default all are on one")
     add("--address", help="of a Ray cluster, for the strategies of Ray; by default RAY_ADDRESS")
     add("--slurm", nargs="?", const="", metavar="OPTIONS", help="run as SLURM jobs, with these options of sbatch")
     return parser
@@ -188,7 +194,7 @@ def _need_packages() -> None:
 def _report(argv: list[str]) -> int:
     parser = ArgumentParser(
         prog="itwinai benchmark report",
-        description="Make table, report and pictures of a benchmark again from its records.",
+        description="Recreate table, report and plots of a benchmark from its records.",
     )
     parser.add_argument("folder", type=Path, help="of the benchmark")
     given = parser.parse_args(argv)
@@ -206,8 +212,8 @@ def _compare(argv: list[str]) -> int:
         prog="itwinai benchmark compare",
         description="Show two benchmarks side by side, cell by cell, with significant differences marked.",
     )
-    parser.add_argument("a", type=Path, help="folder of the one that is compared with")
-    parser.add_argument("b", type=Path, help="folder of the other")
+    parser.add_argument("a", type=Path, help="folder of the reference benchmark")
+    parser.add_argument("b", type=Path, help="folder of the other benchmark")
     parser.add_argument("-o", "--output", type=Path, help="write a page, too")
     given = parser.parse_args(argv)
     _need_packages()

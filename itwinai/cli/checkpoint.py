@@ -172,7 +172,9 @@ def _convert(arguments: argparse.Namespace) -> int:
     elif target.suffix:
         from itwinai.errors import ConfigurationError
 
-        raise ConfigurationError(f"{target} ends in none of .pt, .pth, .bin and .safetensors; a folder has no ending.")
+        raise ConfigurationError(
+            f"Unknown file extension in {target}: use .pt, .pth, .bin or .safetensors, or none for a folder."
+        )
     else:
         convert.to_engine_folder(source, target, safe)
     print(f"written: {target}")

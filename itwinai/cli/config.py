@@ -32,8 +32,8 @@ def main(argv: list[str]) -> int:
     """
     parser = ArgumentParser(prog="itwinai config", description=_DESCRIPTION)
     parser.add_argument("--adopt", metavar="CONFIG", required=True, help="the config file")
-    for name, told in (("model", "LightningModule"), ("data", "LightningDataModule")):
-        parser.add_argument(f"--{name}", metavar="MODULE.CLASS", help=f"the {told} of the section '{name}'")
+    for name, message in (("model", "LightningModule"), ("data", "LightningDataModule")):
+        parser.add_argument(f"--{name}", metavar="MODULE.CLASS", help=f"the {message} of the section '{name}'")
     for name in CLASS_SECTIONS[2:]:
         parser.add_argument(f"--{name}", metavar="MODULE.CLASS", help=f"the class of the section '{name}', if any")
     parser.add_argument("--output", metavar="FILE", help="write to this file; by default the config itself is changed")
@@ -125,7 +125,7 @@ def _with_class(text: str, line: int, section: Given | None, path: str) -> str:
 
 
 def _means(text: str, wanted: Mapping[str, Any]) -> bool:
-    """Tell whether a text is YAML for some values."""
+    """Return whether a text is YAML for some values."""
     try:
         return bool(read_config(f"{text}\n").plain() == wanted)
     except ConfigurationError:
@@ -150,5 +150,5 @@ def _check(path: str, text: str) -> None:
     try:
         parsed(["-c", f"{text}\n"])
     except ConfigurationError as error:
-        told = str(error).replace("the config:", f"{path} with its classes, line ", 1)
-        raise ConfigurationError(f"{path} is left as it is, as there is a mistake in it.\n{told}") from None
+        message = str(error).replace("the config:", f"{path} with its classes, line ", 1)
+        raise ConfigurationError(f"{path} is left as it is, as there is a mistake in it.\n{message}") from None

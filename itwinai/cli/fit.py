@@ -1,4 +1,4 @@
-"""`itwinai fit|validate|test|predict`: lightning's own command line, with `ItwinaiTrainer` in it."""
+"""`itwinai fit|validate|test|predict`: Lightning's own command line, with `ItwinaiTrainer` in it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def short_help(command: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Run lightning's command line.
+    """Run Lightning's command line.
 
     Args:
         argv: the subcommand and its arguments.

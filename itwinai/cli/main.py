@@ -18,6 +18,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "tune": ("itwinai.cli.tune", "search for good hyperparameters of a run from a config file"),
     "benchmark": ("itwinai.cli.benchmark", "compare strategies and numbers of workers; see how far a model scales"),
     "slurm": ("itwinai.cli.slurm", "write, submit and follow jobs of a SLURM machine"),
+    "check": ("itwinai.cli.check", "check that a module trains, resumes and evaluates alike, wherever it runs"),
     "config": ("itwinai.cli.config", "add class names to a config of your own LightningCLI"),
     "checkpoint": ("itwinai.cli.checkpoint", "inspect, verify, convert and export checkpoints"),
     "predictions": ("itwinai.cli.predictions", "verify and inspect files of predictions"),

@@ -12,7 +12,7 @@ from itwinai.run_info.config import resolved
 class SaveConfig(SaveConfigCallback):
     """Save the resolved config in the folder of the run, without secrets.
 
-    lightning's goes to the logger's folder, which a logger with a server has not got, and which others share by runs.
+    Lightning's goes to the logger's folder, which a logger with a server has not got, and which others share by runs.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -135,16 +136,20 @@ def _make(command: str, argv: list[str], script: list[str]) -> int:
         site=given.site,
         axes=axes,
         folder=folder,
-        max_requeues=0 if given.chain > 1 else given.max_requeues,
+        chain=given.chain,
         checks_nodes=not given.no_check,
     )
+    if given.check:
+        job_script = dataclasses.replace(
+            job_script, name="itwinai-check", only_checks=True, variants=(), max_requeues=0, chain=1
+        )
     if given.site == "auto":
         site = "\n".join(f"  {line}" for line in job_script.site.text().splitlines())
         print(f"site proposed from sinfo; `itwinai slurm sites auto` prints it for a file:\n{site}", file=sys.stderr)
     if not submits:
         print(job_script.text(), end="")
         return 0
-    job = submit_job(job_script, folder, chain=given.chain)
+    job = submit_job(job_script, folder)
     print(f"job {' '.join([job.number, *job.followers])} submitted; its files are in {_shown(job.folder)}")
     if given.follow:
         return _followed(job)
@@ -161,33 +166,47 @@ def _parser() -> ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("-c", "--config", action="append", help="config file of the command; given several times, the later ones win")
+    add(
+        "-c",
+        "--config",
+        action="append",
+        metavar="FILE",
+        help="config file of the command; given several times, the later ones win",
+    )
     add("--submit", action="store_true", help="submit the script, and return; without, it is printed")
     add(
         "--follow", action="store_true", help="submit it, and show state, place in the queue and log until it has ended"
     )
-    add("--site", help="name of a site, or auto for one that is proposed from sinfo")
-    add("--job-folder", help="for script, log and results; by default a new one in slurm/")
+    add("--site", metavar="NAME", help="name of a site, or auto for one that is proposed from sinfo")
+    add("--job-folder", metavar="FOLDER", help="for script, log and results; by default a new one in slurm/")
     size = parser.add_argument_group("size")
-    size.add_argument("--nodes", help="nodes [1]")
-    size.add_argument("--gpus-per-node", help="GPUs of each node [all that the site's nodes have]; 0 for none")
-    size.add_argument("--tasks-per-node", help="workers on each node [one for each GPU; one without GPUs]")
-    size.add_argument("--cpus-per-task", help="cores of each worker [a node's share, if the site says how many it has]")
+    size.add_argument("--nodes", metavar="N", help="nodes [1]")
+    size.add_argument(
+        "--gpus-per-node", metavar="N", help="GPUs of each node [all that the site's nodes have]; 0 for none"
+    )
+    size.add_argument("--tasks-per-node", metavar="N", help="workers on each node [one for each GPU; one without GPUs]")
+    size.add_argument(
+        "--cpus-per-task", metavar="N", help="cores of each worker [a node's share, if the site says how many it has]"
+    )
     python = parser.add_argument_group("Python in the job [the one of this command]")
-    python.add_argument("--modules", action="append", help="environment module to load; may be given several times")
-    python.add_argument("--venv", help="folder of a virtual environment to activate")
-    python.add_argument("--conda", help="name or folder of a conda environment to activate")
-    python.add_argument("--container", help="image of Apptainer to run workers in")
-    python.add_argument("--bind", action="append", help="folder that the container sees, as FROM:TO")
-    python.add_argument("--python", help="interpreter")
+    python.add_argument(
+        "--modules", metavar="NAME", action="append", help="environment module to load; may be given several times"
+    )
+    python.add_argument("--venv", metavar="FOLDER", help="folder of a virtual environment to activate")
+    python.add_argument("--conda", metavar="NAME", help="name or folder of a conda environment to activate")
+    python.add_argument("--container", metavar="IMAGE", help="image of Apptainer to run workers in")
+    python.add_argument("--bind", action="append", metavar="FOLDER", help="folder that the container sees, as FROM:TO")
+    python.add_argument("--python", metavar="FILE", help="interpreter")
     python.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="environment variable")
     python.add_argument("--setup", action="append", metavar="LINE", help="line of bash that runs before the workers")
     resuming = parser.add_argument_group("longer than a job may take")
+    resuming.add_argument("--max-requeues", help="queue an interrupted job again, at most N times [10 for fit]")
     resuming.add_argument(
-        "--max-requeues", type=int, help="queue an interrupted job again, at most N times [10 for fit]"
+        "--chain", type=int, default=1, metavar="N", help="instead, submit N jobs that follow each other"
     )
-    resuming.add_argument("--chain", type=int, default=1, help="instead, submit N jobs that follow each other")
-    add("--no-check", action="store_true", help="do not check the nodes before the workers start")
+    checks = parser.add_mutually_exclusive_group()
+    checks.add_argument("--check", action="store_true", help="a job that checks the nodes and starts no workers")
+    checks.add_argument("--no-check", action="store_true", help="do not check the nodes before the workers start")
     add(
         "--axis",
         action="append",
@@ -197,7 +216,7 @@ def _parser() -> ArgumentParser:
     )
     sbatch = parser.add_argument_group("options of sbatch")
     for name, text in _OPTION_HELP.items():
-        sbatch.add_argument(f"--{name}", help=text)
+        sbatch.add_argument(f"--{name}", metavar="VALUE", help=text)
     sbatch.add_argument(
         "--sbatch", action="append", default=[], metavar="NAME=VALUE", help="any other one; a name alone is a switch"
     )
@@ -208,7 +227,7 @@ def _options(given: argparse.Namespace) -> dict[str, Any]:
     """Return the options of the job that flags say."""
     names = [
         *("nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "modules", "venv", "conda", "container", "bind"),
-        *("python", "setup", *(name.replace("-", "_") for name in _OPTION_HELP)),
+        *("python", "setup", "max_requeues", *(name.replace("-", "_") for name in _OPTION_HELP)),
     ]
     options = {name: value for name in names if (value := getattr(given, name)) is not None}
     if given.env:

@@ -9,5 +9,5 @@ CLEAR_LINE = "\r\x1b[K"
 
 
 def is_live(stream: TextIO) -> bool:
-    """Tell whether a stream is a terminal that can redraw a line."""
+    """Return whether a stream is a terminal that can redraw a line."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"

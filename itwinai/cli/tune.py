@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         argv: the arguments after ``tune``.
 
     Raises:
-        ConfigurationError: the config or the settings make no sense.
+        ConfigurationError: the config or the settings are invalid.
     """
     parser = ArgumentParser(
         prog="itwinai tune",
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
         "--config",
         action="append",
         required=True,
-        help="config file of `itwinai fit` with a section 'tune'; given several times, the later ones win",
+        help="config file of `itwinai fit` with a section 'tune'; later ones override earlier ones",
     )
     parser.add_argument("--resume", action="store_true", help="resume an interrupted search")
     parser.add_argument("--retrain-best", action="store_true", help="train with the best config at the end")

@@ -1,4 +1,4 @@
-"""DeepSpeed's engines and ZeRO's optimizers, and lightning's strategy around them. DeepSpeed is imported when used."""
+"""DeepSpeed's engines and ZeRO's optimizers, and Lightning's strategy around them. DeepSpeed is imported when used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ else:
 def leave_out_shared_memory_operator() -> None:
     """Let DeepSpeed do without the operator that it would compile for the CPU when it is first used.
 
-    torch.distributed does the same work. Compiling takes a minute and a compiler, and a worker that is killed meanwhile
+    torch.distributed does the same work. Compiling takes a minute and a compiler, and a worker that is killed during it
     leaves a lock behind at which all later runs of this user would hang.
     """
     import deepspeed.ops
@@ -53,7 +53,7 @@ _ENGINE_ATTRIBUTES = frozenset(
 
 
 def is_attribute_of_engine(name: str) -> bool:
-    """Tell whether an attribute that a module did not have before is one that a DeepSpeed engine has set."""
+    """Return whether an attribute that a module did not have before is one that a DeepSpeed engine has set."""
     return name.startswith("ds_") or name in _ENGINE_ATTRIBUTES
 
 
@@ -88,7 +88,7 @@ _ENGINE_PARAMETER_ATTRIBUTES = frozenset(
 
 
 def is_parameter_attribute_of_engine(name: str) -> bool:
-    """Tell whether an attribute that a parameter did not have before is one that a DeepSpeed engine has set."""
+    """Return whether an attribute that a parameter did not have before is one that a DeepSpeed engine has set."""
     return name.startswith("ds_") or name in _ENGINE_PARAMETER_ATTRIBUTES
 
 
@@ -118,7 +118,7 @@ def remove_manager_of_engine(output: Any) -> None:
 
 @contextmanager
 def making_engine(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Let an engine that is made meanwhile take parameters of any shape, and broadcast none of them.
+    """Let an engine that is created inside the context accept parameters of any shape, and broadcast none of them.
 
     Its broadcast fails for parameters without dimensions, and for those whose memory is in another order.
     """
@@ -162,9 +162,9 @@ def tolerate_outputs(module: nn.Module, wrap: Callable[[Callable[..., Any]], Cal
 
 
 class EngineMaker(UnlistedDeepSpeedStrategy):
-    """lightning's DeepSpeed strategy, which leaves making engines to a public method."""
+    """Lightning's DeepSpeed strategy, which leaves making engines to a public method."""
 
-    config: dict[str, Any]  # lightning refuses None before it gets here
+    config: dict[str, Any]  # Lightning refuses None before it gets here
 
     def make_engine(self, config: dict[str, Any], model: nn.Module, **options: Any) -> tuple[Any, ...]:
         """Return an engine around the model, and its optimizer."""
@@ -182,7 +182,7 @@ class EngineMaker(UnlistedDeepSpeedStrategy):
 
     @override
     def init_deepspeed(self) -> None:
-        # Not lightning's: that one refuses to clip by value, and warns of hooks that are ignored.
+        # Not Lightning's: that one refuses to clip by value, and warns of hooks that are ignored.
         assert self.lightning_module is not None
         assert isinstance(self.model, nn.Module)
         if self.lightning_module.trainer.training:
@@ -211,7 +211,7 @@ class EngineMaker(UnlistedDeepSpeedStrategy):
         return optimizers[0], schedulers[0] if schedulers else None
 
     def _auto_select_batch_size(self) -> int:
-        # DeepSpeed divides by it for the throughput that it prints. lightning makes the training loader once more to
+        # DeepSpeed divides by it for the throughput that it prints. Lightning makes the training loader once more to
         # look it up, which may draw random numbers, and not every loader has it.
         assert self.lightning_module is not None
         size = getattr(self.lightning_module.trainer.fit_loop._data_source.instance, "batch_size", None)
@@ -272,7 +272,7 @@ def hand_over_gradients(engine: Any) -> None:
 
 
 def begin_accumulation(engine: Any) -> None:
-    """Let the next backward pass of a DeepSpeed engine begin a new sum of gradients, whatever has come before it.
+    """Let the next backward pass of a DeepSpeed engine begin a new sum of gradients.
 
     DeepSpeed does so in its step only, and not all of it: from stage 3's shards the gradient of a parameter that gets
     none in a step would be taken once more.
@@ -311,7 +311,7 @@ def begin_backward(engine_optimizer: Any) -> None:
 
 
 def is_in_optimizer(parameter: nn.Parameter) -> bool:
-    """Tell whether the optimizer of an engine has a parameter, so that it has it in full precision."""
+    """Return whether the optimizer of an engine has a parameter, so that it has it in full precision."""
     if not hasattr(parameter, "ds_id"):
         return hasattr(parameter, "_hp_mapping")
     optimizer = vars(parameter).get("_z3_optimizer")  # there is none for evaluation

@@ -1,4 +1,4 @@
-"""How lightning collects, saves and restores checkpoints."""
+"""How Lightning collects, saves and restores checkpoints."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ else:
 
 
 def does_nothing_per_batch(callback: Callback) -> bool:
-    """Tell whether a callback's ``on_train_batch_end`` is lightning's and returns at once, in every step.
+    """Return whether a callback's ``on_train_batch_end`` is Lightning's and returns at once, in every step.
 
-    That of a ModelCheckpoint does unless it saves every so many steps or seconds. A class of ours says it itself.
+    That of a ModelCheckpoint does unless it saves every n steps or seconds. Our own classes have an attribute for it.
     """
     if "on_train_batch_end" in vars(callback):
         return False
@@ -48,7 +48,7 @@ def does_nothing_per_batch(callback: Callback) -> bool:
 
 
 class CheckpointConnector(_CheckpointConnector):
-    """lightning's connector of checkpoints, which leaves to public methods what is beside lightning's own content."""
+    """Lightning's connector of checkpoints, which leaves to public methods what is beside Lightning's own content."""
 
     trainer: Trainer
 
@@ -149,14 +149,14 @@ def checkpoint_connector(trainer: Trainer) -> _CheckpointConnector:
 
 @contextmanager
 def without_warning_of_mid_epoch() -> Iterator[None]:
-    """Leave out lightning's warning that a run which resumes in mid-epoch starts the epoch again."""
+    """Leave out Lightning's warning that a run which resumes in mid-epoch starts the epoch again."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         yield
 
 
 class ModelCheckpoint(UnlistedModelCheckpoint):
-    """lightning's callback that saves checkpoints, with its private attributes and methods under public names."""
+    """Lightning's callback that saves checkpoints, with its private attributes and methods under public names."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -246,7 +246,7 @@ class ModelCheckpoint(UnlistedModelCheckpoint):
 def postponing_saves(
     callbacks: list[Callback], postpone: Callable[[str, Callable[[], None]], bool], is_pending: Callable[[str], bool]
 ) -> Iterator[None]:
-    """Let lightning's callbacks that save checkpoints, and classes derived from them, save later.
+    """Let Lightning's callbacks that save checkpoints, and classes derived from them, save later.
 
     What they decide, and what of it they remember, is not postponed.
 
@@ -276,7 +276,7 @@ def _later_methods(
 ) -> dict[str, Callable[..., Any]]:
     save_now, remove_now = callback._save_checkpoint, callback._remove_checkpoint
     link_now, exists_now = callback._link_checkpoint, callback.file_exists
-    # Code of a class of the user's may use the file as soon as lightning's method has returned.
+    # Code of a class of the user's may use the file as soon as Lightning's method has returned.
     waits = (
         type(callback).__module__.startswith("lightning.")
         or isinstance(callback, ModelCheckpoint)
@@ -289,7 +289,7 @@ def _later_methods(
     def save(trainer: Trainer, filepath: str) -> None:
         module = trainer.lightning_module
         if not module.automatic_optimization and hasattr(module, "saved_models"):
-            save_now(trainer, filepath)  # lightning has put other weights into the module meanwhile
+            save_now(trainer, filepath)  # Lightning has put other weights into the module by now
             return
         later = save_now if waits else _save_again
         if postpone(filepath, functools.partial(later, trainer, filepath)) and waits:

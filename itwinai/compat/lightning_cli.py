@@ -1,4 +1,4 @@
-"""lightning's command line."""
+"""Lightning's command line."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class CheckpointAwareCLI(LightningCLI):
         return parser
 
     def _parse_ckpt_path(self) -> None:
-        # A checkpoint that a script has saved, and not this command, does not name its class, and lightning looks for
+        # A checkpoint that a script has saved, and not this command, does not name its class, and Lightning looks for
         # the hyperparameters in LightningModule. Then the config counts; weights that do not fit are an error.
-        # Of a file that is no checkpoint, the trainer says so when it reads it.
+        # If the file is not a checkpoint, the trainer raises an error when it reads it.
         with suppress(jsonargparse.ArgumentError, pickle.UnpicklingError, RuntimeError, EOFError):
             super()._parse_ckpt_path()

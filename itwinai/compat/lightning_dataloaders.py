@@ -1,4 +1,4 @@
-"""How lightning and torch prepare, copy and iterate DataLoaders."""
+"""How Lightning and torch prepare, copy and iterate DataLoaders."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ _PREPARED_FROM = "_itwinai_prepared_from"
 
 
 def _copied(dataloader: Loader) -> Loader:
-    """Return a loader with the same attributes, whatever its class makes of copying and of its constructor.
+    """Return a loader with the same attributes, even if its class overrides copying or its constructor.
 
     To call the constructor again takes its arguments, which the loader may not have kept, or not as they were given.
     """
@@ -133,12 +133,12 @@ def with_sampler(dataloader: DataLoader, sampler: Any, stage: RunningStage) -> D
 
     Raises:
         ConfigurationError: the loader's class has begun to iterate, or computes its length, in its constructor, and
-            cannot be made with another sampler.
+            cannot be created with another sampler.
     """
     batched = dataloader.batch_sampler is not None
     if batched and stage == RunningStage.PREDICTING:
         dealt, sampler = sampler, _IndexBatchSamplerWrapper(sampler)  # prediction writers ask it for the indices
-        vars(sampler)["sampler"] = dealt  # to which lightning announces the epoch; the wrapper hides properties
+        vars(sampler)["sampler"] = dealt  # to which Lightning announces the epoch; the wrapper hides properties
     if any(isinstance(value, _BaseDataLoaderIter) for name, value in vars(dataloader).items() if name != "_iterator"):
         return _built_anew(dataloader, sampler)
     name = "batch_sampler" if batched else "sampler"
@@ -173,11 +173,11 @@ def _mend_length(dataloader: DataLoader, changed: DataLoader, given: Any, sample
 
 
 def _built_anew(dataloader: DataLoader, sampler: Any) -> DataLoader:
-    """Call the constructor of a loader again, which has begun to iterate in it, as lightning does."""
+    """Call the constructor of a loader again, which has begun to iterate in it, as Lightning does."""
     plain = copy.copy(dataloader)
     batched = dataloader.batch_sampler is not None
     if batched:
-        # lightning would build the user's batch sampler again around a sampler, which not every class allows.
+        # Lightning would build the user's batch sampler again around a sampler, which not every class allows.
         vars(plain)["batch_sampler"] = BatchSampler(SequentialSampler(()), 1, False)
     try:
         args, kwargs = _get_dataloader_init_args_and_kwargs(plain, SequentialSampler(()), RunningStage.TRAINING)
@@ -209,7 +209,7 @@ def with_index_sampler(dataloader: DataLoader, sampler: Any) -> DataLoader:
 
 
 class _SeenBatches(_IndexBatchSamplerWrapper):
-    """Notes the indices of batches until they are predicted; lightning's notes those of all batches."""
+    """Notes the indices of batches until they are predicted; Lightning's notes those of all batches."""
 
     done: Done
     is_read: bool
@@ -327,7 +327,7 @@ def set_batch_size(loader: Any, size: int) -> None:
         )
     wrapper = loader.batch_sampler
     sampler = without_index_wrapper(wrapper)
-    if hasattr(sampler, "batches"):  # ours, around a batch sampler that was made for this prediction
+    if hasattr(sampler, "batches"):  # ours, around a batch sampler that was created for this prediction
         sampler.batches = BatchSampler(sampler.batches.sampler, size, False)
         sampler.batch_size = size
     elif wrapper is sampler:  # of an iterable dataset
@@ -352,7 +352,7 @@ def _turns_of(loader: Any) -> Any:
 
 
 def divides_samples(trainer: Trainer) -> bool:
-    """Tell whether the samples are divided among several workers, and the user has not said that this is done."""
+    """Return whether the samples are divided among several workers, and the user has not said that this is done."""
     flags = trainer._accelerator_connector
     return flags.is_distributed and trainer.world_size > 1 and flags.use_distributed_sampler
 
@@ -398,7 +398,7 @@ def prediction_loaders(trainer: Trainer) -> list[Any]:
 
 
 def with_worker_init(dataloader: Loader, function: Callable[[int], None]) -> Loader:
-    """Return a loader like another, whose processes are initialised by another function."""
+    """Return a loader like another, whose processes are initialized by another function."""
     changed = _copied(dataloader)
     changed.worker_init_fn = function
     return changed
@@ -418,7 +418,7 @@ def with_iterator(dataloader: Loader, wrap: Callable[[Callable[[], Any]], Any]) 
 
 
 def seeds_loader_workers(dataloader: DataLoader) -> bool:
-    """Tell whether lightning initialises the loader's processes, as `seed_everything` was told: each rank's its own."""
+    """Return whether Lightning seeds the loader's processes, as `seed_everything` asked: each rank's differently."""
     return bool(int(os.environ.get("PL_SEED_WORKERS", 0))) and dataloader.worker_init_fn is None
 
 
@@ -430,7 +430,7 @@ def set_seed_of_loader_worker(seed: int) -> None:
 
 
 class _SharedSource(_DataLoaderSource):
-    """Makes loaders in a context; lightning asks it for those of a stage."""
+    """Makes loaders in a context; Lightning asks it for those of a stage."""
 
     context: Callable[[], AbstractContextManager[None]]
 
@@ -448,7 +448,7 @@ def make_loaders_within(trainer: Trainer, context: Callable[[], AbstractContextM
 
 
 def iterates_plainly(dataloader: DataLoader) -> bool:
-    """Tell whether a loader is iterated as torch's own class: each time from its sampler."""
+    """Return whether a loader is iterated as torch's own class: each time from its sampler."""
     return type(dataloader).__iter__ is DataLoader.__iter__ and not any(
         isinstance(value, _BaseDataLoaderIter) for name, value in vars(dataloader).items() if name != "_iterator"
     )
@@ -462,7 +462,7 @@ class _LaterLoader(CombinedLoader):
     def __iter__(self) -> Any:
         if not self.waits:
             return super().__iter__()
-        # For the length alone: lightning iterates as soon as the loaders are made.
+        # For the length alone: Lightning iterates as soon as the loaders are created.
         flattened, self._flattened = self._flattened, [_Sized(loader) for loader in self._flattened]
         try:
             return super().__iter__()
@@ -520,5 +520,5 @@ def training_mode(trainer: Trainer) -> str:
 
 
 def is_stateful(loader: Any) -> bool:
-    """Tell whether lightning saves and restores a loader's own state."""
+    """Return whether Lightning saves and restores a loader's own state."""
     return isinstance(loader, _Stateful)

@@ -1,4 +1,4 @@
-"""How lightning's trainer starts workers: its launchers, the environments it knows, and its strategies."""
+"""How Lightning's trainer starts workers: its launchers, the environments it knows, and its strategies."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def call_in_worker(trainer: Trainer, function: Callable[..., Any], *args: Any, *
 class SrunEnvironment(SLURMEnvironment):
     """lightning's SLURM environment, for tasks that are spread over nodes in any way.
 
-    lightning computes ranks from the tasks per node and therefore insists on ``--ntasks-per-node``; here srun's own
+    Lightning computes ranks from the tasks per node and therefore insists on ``--ntasks-per-node``; here srun's own
     ranks are used.
     """
 
@@ -72,20 +72,20 @@ class SrunEnvironment(SLURMEnvironment):
 
 
 def set_rank_zero(rank: int) -> None:
-    """Tell lightning's rank-zero-only functions which rank this process has."""
+    """Tell Lightning's rank-zero-only functions which rank this process has."""
     for decorator in (rank_zero_only, utils_rank_zero_only):
         setattr(decorator, "rank", rank)  # noqa: B010 - an attribute of a function
 
 
 def selects_ddp(accelerator: Any, devices: Any, num_nodes: int) -> bool:
-    """Tell whether ``strategy="auto"`` stands for DDP, given the other flags."""
+    """Return whether ``strategy="auto"`` stands for DDP, given the other flags."""
     connector = _AcceleratorConnector(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy="auto")
     return type(connector.strategy) is LightningDDPStrategy  # TPUs have a subclass of it
 
 
 @contextmanager
 def ddp_options(strategy: LightningDDPStrategy, options: dict[str, Any]) -> Iterator[None]:
-    """Let lightning wrap modules with further options of DistributedDataParallel for a while."""
+    """Let Lightning wrap modules with further options of DistributedDataParallel for a while."""
     before = strategy._ddp_kwargs
     strategy._ddp_kwargs = {**before, **options}
     try:

@@ -1,4 +1,4 @@
-"""How lightning keeps, reduces and publishes logged values, and what its loggers hold."""
+"""How Lightning keeps, reduces and publishes logged values, and what its loggers hold."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def logger_connector(trainer: Trainer) -> Any:
 
 
 class ResultCollection(_ResultCollection):
-    """lightning's collection of logged values, which notes whether `self.log` was given a batch size.
+    """Lightning's collection of logged values, which notes whether `self.log` was given a batch size.
 
     Attributes:
         is_size_given: whether it was, for the value in work.
@@ -61,7 +61,7 @@ def batch_size_of(results: _ResultCollection, metric: _ResultMetric, batch_size:
 
 
 def common_size(batch: Any) -> int | None:
-    """Return the batch size of the most usual kinds of batches; None leaves it to lightning to find one."""
+    """Return the batch size of the most usual kinds of batches; None leaves it to Lightning to find one."""
     tensors = batch.values() if type(batch) is dict else batch if type(batch) in (list, tuple) else (batch,)
     sizes = {tensor.shape[0] if type(tensor) is Tensor and tensor.ndim else None for tensor in tensors}
     return sizes.pop() if len(sizes) == 1 else None
@@ -100,7 +100,7 @@ def add_to_result(metric: _ResultMetric, value: Tensor, batch_size: int) -> None
     if not (meta.on_step and synced):
         _ResultMetric.update(metric, value, batch_size)
         return
-    meta.sync.should = False  # lightning would exchange this one value now
+    meta.sync.should = False  # Lightning would exchange this one value now
     try:
         _ResultMetric.update(metric, value, batch_size)
     finally:
@@ -108,7 +108,7 @@ def add_to_result(metric: _ResultMetric, value: Tensor, batch_size: int) -> None
 
 
 def is_synced(metric: _ResultMetric) -> bool:
-    """Tell whether a key is reduced over all workers. Those of a group of workers are exchanged by lightning."""
+    """Return whether a key is reduced over all workers. Those of a group of workers are exchanged by Lightning."""
     sync = metric.meta.sync
     return sync.should and not sync.rank_zero_only and sync.group is None
 
@@ -145,12 +145,12 @@ def set_step_value(metric: _ResultMetric, value: Tensor) -> None:
 
 
 def waits_for_epoch(metric: _ResultMetric) -> bool:
-    """Tell whether a key's value of the epoch has to be reduced over the workers, and has not been."""
+    """Return whether a key's value of the epoch has to be reduced over the workers, and has not been."""
     return metric.is_tensor and metric.meta.on_epoch and metric._computed is None and is_synced(metric)
 
 
 def is_metric_of_epoch(metric: _ResultMetric) -> bool:
-    """Tell whether a key is a metric of torchmetrics, which all workers compute at the end of the epoch."""
+    """Return whether a key is a metric of torchmetrics, which all workers compute at the end of the epoch."""
     return not metric.is_tensor and metric.meta.on_epoch and not metric.meta.sync.rank_zero_only
 
 
@@ -220,7 +220,7 @@ def write_result(metric: _ResultMetric, state: Mapping[str, Any], device: torch.
         metric.cumulated_batch_size = state["weight"].to(device, copy=True)
 
 
-def go_on_iterating(connector: _LoggerConnector) -> None:
+def resume_iteration(connector: _LoggerConnector) -> None:
     """Note that the next batch of the loop is not its first."""
     connector._first_loop_iter = False
 
@@ -235,12 +235,12 @@ def count_iteration(connector: _LoggerConnector) -> None:
 
 
 def is_first_iteration(connector: _LoggerConnector) -> bool:
-    """Tell whether the batch in work is the first of its loop."""
+    """Return whether the batch in work is the first of its loop."""
     return bool(connector._first_loop_iter)
 
 
-def goes_on_logging(connector: _LoggerConnector, hook: str) -> bool:
-    """Tell whether what a hook logs now is not a new epoch, in which its values would have to be reset."""
+def keeps_logging(connector: _LoggerConnector, hook: str) -> bool:
+    """Return whether what a hook logs now is not a new epoch, in which its values would have to be reset."""
     return connector._first_loop_iter is False or connector._current_fx == hook
 
 
@@ -275,14 +275,14 @@ def step_values(trainer: Trainer) -> dict[str, float]:
 def live_attributes(logger: Any) -> frozenset[str]:
     """Return the attributes of a logger that are a connection of this process, and mean nothing in another.
 
-    lightning's WandbLogger opens its run in the caller, where it is pickled, and attaches to it in a worker. The caller
+    Lightning's WandbLogger opens its run in the caller, where it is pickled, and attaches to it in a worker. The caller
     keeps the run that it has opened, which knows what the worker has logged.
     """
     return frozenset({"_experiment", "_attach_id"}) if isinstance(logger, WandbLogger) else frozenset()
 
 
 def open_runs(trainer: Trainer) -> None:
-    """Open the runs that belong to the caller, and that its workers attach to: those of lightning's WandbLogger."""
+    """Open the runs that belong to the caller, and that its workers attach to: those of Lightning's WandbLogger."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             _ = logger.experiment
@@ -321,6 +321,6 @@ def continue_run(logger: Logger, run: str) -> None:
 
 
 def uploads_at_once(logger: Logger, callback: LightningModelCheckpoint) -> bool:
-    """Tell whether a logger of lightning uploads each checkpoint of a callback as soon as it is saved."""
+    """Return whether a logger of Lightning uploads each checkpoint of a callback as soon as it is saved."""
     log_model = getattr(logger, "_log_model", False)
     return log_model == "all" or (log_model is True and callback.save_top_k == -1)

@@ -1,4 +1,4 @@
-"""lightning's loops, with their private attributes and methods under public names."""
+"""Lightning's loops, with their private attributes and methods under public names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def replace_zero_grad(strategy: Strategy, zero_grad: Callable[..., None]) -> None:
-    """Let a function of ours clear the gradients of a strategy's one optimizer, and of lightning's wrapper of it."""
+    """Let a function of ours clear the gradients of a strategy's one optimizer, and of Lightning's wrapper of it."""
     (optimizer,), (wrapper,) = strategy.optimizers, strategy._lightning_optimizers
     vars(optimizer)["zero_grad"] = vars(wrapper)["zero_grad"] = zero_grad
 
@@ -41,12 +41,12 @@ def call_before_step(precision: Precision, module: LightningModule, optimizer: A
     precision._after_closure(module, optimizer)
 
 
-# The releases of lightning whose loops ours were compared with, hook by hook and bit by bit.
+# The releases of Lightning whose loops ours were compared with, hook by hook and bit by bit.
 VERIFIED_LOOPS = ("2.6.6",)
 
 
 class TrainingEpochLoop(_TrainingEpochLoop):
-    """lightning's training epoch loop, which leaves it to a public method whether SIGTERM ends the run here."""
+    """Lightning's training epoch loop, which leaves it to a public method whether SIGTERM ends the run here."""
 
     def stop_if_agreed(self) -> None:
         """Raise `SIGTERMException` if the workers have agreed to stop before this batch."""
@@ -72,7 +72,7 @@ StockEvaluationLoop = _EvaluationLoop
 
 
 class EvaluationLoop(_EvaluationLoop):
-    """lightning's evaluation loop, which leaves each batch to a public method."""
+    """Lightning's evaluation loop, which leaves each batch to a public method."""
 
     def evaluate_batch(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
         """Run the step and its hooks on one batch."""
@@ -97,21 +97,21 @@ class EvaluationLoop(_EvaluationLoop):
 
     @property
     def loaders(self) -> list[Any]:
-        """The loaders, once they are made."""
+        """The loaders, once they are created."""
         return [] if self._combined_loader is None else list(self._combined_loader.flattened)
 
     def read_history(self) -> dict[str, Any]:
-        """Return what a loop within a fit knows of its past, and lightning does not save."""
+        """Return what a loop within a fit knows of its past, and Lightning does not save."""
         return {"reloaded": self._last_val_dl_reload_epoch, "seen": dict(self._seen_batches_per_dataloader)}
 
     def write_history(self, history: Mapping[str, Any]) -> None:
-        """Set what `read_history` returned, once the loaders are made."""
+        """Set what `read_history` returned, once the loaders are created."""
         self._last_val_dl_reload_epoch = history["reloaded"]
         self._seen_batches_per_dataloader.update(history["seen"])
 
 
 class PredictionLoop(_PredictionLoop):
-    """lightning's prediction loop, which leaves each batch to a public method."""
+    """Lightning's prediction loop, which leaves each batch to a public method."""
 
     def predict_batch(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
         """Run the step and its hooks on one batch."""
@@ -122,7 +122,7 @@ class PredictionLoop(_PredictionLoop):
 
     @property
     def loaders(self) -> list[Any]:
-        """The loaders, once they are made."""
+        """The loaders, once they are created."""
         return [] if self._combined_loader is None else list(self._combined_loader.flattened)
 
     @property
@@ -136,11 +136,11 @@ class PredictionLoop(_PredictionLoop):
         _PredictionLoop.return_predictions.fset(self, value)  # type: ignore[attr-defined]
 
     def returns_by_default(self) -> bool | None:
-        """Return whether predictions are returned unless the user says so; None leaves it to lightning."""
+        """Return whether predictions are returned unless the user says so; None leaves it to Lightning."""
         return None
 
     def note_for_writers(self, batch_idx: int, dataloader_idx: int) -> bool:
-        """Note the indices of a batch for prediction writers; tell whether one wants all batches at the end."""
+        """Note the indices of a batch for prediction writers; return whether one wants all batches at the end."""
         return self._store_data_for_prediction_writer(batch_idx, dataloader_idx)
 
     def keep(self, prediction: Any, dataloader_idx: int) -> None:
@@ -162,7 +162,7 @@ def replace_prediction_loop(trainer: Trainer, loop_class: type[_PredictionLoop])
 
 
 class FitLoop(_FitLoop):
-    """lightning's fit loop, with its private attributes and methods under public names."""
+    """Lightning's fit loop, with its private attributes and methods under public names."""
 
     def loaders_made(self, loader: CombinedLoader) -> None:
         """Act upon the training loaders, which are about to be iterated."""
@@ -173,19 +173,19 @@ class FitLoop(_FitLoop):
         self.loaders_made(self._combined_loader)
 
     def load_loaders(self) -> None:
-        """Restore the states of loaders, which lightning does not do at the end of an epoch."""
+        """Restore the states of loaders, which Lightning does not do at the end of an epoch."""
         assert self._combined_loader is not None
         self._combined_loader._load_state_dicts(self._combined_loader_states_to_load)
         self._combined_loader_states_to_load = []
 
     @property
     def combined_loader(self) -> CombinedLoader | None:
-        """The training loaders, once they are made."""
+        """The training loaders, once they are created."""
         return self._combined_loader
 
     @property
     def last_reload(self) -> float:
-        """The epoch in which the training loaders were made."""
+        """The epoch in which the training loaders were created."""
         return self._last_train_dl_reload_epoch
 
     @last_reload.setter
@@ -242,12 +242,12 @@ def evaluation_options(loop: _EvaluationLoop) -> dict[str, Any]:
 
 
 def evaluates_in_sequence(loop: _EvaluationLoop) -> bool:
-    """Tell whether each batch of an evaluation comes from one loader."""
+    """Return whether each batch of an evaluation comes from one loader."""
     return loop._is_sequential
 
 
 def evaluates_several_loaders(loop: _EvaluationLoop) -> bool:
-    """Tell whether an evaluation goes through several loaders, one after the other."""
+    """Return whether an evaluation goes through several loaders, one after the other."""
     return loop._is_sequential and loop.num_dataloaders > 1
 
 
@@ -277,12 +277,12 @@ def optimizer_progress(trainer: Trainer) -> _OptimizerProgress:
 
 
 def lightning_optimizer(strategy: Strategy) -> LightningOptimizer:
-    """Return lightning's wrapper of the one optimizer of automatic optimization."""
+    """Return Lightning's wrapper of the one optimizer of automatic optimization."""
     return strategy._lightning_optimizers[0]
 
 
 def takes_batch_idx(step: Callable[..., Any]) -> bool:
-    """Tell whether a step takes the index of the batch, under whatever name."""
+    """Return whether a step takes the index of the batch, under any name."""
     return is_param_in_hook_signature(step, "batch_idx", min_args=2)
 
 
@@ -294,7 +294,7 @@ def transfer_batch(trainer: Trainer, batch: Any, dataloader_idx: int) -> Any:
 
 
 def only_steps_optimizer(strategy: Strategy) -> bool:
-    """Tell whether a strategy's ``optimizer_step`` does nothing itself."""
+    """Return whether a strategy's ``optimizer_step`` does nothing itself."""
     if "optimizer_step" in vars(strategy):
         return False
     if type(strategy).optimizer_step is Strategy.optimizer_step:
@@ -311,17 +311,17 @@ def without_gradient_sync(strategy: Strategy) -> AbstractContextManager[None]:
 
 
 def call_optimizer_step(trainer: Trainer, batch_idx: int, optimizer: LightningOptimizer, closure: Any) -> None:
-    """Step through all hooks of lightning."""
+    """Step through all hooks of Lightning."""
     call._call_lightning_module_hook(trainer, "optimizer_step", trainer.current_epoch, batch_idx, optimizer, closure)
 
 
 def skips_backward(trainer: Trainer) -> bool:
-    """Tell whether an epoch only runs forward, as the one that renews BatchNorm's statistics for averaged weights."""
+    """Return whether an epoch only runs forward, as the one that renews BatchNorm's statistics for averaged weights."""
     return trainer.fit_loop._skip_backward
 
 
 def call_backward(trainer: Trainer, loss: Tensor, optimizer: Any) -> None:
-    """Propagate back through all hooks of lightning."""
+    """Propagate back through all hooks of Lightning."""
     call._call_strategy_hook(trainer, "backward", loss, optimizer)
 
 
@@ -336,7 +336,7 @@ def clip_gradients(trainer: Trainer, optimizer: Any) -> None:
 
 
 def closure_result(output: Any, window: int) -> ClosureResult:
-    """Return what a training step returned as lightning passes it on.
+    """Return what a training step returned as Lightning passes it on.
 
     Args:
         output: a loss, a dictionary with one, or None.
@@ -348,7 +348,7 @@ def closure_result(output: Any, window: int) -> ClosureResult:
 
 
 def check_skipped_step(trainer: Trainer) -> None:
-    """Warn of a training step that returned None; with several workers it is an error, as in lightning."""
+    """Warn of a training step that returned None; with several workers it is an error, as in Lightning."""
     if trainer.world_size > 1:
         raise RuntimeError(
             "`training_step` returned None. With several workers the others would wait for the gradients for "
@@ -369,12 +369,12 @@ def warn_of_none_batch(loop: _TrainingEpochLoop) -> None:
 
 
 def skips_next_validation(loop: _TrainingEpochLoop) -> bool:
-    """Tell whether a loop that was restarted has validated before its checkpoint was written."""
+    """Return whether a loop that was restarted has validated before its checkpoint was written."""
     return loop._skip_next_val
 
 
 def validates_now(loop: _TrainingEpochLoop, data_fetcher: _DataFetcher) -> bool:
-    """Tell whether validation is due after the batch in work."""
+    """Return whether validation is due after the batch in work."""
     return loop._skip_next_val or loop._should_check_val_fx(data_fetcher)
 
 
@@ -399,13 +399,13 @@ def stepped_batches(loop: _TrainingEpochLoop) -> int:
 
 
 def iterates_again(loop: _TrainingEpochLoop) -> bool:
-    """Tell whether an epoch that begins iterates its loaders; the first finds them iterated."""
+    """Return whether an epoch that begins iterates its loaders; the first finds them iterated."""
     trainer = loop.trainer
     return trainer.current_epoch > 0 and not trainer.fit_loop.is_resuming and not loop.restarting
 
 
 def is_validation_due(loop: _TrainingEpochLoop, data_fetcher: _DataFetcher) -> bool:
-    """Tell whether the batch in work would be followed by validation also if the run did not stop here."""
+    """Return whether the batch in work would be followed by validation also if the run did not stop here."""
     trainer = loop.trainer
     stops, trainer.should_stop = trainer.should_stop, False
     try:
@@ -420,7 +420,7 @@ def skip_next_validation(loop: _TrainingEpochLoop) -> None:
 
 
 def is_epoch_over(loop: _TrainingEpochLoop) -> bool:
-    """Tell whether the batches of the epoch are used up."""
+    """Return whether the batches of the epoch are used up."""
     return loop._num_ready_batches_reached()
 
 
@@ -430,12 +430,12 @@ def flush_loggers(loop: _TrainingEpochLoop) -> None:
 
 
 def can_stop_early(trainer: Trainer) -> bool:
-    """Tell whether a fit may end as soon as ``should_stop`` is set: it has had its least epochs and steps."""
+    """Return whether a fit may end as soon as ``should_stop`` is set: it has had its least epochs and steps."""
     return trainer.fit_loop._can_stop_early
 
 
 def is_training_done(loop: _TrainingEpochLoop) -> bool:
-    """Tell whether the epoch's batches, or the run's steps, are used up."""
+    """Return whether the epoch's batches, or the run's steps, are used up."""
     return loop._is_training_done
 
 
@@ -456,13 +456,13 @@ def batches_done(trainer: Trainer) -> tuple[int, int]:
 
 
 def is_epoch_begun(trainer: Trainer) -> bool:
-    """Tell whether a fit is within an epoch, or was when the checkpoint was written that it resumes from."""
+    """Return whether a fit is within an epoch, or was when the checkpoint was written that it resumes from."""
     progress: Any = trainer.fit_loop.epoch_progress.current
     return progress.started > progress.processed
 
 
 def is_accumulating(trainer: Trainer) -> bool:
-    """Tell whether there are gradients that wait for a later batch before the optimizer steps."""
+    """Return whether there are gradients that wait for a later batch before the optimizer steps."""
     loop = trainer.fit_loop.epoch_loop
     if not trainer.lightning_module.automatic_optimization or not is_epoch_begun(trainer):
         return False

@@ -1,4 +1,4 @@
-"""lightning's signal handlers, which leave to others what SIGTERM means for several workers."""
+"""Lightning's signal handlers, which leave to others what SIGTERM means for several workers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ pass on the same signal, so that a worker may get it twice."""
 
 
 class SignalConnector(_SignalConnector):
-    """lightning's signal handlers, which leave to others what SIGTERM means for several workers.
+    """Lightning's signal handlers, which leave to others what SIGTERM means for several workers.
 
-    lightning's own handler calls a collective operation, and the other workers may be in the midst of another one.
+    Lightning's own handler calls a collective operation, and the other workers may be inside another one.
 
     Attributes:
         on_sigterm: called when SIGTERM has come. Without it the run of this process alone stops, at the next batch.
@@ -63,14 +63,14 @@ class SignalConnector(_SignalConnector):
 
     @override
     def teardown(self) -> None:
-        # lightning puts back the handlers from before the run, here the default one, which kills. A scheduler signals
+        # Lightning puts back the handlers from before the run, here the default one, which kills. A scheduler signals
         # the caller and its workers, and the caller passes it on: one of both may come when the run is over already.
         if self.ends_with_run and self.received_sigterm:
             self._original_handlers.update(dict.fromkeys((signal.SIGTERM, *self.others), signal.SIG_IGN))
         super().teardown()
 
     def _slurm_sigusr_handler_fn(self, signum: Any, _: Any) -> None:
-        # lightning saves right here, in the midst of whatever the workers do.
+        # Lightning saves right here, while the workers may be inside an operation.
         self.requeues = True
         self._sigterm_notifier_fn(signum, _)
 
@@ -91,7 +91,7 @@ class SignalConnector(_SignalConnector):
         if launcher is not None and not self.received_sigterm:
             launcher.kill(signum)
         if self.on_sigterm is None:
-            self.received_sigterm = True  # lightning looks at it after each batch
+            self.received_sigterm = True  # Lightning looks at it after each batch
         else:
             self.on_sigterm()
 

@@ -1,4 +1,4 @@
-"""What lightning's trainer is given and what a run leaves on it: callbacks, metrics, loops, the module."""
+"""What Lightning's trainer is given and what a run leaves on it: callbacks, metrics, loops, the module."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
 
 
-# What the arguments `plugins` and `precision` of lightning's Trainer take.
+# What the arguments `plugins` and `precision` of Lightning's Trainer take.
 PluginInput = _PLUGIN_INPUT
 
 PrecisionInput = _PRECISION_INPUT
 
 
 class MisconfiguredTrainerError(ConfigurationError, MisconfigurationException):
-    """A `ConfigurationError` that code written for lightning catches as its `MisconfigurationException`."""
+    """A `ConfigurationError` that code written for Lightning catches as its `MisconfigurationException`."""
 
 
 def trainer_arguments_from_environment() -> dict[str, Any]:
-    """Return the arguments of lightning's Trainer that environment variables such as PL_TRAINER_DEVICES give."""
+    """Return the arguments of Lightning's Trainer that environment variables such as PL_TRAINER_DEVICES give."""
     from lightning.pytorch.trainer.trainer import Trainer
 
     return vars(_parse_env_variables(Trainer))
@@ -51,8 +51,8 @@ def set_rng_states(states: dict[str, Any]) -> None:
 
 
 def callbacks(trainer: Trainer) -> list[Callback]:
-    """Return the trainer's callbacks, lightning's own included."""
-    return vars(trainer)["callbacks"]  # an attribute that lightning does not declare
+    """Return the trainer's callbacks, Lightning's own included."""
+    return vars(trainer)["callbacks"]  # an attribute that Lightning does not declare
 
 
 def set_callbacks(trainer: Trainer, callbacks: list[Callback]) -> None:
@@ -61,7 +61,7 @@ def set_callbacks(trainer: Trainer, callbacks: list[Callback]) -> None:
 
 
 class CallbackConnector(_CallbackConnector):
-    """lightning's connector of callbacks, which tells which the module has brought.
+    """Lightning's connector of callbacks, which tells which the module has brought.
 
     Args:
         trainer: the trainer.
@@ -190,12 +190,12 @@ def forget_loading(loop: _Loop) -> None:
 
 
 def is_fitting(module: LightningModule | None) -> bool:
-    """Tell whether the current entry point of a module's trainer is ``fit``."""
+    """Return whether the current entry point of a module's trainer is ``fit``."""
     return module is not None and module.trainer.state.fn == TrainerFn.FITTING
 
 
 def is_predicting(trainer: Trainer) -> bool:
-    """Tell whether the trainer's current or last entry point is ``predict``."""
+    """Return whether the trainer's current or last entry point is ``predict``."""
     return trainer.state.fn == TrainerFn.PREDICTING
 
 

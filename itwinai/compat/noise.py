@@ -20,11 +20,11 @@ VERBOSE = "ITWINAI_VERBOSE"
 
 # Regular expressions for warnings that concern neither the user's code nor the numbers.
 _NOISE_WARNINGS = (
-    # lightning looks for srun also where you do not use it.
+    # Lightning looks for srun also where you do not use it.
     "The `srun` command is available on your system but is not used",
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, in every step.
     r"`torch\.distributed\.\w+` is deprecated",
-    # lightning 2.6 asks torch 2.13's pytree in a way that torch deprecates.
+    # Lightning 2.6 asks torch 2.13's pytree in a way that torch deprecates.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     # The training loop says it after the first epoch, and only if values are logged on steps.
     r"The number of training batches \(\d+\) is smaller than the logging interval",

@@ -49,7 +49,7 @@ def forget_ray_cluster(address: str) -> None:
     """Take back the note in which `ray start` keeps the address of a cluster for whoever names none.
 
     Ray itself takes it back with `ray stop`, which ends all clusters of this machine, and not when it is ended by a
-    signal. Then whatever connects without an address fails.
+    signal. Then every connection without an address fails.
     """
     from ray._private import utils
 

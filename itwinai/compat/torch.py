@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def sample_exchanges(model: DistributedDataParallel, every: int) -> None:
-    """Let DDP measure, in one of so many steps, how long its exchange of gradients takes."""
+    """Let DDP measure, in one of n steps, how long its exchange of gradients takes."""
     model._set_ddp_runtime_logging_sample_rate(every)
 
 
@@ -46,7 +46,7 @@ def after_backward_pass(function: Callable[[], None]) -> None:
 
 
 def is_profiling() -> bool:
-    """Tell whether a profiler of torch is recording in this process."""
+    """Return whether a profiler of torch is recording in this process."""
     return bool(torch.autograd._profiler_enabled())
 
 
@@ -62,7 +62,7 @@ def total_norm(tensors: list[Tensor]) -> Tensor:
 
 
 def validates_distributions() -> bool:
-    """Tell whether torch's distributions validate their arguments by default."""
+    """Return whether torch's distributions validate their arguments by default."""
     return torch.distributions.Distribution._validate_args
 
 
@@ -82,12 +82,12 @@ def version_of(tensor: Tensor) -> int | None:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Tell whether a module is what ``torch.compile(module)`` returns."""
+    """Return whether a module is what ``torch.compile(module)`` returns."""
     return isinstance(module, torch._dynamo.OptimizedModule)
 
 
 def is_compiled_in_place(module: nn.Module) -> bool:
-    """Tell whether ``module.compile()`` was called."""
+    """Return whether ``module.compile()`` was called."""
     return module._compiled_call_impl is not None
 
 

@@ -21,12 +21,12 @@ def metric_state(metric: Metric) -> dict[str, Any]:
 
 
 def is_updated(metric: Metric) -> bool:
-    """Tell whether a metric has accumulated something since its last reset."""
+    """Return whether a metric has accumulated something since its last reset."""
     return metric._update_count > 0 and not metric._is_synced
 
 
 def is_synced(metric: Metric) -> bool:
-    """Tell whether a metric holds what all workers have accumulated."""
+    """Return whether a metric holds what all workers have accumulated."""
     return metric._is_synced
 
 
@@ -53,7 +53,7 @@ def write_metric(metric: Metric, kept: Mapping[str, Any]) -> None:
 
 
 def can_merge(metric: Metric) -> bool:
-    """Tell whether what several workers have accumulated in a metric is that of one, once reduced."""
+    """Return whether what several workers have accumulated in a metric is that of one, once reduced."""
     return all(
         reduction in (dim_zero_sum, dim_zero_max, dim_zero_min, dim_zero_cat)
         for reduction in metric._reductions.values()
@@ -128,12 +128,12 @@ def reductions_of(metric: Metric) -> dict[str, Callable[..., Any] | None]:
 
 
 def is_concatenated(reduction: Callable[..., Any] | None) -> bool:
-    """Tell whether a state is the concatenation of those of the workers."""
+    """Return whether a state is the concatenation of those of the workers."""
     return reduction is dim_zero_cat
 
 
 def is_averaged(reduction: Callable[..., Any] | None) -> bool:
-    """Tell whether a state is the mean of those of the workers."""
+    """Return whether a state is the mean of those of the workers."""
     return reduction in (dim_zero_mean, torch.mean)
 
 
@@ -143,12 +143,12 @@ def updates_of(metric: Metric) -> int:
 
 
 def computes_batch_value(metric: Metric) -> bool:
-    """Tell whether a metric holds the batch in work alone, whose value `forward` is computing."""
+    """Return whether a metric holds the batch in work alone, whose value `forward` is computing."""
     return not metric._should_unsync
 
 
 def gathers_objects(metric: Metric) -> bool:
-    """Tell whether the class of a metric itself gathers those of its states that are no tensors."""
+    """Return whether the class of a metric itself gathers those of its states that are not tensors."""
     return any("_sync_dist" in vars(cls) for cls in type(metric).__mro__ if cls is not Metric)
 
 
@@ -165,7 +165,7 @@ class KeptState:
         self.states: dict[str, tuple[Any, Any]] = {}
         names = ["_groups", "_groups_checked", "_state_is_copy"]
         if isinstance(metric, Metric):
-            names = ["_update_count"]  # and not whether it is computed: the others go on with what all have computed
+            names = ["_update_count"]  # and not whether it is computed: the others continue with what all have computed
             self.updates = metric._update_count
             self.states = {
                 name: (state, state.detach().clone() if isinstance(state, Tensor) else list(state))

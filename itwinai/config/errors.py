@@ -49,7 +49,7 @@ class _Mistake:
     text: str
     lines: Sequence[str] = field(default_factory=list)
 
-    def told(self) -> str:
+    def message(self) -> str:
         parts = (self.at,) if self.at == f"--{self.key}" else (self.at, self.key)
         place = ": ".join(part for part in parts if part)
         head = f"{place}: {self.text}" if place else self.text
@@ -101,7 +101,7 @@ def mistake_in_values(config: Given, known: Sequence[ParserArgument]) -> str | N
     """
     arguments = {one.name: one for one in known}
     found = list(_section(config, "", arguments))
-    return found[0].told() if found else None
+    return found[0].message() if found else None
 
 
 def place_of(config: Given, name: str) -> str:
@@ -117,7 +117,7 @@ def place_of(config: Given, name: str) -> str:
 
 
 def failure_in_class(error: BaseException, config: Given) -> str | None:
-    """Return what to tell of an exception that came while a config's classes were made.
+    """Return the message for an exception raised while the classes of a config were created.
 
     Args:
         error: the exception.
@@ -270,7 +270,7 @@ def _class_value(
         kinds = [one for one in found.__mro__ if one.__module__.partition(".")[0] in ("lightning", "torch")]
         is_a = f"a {kinds[0].__name__}" if kinds else "another class"
         foreign = [one for one in found.__mro__ if one.__module__.partition(".")[0] == "pytorch_lightning"]
-        hint = " It is made with the package pytorch_lightning: --unify-lightning lets it train." if foreign else ""
+        hint = " It uses the package pytorch_lightning: --unify-lightning lets it train." if foreign else ""
         yield _Mistake(spec["class_path"].at, f"{key}.class_path", f"{path} is {is_a}, and not a {wanted}.{hint}")
         return
     yield from _arguments_of(found, path, spec, skipped, key, root)
@@ -448,7 +448,7 @@ def _imported(path: Any, classes: Sequence[type]) -> Any:
             meant = did_you_mean(path, candidates) if nearest(path, candidates, 0.7) else ""
             return f"there is no module '{error.name}'{folder}.{meant}"
         return _import_failure(module, error)
-    except Exception as error:  # noqa: BLE001 - whatever the user's module raises
+    except Exception as error:  # noqa: BLE001 - anything that the user's module raises
         return _import_failure(module, error)
     if hasattr(imported, name):
         return getattr(imported, name)
@@ -493,7 +493,7 @@ def _class_arguments(cls: type, skipped: int) -> dict[str, ParserArgument] | Non
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Tell whether a value is of a type, as the parser sees it."""
+    """Return whether a value is of a type, as the parser sees it."""
     if hint is Any or hint is inspect.Parameter.empty:
         return True
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
@@ -627,7 +627,7 @@ def _type_text(hint: Any) -> str:
 
 
 def _reaches_into(flag: str, known: Sequence[ParserArgument]) -> bool:
-    """Tell whether a flag is for something inside of an argument, as ``--model.lr``."""
+    """Return whether a flag is for something inside of an argument, as ``--model.lr``."""
     name = flag.removeprefix("--")
     return any(one.type is not None and one.name != "help" and name.startswith(f"{one.name}.") for one in known)
 

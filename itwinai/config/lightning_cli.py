@@ -1,4 +1,4 @@
-"""A run from a config file: lightning's own command line, with `ItwinaiTrainer` in it."""
+"""A run from a config file: Lightning's own command line, with `ItwinaiTrainer` in it."""
 
 from __future__ import annotations
 
@@ -107,11 +107,11 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
         try:
             super().parse_arguments(parser, arguments)
         except ArgumentError as error:
-            raise ConfigurationError(self._told(parser, args, error)) from None
+            raise ConfigurationError(self._error_message(parser, args, error)) from None
         self._check_trainer()
 
     def _check_trainer(self) -> None:
-        """Raise an error for names and numbers of the trainer that can be known to be wrong before anything is made."""
+        """Raise an error for names and numbers of the trainer that are known to be wrong before anything is created."""
         config = self.config.get(str(self.config.get("subcommand")), self.config)["trainer"]
         strategy, logger = config.get("strategy"), config.get("logger")
         try:
@@ -129,7 +129,7 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
         place = place_of(self.given, error.argument) if error.argument else ""
         return ConfigurationError(f"{place}{error}", argument=error.argument) if place else error
 
-    def _told(self, parser: LightningArgumentParser, args: Any, error: ArgumentError) -> str:
+    def _error_message(self, parser: LightningArgumentParser, args: Any, error: ArgumentError) -> str:
         """Return what is wrong with the arguments, of which the parser says something."""
         command = None
         flags: Sequence[str] = []
@@ -137,16 +137,16 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
             command = args[0] if args and args[0] in self.subcommands() else None
             flags = args[1:] if command else args
         known = parser_arguments(parser, command)
-        told = mistake_in_flags(flags, known, self.subcommands()) or mistake_in_values(self.given, known)
+        message = mistake_in_flags(flags, known, self.subcommands()) or mistake_in_values(self.given, known)
         model = self.given.find("model")
-        if told is None and (model is None or model.value is None):
-            told = no_model(flags)
-        if told is None:
-            told = told_by_parser(error)
-        return told
+        if message is None and (model is None or model.value is None):
+            message = no_model(flags)
+        if message is None:
+            message = parser_message(error)
+        return message
 
     def before_instantiate_classes(self) -> None:
-        """Say which arguments of the model are not used, as lightning takes those of the checkpoint."""
+        """Say which arguments of the model are not used, as Lightning takes those of the checkpoint."""
         config = self.config.get(str(self.config.get("subcommand")), self.config)
         given, used = self.given.find("model.init_args"), config.get("model")
         if not config.get("ckpt_path") or given is None or not isinstance(given.value, dict) or not used:
@@ -155,7 +155,7 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
         for name, one in given.value.items():
             if name in of_checkpoint and of_checkpoint[name] != one.plain():
                 warn_user(
-                    f"{one.at}: {name}={one.plain()!r} is not used: the model is made as in the checkpoint "
+                    f"{one.at}: {name}={one.plain()!r} is not used: the model is created as in the checkpoint "
                     f"{config['ckpt_path']}, with {name}={of_checkpoint[name]!r}."
                 )
 
@@ -185,7 +185,7 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
 
     def _say_what_is_evaluated(self) -> None:
         if self._option("ckpt_path") is None:
-            _say("itwinai: no --ckpt is given: this evaluates the weights that the model is made with")
+            _say("itwinai: no --ckpt is given: this evaluates the initial weights of the model")
 
     def _check_data(self, loader: str) -> None:
         if self.datamodule is None and not is_overridden(loader, self.model):
@@ -283,10 +283,10 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
         except Exception as error:
             if shows_all_frames():
                 raise
-            told = failure_in_class(error, self.given)
-            if told is None:
+            message = failure_in_class(error, self.given)
+            if message is None:
                 raise
-            raise ConfigurationError(told) from None
+            raise ConfigurationError(message) from None
         if self.starting_ray is not None and isinstance(self.trainer.strategy, RayStrategy):
             self.trainer.strategy.connect_by(self.starting_ray)
 
@@ -302,7 +302,7 @@ def _say(text: str) -> None:
 
 
 def _keeps_predictions(trainer: Trainer, module: LightningModule) -> bool:
-    """Tell whether a callback or the module does something with predictions."""
+    """Return whether a callback or the module does something with predictions."""
     hooks = ("on_predict_batch_end", "on_predict_epoch_end", "on_predict_end")
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     own = [one for one in callbacks if not type(one).__module__.startswith(("lightning.", "itwinai."))]
@@ -332,7 +332,7 @@ class ParsedCLI(ConfiguredCLI):
     seed: int | bool | None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Take the arguments of lightning's subcommands too, as they are in the configs that runs leave behind."""
+        """Take the arguments of Lightning's subcommands too, as they are in the configs that runs leave behind."""
         super().add_arguments_to_parser(parser)
         for name in _OF_SUBCOMMANDS:
             parser.add_argument(f"--{name}", type=Any, default=None, help="of a run")
@@ -353,8 +353,7 @@ class ParsedCLI(ConfiguredCLI):
         """
         if (path := self.config.get("ckpt_path")) is not None:
             raise ConfigurationError(
-                f"ckpt_path is {path!r}, but here every run starts with the weights that the model is made with. Leave "
-                "it out.",
+                f"ckpt_path is {path!r}, but here every run starts with the initial weights of the model. Remove it.",
                 argument="ckpt_path",
             )
         # None is a value too: one that has it may be varied, and one that was set to it differs from its default.
@@ -385,8 +384,8 @@ class ParsedCLI(ConfiguredCLI):
         try:
             self.parser.parse_object(copy.deepcopy(dict(config)))
         except ArgumentError as error:
-            told = mistake_in_values(as_given(config), parser_arguments(self.parser)) or told_by_parser(error)
-            raise ConfigurationError(f"{what}, which does not fit there: {told}") from None
+            message = mistake_in_values(as_given(config), parser_arguments(self.parser)) or parser_message(error)
+            raise ConfigurationError(f"{what}, which does not fit there: {message}") from None
 
 
 def different(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -401,7 +400,7 @@ def different(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
     return left
 
 
-def told_by_parser(error: Exception) -> str:
+def parser_message(error: Exception) -> str:
     """Return what the parser says is wrong, without its list of all that would be right."""
     lines = [line for line in str(error).splitlines() if line.strip() and "NoneType" not in line]
     lines = [
@@ -414,7 +413,7 @@ def told_by_parser(error: Exception) -> str:
 def command_line(
     arguments: Sequence[str] | Mapping[str, Any], starting_ray: StartingRay | None = None, **options: Any
 ) -> LightningCLI:
-    """Return lightning's command line, having done what the arguments say.
+    """Return Lightning's command line, having done what the arguments say.
 
     Args:
         arguments: the command line; or a config, whose values are plain.

@@ -123,7 +123,7 @@ def read_config(path: str) -> Given:
         path: of the file; or YAML, which stands for a file that has it.
 
     Raises:
-        ConfigurationError: there is no such file, or it is no YAML, or no mapping, or has a key twice.
+        ConfigurationError: there is no such file, or it is not valid YAML, not a mapping, or has a key twice.
     """
     text, name = _text(path)
     try:
@@ -304,20 +304,20 @@ def _given(node: yaml.Node, loader: _Loader, name: str) -> Given:
 def _syntax_error(error: yaml.YAMLError, text: str, name: str) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
-        return f"{name} is no YAML: {error}"
+        return f"{name} is not valid YAML: {error}"
     lines = text.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""
     problem = str(getattr(error, "problem", "") or error)
     begun = getattr(error, "context_mark", None)
     if "\t" in line[: mark.column + 1]:
-        told = "there is a tab. YAML is indented with spaces."
+        reason = "there is a tab. YAML is indented with spaces."
     elif begun is not None and begun.line != mark.line:
-        told = f"this does not continue line {begun.line + 1}: {problem}. Look at brackets, quotes and indentation."
+        reason = f"this does not continue line {begun.line + 1}: {problem}. Look at brackets, quotes and indentation."
         line = (
             f"{lines[begun.line]}\n  ...\n    {line}"
             if begun.line < mark.line - 1
             else f"{lines[begun.line]}\n    {line}"
         )
     else:
-        told = f"this is no YAML: {problem}. Look at the indentation, and put text with ': ' into quotes."
-    return f"{name}:{mark.line + 1}: {told}\n    {line}".replace("\t", "<tab>").rstrip()
+        reason = f"this is not valid YAML: {problem}. Check the indentation, and quote text that contains ': '."
+    return f"{name}:{mark.line + 1}: {reason}\n    {line}".replace("\t", "<tab>").rstrip()

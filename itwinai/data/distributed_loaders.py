@@ -157,7 +157,7 @@ class DistributedLoaders:
         return nullcontext() if self._strategy is None else self._strategy.random_numbers.shared()
 
     def _announce_global_batch(self, dataloader: DataLoader) -> None:
-        """Say how large the batch of all workers is: as in lightning, it grows with their number."""
+        """Say how large the batch of all workers is: as in Lightning, it grows with their number."""
         size, workers, windows = dataloader.batch_size, self.trainer.world_size, self.trainer.accumulate_grad_batches
         if size is None or workers == 1:
             return
@@ -205,7 +205,7 @@ class DistributedLoaders:
             raise MisconfiguredTrainerError(
                 "DeepSpeed in stage 3 gathers parameters in each forward, for which all workers have to run equally "
                 "many batches, and of an iterable dataset some may get one more. Predict with the strategy "
-                "'deepspeed_stage_2' or 'ddp', which take the same weights, or from a dataset with indices."
+                "'deepspeed_stage_2' or 'ddp', which use the same weights, or from a map-style dataset."
             )
         return IterateInTurns(
             self.trainer.global_rank, self.trainer.world_size, functools.partial(gather, self.trainer), iterate
@@ -262,7 +262,7 @@ class DistributedLoaders:
             return self._own_part(drawn_from, options, single=batches is None)
         if batches is None:
             return DistributedIndexSampler(drawn_from, **options)
-        if predicting and type(batches) is BatchSampler:  # lightning drops none either
+        if predicting and type(batches) is BatchSampler:  # Lightning drops none either
             batches = BatchSampler(batches.sampler, batches.batch_size, drop_last=False)
         return DistributedBatchSampler(batches, split=self.split_batches, **options)
 
@@ -310,7 +310,7 @@ class DistributedLoaders:
 
 def _resumable(dataloader: DataLoader) -> DataLoader:
     """Return a loader of a single worker with a sampler that can resume in mid-epoch."""
-    if not lightning_dataloaders.iterates_plainly(dataloader):  # it may draw from whatever it has kept
+    if not lightning_dataloaders.iterates_plainly(dataloader):  # it may draw from anything that it has kept
         return dataloader
     if type(dataloader.batch_sampler) is BatchSampler:
         return lightning_dataloaders.with_index_sampler(

@@ -29,12 +29,12 @@ class Position:
 
 @runtime_checkable
 class Resumable(Protocol):
-    """A sampler that can resume in the midst of an epoch."""
+    """A sampler that can resume in the middle of an epoch."""
 
     def position(self) -> Position:
         """Return what is needed to draw the order of this epoch again."""
 
-    def go_on_drawing(self, position: Position) -> None:
+    def resume_drawing(self, position: Position) -> None:
         """Let the sampler's own generator, if it has one, resume where it was at a position."""
 
     def resume(self, position: Position, batches: int) -> None:

@@ -77,7 +77,7 @@ class RankStreams:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Draw from rank 0's stream meanwhile; all workers have to come here."""
+        """Draw from rank 0's stream inside the context; all workers have to call this."""
         if not self.begun:
             yield
             return
@@ -98,7 +98,7 @@ class RankStreams:
 
 
 class SharedIterator:
-    """Iterates over a loader in one stream of random numbers on all ranks, whatever else each of them draws.
+    """Iterates over a loader in one stream of random numbers on all ranks, independent of what else each of them draws.
 
     The stream begins where rank 0 is when the first batch is fetched. Rank 0 continues in it as long as nothing else
     draws there, as one process would.
@@ -140,7 +140,7 @@ class SharedIterator:
 
 
 class RankSeed:
-    """The function that initialises the processes of a DataLoader: each rank's draw other numbers.
+    """The function that initializes the processes of a DataLoader: each rank's draw other numbers.
 
     Args:
         rank: whose loader it is; not rank 0, which draws as one process does.

@@ -49,7 +49,7 @@ def unpack_random_states(packed: RandomStates) -> RandomStates:
 
 
 def same_states(one: RandomStates, other: RandomStates) -> bool:
-    """Tell whether generators in these states draw the same numbers."""
+    """Return whether generators in these states draw the same numbers."""
     return (
         torch.equal(one["torch"], other["torch"])
         and one["python"] == other["python"]

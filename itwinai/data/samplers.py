@@ -42,7 +42,7 @@ _ADDRESS = re.compile(r"\b0x[0-9a-f]+")
 # These draw a seed when the first sample is asked for, and no random number of the process after that.
 _DRAWS_ONCE = (RandomSampler, WeightedRandomSampler)
 
-# These know nothing of ranks. Others may, whatever their class is called.
+# These do not depend on ranks. Other classes may, whatever their name.
 _PLAIN = (SequentialSampler, SubsetRandomSampler, *_DRAWS_ONCE)
 
 # Batches by which samplers are compared before they are used; a sampler without end cannot be drawn to its end.
@@ -159,7 +159,7 @@ class DistributedBatchSampler(Sampler[Batch]):
             generator_begun_with=self._generator_begun_with,
         )
 
-    def go_on_drawing(self, position: Position) -> None:
+    def resume_drawing(self, position: Position) -> None:
         """Let the sampler's own generator, if it has one, resume where it was at a position."""
         if self.generator is not None and position.generator is not None:
             self.generator.set_state(position.generator)
@@ -168,7 +168,7 @@ class DistributedBatchSampler(Sampler[Batch]):
         """Let the next iteration repeat the order of a position, without its first batches.
 
         Args:
-            position: of the run that is gone on with, in the midst of an epoch.
+            position: of the run that is resumed, in the middle of an epoch.
             batches: number of global batches that are left out.
 
         Raises:
@@ -177,10 +177,10 @@ class DistributedBatchSampler(Sampler[Batch]):
         """
         if position.global_batch != self.global_batch:
             raise CheckpointError(
-                f"The checkpoint was written in mid-epoch, after {batches} global batches of {position.global_batch} "
-                f"samples, and this run has global batches of {self.global_batch} ({self.num_replicas} workers). "
+                f"The checkpoint was saved in mid-epoch, after {batches} global batches of {position.global_batch} "
+                f"samples, but this run has global batches of {self.global_batch} ({self.num_replicas} workers). "
                 "Choose the loader's batch size so that batch size times workers is the same, or resume from a "
-                "checkpoint of the end of an epoch."
+                "checkpoint saved at the end of an epoch."
             )
         self._resumed = position, batches
 
@@ -252,7 +252,7 @@ class DistributedBatchSampler(Sampler[Batch]):
                 yield part or next(filter(None, parts))[:1]
 
     def _is_plain_range(self) -> bool:
-        """Tell whether this worker's batches follow from the number of samples: no index needs to be drawn."""
+        """Return whether this worker's batches follow from the number of samples: no index needs to be drawn."""
         return self.whole and not self.split and self._left_out is None and self._sampler_type() is SequentialSampler
 
     def _ranges(self) -> Iterator[Batch]:
@@ -277,7 +277,7 @@ class DistributedBatchSampler(Sampler[Batch]):
             yield previous
 
     def _lends(self) -> bool:
-        """Tell whether the last global batch may have to borrow, so that each has to wait for the next."""
+        """Return whether the last global batch may have to borrow, so that each has to wait for the next."""
         if not self.borrow_samples or self.num_replicas == 1:
             return False
         size = self.global_batch
@@ -304,7 +304,7 @@ class DistributedBatchSampler(Sampler[Batch]):
         return [samples[:-missing]], [samples[-missing:], *last]
 
     def _own_sizes(self, group: list[Batch]) -> bool:
-        """Tell whether the workers get whole batches of the user's, of whatever size."""
+        """Return whether the workers get whole batches of the user's, of any size."""
         if self.split:
             return False
         return self.whole or (len(group) == self.num_replicas and type(self.batches) is not BatchSampler)
@@ -363,7 +363,7 @@ class DistributedBatchSampler(Sampler[Batch]):
         first = list(itertools.islice(order, 1))
         endless = not draws_once and not _has_length(self.batches)
         if not draws_once and not endless:
-            first += order  # may draw at any time, and the workers' random states may part meanwhile
+            first += order  # may draw at any time, and the workers' random states may diverge before
         self._leading_states = lightning_trainer.collect_rng_states(include_cuda=False)
         if not in_step:
             lightning_trainer.set_rng_states(own)
@@ -443,9 +443,9 @@ class DistributedIndexSampler(Sampler[Any]):
         """Return what is needed to draw the order of this epoch again."""
         return self.dealt.position()
 
-    def go_on_drawing(self, position: Position) -> None:
+    def resume_drawing(self, position: Position) -> None:
         """Let the sampler's own generator resume where it was at a position."""
-        self.dealt.go_on_drawing(position)
+        self.dealt.resume_drawing(position)
 
     def resume(self, position: Position, batches: int) -> None:
         """Let the next iteration repeat the order of a position, without its first batches."""
@@ -588,14 +588,14 @@ def _returned(value: Any) -> Any:
 
 
 def is_plain(batches: Iterable[Any]) -> bool:
-    """Tell whether a sampler, or a batch sampler around one, is of torch's own classes that know nothing of ranks."""
+    """Return whether a sampler, or a batch sampler around one, is of torch's classes, which do not depend on ranks."""
     return type(batches.sampler if type(batches) is BatchSampler else batches) in _PLAIN
 
 
 def divides_itself(
     batches: Iterable[Any], dataset: Any, broadcast: Callable[[Any], Any], gather: Callable[[Any], list[Any]]
 ) -> bool:
-    """Tell whether a sampler draws other samples on each rank, though all are in the same random state.
+    """Return whether a sampler draws other samples on each rank, though all are in the same random state.
 
     All workers have to call it. The sampler itself is not drawn from but copies. Where it cannot be copied, draws
     random numbers of its own, or draws the same samples in another order, the answer is no, and

@@ -15,7 +15,7 @@ class StreamLoader(DataLoader):
     """A DataLoader of a stateful iterable dataset, whose own state is that after the batches that were trained.
 
     Loaders without a length are asked for batches ahead of the training, so the states after the last few are kept.
-    lightning saves and restores the state of such a loader; all workers have to save together.
+    Lightning saves and restores the state of such a loader; all workers have to save together.
 
     At the end of an epoch it is left to the dataset what its next iteration begins with: the last batch is taken from
     it once more, so that it is left as it was.

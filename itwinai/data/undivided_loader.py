@@ -210,7 +210,7 @@ class Turns:
 
 
 def content_print(value: Any) -> str:
-    """Return what tells the content of a batch from that of others, whatever it is made of."""
+    """Return a fingerprint of the content of a batch of any type."""
     digest = hashlib.sha256()
     _add(digest, value, set())
     return digest.hexdigest()

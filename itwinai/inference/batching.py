@@ -17,7 +17,7 @@ from itwinai.inference import rows as of_rows
 from itwinai.inference.rows import Layout
 
 Run = Callable[[Any, int], tuple[Any, Layout]]
-"""Runs a batch of so many rows, and says where the rows of the output are."""
+"""Runs a batch with a number of rows, and returns where the rows of the output are."""
 
 
 class Request:
@@ -126,7 +126,7 @@ class Batching:
     def _start(self, thread: _Thread, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         try:
             return thread.executor.submit(function, *arguments)
-        except RuntimeError as error:  # closed meanwhile, or the interpreter is shutting down
+        except RuntimeError as error:  # just closed, or the interpreter is shutting down
             raise PredictorError(f"This Predictor is closed: {error}.") from None
 
     # ------------------------------------------------------------------------------------------ in the thread

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def is_frame(value: Any) -> bool:
-    """Tell whether a value is a DataFrame of pandas, without importing pandas."""
+    """Return whether a value is a DataFrame of pandas, without importing pandas."""
     return _is_of_pandas(value, "DataFrame")
 
 
 def is_series(value: Any) -> bool:
-    """Tell whether a value is a Series of pandas, without importing pandas."""
+    """Return whether a value is a Series of pandas, without importing pandas."""
     return _is_of_pandas(value, "Series")
 
 
@@ -32,7 +32,7 @@ def _is_of_pandas(value: Any, name: str) -> bool:
 
 
 def takes_columns(function: Callable[..., Any], columns: list[Any]) -> bool:
-    """Tell whether a function takes the columns of a DataFrame one by one, and not as one array.
+    """Return whether a function takes the columns of a DataFrame one by one, and not as one array.
 
     Args:
         function: ``predict_step`` or ``forward`` of a module.

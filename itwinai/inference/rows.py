@@ -38,7 +38,7 @@ def leaves_of(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def has_rows(value: Any) -> bool:
-    """Tell whether a value is a tensor with a first dimension."""
+    """Return whether a value is a tensor with a first dimension."""
     return isinstance(value, Tensor) and value.ndim > 0
 
 
@@ -77,7 +77,7 @@ def take(tree: Any, start: int, stop: int) -> Any:
 
 
 def repeat_first(tree: Any, rows: int) -> Any:
-    """Return an input with its first row so many times."""
+    """Return an input that repeats its first row."""
     return map_leaves(lambda leaf: leaf[:1].expand(rows, *leaf.shape[1:]).clone() if has_rows(leaf) else leaf, tree)
 
 
@@ -207,8 +207,8 @@ def check(output: Any, layout: Layout, rows: int, path: str = "") -> None:
             return
     what = f"part {path} of the output" if path else "the output"
     raise PredictorError(
-        f"For {rows} rows {what} is {_shown(output)}, which is not of the form that other inputs have given. Each "
-        "output must have one row per sample, whatever the values."
+        f"For {rows} rows {what} is {_shown(output)}, which differs from the form for other inputs. Each "
+        "output must have one row per sample, independent of the values."
     )
 
 

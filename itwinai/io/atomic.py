@@ -16,7 +16,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that it holds what it held or what is new, whenever the process is killed.
 
     Args:
-        path: of the file; its folder is made if it does not exist.
+        path: of the file; its folder is created if it does not exist.
         content: a text is written as UTF-8.
 
     Raises:
@@ -64,9 +64,9 @@ def _is_alive(pid: int) -> bool:
 
 
 def _is_zombie(pid: int) -> bool:
-    """Tell whether a process has ended, and its parent has not asked how: in containers often none ever does."""
+    """Return whether a process has ended, and its parent has not asked how: in containers often none ever does."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # another system, or the process is gone meanwhile
+    except OSError:  # another system, or the process is gone
         return False
     return status.rpartition(")")[2].split()[0] == "Z"

@@ -42,7 +42,7 @@ def versioned(text: str, version: int, name: str, remedy: str = _LATER) -> dict[
 
     Raises:
         ConfigurationError: it is of another version.
-        ValueError: it is no JSON; or ``KeyError``, ``TypeError``, ``AttributeError``: it has no version.
+        ValueError: it is not JSON; or ``KeyError``, ``TypeError``, ``AttributeError``: it has no version.
     """
     document: dict[str, Any] = json.loads(text)
     written = document.pop("version")

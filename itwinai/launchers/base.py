@@ -29,7 +29,7 @@ class PayloadLauncher(lightning_launching.Launcher):
     """Runs an entry point of a trainer in a group of new workers."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # While it launches it has a method of the caller's, which is none of a worker's business.
+        # During a launch it has a method of the caller, which workers do not need.
         return {name: value for name, value in vars(self).items() if name != "launch"}
 
     @property
@@ -123,8 +123,8 @@ class PayloadLauncher(lightning_launching.Launcher):
                     raise
                 assert isinstance(trainer, Restartable)
                 warn_user(
-                    f"{failed.error} The workers are started again, from the newest valid checkpoint of this run; "
-                    f"{left - 1} more restarts are allowed."
+                    f"{failed.error} Restarting all workers from the newest valid checkpoint "
+                    f"(restart {trainer.max_restarts - left + 1} of {trainer.max_restarts})."
                 )
                 trainer.prepare_restart()
         raise AssertionError("not reached")
@@ -134,14 +134,14 @@ class PayloadLauncher(lightning_launching.Launcher):
 def raising_worker_failures(trainer: Trainer) -> Iterator[None]:
     """Raise what ends the workers of a launch at the end of this context, around an entry point of the trainer.
 
-    The workers have run the hooks on exceptions already. Where the launcher raises it, lightning catches it and runs
+    The workers have run the hooks on exceptions already. Where the launcher raises it, Lightning catches it and runs
     them again, on the caller's untrained copies, and a callback might save those over a good checkpoint.
 
     Args:
         trainer: whose strategy may launch workers.
 
     Raises:
-        BaseException: what a worker has raised, or what has become of it; SystemExit for Ctrl-C, as lightning ends a
+        BaseException: what a worker has raised, or what has become of it; SystemExit for Ctrl-C, as Lightning ends a
             local run.
     """
     launcher = trainer.strategy.launcher
@@ -167,16 +167,15 @@ def raising_worker_failures(trainer: Trainer) -> Iterator[None]:
         if isinstance(failures[0], KeyboardInterrupt):
             raise SystemExit(1)
         if type(failures[0]) is SystemExit:
-            rank = "".join(getattr(failures[0], "__notes__", [])[-1:])
-            rank_zero_info(
-                f"itwinai: the run ended as the code of a worker called sys.exit({failures[0].code!r}) {rank}"
-            )
+            note = "".join(getattr(failures[0], "__notes__", [])[-1:])
+            who = note.strip("[]") or "a worker"
+            rank_zero_info(f"itwinai: the run ended because {who} called sys.exit({failures[0].code!r})")
         raise failures[0]
 
 
 @contextmanager
 def on_signals(signals: Sequence[signal.Signals], act: Callable[[int], None]) -> Iterator[dict[int, Any]]:
-    """Let signals do something else meanwhile, unless this is not the main thread, which alone gets signals.
+    """Handle signals with ``act`` inside the context; does nothing outside the main thread, which alone gets signals.
 
     The context gives what they did before.
 

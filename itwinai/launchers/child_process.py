@@ -16,7 +16,7 @@ from typing_extensions import Self
 GRACE = 5.0
 """Seconds that processes have to end by themselves before they are killed."""
 
-_MARK = "ITWINAI_CHILD"  # all that a child starts inherits it, whatever its session and its parent
+_MARK = "ITWINAI_CHILD"  # all processes that a child starts inherit it, in any session and under any parent
 
 
 class ChildProcess:
@@ -27,7 +27,7 @@ class ChildProcess:
 
     Args:
         command: program and arguments.
-        output: file for all that it prints; its folder is made if missing.
+        output: file for all that it prints; its folder is created if missing.
         env: its environment, by default that of this process.
         cwd: its working directory.
         tied: give it a pipe as stdin that closes when this process is gone, for children that watch it; otherwise its
@@ -130,7 +130,7 @@ class ChildProcess:
             return [self._process.pid] if self.code is None else []
         found = []
         for path in Path("/proc").glob("[0-9]*/environ"):
-            with suppress(OSError):  # it has ended meanwhile, or belongs to another user
+            with suppress(OSError):  # it has ended, or belongs to another user
                 if self._mark.encode() in path.read_bytes():
                     found.append(int(path.parent.name))
         return found
@@ -148,7 +148,7 @@ class ChildProcess:
 
 
 def _is_itwinai(pid: int) -> bool:
-    """Tell whether a process runs itwinai, and is not a server of Ray."""
+    """Return whether a process runs itwinai, and is not a server of Ray."""
     with suppress(OSError):
         return b"itwinai" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False

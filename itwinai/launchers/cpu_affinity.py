@@ -90,7 +90,7 @@ def oversubscription_text(workers: int, threads: int, cores: int, flag: str = "c
 
 
 def _limit(path: Path) -> float:
-    """Return the cores of ``"200000 100000"``: microseconds of time in so many microseconds."""
+    """Return the cores of ``"200000 100000"``: CPU time in each period, both in microseconds."""
     try:
         limit, period = path.read_text().split()
         return int(limit) / int(period)

@@ -287,6 +287,6 @@ def environment_variables(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             if value is None:
-                os.environ.pop(name, None)  # lightning removes some itself
+                os.environ.pop(name, None)  # Lightning removes some itself
             else:
                 os.environ[name] = value

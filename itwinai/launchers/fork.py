@@ -135,7 +135,7 @@ class ForkedProcess:
         """Wait until it has ended, and return the exit code.
 
         Raises:
-            subprocess.TimeoutExpired: it has not ended within so many seconds.
+            subprocess.TimeoutExpired: it has not ended in time.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = 0.001

@@ -1,6 +1,6 @@
 """A process that has imported what workers need, and becomes as many of them as are asked for, by forking.
 
-Importing torch and lightning takes seconds in every process. Here one process does it for all workers of a
+Importing torch and Lightning takes seconds in every process. Here one process does it for all workers of a
 launch, and of later launches of the same trainer. It runs nothing but imports, so that it has no threads and no GPU
 context, which do not survive a fork.
 """
@@ -69,7 +69,7 @@ class ForkedWorker:
         """Wait until the worker has ended, and return its exit code.
 
         Raises:
-            subprocess.TimeoutExpired: it has not ended within so many seconds.
+            subprocess.TimeoutExpired: it has not ended in time.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.poll() is None:
@@ -170,12 +170,12 @@ class ForkServerClient:
         return worker
 
     def is_there(self) -> bool:
-        """Tell whether the server has not ended."""
+        """Return whether the server has not ended."""
         self.receive(0)
         return not self.lost
 
     def is_usable(self, variables: Mapping[str, str]) -> bool:
-        """Tell whether workers with additional environment variables may come from this server."""
+        """Return whether workers with additional environment variables may come from this server."""
         return self.is_there() and self.variables == _read_when_loaded(variables)
 
     def receive(self, timeout: float | None) -> None:
@@ -246,7 +246,7 @@ class ForkServer:
 
 
 def can_fork() -> bool:
-    """Tell whether workers may be forked here. On macOS the system's libraries do not survive it."""
+    """Return whether workers may be forked here. On macOS the system's libraries do not survive it."""
     return sys.platform == "linux"
 
 

@@ -44,9 +44,9 @@ def initialize(environment: ClusterEnvironment) -> None:
         lightning_trainer.set_rng_states(states)
     if (hvd.rank(), hvd.size()) != (environment.global_rank(), environment.world_size()):
         raise ConfigurationError(
-            f"Horovod takes this process for rank {hvd.rank()} of {hvd.size()}, its launcher for rank "
-            f"{environment.global_rank()} of {environment.world_size()}. It was initialised before the trainer, in "
-            "another way: call no hvd.init() in the script."
+            f"Horovod reports rank {hvd.rank()} of {hvd.size()}, but the launcher started rank "
+            f"{environment.global_rank()} of {environment.world_size()}: hvd.init() ran before the trainer. Remove it "
+            "from the script."
         )
 
 

@@ -54,7 +54,7 @@ RandomSource = torch.Generator | np.random.Generator | np.random.RandomState | r
 
 
 def is_known_kind(value: Any) -> bool:
-    """Tell whether changes are written into a value, and not a new one put in its place."""
+    """Return whether changes are written into a value, and not a new one put in its place."""
     if type(value) is np.ndarray:
         return value.dtype != object and value.flags.writeable
     return (
@@ -63,7 +63,7 @@ def is_known_kind(value: Any) -> bool:
 
 
 def is_own_object(value: Any) -> bool:
-    """Tell whether a value is of a class of the user's own, or of one that is used like that."""
+    """Return whether a value is of a class of the user's own, or of one that is used like that."""
     kind = type(value)
     if kind in (SimpleNamespace, argparse.Namespace) or isinstance(value, (Dataset, Sampler)):
         return True

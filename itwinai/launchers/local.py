@@ -103,7 +103,7 @@ class LocalLauncher(PayloadLauncher):
         unsafe = why_not_fork() if self.kind in ("auto", "fork") else None
         if self.kind == "fork" and unsafe:
             raise ConfigurationError(
-                f"launcher='fork' makes workers as copies of this process, and that is not safe now: {unsafe}. "
+                f"launcher='fork' starts workers as copies of this process, which is not safe now: {unsafe}. "
                 "Choose launcher='payload' or 'script', or call the trainer earlier in the script."
             )
         if self.kind in ("auto", "fork") and unsafe is None:
@@ -361,11 +361,11 @@ def _strategy(payload: Payload) -> Worker:
 
 def _why_no_script() -> str | None:
     if script_command() is None:
-        return "this process runs no script (a notebook, a test runner or an interactive session is none)"
+        return "this process was not started from a script (it is a notebook, a test runner or an interactive session)"
     return (
         None
         if HISTORY.all_by_script
-        else "an earlier call of a trainer had workers of another kind, which it would not repeat"
+        else "an earlier trainer call used another launcher, and a rerun of the script cannot reproduce it"
     )
 
 

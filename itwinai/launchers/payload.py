@@ -142,13 +142,13 @@ def run_packed(packed: bytes, rank_info: RankInfo, on_failure: Callable[[BaseExc
         traced: as in `run`.
 
     Raises:
-        PayloadError: something in it cannot be made again in this process.
+        PayloadError: something in it cannot be recreated in this process.
     """
     try:
         payload, hooks = pickle.loads(packed)
     except Exception as error:  # unpickling runs the user's own __new__ and __setstate__: anything can come
         raise PayloadError(
-            f"The run was sent to this worker process, and something in it cannot be made again here: "
+            f"The run was sent to this worker process, and something in it cannot be recreated here: "
             f"{type(error).__name__}: {error}. A class whose __new__ or __init__ takes arguments needs __reduce__ or "
             f"__getnewargs__, and what is unpickled needs to be importable in the worker. {OTHER_WAYS}"
         ) from error
@@ -283,7 +283,7 @@ def _explain_unpicklable(payload: Payload, error: Exception) -> str:
 def _unpicklable(value: Any) -> bool:
     try:
         dumps(value)
-    except Exception:  # whatever it is, it is the answer
+    except Exception:  # any error is the answer
         return True
     return False
 

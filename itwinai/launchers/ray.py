@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 JOINING = 15.0
 # After the first failure the others get this long to run their hooks on exceptions.
 GRACE = 8.0
-# So many workers may share a core of this machine: to start them takes minutes, and Ray gives up.
+# Most workers that may share a core of this machine: to start more takes minutes, and Ray gives up.
 CROWD = 8
 
 
@@ -85,11 +85,11 @@ class RayPlacement:
                 f"placement={self.placement!r} is unknown; choose PACK, SPREAD, STRICT_PACK or STRICT_SPREAD."
             )
         if self.min_workers is not None and self.min_workers < 1:
-            raise ConfigurationError(f"min_workers={self.min_workers} is a number of workers: 1 or more.")
+            raise ConfigurationError(f"min_workers must be at least 1; got {self.min_workers}.")
         gpus = self.resources_per_worker.get("GPU", 0)
         if gpus > 1:
             raise ConfigurationError(
-                f"resources_per_worker asks for {gpus} GPUs, but a worker uses one device: ask for more workers."
+                f"resources_per_worker requests {gpus} GPUs, but a worker uses one device: request more workers."
             )
 
     def launcher(
@@ -166,7 +166,7 @@ class RayLauncher(PayloadLauncher):
     def _on_signal(self, signum: int) -> None:
         if not self.processes:  # nothing runs yet that could save: end now, with the exit code of a shell
             raise SystemExit(128 + signum)
-        self._pending_signals.append(signum)  # Ray may be in the midst of a call, and takes no other from a handler
+        self._pending_signals.append(signum)  # Ray may be inside a call, and accepts no other from a handler
 
     def run_workers(self, payload: Payload) -> Sequence[Result]:
         """Place the actors, hand each the payload, and wait for their results."""
@@ -379,7 +379,7 @@ class RayLauncher(PayloadLauncher):
         self.processes = [(node, pid) for node, (pid, _, _) in zip(nodes, started, strict=True)]
         _, main_address, main_port = started[0]
         # Ray gives no ranks. Bundles come sorted by node, so that local ranks count up within each: collectives that
-        # work in two levels, and DeepSpeed and Horovod with them, rely on neighbours being on one node.
+        # work in two levels, and DeepSpeed and Horovod with them, rely on neighbors being on one node.
         distinct = list(dict.fromkeys(nodes))
         return [
             RankInfo(

@@ -1,4 +1,4 @@
-"""Ray on this machine or a connection to a cluster, begun while the caller still imports torch and lightning."""
+"""Ray on this machine or a connection to a cluster, begun while the caller still imports torch and Lightning."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class StartingRay:
         """Wait until Ray is there.
 
         Raises:
-            BaseException: whatever its start has raised.
+            BaseException: any error of its start.
         """
         self._ready.wait()
         if self._error is not None:

@@ -75,10 +75,10 @@ class Rerun:
     @classmethod
     def of_this_process(cls) -> Rerun | None:
         """Return what this process is for, if it runs a script again."""
-        told = os.environ.get(_VARIABLE)
-        if told is None:
+        text = os.environ.get(_VARIABLE)
+        if text is None:
             return None
-        rerun = cls(**pickle.loads(bytes.fromhex(told)))
+        rerun = cls(**pickle.loads(bytes.fromhex(text)))
         return rerun if rerun.caller == os.getppid() else None
 
 

@@ -192,7 +192,7 @@ class StateDiff:
             for name, value in attributes(shared).items():
                 was_code = name in self.all_names[key] and name not in self.names[key]
                 new = not was_code and name not in _internals(shared)
-                # A bound method is what lightning leaves behind that has called `forward` by another name.
+                # A bound method is what Lightning leaves behind that has called `forward` by another name.
                 if new and _is_own_code(value) and not isinstance(value, (MethodType, BuiltinFunctionType)):
                     yield key, name, value
 
@@ -237,7 +237,7 @@ class StateDiff:
         return self.shared.dumps((optimizers, self.trainer.lr_scheduler_configs))
 
     def trace(self, metrics: Mapping[str, Mapping[str, Any]], finished: bool = True) -> bytes:
-        """Pickle all that the run changed since this observer was made.
+        """Pickle all that the run changed since this observer was created.
 
         Args:
             metrics: the states of the module's metrics over all workers, by the metric's name in the module.
@@ -287,12 +287,12 @@ class StateDiff:
         }
         try:
             return self._pickled(trace)
-        except Exception as error:  # whatever hangs on a layer: the weights have to come back all the same
+        except Exception as error:  # any attribute of a layer: the weights have to come back all the same
             if trace["tree"] is None:
                 raise
             warn_user(
-                f"Layers that were made or replaced during the run cannot be sent back: {error}. Weights are written "
-                "into the layers that are there already; save a checkpoint to have the others."
+                f"Layers created during the run cannot be sent back: {error}. Weights of existing layers are copied; "
+                "for the new ones, save a checkpoint in the run."
             )
             return self._pickled({**trace, "tree": None})
 
@@ -339,7 +339,7 @@ def write_back(data: bytes, trainer: Trainer, arguments: tuple[Any, ...]) -> Non
     if trace["optimizers"] is not None:
         trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs = shared.loads(trace["optimizers"])
     if trace["callbacks"] is not None:
-        lightning_trainer.set_callbacks(trainer, [_callback(shared, told) for told in trace["callbacks"]])
+        lightning_trainer.set_callbacks(trainer, [_callback(shared, state) for state in trace["callbacks"]])
 
 
 def _write_attributes(shared: Shared, target: Any, changed: dict[str, bytes | None]) -> None:
@@ -349,7 +349,7 @@ def _write_attributes(shared: Shared, target: Any, changed: dict[str, bytes | No
         try:
             loaded = shared.loads(value)
         except Exception as error:  # tqdm's bars, for example, can be pickled and not be made again
-            log.debug("%s of %s is not written back, it cannot be made again here: %s", name, target, error)
+            log.debug("%s of %s is not written back, it cannot be recreated here: %s", name, target, error)
             continue
         if name == CONTENTS:
             restore(target, loaded)
@@ -357,9 +357,9 @@ def _write_attributes(shared: Shared, target: Any, changed: dict[str, bytes | No
             set_attribute(target, name, loaded)
 
 
-def _callback(shared: Shared, told: Any) -> Any:
+def _callback(shared: Shared, state: Any) -> Any:
     """Return a callback that the run has ended with: one of the caller's, or a new one with what was sent of it."""
-    kind, rest = told
+    kind, rest = state
     if isinstance(kind, str):  # a key
         return shared.objects[kind, rest]
     callback = kind.__new__(kind)
@@ -406,7 +406,7 @@ def own_attributes(shared: Any) -> dict[str, Any]:
 
 
 def has_own_attributes(shared: Any) -> bool:
-    """Tell whether an object has attributes that are sent one by one."""
+    """Return whether an object has attributes that are sent one by one."""
     return (
         (hasattr(shared, "__dict__") or is_own_object(shared))
         and not isinstance(shared, (Metric, Tensor))
@@ -423,7 +423,7 @@ def _internals(shared: Any) -> frozenset[str]:
 
 
 def _is_own_code(value: Any) -> bool:
-    """Tell whether a value is code that cannot be imported, which would come back as a copy, with copies of globals."""
+    """Return whether a value is code that cannot be imported: it would come back as a copy, with copies of globals."""
     if isinstance(value, functools.partial):
         return _is_own_code(value.func)
     if isinstance(value, BuiltinFunctionType):

@@ -150,8 +150,8 @@ def _packed(result: Any) -> bytes:
         from itwinai.errors import PayloadError
 
         raise PayloadError(
-            f"What the run has returned cannot be sent back to the process that has called it: {error}. Return "
-            "tensors, numbers, strings, and lists and dictionaries of them."
+            f"The return value cannot be sent back to the calling process: {error}. Return tensors, numbers, strings, "
+            "and lists and dictionaries of them."
         ) from error
 
 

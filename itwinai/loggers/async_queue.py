@@ -217,12 +217,12 @@ class Delivery(Generic[Record]):
             return self._sending
 
     def _deliver(self, records: list[Record], wake: threading.Event) -> None:
-        """Send records, as often as it takes, unless they are set aside meanwhile."""
+        """Send records, and retry until it works or they are set aside."""
         pause = FIRST_PAUSE
         while self._sending is records:
             try:
                 self.send(records)
-            except Exception as error:  # whatever it is, it belongs to who puts the next record, or flushes
+            except Exception as error:  # raised by the next put or flush
                 if not self.is_transient(error):
                     self._done(records, error)
                     return
@@ -265,5 +265,5 @@ class Delivery(Generic[Record]):
 
 
 def _emptied(queue: deque[Record], number: int) -> list[Record]:
-    """Take so many records out of a queue, to which others may append meanwhile."""
+    """Take a number of records out of a queue, to which others may append at the same time."""
     return [queue.popleft() for _ in range(number)]

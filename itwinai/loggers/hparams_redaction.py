@@ -1,4 +1,4 @@
-"""Secrets stay away from loggers, also where lightning hands them the hyperparameters of a module."""
+"""Secrets stay away from loggers, also where Lightning hands them the hyperparameters of a module."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def is_log_step(trainer: Trainer) -> bool:
-    """Tell whether the values of the training step in work go to the loggers, as lightning decides it."""
+    """Return whether the values of the training step in work go to the loggers, as Lightning decides it."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     due = every != 0 and (log_step(trainer) + 1) % every == 0
     return due or (every != 0 and trainer.should_stop) or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ class ReportingCallback(Callback):
     """A callback whose values go to the loggers at log steps.
 
     Our training loop asks for `values_at_log_step`, and hands them on together with those of the module. Under
-    lightning's own loop this class does it, in ``on_train_batch_end``.
+    Lightning's own loop this class does it, in ``on_train_batch_end``.
     """
 
     def values_at_log_step(self, trainer: Trainer, batch: Any) -> dict[str, float]:
@@ -32,12 +32,12 @@ class ReportingCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log under lightning's own loop, which does not ask for values."""
+        """Log under Lightning's own loop, which does not ask for values."""
         if is_log_step(trainer) and not lightning_loops.is_accumulating(trainer):
             values = self.values_at_log_step(trainer, batch)
             for logger in trainer.loggers if values else ():
                 logger.log_metrics(values, log_step(trainer))
 
-    def idles_in(self, hook: str) -> bool:
-        """Tell whether a hook need not be called: our loop asks for values instead."""
+    def skips_hook(self, hook: str) -> bool:
+        """Return whether a hook need not be called: our loop asks for values instead."""
         return hook == "on_train_batch_end"

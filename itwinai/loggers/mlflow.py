@@ -54,7 +54,7 @@ SAFE_AFTER = 10.0
 
 _STATUS = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED"}
 _NOWHERE = "http://not-used.invalid"
-_FORBIDDEN = re.compile(r"[^a-zA-Z0-9_/. -]+")  # as lightning's
+_FORBIDDEN = re.compile(r"[^a-zA-Z0-9_/. -]+")  # as Lightning's
 
 
 if TYPE_CHECKING:
@@ -64,14 +64,14 @@ else:
 
 
 class MLFlowLogger(_Unlisted):
-    """Log to MLflow as lightning's logger of this name does, without waiting for the server.
+    """Log to MLflow as Lightning's logger of this name does, without waiting for the server.
 
     Metrics go to a queue, and a thread of rank 0 sends them in batches, at the latest after a second. A server that is
     slow, or away for some time, or started again, costs the run neither time nor metrics. One that is not there at the
     start is an error.
 
     Args:
-        experiment_name: of the experiment, which is made if there is none.
+        experiment_name: of the experiment, which is created if there is none.
         run_name: of the run.
         tracking_uri: address of the server, or of a database (``sqlite:///...``). By default that in the variable
             ``MLFLOW_TRACKING_URI``; without one no server is needed: everything is in ``mlflow.db`` and
@@ -81,10 +81,10 @@ class MLFlowLogger(_Unlisted):
             not take in time. By default the working folder.
         log_model: upload checkpoints: ``True`` those that are left at the end, ``"all"`` each one.
         prefix: put before the names of all metrics.
-        artifact_location: where the experiment's files go, if it is made; by default the server knows.
+        artifact_location: where the experiment's files go, if it is created; by default the server knows.
         run_id: of a run that is to be continued.
         synchronous: if true, every call waits until the server has what was logged.
-        flush_timeout: seconds for which the end of a run waits for a server that is away or slow. Meanwhile what has
+        flush_timeout: seconds for which the end of a run waits for a server that is away or slow. Until then, what has
             not arrived is in a file, which stays if the server does not come back; a warning says how to send it.
 
     Raises:
@@ -297,5 +297,5 @@ def _rank() -> int:
 
 
 def _known_rank() -> int:
-    """Return the rank as lightning knows it."""
+    """Return the rank as Lightning knows it."""
     return getattr(rank_zero_only, "rank", 0)

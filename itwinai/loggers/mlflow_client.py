@@ -81,7 +81,7 @@ def milliseconds() -> int:
 
 
 def is_server(tracking_uri: str) -> bool:
-    """Tell whether an address is that of a server, and not of a database or of something that a plugin knows."""
+    """Return whether an address is that of a server, and not of a database or of something that a plugin knows."""
     return urlsplit(tracking_uri).scheme in ("http", "https")
 
 
@@ -163,7 +163,7 @@ def _post(tracking_uri: str, what: str, content: dict[str, Any]) -> None:
 
 
 def _request(tracking_uri: str, method: str, endpoint: str, **options: Any) -> Any:
-    """Ask a server once, and return its answer, whatever it is."""
+    """Ask a server once, and return its answer."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request

@@ -219,8 +219,8 @@ class _Builder:
             attributes.append(("itwinai:role", checkpoint.role))
         if (manifest := checkpoint.manifest) is not None:
             attributes += [("itwinai:contentSha256", manifest.sha256), ("itwinai:written", moment(manifest.written_at))]
-            told = ("epoch", "global_step", "strategy", "world_size", "parameters")
-            attributes += [(f"itwinai:{name}", manifest.about.get(name)) for name in told]
+            names = ("epoch", "global_step", "strategy", "world_size", "parameters")
+            attributes += [(f"itwinai:{name}", manifest.about.get(name)) for name in names]
         first = name = f"checkpoint-{number}/{local_name(os.path.basename(path))}"
         count = 1
         while self.document.get_record(f"run:{name}"):  # one of this name in another folder

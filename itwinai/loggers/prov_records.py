@@ -64,7 +64,7 @@ class SavedCheckpoint:
         return "://" in self.path
 
     def exists(self) -> bool:
-        """Tell whether it is in its folder; of one elsewhere that is not asked."""
+        """Return whether it is in its folder; of one elsewhere that is not asked."""
         return self.is_remote or Path(self.path).exists()
 
     def looked_up(self) -> SavedCheckpoint:
@@ -89,7 +89,7 @@ class Attempt:
     Attributes:
         began: in seconds since 1970.
         ended: the same; None while it runs.
-        status: "running", or what lightning says of the end: "success", "failed", "finished".
+        status: "running", or what Lightning says of the end: "success", "failed", "finished".
         facts: where it runs, with which code and versions.
         hyperparameters: plain values without secrets.
         data: class and arguments of the datamodule, or what can be told of the loaders.
@@ -188,18 +188,18 @@ def data_of(trainer: Trainer) -> dict[str, Any]:
     module = lightning_trainer.datamodule(trainer)
     if module is not None:
         return {**plain_hyperparameters(dict(module.hparams)), "class": _class_of(module)}
-    told: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for number, loader in enumerate(lightning_dataloaders.training_loaders(trainer)):
         prefix = f"loader_{number}." if number else ""
         dataset: Any = getattr(loader, "dataset", None)
-        told[f"{prefix}class"] = _class_of(loader if dataset is None else dataset)
+        facts[f"{prefix}class"] = _class_of(loader if dataset is None else dataset)
         if hasattr(dataset, "__len__"):
-            told[f"{prefix}samples"] = len(dataset)
+            facts[f"{prefix}samples"] = len(dataset)
         batches = getattr(loader, "batch_sampler", None)
         size = getattr(loader, "batch_size", None) or getattr(batches, "batch_size", None)
         if isinstance(size, int):
-            told[f"{prefix}batch_size"] = size
-    return told
+            facts[f"{prefix}batch_size"] = size
+    return facts
 
 
 def _class_of(value: object) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 EXPERIMENT = "lightning_logs"
-"""The name under which runs are kept, where nothing else is said; lightning's own."""
+"""The name under which runs are kept, where nothing else is said; Lightning's own."""
 
 _LIGHTNINGS, _OURS = "lightning.pytorch.loggers", "itwinai.loggers"
 

@@ -4,7 +4,7 @@ A worker that stopped at once would leave the others waiting in their next colle
 worker has a thread that waits for one of them to ask for a stop, through the store by which the workers have found each
 other. Then it holds its worker back at the next batch, and tells the others which batch that can be at the earliest.
 The latest of all these is where all of them stop. A worker that is held back waits only for the threads of the others,
-never for what they compute, so that it can be in the midst of a step with one that is not held back yet.
+never for what they compute, so that it can be in the middle of a step with one that is not held back yet.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class StopAgreement:
         self._asked = True
 
     def stops_here(self) -> bool:
-        """Tell whether this worker has to stop before its next batch. Called only when it is held back."""
+        """Return whether this worker has to stop before its next batch. Called only when it is held back."""
         if not self._decided.wait(TIMEOUT.total_seconds()):
             return True  # a worker that does not even answer will not continue either
         assert self._stop_at is not None

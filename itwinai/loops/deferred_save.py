@@ -16,7 +16,7 @@ Action = Callable[[], None]
 class DeferredSaves:
     """What callbacks want to be saved or removed, while hooks that come after theirs may still change the state.
 
-    In the checkpoints the progress of the loops is that of the hook, as it is in those of lightning, which can continue
+    In the checkpoints the progress of the loops is that of the hook, as it is in those of Lightning, which can continue
     from them.
 
     Args:
@@ -66,7 +66,7 @@ class DeferredSaves:
         return self.add(save)
 
     def is_pending(self, path: str) -> bool:
-        """Tell whether a file waits to be written."""
+        """Return whether a file waits to be written."""
         return path in self._pending
 
     def flush(self) -> None:

@@ -100,9 +100,9 @@ class MissingWorkers:
         elif time.monotonic() - self._missed[1] > CERTAINTY and self.waiting is waiting:
             self.fail(
                 LoggedKeysError(
-                    f"rank {self.rank} has logged {', '.join(waiting.names)} with sync_dist=True, and "
-                    f"{ranks(past)} continued without logging that there: it would hang. Log the same keys on "
-                    "all workers at the same time (a neutral value where there is none), or leave out sync_dist=True."
+                    f"rank {self.rank} logs {', '.join(map(repr, waiting.names))} with sync_dist=True, but "
+                    f"{ranks(past)} continued without logging it, so rank {self.rank} would wait forever. Log the same "
+                    "keys on all ranks (a neutral value where there is none), or remove sync_dist=True."
                 )
             )
 
@@ -116,5 +116,5 @@ class MissingWorkers:
 
 
 def ranks(numbers: Sequence[int]) -> str:
-    """Return how to say which ranks are meant."""
+    """Return ranks as text: ``rank 1``, ``ranks 1, 2``."""
     return f"rank {numbers[0]}" if len(numbers) == 1 else f"ranks {', '.join(map(str, numbers))}"

@@ -37,7 +37,7 @@ class EpochPosition:
     ended: bool = False
 
     def is_past(self, other: EpochPosition) -> bool:
-        """Tell whether a worker that is here does not stop at another place any more."""
+        """Return whether a worker that is here does not stop at another place any more."""
         return (self.epoch, self.batches, self.ended) > (other.epoch, other.batches, other.ended)
 
 
@@ -122,8 +122,8 @@ class EpochEnds:
                 question = EpochPosition(epoch, batches)
                 own = self._agreed_until if asked is None else asked
                 if own != question and own.epoch <= epoch and here.is_past(question):
-                    told = json.dumps([here.epoch, here.batches, here.ended])
-                    self.store.set(_key("past", epoch, self.rank), told)
+                    text = json.dumps([here.epoch, here.batches, here.ended])
+                    self.store.set(_key("past", epoch, self.rank), text)
 
     def _read_answers(self, asked: EpochPosition) -> None:
         for other in self.others:

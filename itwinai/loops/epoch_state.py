@@ -55,9 +55,9 @@ def restore_epoch_state(trainer: Trainer, results: LeanResults, kept: Sequence[E
                 compat_torchmetrics.write_metric(metric, kept[rank]["metrics"][name])
         elif found and not compat_torchmetrics.can_merge(metric):
             warn_user(
-                f"The checkpoint was written in mid-epoch by {len(kept)} workers, and what they have accumulated in "
-                f"the metric {name!r} cannot be merged for {trainer.world_size}: its value at the end of this epoch is "
-                "that of the batches that are left."
+                f"The checkpoint was saved in mid-epoch by {len(kept)} workers, and the states of the metric {name!r} "
+                f"cannot be merged for {trainer.world_size}: its value for this epoch covers only the batches after "
+                "the resume."
             )
         elif found and rank == 0:
             compat_torchmetrics.write_metric(metric, found[0])

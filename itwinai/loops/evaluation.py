@@ -1,4 +1,4 @@
-"""Validation and test: lightning's loop, running a plan of what its batches really have to do."""
+"""Validation and test: Lightning's loop, running a plan of what its batches really have to do."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class EvaluationPlan:
 
 
 class LeanEvaluationLoop(lightning_loops.EvaluationLoop):
-    """lightning's evaluation loop, which runs a plan wherever one can be drawn up.
+    """Lightning's evaluation loop, which runs a plan wherever one can be drawn up.
 
     Args:
-        stock: the loop of lightning that it takes the place of.
+        stock: the loop of Lightning that it takes the place of.
     """
 
     plan: EvaluationPlan | None = None
-    history: Mapping[str, Any] | None = None  # of the run that is gone on with, until the loaders are made
+    history: Mapping[str, Any] | None = None  # of the run that is resumed, until the loaders are created
     at_end: Callable[[], None] | None = None  # called before the hooks at the end of a validation within a fit
     is_running = False
     has_run = False  # also in the sanity check

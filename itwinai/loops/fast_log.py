@@ -22,8 +22,8 @@ LIGHTNING_LOG = LightningModule.log
 class QuickLog:
     """Takes the place of a module's ``log`` while a loop runs.
 
-    The first call with a name, in a hook, with certain options, goes through lightning, which checks and registers it.
-    Those that follow go straight to what lightning has registered.
+    The first call with a name, in a hook, with certain options, goes through Lightning, which checks and registers it.
+    Those that follow go straight to what Lightning has registered.
 
     Args:
         module: the module.
@@ -54,7 +54,7 @@ class QuickLog:
             except TypeError:  # an option that cannot be a key, such as a list of ranks
                 LightningModule.log(self.module, name, value, batch_size=batch_size, **options)
                 return
-            if known is not None and lightning_logging.goes_on_logging(self.connector, hook):
+            if known is not None and lightning_logging.keeps_logging(self.connector, hook):
                 key, metric = known
                 value = value.detach()
                 if value.dim():
@@ -71,7 +71,7 @@ class QuickLog:
                 self.known[call] = (key, registered)
 
     def end(self) -> None:
-        """Leave everything to lightning from now on: someone may have kept this object, and may put it back."""
+        """Leave everything to Lightning from now on: someone may have kept this object, and may put it back."""
         self.ended = True
         self.known.clear()
 

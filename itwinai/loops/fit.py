@@ -1,4 +1,4 @@
-"""The fit: lightning's loop, which knows at every stop what is done, so that a run resumes from there exactly."""
+"""The fit: Lightning's loop, which records at every stop point what is done, so that a run resumes there exactly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from itwinai.loops.deferred_save import DeferredSaves
 from itwinai.loops.epoch_state import capture_epoch_state, restore_epoch_state
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.results import LeanResults
-from itwinai.loops.resume import go_on_drawing
+from itwinai.loops.resume import restore_rng
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -39,21 +39,22 @@ class _Epochs(Protocol):
 
 
 class LeanFitLoop(lightning_loops.FitLoop):
-    """lightning's fit loop, which keeps account of what is done.
+    """Lightning's fit loop, which records what is done.
 
-    Takes the place of ``trainer.fit_loop``; what it leaves in lightning's part of checkpoints is the same.
+    Replaces ``trainer.fit_loop``; Lightning's part of checkpoints stays the same.
 
     Attributes:
-        place: what is done; None in the midst of something.
-        held: where a run stood before it did what only a run does that stops there, or what is done again.
+        stop_point: what is done; None in the middle of something.
+        saved_position: position to save instead of the current one, while the loop does work that only a stopping run
+            does, or that a resumed run repeats.
         resumed: our part of the checkpoint that this fit resumes from, until its first epoch begins.
-        resumed_loader: the training loaders that were made to continue, which may be replaced before they are iterated.
-        saves: what waits until the hooks are done.
+        resumed_loader: the training loaders created for the resume, which may be replaced before they are iterated.
+        saves: checkpoints that wait until the hooks are done.
         begun_with: random states when the training loaders were iterated for this epoch.
     """
 
-    place: StopPoint | None = None
-    held: FitPosition | None = None
+    stop_point: StopPoint | None = None
+    saved_position: FitPosition | None = None
     resumed: ResumeState | None = None
     resumed_loader: Any = None
     begun_with: RandomStates | None = None
@@ -66,15 +67,15 @@ class LeanFitLoop(lightning_loops.FitLoop):
     # ------------------------------------------------------------------------------------- where the fit stands
 
     def fit_position(self) -> FitPosition | None:
-        """Return where this worker stands; None if that is in the midst of something."""
-        if self.held is not None:
-            return self.held
-        return None if self.place is None else self.capture(self.place)
+        """Return where this worker stands; None in the middle of something."""
+        if self.saved_position is not None:
+            return self.saved_position
+        return None if self.stop_point is None else self.capture(self.stop_point)
 
-    def capture(self, place: StopPoint) -> FitPosition:
+    def capture(self, stop_point: StopPoint) -> FitPosition:
         """Return what this worker needs to resume from here."""
         return FitPosition(
-            place=place,
+            place=stop_point,
             progress=self.progress(),
             history={"reloaded": self.last_reload, "validation": self.epoch_loop.val_loop.read_history()},
             random=pack_random_states(),
@@ -82,25 +83,25 @@ class LeanFitLoop(lightning_loops.FitLoop):
             kept=capture_epoch_state(self.trainer, self.epoch_loop.results),
         )
 
-    def hold(self, place: StopPoint) -> None:
-        """Let checkpoints that are saved from now on be those of where the fit stands now."""
-        self.held = self.capture(place)
+    def hold_position(self, stop_point: StopPoint) -> None:
+        """Save the current position in all checkpoints from now on."""
+        self.saved_position = self.capture(stop_point)
 
     def hold_before_stop(self) -> None:
-        """Let what only a run does that stops after this batch be no part of where it stands."""
-        assert self.held is not None
-        self.held = replace(self.held, place="iteration", progress=self.progress())
+        """Leave work that only a stopping run does out of the saved position."""
+        assert self.saved_position is not None
+        self.saved_position = replace(self.saved_position, place="iteration", progress=self.progress())
 
-    def reach(self, place: StopPoint) -> None:
-        """Note that something is done, and save what has waited for it."""
-        self.place = place
+    def mark_done(self, stop_point: StopPoint) -> None:
+        """Note that this point is reached, and save the checkpoints that waited for it."""
+        self.stop_point = stop_point
         self.saves.flush()
 
-    # --------------------------------------------------------------------------------------------- lightning's loop
+    # --------------------------------------------------------------------------------------------- Lightning's loop
 
     @override
     def run(self) -> None:
-        self.place = self.held = self.resumed = None
+        self.stop_point = self.saved_position = self.resumed = None
         callbacks = lightning_trainer.callbacks(self.trainer)
         try:
             with (
@@ -160,22 +161,22 @@ class LeanFitLoop(lightning_loops.FitLoop):
 
     @override
     def on_advance_start(self) -> None:
-        self.place = self.held = None
+        self.stop_point = self.saved_position = None
         if self.resumed is not None and self.resumed.section.place in _ALL_DONE:
-            go_on_drawing(self.trainer, self.resumed.section)
+            restore_rng(self.trainer, self.resumed.section)
         super().on_advance_start()
 
     @override
     def on_advance_end(self) -> None:
         over = lightning_loops.is_epoch_over(self.epoch_loop)
         if (
-            self.held is None
+            self.saved_position is None
             and not over
             and (self.trainer.should_stop or lightning_loops.is_training_done(self.epoch_loop))
         ):
-            self.hold("iteration")
+            self.hold_position("iteration")
         completed = self.epoch_progress.total.completed
-        self.place = "end of epoch"
+        self.stop_point = "end of epoch"
         self.saves.collects = True
         try:
             super().on_advance_end()
@@ -187,6 +188,8 @@ class LeanFitLoop(lightning_loops.FitLoop):
         self._end_epoch(over)
 
     def _end_epoch(self, over: bool) -> None:
-        if over and self.held is not None:  # the last batch was followed by a validation that only a stop brings
-            self.held = replace(self.capture("epoch"), random=self.held.random)
-        self.reach("epoch")
+        if (
+            over and self.saved_position is not None
+        ):  # the last batch was followed by a validation that only a stop brings
+            self.saved_position = replace(self.capture("epoch"), random=self.saved_position.random)
+        self.mark_done("epoch")

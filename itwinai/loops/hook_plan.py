@@ -24,7 +24,7 @@ Call = Callable[..., Any]
 
 @dataclass(frozen=True)
 class HookCalls:
-    """The implementations of one hook that someone has written, callbacks first, as lightning calls them.
+    """The implementations of one hook that someone has written, callbacks first, as Lightning calls them.
 
     Attributes:
         name: the hook.
@@ -52,7 +52,7 @@ class HookCalls:
 
 
 class ProfilerSpans:
-    """Turns calls into spans of the trainer's profile, named as lightning names them.
+    """Turns calls into spans of the trainer's profile, named as Lightning names them.
 
     Args:
         trainer: whose profiler it is. Without one, calls stay as they are.
@@ -76,21 +76,21 @@ class ProfilerSpans:
 
 
 def is_overridden(owner: Any, name: str, base: type) -> bool:
-    """Tell whether an object has its own implementation of a method: in its class, or on itself."""
+    """Return whether an object has its own implementation of a method: in its class, or on itself."""
     return name in vars(owner) or getattr(type(owner), name, None) is not getattr(base, name)
 
 
 def is_idle(callback: Callback, name: str) -> bool:
-    """Tell whether a callback's implementation of a hook is known to do nothing in this run."""
+    """Return whether a callback's implementation of a hook is known to do nothing in this run."""
     if isinstance(callback, SkipsHooks):
-        return callback.idles_in(name)
+        return callback.skips_hook(name)
     return name == "on_train_batch_end" and lightning_checkpoints.does_nothing_per_batch(callback)
 
 
 def collect_hook(name: str, trainer: Trainer, spans: ProfilerSpans) -> HookCalls | None:
     """Collect the implementations of a hook; return None if there is none.
 
-    A profile shows lightning's empty hooks as well, so with a profiler they count as written.
+    A profile shows Lightning's empty hooks as well, so with a profiler they count as written.
     """
     module = trainer.lightning_module
     profiled = spans.profiler is not None
@@ -182,7 +182,7 @@ class BatchTransfer:
 def _if_there(batch: Any, device: torch.device) -> Any:
     """Return a batch whose tensors all are on the device, in a new container, or None if that is not so.
 
-    The container is new because lightning's is: who changes a batch in place must not change the dataset.
+    The container is new because Lightning's is: who changes a batch in place must not change the dataset.
     """
     kind = type(batch)
     if kind is Tensor:
@@ -202,7 +202,7 @@ LIGHTNING_BACKWARD = Strategy.backward
 
 
 def has_plain_backward(strategy: Strategy, precision: Precision) -> bool:
-    """Tell whether ``strategy.backward`` is nothing but the hooks around the module's ``backward``."""
+    """Return whether ``strategy.backward`` is nothing but the hooks around the module's ``backward``."""
     by_class = type(strategy).backward in (LIGHTNING_BACKWARD, getattr(type(strategy), "lean_backward", None))
     return (
         by_class
@@ -212,13 +212,13 @@ def has_plain_backward(strategy: Strategy, precision: Precision) -> bool:
 
 
 def has_plain_optimizer_step(strategy: Strategy, precision: Precision) -> bool:
-    """Tell whether ``strategy.optimizer_step`` is nothing but the optimizer's ``step`` with hooks in its closure."""
+    """Return whether ``strategy.optimizer_step`` is nothing but the optimizer's ``step`` with hooks in its closure."""
     return lightning_loops.only_steps_optimizer(strategy) and _is_plain(
         precision, ("optimizer_step", "_after_closure", "_wrap_closure", "_clip_gradients")
     )
 
 
 def _is_plain(precision: Precision, methods: tuple[str, ...]) -> bool:
-    """Tell whether methods of a precision plugin are lightning's, for full precision or for autocast without scaler."""
+    """Return whether a precision plugin has Lightning's methods, for full precision or autocast without a scaler."""
     base = MixedPrecision if type(precision) is MixedPrecision and precision.scaler is None else Precision
     return not any(is_overridden(precision, method, base) for method in methods)

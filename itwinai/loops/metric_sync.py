@@ -1,6 +1,6 @@
 """One collective operation for all values that were logged with ``sync_dist``, and a check of other operations.
 
-lightning exchanges them one by one: a barrier and one or two reductions for each key. When two workers log different
+Lightning exchanges them one by one: a barrier and one or two reductions for each key. When two workers log different
 keys, values of different keys are added up, or the run hangs. Here every worker sends one vector of the same length,
 with a fingerprint of its keys before its values: different keys are found out before a value is used.
 """
@@ -100,7 +100,7 @@ def _gathered(strategy: Strategy, names: Sequence[str], own: Tensor) -> Tensor:
         own: this worker's numbers, float64, on the strategy's device.
     """
     # A worker that logs other keys would send a message of another length, at which gloo ends the process and NCCL
-    # hangs. So every message has one size whatever is in it, and its head says what it is about: if the heads differ,
+    # hangs. So every message has one size, and its head says what it is about: if the heads differ,
     # all workers see it in the same exchange and raise the same error. What has no room follows once they agree.
     first = own[: ROOM - HEADER]
     message = torch.zeros(ROOM, dtype=torch.float64, device=strategy.root_device)
@@ -114,7 +114,7 @@ def _gathered(strategy: Strategy, names: Sequence[str], own: Tensor) -> Tensor:
     return values if len(own) == len(first) else torch.cat([values, gather(own[len(first) :])], dim=1)
 
 
-# What the names of operations begin with that are no keys of logged values.
+# Prefix of the names of operations that are not keys of logged values.
 CHECKING = "check of "
 GATHERING = "self.all_gather of "
 COMPUTING = "compute() of "
@@ -125,7 +125,7 @@ def check_shapes(strategy: Strategy, tensor: Tensor) -> None:
     """Find out whether all workers are about to gather tensors of one shape and type; all workers have to call it.
 
     Libraries that move data end the process, or hang, where these differ. The message has the form of those of
-    `metric_sync`, so that a worker that exchanges logged values meanwhile is found out as well.
+    `metric_sync`, so that a worker that exchanges logged values at that time is detected as well.
 
     Args:
         strategy: through which the workers talk.
@@ -187,32 +187,32 @@ def _difference(strategy: Strategy, names: Sequence[str]) -> LoggedKeysError | U
     if all(gathering):
         shapes = "; ".join(f"rank {rank}: {own[0].removeprefix(GATHERING)}" for rank, own in enumerate(gathering))
         return UnequalShapesError(
-            f"self.all_gather stacks the tensors of all workers, and theirs differ: {shapes}. The last batch of a "
-            "worker may be smaller than those of others. Pad them to one shape and gather their lengths as well; or "
-            "keep the values in a torchmetric (CatMetric), which gathers tensors of any length; or gather means with "
-            "the numbers of samples that they are of."
+            f"self.all_gather stacks the tensors of all workers, but their shapes differ: {shapes}. The last batch of "
+            "a worker may be smaller than those of others. Pad the tensors to one shape and gather their lengths too; "
+            "or collect the values in a torchmetric (CatMetric), which gathers tensors of any length; or gather means "
+            "and their numbers of samples."
         )
     lines = [f"rank {rank}: {', '.join(own) or 'none of these'}" for rank, own in enumerate(keys)]
-    told = f"\n  {chr(10).join(lines).replace(chr(10), chr(10) + '  ')}\n"
+    text = f"\n  {chr(10).join(lines).replace(chr(10), chr(10) + '  ')}\n"
     if any(key.startswith(COMPUTING) for own in keys for key in own):
         return LoggedKeysError(
-            "The workers compute different metrics at the same time, or only some of them compute one, for which all "
-            f"have to exchange what they have accumulated.{told}Update, log and compute the same metrics in the same "
-            "order on all workers. A metric need not be updated on all of them."
+            "The workers compute different metrics at the same time, or only some workers compute one, but all have "
+            f"to exchange its state.{text}Update, log and compute the same metrics in the same order on all workers. "
+            "A metric need not be updated on all of them."
         )
     if any(gathering):
         return LoggedKeysError(
-            "Some workers exchange what they have logged with sync_dist=True, while others are in another operation."
-            f"{told}Make all workers run equally many batches, and in each the same calls in the same order."
+            "Some workers exchange values logged with sync_dist=True, while others are in another operation."
+            f"{text}Make all workers run equally many batches, and in each the same calls in the same order."
         )
     if any(key.startswith(METRIC) for own in keys for key in own):
         return LoggedKeysError(
-            f"Only some workers have logged a metric, and all have to compute it.{told}Call self.log with the metric "
+            f"Only some workers have logged a metric, but all have to compute it.{text}Call self.log with the metric "
             "on all workers; it need not have been updated on all of them."
         )
     return LoggedKeysError(
-        "The workers have logged different keys with sync_dist=True, and what only some of them have cannot be "
-        f"reduced.{told}"
+        "The workers have logged different keys with sync_dist=True, and a key of only some workers cannot be "
+        f"reduced.{text}"
         "Log the same keys on all workers (a neutral value where there is none), or leave out sync_dist=True for these."
     )
 

@@ -73,7 +73,7 @@ def _readers(trainer: Trainer) -> Iterator[tuple[str, str]]:
 
 
 def _may_be_logged_later(trainer: Trainer, metric: str) -> bool:
-    """Tell whether code of the user that has not run yet could log a metric."""
+    """Return whether code of the user that has not run yet could log a metric."""
     hook = "on_train_epoch_end"
     for one in (trainer.lightning_module, *lightning_trainer.callbacks(trainer)):
         owners = [owner for owner in type(one).__mro__ if not is_framework(owner.__module__)]
@@ -93,12 +93,12 @@ def _constants(code: CodeType) -> Iterator[object]:
         yield constant
 
 
-def check_callbacks(trainer: Trainer, told: set[str]) -> None:
+def check_callbacks(trainer: Trainer, warned: set[str]) -> None:
     """Compare the values that callbacks monitor, where all workers have just read theirs.
 
     Args:
         trainer: the trainer.
-        told: keys of checkpoint callbacks that have been warned of, to which this may add one.
+        warned: metrics of checkpoint callbacks that were warned about; this call may add some.
 
     Raises:
         UnequalValuesError: a value by which early stopping decides differs between the workers.
@@ -119,16 +119,16 @@ def check_callbacks(trainer: Trainer, told: set[str]) -> None:
             ranks([rank for rank, stops in enumerate(stopping) if stops == value]) for value in (1.0, 0.0)
         )
         raise UnequalStepsError(
-            f"trainer.should_stop is set on {stopped}, and not on {others}: some ranks would continue alone. Set it on "
-            "all at once: trainer.should_stop = trainer.strategy.reduce_boolean_decision(stop, all=False), on all."
+            f"trainer.should_stop is set on {stopped} but not on {others}, so some ranks would continue alone. Decide "
+            "on all ranks together: trainer.should_stop = trainer.strategy.reduce_boolean_decision(stop, all=False)."
         )
     for key, values in differences.items():
         message = _describe(key, keys[key], values)
         if key in deciding:
-            raise UnequalValuesError(f"{message} As it is, each would decide by its own.")
-        if key not in told:
-            told.add(key)
-            warn_user(f"{message} As it is, a checkpoint counts as better only if it is better for each worker.")
+            raise UnequalValuesError(f"{message} Otherwise each rank would decide for itself when to stop.")
+        if key not in warned:
+            warned.add(key)
+            warn_user(f"{message} Until then, a checkpoint counts as better only if it is better on every rank.")
 
 
 def check_scheduler(trainer: Trainer, key: str, value: float) -> None:
@@ -139,7 +139,7 @@ def check_scheduler(trainer: Trainer, key: str, value: float) -> None:
     """
     for values in _differences(trainer, {key: value}).values():
         message = _describe(key, "a scheduler", values)
-        raise UnequalValuesError(f"{message} As it is, each would get a learning rate of its own.")
+        raise UnequalValuesError(f"{message} Otherwise the learning rates of the ranks would diverge.")
 
 
 def _differences(trainer: Trainer, own: Mapping[str, float]) -> dict[str, list[float]]:
@@ -160,6 +160,6 @@ def _same(one: float, other: float) -> bool:
 def _describe(key: str, owner: str, values: list[float]) -> str:
     by_rank = ", ".join(f"{value:.6g} on rank {rank}" for rank, value in enumerate(values[:8]))
     return (
-        f"The workers have different values of '{key}', which {owner} monitors: {by_rank}. Log it with "
-        f"self.log('{key}', ..., sync_dist=True), or as a torchmetric: then all have the value of all samples."
+        f"{owner} monitors '{key}', which differs between ranks: {by_rank}. Log it with "
+        f"self.log('{key}', ..., sync_dist=True) or as a torchmetric, so that all ranks get the value of all samples."
     )

@@ -92,7 +92,7 @@ class LeanOptimization(AbstractClosure[Result]):
         self.window = 1
 
     def holds(self) -> bool:
-        """Tell whether the optimizer is still the one that this was drawn up for."""
+        """Return whether the optimizer is still the one that this was drawn up for."""
         return lightning_loops.lightning_optimizer(self.strategy) is self.lightning_optimizer
 
     def run(self, batch: Any, batch_idx: int, accumulating: bool) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class LeanOptimization(AbstractClosure[Result]):
             accumulating: whether the gradients are only accumulated for a later step.
 
         Returns:
-            What lightning passes on as the output of the batch.
+            What Lightning passes on as the output of the batch.
         """
         self.arguments = (batch, batch_idx) if self.takes_batch_idx else (batch,)
         self.batch_idx = batch_idx
@@ -177,7 +177,7 @@ class LeanOptimization(AbstractClosure[Result]):
         return result
 
     def clear_gradients(self) -> None:
-        """Clear the gradients of the last accumulation window, between forward and backward, as lightning does."""
+        """Clear the gradients of the last accumulation window, between forward and backward, as Lightning does."""
         counters = self.progress.zero_grad
         counters.increment_ready()
         if self.before_zero_grad is not None:

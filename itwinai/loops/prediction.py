@@ -1,4 +1,4 @@
-"""Prediction: lightning's loop, running a plan of what its batches really have to do."""
+"""Prediction: Lightning's loop, running a plan of what its batches really have to do."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class PredictionPlan:
 
 
 class LeanPredictionLoop(lightning_loops.PredictionLoop):
-    """lightning's prediction loop, which runs a plan, and leaves out what an interrupted prediction has done.
+    """Lightning's prediction loop, which runs a plan, and leaves out what an interrupted prediction has done.
 
     Attributes:
         drawn: the batch in work; None where its loader does not tell.
@@ -156,11 +156,11 @@ class LeanPredictionLoop(lightning_loops.PredictionLoop):
             self.keep(output, dataloader_idx)
 
     def _explain(self, error: Exception, batch: Any) -> None:
-        """Add to an error that lightning's own ``predict_step`` is to blame, if it is."""
+        """Add to an error that Lightning's own ``predict_step`` is to blame, if it is."""
         module = self.trainer.lightning_module
         if isinstance(batch, (list, tuple)) and not is_overridden(module, "predict_step", LightningModule):
             note = (
-                f"itwinai: {type(module).__name__} has no predict_step, and lightning's calls forward with the whole "
+                f"itwinai: {type(module).__name__} has no predict_step, and Lightning's calls forward with the whole "
                 f"batch, a {type(batch).__name__} of {len(batch)}. Write one that uses the inputs alone:\n"
                 "    def predict_step(self, batch, batch_idx):\n        return self(batch[0])"
             )

@@ -1,6 +1,6 @@
 """What `self.log` keeps, and how it gets from there to callbacks, loggers and progress bars.
 
-No value differs from those of lightning's own collection. What differs is that what was given with a key the first
+No value differs from those of Lightning's own collection. What differs is that what was given with a key the first
 time is not built and compared again in every step, and that values with ``sync_dist`` travel together (see
 `metric_sync`).
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class LeanResults(lightning_logging.ResultCollection):
-    """lightning's collection of logged values, for one loop of a trainer.
+    """Lightning's collection of logged values, for one loop of a trainer.
 
     Args:
         training: whether the loop is that of training.
@@ -51,8 +51,9 @@ class LeanResults(lightning_logging.ResultCollection):
         # How much this worker's part of the batch in work counts, and by key how much the value of the step does.
         self.weight = 1.0
         self.step_weights: dict[str, float] = {}
-        # What was accumulated before the checkpoint that this run goes on from, until the key is logged again.
+        # What was accumulated before the checkpoint that this run resumes from, until the key is logged again.
         self.restored: dict[str, dict[str, Any]] = {}
+        self._taken_up: set[str] = set()  # keys that are registered because a checkpoint has them
 
     @property
     def exchanges(self) -> bool:
@@ -63,9 +64,14 @@ class LeanResults(lightning_logging.ResultCollection):
     def log(self, fx: str, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         if isinstance(value, Metric) and not value.sync_on_compute and self.exchanges:
             warn_user(
-                f"'{name}' is a {type(value).__name__}(sync_on_compute=False): what is logged is the value of rank 0's "
-                "samples alone. Leave sync_on_compute out to log the value of all samples."
+                f"'{name}' is a {type(value).__name__}(sync_on_compute=False): only rank 0's samples are in the logged "
+                "value. Remove sync_on_compute=False to include all ranks."
             )
+        key = lightning_logging.result_key(self, fx, name, kwargs.get("add_dataloader_idx", True))
+        if key in self._taken_up and self[key].has_reset:
+            # It is registered as in the checkpoint, which may be of one process, that reduces nothing.
+            self._taken_up.discard(key)
+            del self[key]
         super().log(fx, name, compat_torch.plain_tensor(value) if isinstance(value, Tensor) else value, *args, **kwargs)
 
     @override
@@ -91,7 +97,7 @@ class LeanResults(lightning_logging.ResultCollection):
         found = {key: lightning_logging.read_result(metric) for key, metric in self.items()}
         return self.restored | {key: state for key, state in found.items() if state is not None}
 
-    def take_up_restored(self) -> None:
+    def restore_unlogged_keys(self) -> None:
         """Register the keys that were logged before the checkpoint of this epoch, and have not been since.
 
         Raises:
@@ -101,10 +107,11 @@ class LeanResults(lightning_logging.ResultCollection):
             key, state = self.restored.popitem()
             if state["grouped"]:
                 raise CheckpointError(
-                    f"The checkpoint was written in mid-epoch, and {state['options']['name']!r} was logged before it "
-                    "with sync_dist_group, and has not been since. Log it in every step, or go on from a checkpoint of "
-                    "the end of an epoch."
+                    f"The checkpoint was saved in mid-epoch, and {state['options']['name']!r} was logged with "
+                    "sync_dist_group before the checkpoint but not after it. Log it in every step, or resume from a "
+                    "checkpoint saved at the end of an epoch."
                 )
+            self._taken_up.add(key)
             self[key] = lightning_logging.make_result(state, self.trainer)
             lightning_logging.write_result(self[key], state, self.trainer.strategy.root_device)
 
@@ -131,7 +138,7 @@ class LeanResults(lightning_logging.ResultCollection):
         """Reduce the values that someone reads, one by one, in the order in which they were logged.
 
         A progress bar reads on rank 0 only, where the other workers read later, and then more values. One by one, as
-        in lightning, both are the same exchanges.
+        in Lightning, both are the same exchanges.
         """
         if not self.exchanges:
             return
@@ -209,7 +216,7 @@ class LeanResults(lightning_logging.ResultCollection):
 
 
 class LeanLoggerConnector(lightning_logging.LoggerConnector):
-    """lightning's keeper of logged values, which does per batch only what the batch has made necessary."""
+    """Lightning's logger connector, which does only the necessary work in each batch."""
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)
@@ -231,7 +238,7 @@ class LeanLoggerConnector(lightning_logging.LoggerConnector):
         self.check_monitored()  # all workers have read all values of the epoch
 
     def _warn_of_lost_run(self) -> bool:
-        """Say it when a loss is no number any more: a run may train on like that for days."""
+        """Warn when a loss becomes NaN or infinite: a run may otherwise continue like that for days."""
         for name, value in self.callback_metrics.items():
             if "loss" in name and value.numel() == 1 and not torch.isfinite(value):
                 warn_user(
@@ -252,8 +259,8 @@ class LeanLoggerConnector(lightning_logging.LoggerConnector):
         on_step = [metric.meta.name for metric in results.values() if metric.meta.on_step and metric.meta.logger]
         if on_step:
             warn_user(
-                f"An epoch has {batches} steps, and loggers get '{on_step[0]}' of every {every}th step only. Set "
-                f"log_every_n_steps={max(1, batches // 4)} to see more of it, or log it with on_epoch=True."
+                f"An epoch has {batches} steps, but log_every_n_steps={every}: '{on_step[0]}' is not logged in every "
+                f"epoch. Set log_every_n_steps={max(1, batches // 4)}, or log it with on_epoch=True."
             )
         return bool(on_step)
 

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 def iterate_in_epoch(
     trainer: Trainer, data_fetcher: lightning_loops.DataFetcher, resumed: ItwinaiState, batches: int
 ) -> None:
-    """Iterate the training loaders so that the batch after so many comes next.
+    """Iterate the training loaders so that the batch after the first ``batches`` comes next.
 
-    Samplers and loaders that can continue where they were do so. Where one cannot, all that came before is loaded once
-    more and left out.
+    Samplers and loaders that can continue where they were do so. Where one cannot, the batches before are loaded again
+    and skipped.
 
     Args:
         trainer: in a fit, before the loaders are iterated.
-        data_fetcher: through which they are.
+        data_fetcher: the fetcher that iterates them.
         resumed: our part of the checkpoint.
         batches: number of batches of the epoch that were trained.
 
@@ -65,18 +65,18 @@ def iterate_in_epoch(
             next(data_fetcher)
     for sampler, position in zip(samplers, positions, strict=True):
         if sampler is not None and position is not None and not batches and not _is_drawn(position):
-            sampler.go_on_drawing(position)
+            sampler.resume_drawing(position)
 
 
-def generators_go_on(trainer: Trainer, resumed: ItwinaiState) -> None:
+def restore_loader_rng(trainer: Trainer, resumed: ItwinaiState) -> None:
     """Let the generators of the training samplers continue where the checkpoint was written."""
     for sampler, position in zip(training_samplers(trainer), resumed.positions, strict=False):
         if sampler is not None and position is not None:
-            sampler.go_on_drawing(position)
+            sampler.resume_drawing(position)
 
 
 def _is_drawn(position: Position) -> bool:
-    """Tell whether the order of the epoch was drawn."""
+    """Return whether the order of the epoch was drawn."""
     return position.begun_with is not None
 
 
@@ -96,15 +96,15 @@ def _skipped(trainer: Trainer, loader: Any, loaders: int, batches: int) -> int |
 
 def _warn_of_samples_seen_twice(batches: int) -> None:
     warn_user(
-        f"The checkpoint was written in mid-epoch, after {batches} batches, and the training loader starts its "
-        "epoch again: the first samples are seen twice, and the last ones not at all. It was written by another "
-        "number of workers, or in the midst of a batch, and a loader cannot resume where it was. A loader of a dataset "
-        "with indices, of torch's own class DataLoader, can; so can any loader with the methods state_dict and "
-        "load_state_dict, or whose iterable dataset has them, with num_workers=0."
+        f"The checkpoint was saved in mid-epoch, after {batches} batches, but the training loader starts the epoch "
+        "over: the first samples are seen twice, and the last ones not at all. The checkpoint comes from another "
+        "number of workers or from the middle of a batch, and a loader cannot resume its position. A torch DataLoader "
+        "over a map-style dataset can resume; so can any loader that has state_dict and load_state_dict, or whose "
+        "iterable dataset has them, with num_workers=0."
     )
 
 
-def go_on_drawing(trainer: Trainer, resumed: ItwinaiState) -> None:
+def restore_rng(trainer: Trainer, resumed: ItwinaiState) -> None:
     """Let the random number generators continue where the checkpoint was written.
 
     A rank that did not exist then begins a stream of its own where rank 0 continues.

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 EVERY = 11
-"""One in so many steps is split: the marks of a split step cost about 13 us, as much as some layers."""
+"""One of n steps is split: the marks of a split step cost about 13 us, as much as some layers."""
 
 FIRST = 200
-"""So many first steps are all split."""
+"""Number of first steps that are all split."""
 
 EVERY_ON_ACCELERATOR = 23
 """The same where splitting stops host and device from running side by side."""

@@ -149,8 +149,8 @@ class MetricSync:
         except (RuntimeError, TypeError) as error:
             shapes = ", ".join(_layout(name, part, reduction) for part in parts)
             raise MetricMergeError(
-                f"The workers' states of {self._name(metric)} do not fit together: {shapes}. {error} Let update() "
-                f"bring {name!r} to one type, and to one shape but for the first dimension."
+                f"The states of {self._name(metric)} cannot be concatenated across ranks: {shapes}. {error} Make "
+                f"update() give {name!r} the same dtype on all ranks, and the same shape except in dimension 0."
             ) from error
 
     def _metrics(self) -> list[Metric | MetricCollection]:
@@ -170,7 +170,7 @@ class MetricSync:
         return 0 if batch_only else kept.updates
 
     def _changed_counters(self, metric: Metric) -> list[str]:
-        """Return the attributes in which a metric has counted something, and which are no states of it."""
+        """Return the attributes in which a metric has counted something, and which are not among its states."""
         before = self._counters.get(id(metric), {})
         return [name for name, value in _counters(metric).items() if name in before and before[name] != value]
 
@@ -183,8 +183,8 @@ class MetricSync:
     def _counter_error(self, metric: Metric, counters: Sequence[str]) -> MetricMergeError:
         names = sorted({name for of_rank in gather(self.trainer, list(counters)) for name in of_rank})
         return MetricMergeError(
-            f"{self._name(metric)} accumulates in {', '.join(names)}, which is no state of the metric, so each worker "
-            f"has its own. Declare it in __init__: self.add_state({names[0]!r}, torch.tensor(0.0), "
+            f"{self._name(metric)} accumulates in {', '.join(names)}, which is not a state of the metric: each "
+            f"worker has its own. Declare it in __init__: self.add_state({names[0]!r}, torch.tensor(0.0), "
             'dist_reduce_fx="sum"). If it is not part of the value, begin its name with an underscore.'
         )
 

@@ -1,4 +1,4 @@
-"""The training epoch: lightning's loop, running a plan of what its steps really have to do."""
+"""The training epoch: Lightning's loop, running a plan of what its steps really have to do."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from itwinai.loops.hook_plan import BatchTransfer, InScope, ProfilerSpans, colle
 from itwinai.loops.monitored_metrics import check_names, check_scheduler
 from itwinai.loops.optimization import LeanOptimization
 from itwinai.loops.results import LeanResults
-from itwinai.loops.resume import generators_go_on, go_on_drawing, iterate_in_epoch
+from itwinai.loops.resume import iterate_in_epoch, restore_loader_rng, restore_rng
 from itwinai.loops.step_timing import clock_for
 from itwinai.loops.store_monitor import StoreCheck, StoreMonitor
 from itwinai.profiling.step_timer import Phase, StepClock
@@ -80,12 +80,12 @@ class TrainingPlan:
         self.steps_schedulers = bool(trainer.lr_scheduler_configs) and module.automatic_optimization
 
     def holds(self, trainer: Trainer) -> bool:
-        """Tell whether the callbacks are still those that the plan was drawn for."""
+        """Return whether the callbacks are still those that the plan was drawn for."""
         return lightning_trainer.callbacks(trainer) == self.callbacks
 
 
 class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
-    """lightning's training epoch loop, which runs a plan wherever one can be drawn up.
+    """Lightning's training epoch loop, which runs a plan wherever one can be drawn up.
 
     Takes the place of ``trainer.fit_loop.epoch_loop``; what it leaves in checkpoints is the same.
     """
@@ -114,7 +114,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         return fit_loop
 
     @property
-    def place(self) -> StopPoint | None:
+    def resume_point(self) -> StopPoint | None:
         """Where this fit continues exactly, if it does, until its first epoch begins."""
         resumed = self.fit_loop.resumed
         return None if resumed is None else resumed.section.place
@@ -122,7 +122,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
     @override
     def update_restart_stage(self) -> None:
         super().update_restart_stage()
-        if self.place is not None:  # what is left of the batch is known, and lightning need not guess
+        if self.resume_point is not None:  # what is left of the batch is known, and Lightning need not guess
             self.reset_restart_stage()
 
     @override
@@ -149,26 +149,26 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         if section.place is None:
             in_epoch = resumed.continues_epoch(batches)
             if not in_epoch:
-                go_on_drawing(trainer, section)
+                restore_rng(trainer, section)
         else:
             in_epoch = section.place not in ("epoch", "end of epoch")
         lightning_dataloaders.iterate_now(data_fetcher.combined_loader)
         begins = not in_epoch and lightning_loops.iterates_again(self)
         if not in_epoch:
             if self.fit_loop.combined_loader is self.fit_loop.resumed_loader:
-                generators_go_on(trainer, section)
+                restore_loader_rng(trainer, section)
             self.fit_loop.begun_with = pack_random_states()
             if not begins:
                 iter(data_fetcher)
         elif over:  # the next epoch iterates
-            generators_go_on(trainer, section)
+            restore_loader_rng(trainer, section)
         else:
             iterate_in_epoch(trainer, data_fetcher, section, batches)
             own = section.begun_with or []
             self.fit_loop.begun_with = own[trainer.global_rank] if len(own) == trainer.world_size else None
         super().on_run_start(data_fetcher)
         if in_epoch:
-            go_on_drawing(trainer, section)
+            restore_rng(trainer, section)
 
     def finish_batch(self, data_fetcher: lightning_loops.DataFetcher, place: StopPoint) -> None:
         """Do what was left to be done after the last batch when the checkpoint was written."""
@@ -176,16 +176,16 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             return
         lightning_trainer.forget_loading(self.fit_loop)
         if self.batch_progress.current.ready:
-            lightning_logging.go_on_iterating(lightning_logging.logger_connector(self.trainer))
+            lightning_logging.resume_iteration(lightning_logging.logger_connector(self.trainer))
         if place == "validation":
             lightning_loops.skip_next_validation(self)
         if place in ("batch", "validation"):
             self.on_advance_end(data_fetcher)
 
     def draw_plan(self, data_fetcher: lightning_loops.DataFetcher) -> TrainingPlan | None:
-        """Return a plan for this epoch, or None if lightning's own steps have to run."""
+        """Return a plan for this epoch, or None if Lightning's own steps have to run."""
         if isinstance(data_fetcher, lightning_loops.DataLoaderIterFetcher):
-            log.debug("lightning's own training steps run: training_step takes the loader's iterator itself")
+            log.debug("Lightning's own training steps run: training_step takes the loader's iterator itself")
             return None
         return TrainingPlan(self)
 
@@ -197,15 +197,15 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             return
         self._fits += 1
         store = dist.PrefixStore(f"itwinai/fit/{self._fits}", store)
-        place = (store, trainer.global_rank, trainer.world_size)
-        self.agreement = StopAgreement(*place, position=lambda: self.batch_progress.total.ready)
-        self.ends = EpochEnds(*place, place=self.epoch_position, hurry=self.hurry)
+        member = (store, trainer.global_rank, trainer.world_size)
+        self.agreement = StopAgreement(*member, position=lambda: self.batch_progress.total.ready)
+        self.ends = EpochEnds(*member, place=self.epoch_position, hurry=self.hurry)
         checks: list[StoreCheck] = [self.agreement, self.ends]
         if isinstance(trainer, Abortable):
-            missing = MissingWorkers(*place, position=self.position, fail=trainer.abort)
+            missing = MissingWorkers(*member, position=self.position, fail=trainer.abort)
             self.results.missing = self.val_loop.results.missing = missing
             checks.append(missing)
-        self.store_monitor = StoreMonitor(*place, checks)
+        self.store_monitor = StoreMonitor(*member, checks)
         self.store_monitor.start()
         lightning_signals.signal_connector(trainer).on_sigterm = self.ask_to_stop
 
@@ -279,7 +279,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             self._epoch = self.trainer.current_epoch
             self.results.metric_sync.uneven = False
             self.on_run_start(data_fetcher)
-            restarted = True  # for all that is known: only a first iteration can follow upon a checkpoint
+            restarted = True  # possibly: only the first iteration can follow a checkpoint
             while not self.done:
                 try:
                     self.advance(data_fetcher)
@@ -296,7 +296,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
                 self.clock.wait_for_device()
             self.end_together()
             self._ended = True
-            self.results.take_up_restored()
+            self.results.restore_unlogged_keys()
             self.results.sync_epoch()
             if isinstance(self.trainer.strategy, ComparesRanks):
                 self.trainer.strategy.compare_ranks()
@@ -308,11 +308,11 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
     @override
     def advance(self, data_fetcher: lightning_loops.DataFetcher) -> None:
         plan, fit_loop = self.plan, self.fit_loop
-        fit_loop.place = None
+        fit_loop.stop_point = None
         if plan is None or self.restarting:
             fit_loop.saves.collects = True
             super().advance(data_fetcher)
-            fit_loop.reach("batch")
+            fit_loop.mark_done("batch")
             return
         if not plan.holds(self.trainer):
             plan = self.plan = TrainingPlan(self)
@@ -375,7 +375,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
                 )
                 if split is not None:
                     split.mark(Phase.COMMUNICATION)
-            fit_loop.place = "batch"
+            fit_loop.stop_point = "batch"
             if plan.on_train_batch_end is not None:
                 fit_loop.saves.collects = True
                 plan.on_train_batch_end(outputs, batch, batch_idx)
@@ -410,19 +410,19 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         return lightning_loops.optimize_manually(self, batch, batch_idx)
 
     def is_last_of_epoch(self) -> bool:
-        """Tell whether the batch in work is the last of its epoch."""
+        """Return whether the batch in work is the last of its epoch."""
         progress = self.batch_progress
         return progress.is_last_batch or progress.current.ready == self.trainer.num_training_batches
 
     def is_accumulating(self) -> bool:
-        """Tell whether the batch in work only adds to the gradients of a later step."""
+        """Return whether the batch in work only adds to the gradients of a later step."""
         trainer = self.trainer
         if self.batch_progress.current.ready % trainer.accumulate_grad_batches == 0:
             return False
         return trainer.strategy.handles_gradient_accumulation or not self.is_last_of_epoch()
 
     def is_within_step(self) -> bool:
-        """Tell whether gradients wait for the next batch, and would be missing in a checkpoint that is saved here."""
+        """Return whether gradients wait for the next batch, and would be missing in a checkpoint that is saved here."""
         saves = any(isinstance(callback, Preemptible) for callback in lightning_trainer.callbacks(self.trainer))
         return saves and lightning_loops.is_accumulating(self.trainer)
 
@@ -432,14 +432,14 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
 
     @override
     def reset(self) -> None:
-        place = self.place
-        if place in ("batch", "validation", "iteration"):
+        resume_point = self.resume_point
+        if resume_point in ("batch", "validation", "iteration"):
             if self.batch_progress.current.completed < self.batch_progress.current.ready:
                 self.batch_progress.increment_completed()  # it was saved by a hook at the end of the batch
             return
-        if place is None and self.restarting:
-            going_on = all(sampler is not None for sampler in training_samplers(self.trainer))
-            with lightning_checkpoints.without_warning_of_mid_epoch() if going_on else nullcontext():
+        if resume_point is None and self.restarting:
+            resumes_exactly = all(sampler is not None for sampler in training_samplers(self.trainer))
+            with lightning_checkpoints.without_warning_of_mid_epoch() if resumes_exactly else nullcontext():
                 super().reset()
             return
         super().reset()
@@ -466,14 +466,14 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             if trainer.should_stop:
                 lightning_loops.flush_loggers(self)
             signalled = trainer.received_sigterm and not lightning_loops.is_training_done(self)
-            self.fit_loop.place = "iteration"
+            self.fit_loop.stop_point = "iteration"
         if signalled and not self.is_within_step():
             self.stop()
 
     def validate(self, data_fetcher: lightning_loops.DataFetcher) -> bool:
-        """Do what follows upon a batch, validation among it; tell whether a signal has come."""
+        """Do what follows upon a batch, validation among it; return whether a signal has come."""
         fit_loop, trainer = self.fit_loop, self.trainer
-        fit_loop.hold("batch")
+        fit_loop.hold_position("batch")
         stops_here = trainer.should_stop and not lightning_loops.is_validation_due(self, data_fetcher)
         self.val_loop.at_end = None if stops_here else self.reach_end_of_validation
         fit_loop.saves.collects = True
@@ -490,8 +490,8 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         if stops_here:
             fit_loop.hold_before_stop()
         else:
-            fit_loop.held = None
-        fit_loop.reach("iteration")
+            fit_loop.saved_position = None
+        fit_loop.mark_done("iteration")
         return signalled
 
     def check_names(self) -> None:
@@ -504,7 +504,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         """Let checkpoints that hooks save from now on be those of a run that has validated."""
         if self._unchecked_names:
             self.check_names()
-        self.fit_loop.held, self.fit_loop.place = None, "validation"
+        self.fit_loop.saved_position, self.fit_loop.stop_point = None, "validation"
 
     def stop(self) -> NoReturn:
         """End the run because of a signal, with a checkpoint of where it stands, and say where."""

@@ -90,7 +90,7 @@ class Gauges:
                 continue
             try:
                 values = gauge.read()
-            except Exception as error:  # whatever a driver raises, the run is worth more than the quantity
+            except Exception as error:  # any error of a driver: the run is worth more than the quantity
                 self._lose(gauge, error, at)
                 continue
             self._left[gauge] = at + (time.thread_time() - cost) / gauge.share

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import psutil
 
 _PROC = "/proc"
-# The system walks through all memory of a process for it, and the process may have to wait meanwhile.
+# The system walks through all memory of a process for it, and may block the process.
 _SHARE_OF_PSS = 0.0005
 
 
@@ -89,7 +89,7 @@ class ProcessTree:
         self._read_rate, self._written_rate = Rate(), Rate()
 
     def look(self) -> tuple[()]:
-        """Find the processes that have been started meanwhile, and forget those that have ended."""
+        """Find new processes, and forget those that have ended."""
         for pid, process in list(self.processes.items()):
             if not process.is_running():  # or its number is another's by now
                 del self.processes[pid]
@@ -217,13 +217,13 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
     found = []
     try:
         threads = os.listdir(tasks)
-    except OSError:  # the process has ended meanwhile
+    except OSError:  # the process has ended
         return []
     for thread in threads:
         try:
             with open(f"{tasks}/{thread}/children") as file:
                 pids = file.read().split()
-        except OSError:  # the thread has ended meanwhile
+        except OSError:  # the thread has ended
             continue
         for pid in pids:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -141,7 +141,7 @@ class Sampler:
         for what, open_instruments in self._openers.items():
             try:
                 instruments.append(open_instruments())
-            except Exception as error:  # of whatever library: the rest can still be sampled
+            except Exception as error:  # of any library: the rest can still be sampled
                 missing[what] = f"{type(error).__name__}: {error}"
                 log.warning("itwinai: %s: %s cannot be monitored", self._where, what, exc_info=error)
         for instrument in instruments:

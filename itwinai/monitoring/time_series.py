@@ -29,7 +29,7 @@ class Quantity:
 
 
 class Downsampler:
-    """Points over time, of which neighbours are joined when there are too many.
+    """Points over time, of which neighbors are joined when there are too many.
 
     Args:
         limit: most points, an even number.

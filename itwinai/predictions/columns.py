@@ -92,7 +92,7 @@ def numpy_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, Any]:
     """Return a column of numbers, or of lists of fixed size, as an array of shape ``(samples, ...)``.
 
     Raises:
-        TypeError: its rows have no fixed shape, or are no numbers.
+        TypeError: its rows have no fixed shape, or are not numbers.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     kind, shape = array.type, [len(array)]

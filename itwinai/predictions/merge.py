@@ -61,7 +61,7 @@ class _Run:
         self.advance()
 
     def advance(self) -> bool:
-        """Read the next chunk if the last one is used up; tell whether there is anything left."""
+        """Read the next chunk if the last one is used up; return whether there is anything left."""
         while not len(getattr(self, "table", ())):
             chunk = next(self._chunks, None)
             if chunk is None:
@@ -103,7 +103,7 @@ def _overlap(shards: Sequence[Shard]) -> int:
 
 
 def _merge_into_folder(folder: ShardFolder, shards: Sequence[Shard]) -> None:
-    """Replace shards by one; a reader meanwhile finds some rows twice, which it passes over."""
+    """Replace shards by one; a reader at that time finds some rows twice, and skips them."""
     schema = common_schema([shard.schema() for shard in shards])
     about = replace(
         shards[0],

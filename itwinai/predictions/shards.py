@@ -33,7 +33,7 @@ ROW_BITS = 32
 
 SHARD_BYTES = 8 << 20
 SHARD_SECONDS = 60.0
-"""A worker writes a shard when it holds so much, or so long after the last one: a killed run loses no more."""
+"""A worker writes a shard at this size, or at this time after the last one: a killed run loses no more."""
 
 CHUNK_BYTES = 1 << 20
 """Size of the record batches in a shard, which is what joining reads at a time."""

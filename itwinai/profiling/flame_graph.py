@@ -14,9 +14,9 @@ _TITLE = 30
 _LETTER = 6.7  # width of a letter of 11 pixels
 _NARROWEST = 0.5
 
-# Light colours, so that black letters can be read on all of them; a package has the same in every drawing.
+# Light colors, so that black letters can be read on all of them; a package has the same in every drawing.
 _OWN = "#F4A582"  # of code that is not installed: the user's
-_COLOURS = ("#FDDBC7", "#FEE090", "#D9EF8B", "#ABD9E9", "#92C5DE", "#C2A5CF", "#E0C2A2", "#D9D9D9")
+_COLORS = ("#FDDBC7", "#FEE090", "#D9EF8B", "#ABD9E9", "#92C5DE", "#C2A5CF", "#E0C2A2", "#D9D9D9")
 
 
 @dataclass
@@ -28,7 +28,7 @@ class _Node:
 def flame_graph(collapsed: str, title: str) -> str:
     """Return a drawing of stacks, as the text of an SVG that needs no script and scales with the page.
 
-    The width of a box is its share of the samples. Its colour stands for a package; red is code that is not installed,
+    The width of a box is its share of the samples. Its color stands for a package; red is code that is not installed,
     which is mostly the user's. Callees stand in the order of their names, not of time. Pointing at a box shows its
     function, file and share. Boxes that are too narrow to be seen are left out.
 
@@ -75,11 +75,11 @@ def _tree(collapsed: str) -> _Node:
 def _box(frame: Frame, share: float, left: float, row: int, width: float) -> str:
     top = _TITLE + row * _ROW
     package = frame.package
-    colour = _COLOURS[zlib.crc32(package.encode()) % len(_COLOURS)] if package else _OWN
+    color = _COLORS[zlib.crc32(package.encode()) % len(_COLORS)] if package else _OWN
     letters = int((width - 4) / _LETTER)
     label = frame.name if len(frame.name) <= letters else frame.name[: max(letters - 1, 0)] + "…"
     text = f'<text x="{left + 2:.1f}" y="{top + 12}">{escape(label)}</text>' if letters > 2 else ""
     return (
         f"<g><title>{escape(f'{frame.name} ({frame.place}) {share:.1%}')}</title>"
-        f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{_ROW - 1}" fill="{colour}" rx="1"/>{text}</g>\n'
+        f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{_ROW - 1}" fill="{color}" rx="1"/>{text}</g>\n'
     )

@@ -78,7 +78,7 @@ class OperatorSums:
             complete: number of steps that have ended in the window. What comes after them is left out.
 
         Returns:
-            Whether so many steps are among the events; if not, nothing is added.
+            Whether the events contain that many steps; if not, nothing is added.
         """
         marks = sorted((event.start, event.end) for event in _steps(events, EventKind.RANGE))
         if len(marks) < complete or not complete:

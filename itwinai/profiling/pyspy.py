@@ -73,7 +73,7 @@ class StackSampler:
         lines: bool = False,
     ) -> None:
         if rate < 1 or (duration is not None and duration <= 0):
-            raise ConfigurationError(f"StackSampler(rate={rate}, duration={duration}): both have to be above 0.")
+            raise ConfigurationError(f"StackSampler(rate={rate}, duration={duration}): both must be above 0.")
         self.folder = Path(folder)
         self.rank = rank
         self.options = ["--rate", str(rate)]
@@ -99,7 +99,7 @@ class StackSampler:
 
         Raises:
             MissingPackageError: py-spy is not installed.
-            OSError: the folder cannot be made.
+            OSError: the folder cannot be created.
         """
         if self._recorder is not None:
             return

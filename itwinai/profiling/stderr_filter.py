@@ -15,7 +15,7 @@ STDERR = 2
 def without_lines(*starts: bytes) -> Iterator[None]:
     """Leave out the lines of this process's standard error that begin in some ways; all others come when this ends.
 
-    Meanwhile the standard error of the whole process is a file, for all its threads: use it for milliseconds only.
+    Until then the standard error of the whole process is a file, for all its threads: use it for milliseconds only.
 
     Args:
         *starts: what the lines begin with.

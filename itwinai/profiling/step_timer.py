@@ -52,9 +52,9 @@ class StepClock:
     Args:
         synchronize: waits until the accelerator has done all it was told. Without it a mark on a GPU would say when
             work was given to it, not when it was done.
-        every: split one in so many steps, after the first so many. All steps are counted and timed as a whole. A prime,
+        every: split one of n steps, after the first ones. All steps are counted and timed as a whole. A prime,
             so that steps in which something special happens, such as logging, are split as often as others.
-        first: split each of the first so many steps, so that short runs are known well; at least `every`.
+        first: split each of the first n steps, so that short runs are measured well; at least `every`.
 
     Attributes:
         covers_gradients: whether the exchange of gradients is measured too; the strategy says so.
@@ -334,7 +334,7 @@ class Communication:
 
 @dataclass(frozen=True)
 class StepSplit:
-    """How long a training step takes on one worker, and what it does meanwhile. Times are seconds per step.
+    """How long a training step takes on one worker, and how much of it each phase takes. Times are seconds per step.
 
     Attributes:
         steps: the number of steps.

@@ -55,7 +55,9 @@ class Windows:
         for field in fields(self):
             value, least = getattr(self, field.name), 1 if field.name in ("active", "repeat") else 0
             if not isinstance(value, int) or value < least:
-                raise ConfigurationError(f"Windows({field.name}={value!r}): give a whole number, and at least {least}.")
+                raise ConfigurationError(
+                    f"{field.name} of Windows must be an integer of at least {least}; got {value!r}."
+                )
 
 
 class OperatorProfile:
@@ -136,7 +138,7 @@ class OperatorProfile:
 
         Raises:
             ConfigurationError: a window begins at once, and another profiler of torch is running.
-            OSError: the folder cannot be made.
+            OSError: the folder cannot be created.
         """
         if self._running:
             return
@@ -275,13 +277,13 @@ def _compress(plain: Path, path: Path) -> Path:
 
 
 def _has_steps(profiler: profile) -> bool:
-    """Tell whether a profiler has recorded anything: torch crashes when it writes a trace of nothing."""
+    """Return whether a profiler has recorded anything: torch crashes when it writes a trace of nothing."""
     results = None if profiler.profiler is None else profiler.profiler.kineto_results
     return results is not None and any(event.name().startswith("ProfilerStep") for event in results.events())
 
 
 def _uses_cuda() -> bool:
-    """Tell whether this process computes on a GPU; only to ask for one would take memory on it."""
+    """Return whether this process computes on a GPU; only to ask for one would take memory on it."""
     return torch.cuda.is_available() and torch.cuda.is_initialized()
 
 

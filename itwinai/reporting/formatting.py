@@ -156,7 +156,7 @@ def _unit(value: float, units: tuple[Unit, ...]) -> Unit:
 
 
 def _places(value: float, count: int) -> int:
-    """Return the decimal places with which a number has so many digits."""
+    """Return the decimal places with which a number has this many digits."""
     if not value:
         return 0
     return max(count - 1 - math.floor(math.log10(abs(float(f"{value:.{count - 1}e}")))), 0)
@@ -184,7 +184,7 @@ def key_of(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value is a number; true and false are not."""
+    """Return whether a value is a number; true and false are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
@@ -270,7 +270,7 @@ def listed(words: Iterable[object], most: int = 10) -> str:
 
 
 def shortened(text: str, most: int, keep: Literal["start", "end", "both"] = "start") -> str:
-    """Return a text in one line of at most so many characters.
+    """Return a text in one line of limited length.
 
     Args:
         text: the text.

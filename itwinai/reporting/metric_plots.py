@@ -42,7 +42,7 @@ def _plot(metric: Metric, value: Any) -> Figure | None:
 
 
 def _is_plottable(value: Any) -> bool:
-    """Tell whether torchmetrics draws more than a single number, which the curve of the logged value shows already."""
+    """Return whether torchmetrics draws more than a single number; that is in the curve of the logged value already."""
     if isinstance(value, Tensor):
         return value.numel() > 1 and bool(torch.isfinite(value.float()).any())
     return isinstance(value, (tuple, list))

@@ -20,7 +20,7 @@ def sections_of_all(trainer: Trainer) -> list[Section]:
 
 
 def is_fast_dev_run(trainer: Trainer) -> bool:
-    """Tell whether a run only tries out the code, with ``fast_dev_run``: it leaves no reports."""
+    """Return whether a run only tries out the code, with ``fast_dev_run``: it leaves no reports."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 Line = tuple[Sequence[float], Sequence[float]]
 """Where the points of a line are, and their values."""
 
-# Colours that differ for colour-blind readers too: those of Okabe and Ito (2008), and two more.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999", "#882255")
+# Colors that differ for color-blind readers too: those of Okabe and Ito (2008), and two more.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999", "#882255")
 
-GOOD = COLOURS[0]
-BEST = COLOURS[5]
-FAILED = COLOURS[3]
-GOING_ON = COLOURS[2]
+GOOD = COLORS[0]
+BEST = COLORS[5]
+FAILED = COLORS[3]
+ACTIVE = COLORS[2]
 PLAIN = "#8a97a3"
-"""What a dot, a line or a bar means, wherever it stands: the best is orange, what failed is purple, the rest grey."""
+"""What a dot, a line or a bar means, wherever it stands: the best is orange, what failed is purple, the rest gray."""
 
-COLOUR_MAP = "viridis"
-"""Even steps of lightness that colour-blind readers can tell apart; the best is dark, the worst is light."""
+COLOR_MAP = "viridis"
+"""Even steps of lightness that color-blind readers can tell apart; the best is dark, the worst is light."""
 
 FEWEST = 3
 """Points that make a line: fewer are shown as numbers, or as points beside longer lines."""
@@ -107,7 +107,7 @@ def legend_above(figure: Figure, handles: Sequence[Any] = (), columns: int = 4) 
     """Put the legend above the axes, where it hides nothing.
 
     Args:
-        figure: with labelled lines in its first axes.
+        figure: with labeled lines in its first axes.
         handles: what the legend names; by default those lines.
         columns: most names side by side.
     """
@@ -126,7 +126,7 @@ def legend_above(figure: Figure, handles: Sequence[Any] = (), columns: int = 4) 
 
 
 def dots(
-    axes: Axes, places: Sequence[float], values: Sequence[float], colours: str | Sequence[str], of: int | None = None
+    axes: Axes, places: Sequence[float], values: Sequence[float], colors: str | Sequence[str], of: int | None = None
 ) -> None:
     """Draw dots, the smaller and paler the more there are.
 
@@ -134,7 +134,7 @@ def dots(
         axes: of the figure.
         places: of the dots on the horizontal axis.
         values: of the dots.
-        colours: of each, or of all.
+        colors: of each, or of all.
         of: number of all dots in the figure, if these are only some.
     """
     count = max(len(places) if of is None else of, 1)
@@ -142,7 +142,7 @@ def dots(
         places,
         values,
         s=max(12.0, min(38.0, 400 / count**0.6)),
-        c=colours,
+        c=colors,
         alpha=max(0.3, min(0.85, 14 / count**0.6)),
         linewidths=0,
         rasterized=count > MANY,
@@ -227,7 +227,7 @@ def lines_figure(
             places,
             values,
             label=name,
-            color=COLOURS[index % len(COLOURS)],
+            color=COLORS[index % len(COLORS)],
             linewidth=1.6,
             linestyle="-" if len(places) >= FEWEST else "",
             marker="o" if len(places) <= MARKED else None,

@@ -64,7 +64,7 @@ def without_columns(table: Table, width: int, may_go: Sequence[int]) -> tuple[Ta
 
 
 def table_text(table: Table, width: int = WIDTH) -> str:
-    """Return a table as lines of a terminal, without colours.
+    """Return a table as lines of a terminal, without colors.
 
     Names in the first column are cut, at both ends alike, until the lines fit. The last cell of a row that is shorter
     than the others is a text in place of figures, and has the rest of the line.

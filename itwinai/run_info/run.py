@@ -41,7 +41,7 @@ class RunFacts:
         code: the git repository of the user's script; None without one.
         versions: of Python and of the packages that matter, by name.
         launch: where it runs.
-        precision: of the computation, as lightning names it.
+        precision: of the computation, as Lightning names it.
         accumulate_grad_batches: batches per optimizer step.
         seed: that of ``seed_everything``; None if it was not called.
         command: the command line.

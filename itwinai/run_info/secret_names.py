@@ -19,7 +19,7 @@ _SECRETS = _words("""
     authtoken authtokens accesstoken accesstokens refreshtoken refreshtokens apitoken apitokens idtoken bearertoken
     sessiontoken securitytoken
 """)
-"""Whatever stands beside them, they name a secret, unless what follows is said not to be one."""
+"""Words that always name a secret, unless the words after them are listed as an exception."""
 
 _SECRETS_AT_THE_END = _words("token auth authorization bearer jwt cookie cookies")
 """These have other meanings: token_mixer, auth_domain. They name a secret where they are the last word."""
@@ -48,7 +48,7 @@ _END = 200  # what of a name is looked at, as texts hold longer words without sp
 
 
 def is_secret_name(name: str) -> bool:
-    """Tell whether a value with this name is a secret, as ``api_key``, ``hub.accessToken`` or ``--db-password``.
+    """Return whether a value with this name is a secret, as ``api_key``, ``hub.accessToken`` or ``--db-password``.
 
     Args:
         name: of a key, an argument or a variable, in any spelling; several levels joined by dots or slashes are fine.
@@ -67,7 +67,7 @@ def _is_telling(name: str) -> bool:
 
 
 def _names_secret(words: list[str], start: int, end: int) -> bool:
-    """Tell whether the words from start to end name a secret, between those that stand around them."""
+    """Return whether the words from start to end name a secret, between those that stand around them."""
     term, after = "".join(words[start:end]), words[end:]
     if term in _SECRETS:
         return not _NOT_THE_SECRET.intersection(after)

@@ -61,6 +61,8 @@ class JobOptions:
         gpus_per_node: GPUs of each node; None for all that the site's nodes have, 0 for a job without GPUs.
         tasks_per_node: workers on each node; None for one for each GPU, and one without GPUs.
         cpus_per_task: cores of each worker; None for a node's share where the site says how many a node has.
+        max_requeues: how often the job is queued again when it was interrupted; None for 10 times if the command
+            resumes by itself, which `fit` does, and never if not.
         modules: environment modules to load.
         venv: folder of a virtual environment to activate.
         conda: name or folder of a conda environment to activate.
@@ -77,6 +79,7 @@ class JobOptions:
     gpus_per_node: int | None = None
     tasks_per_node: int | None = None
     cpus_per_task: int | None = None
+    max_requeues: int | None = None
     modules: Sequence[str] = ()
     venv: str | None = None
     conda: str | None = None
@@ -146,8 +149,8 @@ def _checked(where: str, layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(where: str, name: str, value: Any) -> Any:
-    if name in ("nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task"):
-        least = 0 if name == "gpus_per_node" else 1
+    if name in ("nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "max_requeues"):
+        least = 0 if name in ("gpus_per_node", "max_requeues") else 1
         try:
             number = int(str(value))
         except ValueError:

@@ -30,7 +30,7 @@ def plan_job(
     site: str | None = None,
     axes: Mapping[str, Sequence[Any]] | None = None,
     folder: Path | None = None,
-    max_requeues: int | None = None,
+    chain: int = 1,
     checks_nodes: bool = True,
 ) -> JobScript:
     """Return the script of a job that runs a command of itwinai.
@@ -42,8 +42,8 @@ def plan_job(
         site: its name; by default that of the section.
         axes: values by path in the config: the job is an array with a task for each combination.
         folder: for the results of the tasks of an array.
-        max_requeues: how often the job is queued again when it was interrupted; by default 10 times for what resumes
-            by itself, which is `fit`, and never for other commands.
+        chain: number of jobs that follow each other, each resuming where the one before was interrupted. They are not
+            queued again.
         checks_nodes: whether the nodes are checked before the workers start.
 
     Raises:
@@ -71,9 +71,15 @@ def plan_job(
             "them. In one allocation it runs on one node: use --nodes 1."
         )
     variants = _variants(command, axes or {}, arguments, folder or Path(f"{name}-trials"))
-    if max_requeues is None:
-        max_requeues = MAX_REQUEUES if command == "fit" else 0
-    return JobScript(name, kind, own, options, found, variants, max_requeues, checks_nodes)
+    requeues = options.max_requeues
+    if chain > 1:
+        requeues = 0
+    elif requeues is None:
+        requeues = MAX_REQUEUES if command == "fit" else 0
+    script = JobScript(name, kind, own, options, found, variants, requeues, chain, checks_nodes)
+    if chain > 1 and script.is_array:
+        raise ConfigurationError("An array cannot be a chain: its tasks end one by one. Use --max-requeues.")
+    return script
 
 
 def _section(paths: Sequence[str]) -> tuple[dict[str, Any], str | None]:

@@ -11,7 +11,9 @@ from typing import Any
 
 from itwinai.io.atomic import write_whole
 from itwinai.io.versioned_json import document_text
-from itwinai.slurm.script import RESULT
+
+RESULT = "ITWINAI_JOB_RESULT"
+"""The environment variable that says to which file a job writes its metrics."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import Literal
 
 from itwinai.slurm.options import JobOptions
 from itwinai.slurm.quoting import bash_word, bash_words, sbatch_line
+from itwinai.slurm.requeue import CHAIN
+from itwinai.slurm.result import RESULT
 from itwinai.slurm.site import NO_SITE, Site
 
 JobKind = Literal["srun", "ray", "single"]
@@ -16,12 +18,6 @@ JobKind = Literal["srun", "ray", "single"]
 
 NOTICE = 120
 """Seconds before the time limit in which a run is to save: SLURM signals up to 60 s too late."""
-
-CHAIN = "ITWINAI_CHAIN"
-"""The environment variable of the jobs of a chain; see `itwinai.slurm.requeue`."""
-
-RESULT = "ITWINAI_JOB_RESULT"
-"""The environment variable that says to which file a job writes its metrics."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,9 @@ class JobScript:
         site: where it runs.
         variants: further arguments of each task of an array; empty for a job that is not one.
         max_requeues: how often the job is queued again when it was interrupted.
+        chain: number of jobs that follow each other, each resuming where the one before was interrupted.
         checks_nodes: whether the nodes are checked before the workers start.
+        only_checks: check the nodes, and start no workers.
     """
 
     name: str
@@ -46,7 +44,9 @@ class JobScript:
     site: Site = NO_SITE
     variants: Sequence[Sequence[str]] = ()
     max_requeues: int = 0
+    chain: int = 1
     checks_nodes: bool = True
+    only_checks: bool = False
 
     @property
     def is_array(self) -> bool:
@@ -97,10 +97,10 @@ class JobScript:
             yield sbatch_line("array", array)
         yield sbatch_line("output", "%x-%A_%a.out" if array else "%x-%j.out")
         yield sbatch_line("open-mode", "append")
-        if self.max_requeues:
-            given = {"requeue": None, "signal": f"B:USR1@{NOTICE}", **given}
-        elif "requeue" not in given:
-            given["no-requeue"] = None
+        if "requeue" not in given:
+            given["requeue" if self.max_requeues else "no-requeue"] = None
+        if self.max_requeues or self.chain > 1:
+            given.setdefault("signal", f"B:USR1@{NOTICE}")
         for name, value in given.items():
             yield sbatch_line(name, value)
 
@@ -145,7 +145,11 @@ class JobScript:
         if self.checks_nodes and self.options.container is None:
             workers = self.options.workers_per_node
             tasks = f" --tasks-per-node {workers}" if self.kind == "srun" else ""
-            yield f"{self._python()} -m itwinai.slurm.preflight{tasks} --devices-per-node {workers} || exit"
+            check = f"{self._python()} -m itwinai.slurm.preflight{tasks} --devices-per-node {workers}"
+            again = f" --max-requeues {self.max_requeues}" if self.max_requeues else ""
+            yield f"exec {check}" if self.only_checks else f"{check}{again} || exit"
+        if self.only_checks:
+            return
         # In the place of this shell, which would not hand on the signals that SLURM sends before the time limit.
         supervisor = f"-m itwinai.slurm.requeue --max-requeues {self.max_requeues} --"
         yield f"exec {self._python(is_outside=True)} {supervisor} \\"

@@ -156,8 +156,8 @@ class Site:
         time = options.sbatch.get("time")
         if time is not None and limits.max_time is not None and seconds_of(time) > seconds_of(limits.max_time):
             raise ConfigurationError(
-                f"{where} allows jobs of {limits.max_time}; --time {time} is longer. Take a shorter time: with "
-                "--requeue the run continues in further jobs."
+                f"{where} allows jobs of {limits.max_time}; --time {time} is longer. Take a shorter time: a "
+                "run of fit resumes in further jobs."
             )
         options = dataclasses.replace(options, gpus_per_node=gpus)
         workers, cpus = options.workers_per_node, options.cpus_per_task
@@ -243,7 +243,15 @@ def user_folder() -> Path:
 
 def _of_plugins() -> list[Path]:
     """Return the folders of sites that other packages have."""
-    return [Path(str(files(one.value))) for one in entry_points(group=ENTRY_POINTS)]
+    folders = []
+    for one in entry_points(group=ENTRY_POINTS):
+        try:
+            folders.append(Path(str(files(one.value))))
+        except ImportError as error:
+            from itwinai.warn import warn_user  # which imports lightning
+
+            warn_user(f"The plugin '{one.name}' has no sites: its package {one.value} cannot be imported ({error}).")
+    return folders
 
 
 def _checked(where: str, key: str, value: Any) -> Any:

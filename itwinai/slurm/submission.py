@@ -31,7 +31,6 @@ def submit(
     site: str | None = None,
     axes: Mapping[str, Sequence[Any]] | None = None,
     folder: str | Path | None = None,
-    max_requeues: int | None = None,
     chain: int = 1,
     checks_nodes: bool = True,
     **options: Any,
@@ -47,7 +46,6 @@ def submit(
         axes: values by path in the config, such as ``{"model.lr": [0.1, 0.2]}``: the job is an array with a task for
             each combination.
         folder: for script, log and results; by default a new one in ``slurm/``, or in the scratch folder of the site.
-        max_requeues: how often the job is queued again when it was interrupted.
         chain: number of jobs that follow each other, each resuming where the one before was interrupted, for sites
             that forbid to queue jobs again.
         checks_nodes: check the nodes before the workers start.
@@ -72,8 +70,6 @@ def submit(
     words = [word for path in paths for word in ("-c", path)] + list(arguments)
     if strategy is not None:
         words += ["--strategy", strategy]
-    if chain > 1:
-        max_requeues = 0
     script = plan_job(
         command,
         words,
@@ -81,30 +77,27 @@ def submit(
         site=site,
         axes=axes,
         folder=own,
-        max_requeues=max_requeues,
+        chain=chain,
         checks_nodes=checks_nodes,
     )
-    return submit_job(script, own, chain=chain)
+    return submit_job(script, own)
 
 
-def submit_job(script: JobScript, folder: Path | None = None, *, chain: int = 1) -> Job:
+def submit_job(script: JobScript, folder: Path | None = None) -> Job:
     """Submit a script.
 
     Args:
         script: the script.
         folder: for script, log and results; by default a new one.
-        chain: see `submit`.
 
     Returns:
         The job; a chain is one.
 
     Raises:
-        ConfigurationError: there is a job in the folder already, or no SLURM, or an array would be chained.
+        ConfigurationError: there is a job in the folder already, or no SLURM.
         SlurmError: SLURM refuses it; of a chain nothing is left in the queue.
     """
     check_programs("sbatch", "squeue", "scancel", needed_for="To submit a job")
-    if chain > 1 and script.is_array:
-        raise ConfigurationError("An array cannot be a chain: its tasks end one by one. Use --max-requeues.")
     folder = (folder or new_folder(script.name, script.site.scratch)).absolute()
     path = folder / SCRIPT
     if path.exists():
@@ -119,16 +112,16 @@ def submit_job(script: JobScript, folder: Path | None = None, *, chain: int = 1)
     numbers: list[str] = []
     try:
         check_script(str(path), options)
-        for place in range(1, chain + 1):
+        for place in range(1, script.chain + 1):
             own = [f"--dependency=afternotok:{numbers[-1]}", "--kill-on-invalid-dep=yes"] if numbers else []
-            where = [str(folder), f"{folder.name}/{place}"] if chain > 1 else [str(folder)]
+            where = [str(folder), f"{folder.name}/{place}"] if script.chain > 1 else [str(folder)]
             numbers.append(submit_script([*options, *own], str(path), where))
     except BaseException as error:
         _withdraw(numbers, path)
         if isinstance(error, SlurmError):
             raise SlurmError(
-                f"SLURM refuses the job {script.name} ({script.options.nodes} nodes, "
-                f"{script.options.workers_per_node} workers on each): {error}. Options of the job are flags and keys "
+                f"SLURM refuses the job {script.name} (nodes: {script.options.nodes}, workers on each: "
+                f"{script.options.workers_per_node}): {error}. Options of the job are flags and keys "
                 "of the section slurm:, such as --partition; `sinfo` lists partitions."
             ) from None
         raise

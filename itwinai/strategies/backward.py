@@ -17,7 +17,7 @@ from itwinai.errors import ConfigurationError
 
 
 def can_require_grad(parameter: Tensor) -> bool:
-    """Tell whether a parameter may be trained at some time, now or when it is unfrozen."""
+    """Return whether a parameter may be trained at some time, now or when it is unfrozen."""
     return parameter.is_floating_point() or parameter.is_complex()
 
 
@@ -88,7 +88,7 @@ class ParameterMonitor:
         return [parameter.requires_grad for parameter in self.parameters.values()]
 
     def may_have_changed(self) -> bool:
-        """Tell whether a look is worth its time."""
+        """Return whether a look is worth its time."""
         return self._registered or self._flags() != self._trained
 
     def new(self) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ class LocalProcesses:
     """The workers are processes of this machine; a single one is this process itself.
 
     Args:
-        kind: what they are made of, as the argument ``launcher`` of `ItwinaiTrainer` says.
+        kind: how they are started; see the argument ``launcher`` of `ItwinaiTrainer`.
 
     Raises:
         ConfigurationError: there is no such kind of worker.
@@ -82,13 +82,13 @@ class LocalProcesses:
 
 
 class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launching.UnlistedParallelStrategy):
-    """Mixin, before a parallel strategy of lightning: ranks come from the environment, workers from a source.
+    """Mixin, before a parallel strategy of Lightning: ranks come from the environment, workers from a source.
 
     Attributes:
         worker_source: where workers come from, unless an outer launcher has started this process as one.
-        kept: of the run that has ended last in a worker that was launched, for the caller.
-        check_drift: compare the parameters of all ranks after each epoch, which costs one look at each of them and an
-            exchange of two numbers. Off for ranks that differ on purpose.
+        final_state: what the last run of a launched worker leaves for the calling process.
+        check_drift: compare the parameters of all ranks after each epoch, which reads each of them once and exchanges
+            two numbers. Turn it off for ranks that differ on purpose.
     """
 
     worker_source: WorkerSource
@@ -139,7 +139,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         return accelerator
 
     def use_launcher(self, kind: WorkerKind) -> None:
-        """Choose what the workers of this machine are made of.
+        """Choose how the workers of this machine are started.
 
         Raises:
             ConfigurationError: there is no such kind of worker, or the workers come from elsewhere.
@@ -148,8 +148,8 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
             if kind in ("auto", "payload"):
                 return
             raise ConfigurationError(
-                f"launcher={kind!r} is for workers of this machine, and those of the strategy '{self.strategy_name}' "
-                "are started by Ray, which sends them the trainer as a payload. Leave launcher out."
+                f"launcher={kind!r} is for workers of this machine, but Ray starts the workers of the strategy "
+                f"'{self.strategy_name}' and sends them the trainer as a payload. Remove launcher."
             )
         self.worker_source = LocalProcesses(kind)
 
@@ -189,7 +189,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         environment = self.cluster_environment
         if environment is None:
             return
-        # lightning's own has no ranks but these, also where someone has started every worker by hand, with LOCAL_RANK.
+        # Lightning's own has no ranks but these, also where someone has started every worker by hand, with LOCAL_RANK.
         if isinstance(environment, LightningEnvironment) or not environment.creates_processes_externally:
             environment.set_world_size(self.num_nodes * self.num_processes)
             environment.set_global_rank(environment.node_rank() * self.num_processes + environment.local_rank())
@@ -291,14 +291,14 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return super().backward(self.weigh_loss(closure_loss), *args, **kwargs)
 
-    # The backward that is lightning's own after `weigh_loss`; the lean loop may run the two itself.
+    # The backward that is Lightning's own after `weigh_loss`; the lean loop may run the two itself.
     lean_backward = backward
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """Reduce a tensor over all workers; return other objects as they are.
 
-        The mean of integers is a floating-point number. Lightning's DDP cuts it to an integer, and thereby falsifies
-        the epoch means of logged values as soon as workers have unequal numbers of samples.
+        The mean of integers is a floating-point number. Lightning's DDP truncates it to an integer, which falsifies the
+        epoch means of logged values as soon as workers have unequal numbers of samples.
         """
         is_mean = isinstance(reduce_op, str) and reduce_op.lower() in ("mean", "avg") or reduce_op == ReduceOp.AVG
         if isinstance(tensor, Tensor) and is_mean and not (tensor.is_floating_point() or tensor.is_complex()):
@@ -386,7 +386,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         }
         with MetricSync(module.trainer).merging():
             for name in (name for name in metrics if name in anywhere):  # in the same order on all workers
-                # One that cannot be merged was an error where it was computed; here nobody has asked for it.
+                # One that cannot be merged was an error where it was computed; here no code needs its value.
                 with suppress(MetricMergeError), metrics[name].sync_context():
                     states[name] = compat_torchmetrics.metric_state(metrics[name])
         return states
@@ -442,7 +442,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         )
 
     def refuse_parameters_made_in_step(self, watch: ParameterMonitor) -> None:
-        """Refuse parameters that a training step has made: each worker has drawn other values for them.
+        """Refuse parameters that a training step has created: each worker has drawn different values for them.
 
         Raises:
             ConfigurationError: there are some.
@@ -450,9 +450,9 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         late = watch.new()
         if late and self.world_size > 1:
             raise ConfigurationError(
-                f"{shortened(late)} were made or replaced in training_step, by each worker for itself and with values "
-                "of its own. Make parameters before the step, in __init__, configure_model, on_train_start or "
-                "on_train_epoch_start, where all workers get those of rank 0."
+                f"{shortened(late)} were created or replaced in training_step, so each rank has different values. "
+                "Create parameters before the step, in __init__, configure_model, on_train_start or "
+                "on_train_epoch_start, where all ranks get those of rank 0."
             )
 
     def compare_ranks(self) -> None:

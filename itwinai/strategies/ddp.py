@@ -53,7 +53,7 @@ class TorchDistributedStrategy(LaunchedStrategy):
 
     def setup_distributed(self) -> None:
         """Form the process group, unless an outer launcher has done so."""
-        # Not lightning's: that one seeds all ranks again, and a distributed run draws other numbers than one process.
+        # Not Lightning's: that one seeds all ranks again, and a distributed run draws other numbers than one process.
         self.set_world_ranks()
         self.init_process_group(self.process_group_backend)
         self.announce()
@@ -64,7 +64,7 @@ class TorchDistributedStrategy(LaunchedStrategy):
         return self.backend or dist.get_default_backend_for_device(self.root_device)
 
     def init_process_group(self, backend: str) -> None:
-        """Initialise torch.distributed with this worker's ranks.
+        """Initialize torch.distributed with this worker's ranks.
 
         Args:
             backend: ``gloo``, ``nccl`` or another that torch knows.
@@ -107,7 +107,7 @@ class TorchDistributedStrategy(LaunchedStrategy):
 
     def gather_alike(self, tensor: Tensor, group: Any = None) -> Tensor:
         """Return the tensors of all workers, stacked, without a check that they have one shape."""
-        # Not lightning's: that one takes the detour by autograd, which torch deprecates, also for plain numbers.
+        # Not Lightning's: that one takes the detour by autograd, which torch deprecates, also for plain numbers.
         tensor = tensor.detach().contiguous()
         gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
         dist.all_gather(gathered, tensor, group=group)
@@ -136,10 +136,10 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
             (Vogels et al., 2019, arXiv:1905.13727; rank 1, after 10 plain steps). Changes the numbers.
         timeout: seconds after which a collective operation that some worker has not joined is an error.
         process_group_backend: ``"gloo"`` or ``"nccl"``; picked by the device by default.
-        launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
+        launcher: how the workers of this machine are started; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
         check_drift: compare the parameters of all ranks after each epoch. A ``ddp_comm_hook`` turns it off.
-        **kwargs: further arguments of lightning's DDPStrategy and of torch's DistributedDataParallel: see `DDPOptions`.
+        **kwargs: further arguments of Lightning's DDPStrategy and of torch's DistributedDataParallel: see `DDPOptions`.
 
     Raises:
         ConfigurationError: the name of the compression is unknown.
@@ -215,7 +215,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         if self.gradient_compression is not None:
             hook, state = _compression_hook(self.gradient_compression)
         elif self.root_device.type == "cuda":
-            return  # lightning has registered the user's hook; it does so on CUDA only
+            return  # Lightning has registered the user's hook; it does so on CUDA only
         if hook is not None:
             assert isinstance(self.model, DistributedDataParallel)
             self.model.register_comm_hook(state=state, hook=hook)
@@ -317,9 +317,9 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
         if averager.repeated or averager.nested and self.find_unused_parameters:
             if not self._keeps_averager:
                 rank_zero_info(
-                    "itwinai: parameters get gradients from backward passes inside another, of reentrant activation "
-                    "checkpointing, which DDP would average in part only. So they are averaged after each backward; "
-                    "with use_reentrant=False DDP does it during backward."
+                    "itwinai: reentrant activation checkpointing runs backward inside backward, where DDP would miss "
+                    "gradients. itwinai averages after backward instead; use_reentrant=False lets DDP overlap the two "
+                    "again."
                 )
             self._keeps_averager = True
         if not self._keeps_averager:

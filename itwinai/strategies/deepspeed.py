@@ -53,7 +53,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         offload_optimizer: keep the optimizer state in host memory.
         offload_parameters: keep the parameters of stage 3 in host memory.
         config: a DeepSpeed configuration, as a dictionary or the path of a JSON file; ``stage`` and the offload
-            options are then ignored in favour of what it says.
+            options are then ignored in favor of what it says.
         sharded_checkpoints: write checkpoints of stage 3 as folders, into which each worker writes its part, for models
             that are too large for one host. They resume with any number of workers, and under any strategy where the
             whole model fits. All workers have to see the same folder.
@@ -65,10 +65,10 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
         check_drift: compare the parameters that are not sharded, of all ranks, after each epoch.
-        **kwargs: further arguments of lightning's DeepSpeedStrategy: see `DeepSpeedOptions`.
+        **kwargs: further arguments of Lightning's DeepSpeedStrategy: see `DeepSpeedOptions`.
 
     Raises:
-        UnknownArgumentError: lightning's strategy does not accept one of the further arguments.
+        UnknownArgumentError: Lightning's strategy does not accept one of the further arguments.
         ConfigurationError: the stage does not exist.
         MissingPackageError: DeepSpeed is not installed.
     """
@@ -93,7 +93,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         check_options(DeepSpeedStrategy, kwargs, LightningDeepSpeedStrategy.__init__)
         require("deepspeed", f"Install it with `{INSTALL['deepspeed']}`.", "The strategy 'deepspeed'")
         if stage not in (0, 1, 2, 3):
-            raise ConfigurationError(f"ZeRO has the stages 0, 1, 2 and 3; stage={stage!r} is none of them.")
+            raise ConfigurationError(f"stage must be 0, 1, 2 or 3; got {stage!r}.")
         super().__init__(
             stage=stage,
             offload_optimizer=offload_optimizer,
@@ -184,7 +184,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
 
     @property
     def handles_gradient_accumulation(self) -> bool:
-        """False: lightning's loop says when to step, so that partial windows are treated as under DDP."""
+        """False: Lightning's loop says when to step, so that partial windows are treated as under DDP."""
         return False
 
     @contextmanager
@@ -273,13 +273,14 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         if self._precision_of_engine(self.config) == torch.float16 or not compat_deepspeed.keep_gradients_whole(engine):
             raise ConfigurationError(
                 f"DeepSpeed does not support hooks on gradients ({named}) in stage {self.stage} with this precision: "
-                "until the step they are scaled, or accumulated elsewhere in another type. Use precision='bf16-mixed' "
-                "or '32-true' without a `data_types` section in the config, or the strategy 'ddp'."
+                "until the step they are scaled, or accumulated elsewhere in another dtype. Use "
+                "precision='bf16-mixed' or '32-true' without a `data_types` section in the config, or the strategy "
+                "'ddp'."
             )
         if self.stage > 1:
             rank_zero_info(
-                f"itwinai: gradients are kept whole on each worker until the step, which takes the memory of stage 1 "
-                f"for them, because of {named}. whole_gradients=False says that these look at no gradients."
+                f"itwinai: gradients are kept whole on each worker until the step, which takes as much memory as in "
+                f"stage 1, because of {named}. Set whole_gradients=False if these hooks do not read gradients."
             )
         early = any(name.endswith((".on_after_backward", ".optimizer_step")) for name in reasons)
         precision.gradients = UnshardedGradients(
@@ -287,7 +288,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         )
 
     def _check_frozen(self) -> None:
-        """Refuse parameters of the optimizer that were frozen, or no longer are, since the engine was made.
+        """Refuse parameters of the optimizer that were frozen, or no longer are, since the engine was created.
 
         Raises:
             ConfigurationError: there is one.
@@ -389,7 +390,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         return path is not None and (is_engine_checkpoint(path) or self._takes_shards(path))
 
     def _takes_shards(self, path: str | Path) -> bool:
-        """Tell whether the workers read their own parts of a checkpoint."""
+        """Return whether the workers read their own parts of a checkpoint."""
         assert self.lightning_module is not None
         fitting = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
         return fitting and self.zero_stage_3 and is_sharded(path)
@@ -447,7 +448,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Load a checkpoint that any strategy has written, or the folder of a DeepSpeed engine.
 
-        Of the latter only the weights are read unless this is a fit, of whatever stage and number of workers: the
+        Of the latter only the weights are read unless this is a fit, of any stage and number of workers: the
         engine could not load those of stage 3 without an optimizer.
         """
         assert self.lightning_module is not None
@@ -494,20 +495,20 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
             ShardedOptimizer(optimizer, self._groups).scatter(state)
 
 
-# The folder inside a checkpoint directory into which lightning lets DeepSpeed write.
+# The folder inside a checkpoint directory into which Lightning lets DeepSpeed write.
 TAG = "checkpoint"
 
 
 def is_engine_checkpoint(path: str | Path) -> bool:
-    """Tell whether a checkpoint is the folder of a DeepSpeed engine."""
+    """Return whether a checkpoint is the folder of a DeepSpeed engine."""
     return (Path(path) / TAG).is_dir()
 
 
 def read_engine_checkpoint(folder: Path) -> dict[str, Any]:
-    """Read lightning's content and the whole weights from the folder of a DeepSpeed engine.
+    """Read Lightning's content and the whole weights from the folder of a DeepSpeed engine.
 
     Args:
-        folder: which lightning or DeepSpeed has written, in any stage and with any number of workers.
+        folder: which Lightning or DeepSpeed has written, in any stage and with any number of workers.
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 

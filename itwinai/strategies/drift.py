@@ -1,7 +1,7 @@
-"""Finds out whether the workers still train the same model: bit by bit the same parameters, at the same rates.
+"""Checks that all workers still train the same model: the same parameters, bit by bit, at the same learning rates.
 
-Parameters that begin equal and get equal gradients stay equal. Where they do not, some gradient has not been averaged,
-or someone has changed a parameter on one worker alone, and the result of the run is that of a single worker, or worse.
+Parameters that begin equal and get equal gradients stay equal. Where they do not, some gradient was not averaged, or
+some code changed a parameter on one worker only, and the result of the run is that of a single worker, or worse.
 """
 
 from __future__ import annotations
@@ -113,11 +113,11 @@ def compare(module: nn.Module, optimizers: Sequence[Optimizer], strategy: Gather
     }
     names = list(dict.fromkeys(name for found in differing.values() for name in found))
     raise DriftError(
-        f"{len(names)} of {len(sums)} parameters are not the same on all ranks after epoch {trainer.current_epoch}, "
-        f"step {trainer.global_step}: {shortened(names)}; {_others(differing)} from rank 0. Look for what changes them "
-        "on one rank only: code for one rank (is_global_zero), random numbers in an optimizer or in hooks, gradients "
-        "that are changed after they have been averaged or steps taken before (hooks on parameters), a state that is "
-        "loaded on one rank. If ranks are meant to differ, set check_drift=False in the strategy."
+        f"{len(names)} of {len(sums)} parameters differ between ranks after epoch {trainer.current_epoch}, "
+        f"step {trainer.global_step}: {shortened(names)}; {_others(differing)} from rank 0. Look for code that changes "
+        "them on one rank only: code for one rank (is_global_zero), random numbers in an optimizer or in hooks, "
+        "gradients modified after averaging, optimizer steps taken before it (parameter hooks), or state loaded on one "
+        "rank only. If ranks are meant to differ, set check_drift=False in the strategy."
     )
 
 
@@ -126,7 +126,7 @@ def compare_trained(everyone: Sequence[Trained], trainer: Trainer) -> None:
 
     Args:
         everyone: what the workers train, by rank.
-        trainer: the trainer, which knows what its schedulers monitor.
+        trainer: the trainer, for the epoch, the step and the metrics that schedulers monitor.
 
     Raises:
         DriftError: they do not.
@@ -140,8 +140,8 @@ def compare_trained(everyone: Sequence[Trained], trainer: Trainer) -> None:
     if names:
         raise DriftError(
             f"Not all ranks train the same parameters in epoch {trainer.current_epoch}, step {trainer.global_step}: "
-            f"{shortened(names)} are there, have another shape, or require a gradient on some ranks only; "
-            f"{_others(differing)} from rank 0. Freeze, unfreeze and make parameters on all ranks alike."
+            f"{shortened(names)} exist, have another shape, or require a gradient on some ranks only; "
+            f"{_others(differing)} from rank 0. Freeze, unfreeze and create parameters on all ranks alike."
         )
     _compare_rates([rates for _, rates in everyone], trainer)
 
@@ -154,14 +154,14 @@ def _compare_rates(rates: Sequence[Sequence[float]], trainer: Trainer) -> None:
         f"A scheduler monitors {', '.join(map(repr, monitored))}: log it with sync_dist=True, so that all ranks see "
         "the same value."
         if monitored
-        else "What they are computed from has to be the same everywhere: log values with sync_dist=True, and broadcast "
-        "what is drawn at random."
+        else "Compute them from values that are equal on all ranks: log values with sync_dist=True, and broadcast "
+        "random numbers."
     )
-    told = "; ".join(
+    text = "; ".join(
         f"{', '.join(f'{rate:g}' for rate in theirs)} on rank {rank}" for rank, theirs in enumerate(rates[:8])
     )
     when = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
-    raise DriftError(f"The ranks learn at different rates in {when}: {told}. {cause}")
+    raise DriftError(f"Learning rates differ between ranks ({when}): {text}. {cause}")
 
 
 def _shape(shape: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -1,8 +1,8 @@
-"""Averages gradients over the workers at the end of a backward pass, where DDP's reducer cannot do it meanwhile.
+"""Averages gradients over the workers after a backward pass, where DDP's reducer cannot do it during the pass.
 
-The reducer knows the parameters that were trained when it was made, expects each of them exactly once per pass, and has
-to be told of a pass before it begins. What is averaged here may be reached by any pass, any number of times: an average
-of gradients that are partly averages already is the average of the rest.
+The reducer expects each parameter that was trainable at its creation exactly once per pass, and has to be prepared
+before a pass. Gradients averaged here may come from any pass, any number of times: an average of gradients that are
+partly averages already is the average of the rest.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
         check_drift: compare the parameters of all ranks after each epoch, but for Adasum.
-        **kwargs: further arguments of lightning's ParallelStrategy: see `ParallelOptions`.
+        **kwargs: further arguments of Lightning's ParallelStrategy: see `ParallelOptions`.
 
     Raises:
         ConfigurationError: an option is unknown.
@@ -159,7 +159,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
     """
 
     strategy_name = "horovod"
-    is_distributed = True  # lightning would inject no sampler and ignore sync_dist otherwise
+    is_distributed = True  # Lightning would inject no sampler and ignore sync_dist otherwise
 
     def __init__(
         self,
@@ -563,6 +563,6 @@ def _combine_updates(parameters: list[Tensor], before: list[Tensor]) -> None:
 
 
 def _refuse_group(group: Any) -> None:
-    # lightning names the group of all workers where none is given.
+    # Lightning names the group of all workers where none is given.
     if group is not None and group is not dist.group.WORLD:
         raise ConfigurationError("The strategy 'horovod' works on all workers; other process groups are not supported.")

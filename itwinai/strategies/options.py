@@ -1,4 +1,4 @@
-"""The arguments that strategies pass on to lightning, torch and DeepSpeed, for editors and for messages.
+"""The arguments that strategies pass on to Lightning, torch and DeepSpeed, for editors and for messages.
 
 They are declared as types for ``**kwargs``: editors complete them and type checkers refuse others, and no constructor
 has to repeat them. ``tests/strategies/test_options.py`` compares them with the installed libraries.
@@ -23,7 +23,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class ParallelOptions(TypedDict, total=False):
-    """What every parallel strategy of lightning accepts; the trainer sets all of it from its own arguments."""
+    """What every parallel strategy of Lightning accepts; the trainer sets all of it from its own arguments."""
 
     accelerator: Accelerator | None
     parallel_devices: list[torch.device] | None
@@ -33,7 +33,7 @@ class ParallelOptions(TypedDict, total=False):
 
 
 class DDPOptions(ParallelOptions, total=False):
-    """What lightning's DDPStrategy and torch's DistributedDataParallel accept; see their documentation."""
+    """What Lightning's DDPStrategy and torch's DistributedDataParallel accept; see their documentation."""
 
     ddp_comm_state: object | None
     ddp_comm_hook: Callable[..., Any] | None
@@ -48,7 +48,7 @@ class DDPOptions(ParallelOptions, total=False):
 
 
 class DeepSpeedOptions(TypedDict, total=False):
-    """What lightning's DeepSpeedStrategy accepts besides; see its documentation. ``config`` overrides most of them."""
+    """What Lightning's DeepSpeedStrategy accepts besides; see its documentation. ``config`` overrides most of them."""
 
     accelerator: Accelerator | None
     parallel_devices: list[torch.device] | None

@@ -71,7 +71,7 @@ class RayStrategy(LaunchedStrategy):
             raise ConfigurationError(
                 f"The strategy inside Ray has to be one of itwinai's: ddp, deepspeed, horovod; not {strategy!r}."
             )
-        # Most of what a strategy does is the work of the one inside, and lightning and callbacks ask for it by class.
+        # Most of what a strategy does is the work of the one inside, and Lightning and callbacks ask for it by class.
         # So this object becomes one of both classes, instead of passing on every call and attribute.
         vars(self).update(vars(inner))
         self.__class__ = _class_around(type(self), type(inner))
@@ -88,7 +88,7 @@ class RayStrategy(LaunchedStrategy):
             self.backend = self.backend or "gloo"  # NCCL refuses workers that share a GPU
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The class is made here and has no name by which pickle could import it.
+        # The class is created here and has no name by which pickle could import it.
         return _bare, type(self).__bases__, self.__getstate__()
 
     @override
@@ -105,7 +105,7 @@ class RayStrategy(LaunchedStrategy):
         if isinstance(self.launcher, RayLauncher):
             self.launcher.starting = starting
 
-    # lightning declares these abstract; the strategy inside has them.
+    # Lightning declares these abstract; the strategy inside has them.
 
     @override
     def barrier(self, name: str | None = None) -> None:

@@ -22,7 +22,7 @@ INSTALL = {
 
 @dataclass(frozen=True)
 class StrategyEntry:
-    """A strategy name. What the trainer, the doctor, searches and simulations need to know of a strategy stands here.
+    """A strategy name, with all that the trainer, the doctor, searches and simulations need to know of it.
 
     Attributes:
         name: what you write after ``--strategy``.
@@ -96,7 +96,7 @@ STRATEGY_NAMES: tuple[str, ...] = tuple(_ENTRIES)
 
 
 def find_entry(strategy: object) -> StrategyEntry | None:
-    """Return the entry of a strategy; None for those that are lightning's or your own.
+    """Return the entry of a strategy; None for those that are Lightning's or your own.
 
     Args:
         strategy: a name, a section of a config with ``class_path``, or an instance, whose options may be other ones
@@ -110,7 +110,7 @@ def find_entry(strategy: object) -> StrategyEntry | None:
 
 
 def uses_ray(strategy: object) -> bool:
-    """Tell whether the workers of a strategy are Ray actors.
+    """Return whether the workers of a strategy are Ray actors.
 
     Args:
         strategy: as for `find_entry`.
@@ -126,7 +126,7 @@ def make_strategy(name: str) -> Strategy | None:
         name: one of `STRATEGY_NAMES`, or a name that lightning knows.
 
     Returns:
-        The strategy, or None for a name that is left to lightning.
+        The strategy, or None for a name that is left to Lightning.
 
     Raises:
         ConfigurationError: the name is unknown; the message suggests the nearest one.

@@ -25,7 +25,7 @@ OPERATIONS = (
 class CollectiveTimer:
     """Tells a clock of all collective operations of DeepSpeed, until it is ended.
 
-    All of them go through one object, its backend, whose operations are replaced on that object meanwhile.
+    All of them go through one object, its backend; the operations are replaced on that object.
 
     Args:
         clock: that of the training steps.

@@ -45,7 +45,7 @@ def gather_weights(module: nn.Module, keep: bool) -> dict[str, Any]:
 
 
 def accepts_keep_vars(module: nn.Module) -> bool:
-    """Tell whether ``state_dict`` accepts ``keep_vars``; one that a user has written need not."""
+    """Return whether ``state_dict`` accepts ``keep_vars``; one that a user has written need not."""
     parameters = inspect.signature(module.state_dict).parameters.values()
     return any(one.name == "keep_vars" or one.kind == inspect.Parameter.VAR_KEYWORD for one in parameters)
 
@@ -71,7 +71,7 @@ def _place(tensor: Tensor) -> tuple[int, torch.Size]:
 
 @contextmanager
 def whole_parameters(module: nn.Module, changed: bool) -> Iterator[None]:
-    """Let all workers have the whole parameters meanwhile.
+    """Let all workers have the whole parameters inside the context.
 
     Args:
         module: the module inside an engine.

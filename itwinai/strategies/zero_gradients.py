@@ -116,7 +116,7 @@ class UnshardedGradients:
         if dist.get_world_size() == 1:
             return
         # A parameter that only some workers have used takes part on all of them: the all-reduce must be the same
-        # everywhere. One that nobody has used keeps no gradient, so that the optimizer leaves it as it is.
+        # everywhere. One that no worker used keeps no gradient, so that the optimizer leaves it unchanged.
         has_one = [parameter.grad is not None for parameter in self.parameters]
         used = torch.tensor(has_one, dtype=torch.int32, device=self.parameters[0].device)
         dist.all_reduce(used, op=dist.ReduceOp.MAX)
@@ -150,10 +150,10 @@ class UnshardedGradients:
 
 
 class EnginePrecision(DeepSpeedPrecision):
-    """lightning's precision plugin for DeepSpeed, with all hooks around backward and step as in one process.
+    """Lightning's precision plugin for DeepSpeed, with all hooks around backward and step as in one process.
 
     Args:
-        precision: as lightning accepts it.
+        precision: as Lightning accepts it.
         check: called before each step.
 
     Attributes:
@@ -197,10 +197,10 @@ class EnginePrecision(DeepSpeedPrecision):
                 model.backward(engine.scale(tensor), *args, **kwargs)
         except AssertionError as error:
             raise ConfigurationError(
-                "DeepSpeed does not support that the gradient of a parameter is computed twice in one backward pass, "
-                "as by reentrant activation checkpointing of a layer that is used twice. Use "
-                "checkpoint(use_reentrant=False), or DeepSpeedStrategy(whole_gradients=True), by which gradients are "
-                "summed up before they are reduced."
+                "DeepSpeed does not support computing a parameter's gradient twice in one backward pass, e.g. by "
+                "reentrant activation checkpointing of a layer that is used twice. Use "
+                "checkpoint(use_reentrant=False), or DeepSpeedStrategy(whole_gradients=True), which sums gradients "
+                "before reducing them."
             ) from error
 
     def post_backward(self, tensor: Tensor, module: LightningModule) -> Tensor:  # type: ignore[override]

@@ -82,14 +82,14 @@ class Shards:
         }
 
     def load_weights(self, folder: Path) -> None:
-        """Read this worker's parts of the parameters, whatever the number of workers that have written them.
+        """Read this worker's parts of the parameters, written by any number of workers.
 
         Args:
             folder: a sharded checkpoint.
         """
         from deepspeed.utils import safe_set_local_fp32_param
 
-        # Laid out for today's workers: reading fills each part from whichever files of the old layout overlap with it.
+        # Laid out for today's workers: reading fills each part from the files of the old layout that overlap with it.
         tensors = self.weights()
         sharded.read_shards(tensors, folder)
         with compat_deepspeed.replacing_shards(self.optimizer.engine_optimizer):

@@ -24,7 +24,7 @@ _KEY_WITHIN = 5.0
 
 
 class ChannelClosedError(ItwinaiError, ConnectionError):
-    """The other end of a line is gone."""
+    """The other end of a connection is gone."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Channel:
         try:
             self.connection.sendall(json.dumps(message).encode() + b"\n")
         except OSError as error:
-            raise ChannelClosedError(f"The other end of the line is gone: {error}.") from error
+            raise ChannelClosedError(f"The connection to the search is broken: {error}.") from error
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """Return the next message.
@@ -104,16 +104,16 @@ class Channel:
             try:
                 data = self.connection.recv(65536)
             except OSError as error:
-                raise ChannelClosedError(f"The other end of the line is gone: {error}.") from error
+                raise ChannelClosedError(f"The connection to the search is broken: {error}.") from error
             if not data:
-                raise ChannelClosedError("The other end of the line has hung up.")
+                raise ChannelClosedError("The search closed the connection.")
             self._received += data
         message, _, self._received = self._received.partition(b"\n")
         received: Message = json.loads(message)
         return received
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self.connection.close()
 
 
@@ -130,7 +130,7 @@ class ChannelServer:
         self._channel: Channel | None = None
 
     def receive(self, timeout: float) -> Message | None:
-        """Return the next message of the present caller, or None if there was none in so many seconds."""
+        """Return the next message of the present caller, or None if none came in time."""
         deadline = time.monotonic() + timeout
         while True:
             if self._channel is not None:
@@ -148,7 +148,7 @@ class ChannelServer:
                 return None
 
     def reply(self, message: Message) -> None:
-        """Answer the present caller; one that has hung up gets no answer."""
+        """Answer the present caller; one that has disconnected gets no answer."""
         if self._channel is not None:
             with suppress(ChannelClosedError):
                 self._channel.send(message)

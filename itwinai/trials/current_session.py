@@ -17,7 +17,7 @@ _session: ContextVar[TrialSession | None] = ContextVar("the trial that runs here
 
 @contextmanager
 def in_trial(session: TrialSession) -> Iterator[None]:
-    """Let the callbacks that are made meanwhile find a session.
+    """Let the callbacks that are created inside the context find a session.
 
     Args:
         session: of the trial that runs here.

@@ -42,7 +42,7 @@ class FunctionSession:
                 write_reference(folder, checkpoint)
             try:
                 tune.report(dict(metrics), checkpoint=tune.Checkpoint(folder) if checkpoint else None)
-            except SystemExit:  # by which Ray ends a function in the midst of whatever it does
+            except SystemExit:  # Ray ends a function with it, at any point
                 return Decision.STOP
         return Decision.CONTINUE
 
@@ -52,7 +52,7 @@ class FunctionSession:
 
     @contextmanager
     def for_workers(self) -> Iterator[RemoteSession]:
-        """Pass on what workers in other processes report meanwhile.
+        """Pass on the reports of workers in other processes inside the context.
 
         Yields:
             Their session.

@@ -15,7 +15,7 @@ Status = Literal["waiting", "running", "paused", "finished", "stopped", "failed"
 
 @dataclass(frozen=True)
 class Objective:
-    """What a search is to make small or large.
+    """A metric to minimize or maximize.
 
     Attributes:
         metric: name of a logged metric.
@@ -26,7 +26,7 @@ class Objective:
     mode: Mode
 
     def better(self, first: float, second: float) -> bool:
-        """Tell whether one value is better than another; any number is better than one that is not finite."""
+        """Return whether one value is better than another; any number is better than one that is not finite."""
         if not math.isfinite(second):
             return math.isfinite(first)
         return first < second if self.mode == "min" else first > second

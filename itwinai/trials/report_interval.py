@@ -1,4 +1,4 @@
-"""When a trial reports: at the end of validations, of epochs, or after so many steps."""
+"""When a trial reports: at the end of validations, of epochs, or every n steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def parse_moment(on: str) -> tuple[str, int | None]:
         on: ``validation``, ``epoch``, or ``500steps``.
 
     Raises:
-        ConfigurationError: it is none of these.
+        ConfigurationError: it is not one of these.
     """
     if on in ("validation", "epoch"):
         return on, None

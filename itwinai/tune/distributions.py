@@ -75,7 +75,7 @@ class Distribution(ABC):
 
     @abstractmethod
     def contains(self, value: Any) -> bool:
-        """Tell whether a parameter can have this value."""
+        """Return whether a parameter can have this value."""
 
     @abstractmethod
     def nearest(self, value: Any) -> Any:
@@ -171,7 +171,7 @@ class Range(Numbers):
         return self.nearest(drawn)
 
     def contains(self, value: Any) -> bool:
-        """Tell whether a parameter can have this value."""
+        """Return whether a parameter can have this value."""
         if not _is_number(value) or not math.isfinite(value) or (self.integer and value != int(value)):
             return False
         return math.isclose(value, self.nearest(value), rel_tol=1e-9, abs_tol=1e-300)
@@ -230,7 +230,7 @@ class Normal(Numbers):
         return min(max(NormalDist(self.mean, self.sd).cdf(value), _TAIL), 1 - _TAIL)
 
     def contains(self, value: Any) -> bool:
-        """Tell whether a parameter can have this value."""
+        """Return whether a parameter can have this value."""
         return _is_number(value) and math.isfinite(value) and math.isclose(value, self.nearest(value), abs_tol=1e-300)
 
     def nearest(self, value: Any) -> Any:
@@ -280,7 +280,7 @@ class Choice(Distribution):
         return trial.suggest_categorical(path, self.search_values)
 
     def contains(self, value: Any) -> bool:
-        """Tell whether a parameter can have this value."""
+        """Return whether a parameter can have this value."""
         return any(same(value, own) for own in self.values)
 
     def nearest(self, value: Any) -> Any:
@@ -300,17 +300,17 @@ class Choice(Distribution):
         """Return the value that a scalar stands for; a copy, so that the space cannot be changed.
 
         Raises:
-            ConfigurationError: the scalar is none of the choice.
+            ConfigurationError: the scalar is not among the values.
         """
         for own, scalar in zip(self.values, self.search_values, strict=True):
             # Some searchers give scalars of NumPy.
             if same(_plain(value), scalar):
                 return copy.deepcopy(own)
-        raise ConfigurationError(f"{value!r} is none of the values {self}: was it drawn from another space?")
+        raise ConfigurationError(f"{value!r} is not among the values {self}: was it drawn from another space?")
 
 
 def same(first: Any, second: Any) -> bool:
-    """Tell whether two values are the same; True and 1 are not."""
+    """Return whether two values are the same; True and 1 are not."""
     return isinstance(first, bool) == isinstance(second, bool) and bool(first == second)
 
 
@@ -438,8 +438,8 @@ def _check_multiples(path: str, name: str, lower: float, upper: float, step: flo
         nearest = _multiple(bound, step)
         if not math.isclose(bound, nearest, rel_tol=1e-9, abs_tol=1e-300):
             raise ConfigurationError(
-                f"The distribution {name} of the parameter '{path}' draws multiples of its step {step}, and its bound "
-                f"{bound} is none. The nearest is {nearest}."
+                f"The bound {bound} of the distribution {name} of the parameter '{path}' is not a multiple of its step "
+                f"{step}; the nearest multiple is {nearest}."
             )
 
 

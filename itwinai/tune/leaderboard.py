@@ -42,7 +42,7 @@ def write_leaderboard(record: SearchRecord, path: str | os.PathLike[str]) -> Non
 
     Args:
         record: the search.
-        path: of the file; its folder is made if it does not exist.
+        path: of the file; its folder is created if it does not exist.
 
     Raises:
         OSError: it could not be written; the old file is still there.

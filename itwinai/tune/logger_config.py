@@ -1,4 +1,4 @@
-"""The loggers that a config asks for, in whichever way it does: names, classes, several of both."""
+"""The loggers of a config, given as names, as classes, or several of both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HOMES = (_LIGHTNINGS, "pytorch_lightning.loggers", "itwinai.loggers")
 
 _KINDS = {kind.class_path.rpartition(".")[2]: kind for kind in LOGGERS.values()}
 
-# A class without its module is lightning's, where it has one of that name.
+# A class without its module is Lightning's, where it has one of that name.
 _OF_SHORT_PATHS = {name: kind.class_path for name, kind in _KINDS.items()} | {
     "MLFlowLogger": f"{_LIGHTNINGS}.MLFlowLogger"
 }
@@ -27,10 +27,10 @@ class Entry:
 
     Attributes:
         class_path: its class.
-        kind: the name of `itwinai.loggers.registry` for a logger of this kind; empty if it is none of them.
+        kind: the name of `itwinai.loggers.registry` for a logger of this kind; empty if it is not one of them.
         is_ours: whether its class is one of itwinai's, or derives from one.
         is_named: whether the config has its name only.
-        init_args: what it is made with.
+        init_args: what it is created with.
         rest: what else the config says of it.
     """
 
@@ -69,7 +69,7 @@ def entries_of(given: Any) -> list[Entry | Any]:
 
     Returns:
         One entry for each; what is neither a name nor a class with arguments stays what it is. None and True ask for
-        the logger that lightning chooses then: TensorBoard if it is installed, or else CSV.
+        the logger that Lightning chooses then: TensorBoard if it is installed, or else CSV.
 
     Raises:
         ConfigurationError: there is no logger of a name.

@@ -52,7 +52,7 @@ _ROLE = {"itwinai.role": "search"}
 _DONE: dict[Status, str] = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 _BEST = "itwinai.best."
 
-_LONGEST_KEY, _LONGEST_VALUE, _BATCH = 250, 500, 100  # what MLflow accepts at least, whichever its version
+_LONGEST_KEY, _LONGEST_VALUE, _BATCH = 250, 500, 100  # what every version of MLflow accepts
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class MlflowLocation:
     Attributes:
         address: of the server or the database.
         experiment: its name.
-        artifacts: where the files of the experiment go, if it is made; None leaves it to the server.
+        artifacts: where the files of the experiment go, if it is created; None leaves it to the server.
     """
 
     address: str = field(repr=False)
@@ -85,7 +85,7 @@ def location_of(entry: Entry, search: str, folder: Path, address: str = "") -> M
     given = entry.arguments
     address = str(given.get("tracking_uri") or address or os.environ.get(VARIABLE) or "")
     if not address and not entry.is_ours and "save_dir" in given:
-        address = f"file:{Path(given['save_dir']).absolute()}"  # as lightning has it
+        address = f"file:{Path(given['save_dir']).absolute()}"  # as Lightning has it
     if not address:
         address = f"{_SQLITE}{Path(given.get('save_dir') or folder, 'mlflow.db').absolute()}"
     if address.startswith(_SQLITE) and ":memory:" not in address:
@@ -98,7 +98,7 @@ def location_of(entry: Entry, search: str, folder: Path, address: str = "") -> M
 
 
 class Runs:
-    """The runs of an experiment, which is made if there is none.
+    """The runs of an experiment, which is created if there is none.
 
     Args:
         place: where it is.
@@ -135,7 +135,7 @@ class Runs:
             text = without_secrets(str(error))
             shown = without_secrets(self.place.address)
             raise LoggerError(
-                f"MLflow at {shown} does not do what the search asks of it: {text}. Check the address (tracking_uri, "
+                f"MLflow at {shown} rejected a request of the search: {text}. Check the address (tracking_uri, "
                 "or the variable MLFLOW_TRACKING_URI) and that you may write there (MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN)."
             ) from None
@@ -370,7 +370,7 @@ def _best_parameters(record: SearchRecord) -> dict[str, str]:
 def trial_run(place: MlflowLocation, name: str, tags: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
     """Return the id of the run that a trial logs to: the one that it has begun earlier, or a new one.
 
-    What a run was made with cannot be changed in MLflow. A trial that has got other parameters since, in population
+    What a run was created with cannot be changed in MLflow. A trial that has got other parameters since, in population
     based training, begins another run.
 
     Args:

@@ -20,7 +20,7 @@ class SearchProgress:
     """How far a search is.
 
     Attributes:
-        done: number of trials that have ended, in whatever way.
+        done: number of trials that have ended, in any way.
         failed: those of them that failed for good.
         running: number of trials that run.
         waiting: number of trials that wait or pause, or have not begun; None if there is no end of them.
@@ -179,7 +179,7 @@ class Events:
         self.every = every
         self._before: dict[int, tuple[Status, int]] | None = None
         self._best: tuple[int, float] | None = None
-        self._told = -math.inf
+        self._printed_at = -math.inf
 
     def since_last(self, view: View) -> list[Event]:
         """Return what has happened since the last call; what was before the first one is not told."""
@@ -206,18 +206,18 @@ class Events:
         if lead is None or lead == self._best:
             return None
         is_same = self._best is not None and self._best[0] == lead[0]
-        if is_same and time.monotonic() - self._told < self.every:
+        if is_same and time.monotonic() - self._printed_at < self.every:
             return None
-        self._best, self._told = lead, time.monotonic()
+        self._best, self._printed_at = lead, time.monotonic()
         return lead[0]
 
 
 def cleaned(text: str) -> str:
-    """Return a text in one line, without colours and other characters for terminals."""
-    return _CONTROL.sub(" ", _COLOUR.sub("", text))
+    """Return a text in one line, without colors and other characters for terminals."""
+    return _CONTROL.sub(" ", _COLOR.sub("", text))
 
 
-_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_COLOR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 

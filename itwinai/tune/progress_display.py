@@ -156,7 +156,7 @@ def _table(stream: TextIO) -> Iterator[Show]:
                 live.console.print(cleaned(event.text), style="red", markup=False, highlight=False)
         live.update(frame(view, progress, live.console.size), refresh=True)
 
-    # What is printed and logged meanwhile, by Ray above all, goes above the table.
+    # Output of others, mostly Ray, goes above the table.
     with live, _logging_to({id(out): sys.stdout, id(errors): sys.stderr}):
         yield show
 
@@ -184,5 +184,5 @@ def _logging_to(streams: Mapping[int, TextIO]) -> Iterator[None]:
 
 
 def _is_live(stream: TextIO) -> bool:
-    """Tell whether a stream is a terminal that can redraw a table."""
+    """Return whether a stream is a terminal that can redraw a table."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"

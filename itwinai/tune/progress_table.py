@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _CELL = 16
 """Most characters of a name or a value."""
 _BEST_ROWS = 3
-"""So many of the best trials are shown in any case, however many run."""
+"""Number of best trials that are always shown, however many run."""
 _STYLES = {"failed": "red", "stopped": "dim", "finished": "dim"}
 
 

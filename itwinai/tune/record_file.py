@@ -1,4 +1,4 @@
-"""The record of a search as a file, from which its report can be made again."""
+"""The record of a search as a file, from which its report can be recreated."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_record(record: SearchRecord, path: str | os.PathLike[str]) -> None:
 
     Args:
         record: the search. Parameters that are neither numbers nor texts, lists or mappings are kept as their text.
-        path: of the file; its folder is made if it does not exist.
+        path: of the file; its folder is created if it does not exist.
 
     Raises:
         OSError: it could not be written; the old file is still there.
@@ -56,7 +56,7 @@ def read_record(path: str | os.PathLike[str]) -> SearchRecord:
         path: of the file.
 
     Raises:
-        ConfigurationError: the file is none of `write_record`, or of a later version.
+        ConfigurationError: the file was not written by `write_record`, or by a later version.
         OSError: it cannot be read.
     """
     text, name = Path(path).read_text(encoding="utf-8"), os.fspath(path)

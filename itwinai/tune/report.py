@@ -19,7 +19,7 @@ def write_report(record: SearchRecord, path: str | os.PathLike[str], best_config
 
     Args:
         record: the search.
-        path: of the page; its folder is made if it does not exist.
+        path: of the page; its folder is created if it does not exist.
         best_config: the configuration of the best trial, as YAML without secrets.
 
     Raises:

@@ -27,7 +27,7 @@ class ResourcePlan:
         room: for each node, how many trials have room on it; of workers that may lie on different nodes, how many.
         at_once: number of trials that run at the same time.
         limit: what keeps it from being more, as in ``the CPUs are the limit``.
-        idle: what no trial uses while so many run, of the whole cluster.
+        idle: resources of the whole cluster that no trial uses while these run.
         num_trials: number of trials; None if they are started until the time is over.
         time_budget_s: seconds after which the search ends; None if it may take any time.
         seconds_per_trial: how long a trial takes, as far as is known; None if it is not.
@@ -140,7 +140,7 @@ def make_plan(
 
     Args:
         resources: what each trial needs.
-        nodes: what the cluster has, in use or not: what others use meanwhile is not counted.
+        nodes: resources of the cluster, in use or not: use by others is not counted.
         num_trials: number of trials; None or -1 for no end.
         max_concurrent: most trials at once that are wanted; None or 0 for as many as have room.
         time_budget_s: seconds after which the search ends.
@@ -252,7 +252,7 @@ def _missing(name: str, nodes: Sequence[NodeResources]) -> str:
     hint = did_you_mean(name, known)
     if name in _SHOWN:
         return (
-            f"The cluster has no {name}s, or Ray does not know of them. Ask for none, or start its nodes with "
+            f"The cluster has no {name}s, or Ray does not detect them. Request none, or start its nodes with "
             f"--num-{name.lower()}s."
         )
     return (

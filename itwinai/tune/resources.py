@@ -44,7 +44,7 @@ class TrialResources:
 
     def __post_init__(self) -> None:
         if not isinstance(self.workers, int) or self.workers < 1:
-            raise ConfigurationError(f"A trial cannot have {self.workers!r} workers: it is a number, 1 or more.")
+            raise ConfigurationError(f"The number of workers per trial must be at least 1; got {self.workers!r}.")
         for name, amount in self.per_worker.items():
             _check(name, amount)
         amounts = {"CPU": 1, **self.per_worker}
@@ -146,7 +146,7 @@ def _amounts(resources: Amounts) -> dict[str, float]:
 def _check(name: str, amount: float) -> None:
     if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
         raise ConfigurationError(
-            f"A worker cannot have {amount!r} of the resource {name!r}: it is a number, 0 or more."
+            f"The amount of the resource {name!r} per worker must be a number of at least 0; got {amount!r}."
         )
     if 0 < amount < 1 / UNIT:
         raise ConfigurationError(

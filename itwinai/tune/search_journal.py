@@ -52,7 +52,7 @@ class SearchHistory:
 class SearchJournal:
     """Keeps a file and the `SearchHistory` that it leads to together.
 
-    What has been written before is read when this is made. Each line is written at once.
+    What has been written before is read when this is created. Each line is written at once.
 
     Args:
         folder: of the search.

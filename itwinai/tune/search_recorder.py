@@ -168,7 +168,7 @@ class SearchRecorder(Callback):
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Stop the clocks; trials that still run wait from now on until the search is resumed."""
         self._clock.stop()
-        # Of a search that was interrupted Ray has ended the trials meanwhile, as if they were not to be resumed.
+        # When a search is interrupted, Ray ends its trials as if they were not to be resumed.
         for trial_id in list(self._since):
             self._write(trial_id, replace(self._known(trial_id), status="waiting"))
         self._there.write_time(self._clock.seconds())
@@ -198,7 +198,7 @@ class SearchRecorder(Callback):
         return trial.trial_id in self._there.history.trials
 
     def _is_best(self, known: TrialRecord, report: Report) -> bool:
-        """Tell whether a report is the one of its trial that counts: the best, or with several objectives the last."""
+        """Return whether a report counts for its trial: it is the best, or with several objectives the last."""
         if len(self._search.objectives) > 1:
             return True
         objective = self._search.objectives[0]
@@ -260,7 +260,7 @@ class _End:
 
     Attributes:
         by_itself: the trial says that it has ended.
-        was_marked: Ray has marked the result as the last when it came, for whatever reason.
+        was_marked: Ray marked the result as the last one when it came, for any reason.
     """
 
     by_itself: bool = False

@@ -83,11 +83,11 @@ class SearchRun:
             self.target.space.paths,
             str(self.folder),
             self.target.space.active,
-            settings={**self._told(), **self._origin()},
+            settings={**self._shown_settings(), **self._origin()},
             ranges=_ranges(self.target.space),
             number_of=self.search.namer.number,
         )
-        parent = open_parent_run(self.target.logger, self.settings.name, self.folder, self._told())
+        parent = open_parent_run(self.target.logger, self.settings.name, self.folder, self._shown_settings())
         view = SearchView(plan.num_trials, plan.at_once, self.settings.seconds)
         stopper = SearchStopper(self.settings, lambda: _is_hopeless(recorder.record()))
         recorder.on_update = None if self.quiet else view.show
@@ -161,10 +161,10 @@ class SearchRun:
             lines.append("The search was interrupted. Continue with the same command and --resume.")
         return "\n".join(lines)
 
-    def _told(self) -> dict[str, str]:
+    def _shown_settings(self) -> dict[str, str]:
         """Return the settings for people."""
         settings = self.settings
-        told: dict[str, Any] = {
+        rows: dict[str, Any] = {
             "searched for": ", ".join(f"{one.mode} {one.metric}" for one in settings.objectives),
             "searcher": settings.search,
             "scheduler": settings.scheduler or "none",
@@ -174,10 +174,10 @@ class SearchRun:
             "strategy": self.target.strategy,
         }
         if settings.time_budget is not None:
-            told["time budget"] = settings.time_budget
+            rows["time budget"] = settings.time_budget
         if settings.overrides:
-            told["for trials only"] = ", ".join(f"{path}={value}" for path, value in settings.overrides.items())
-        return {name: str(value) for name, value in told.items() if value is not None}
+            rows["for trials only"] = ", ".join(f"{path}={value}" for path, value in settings.overrides.items())
+        return {name: str(value) for name, value in rows.items() if value is not None}
 
     def _origin(self) -> dict[str, str]:
         """Return what was searched over, when, by which command; of a resumed search, what its first start has."""
@@ -209,7 +209,7 @@ def _ranges(space: SearchSpace) -> dict[str, records.Range]:
 
 
 def _is_hopeless(record: SearchRecord) -> bool:
-    """Tell whether a metric is wanted that no trial logs: the first error of this kind says it for all."""
+    """Return whether a metric is wanted that no trial logs: the first error of this kind says it for all."""
     nothing = not any(trial.reports for trial in record.trials)
     return nothing and any(MissingMetricError.__name__ in trial.error for trial in record.trials)
 

@@ -121,7 +121,7 @@ class ConfigTarget:
 
         Args:
             source: paths of the config, or the config.
-            arguments: further arguments of lightning's command line.
+            arguments: further arguments of Lightning's command line.
             settings: of the search.
 
         Raises:
@@ -233,7 +233,7 @@ def _reports(trainer: Mapping[str, Any], moment: str) -> int | None:
     if every is not None:
         return steps // every if steps and steps > 0 else None
     if epochs is None:
-        epochs = 1000 if not steps or steps < 0 else -1  # lightning's own default
+        epochs = 1000 if not steps or steps < 0 else -1  # Lightning's own default
     if epochs < 1:
         return None
     if moment == "epoch":

@@ -103,9 +103,9 @@ def make_searcher(
     """
     name, options = named_options(spec, "random", SEARCHERS, "searcher")
     if not objectives:
-        raise ConfigurationError("A search needs an objective: the metric that is to be made small or large.")
+        raise ConfigurationError("A search needs an objective: the metric to minimize or maximize.")
     if num_samples < 1:
-        raise ConfigurationError(f"A search needs at least one trial: num_samples is {num_samples}.")
+        raise ConfigurationError(f"num_samples must be at least 1; got {num_samples}.")
     points = [space.encode(point, "A starting point") for point in start_with]
     if name in ("random", "grid"):
         return _enumerated(name, options, space, num_samples, seed, points, max_concurrent)
@@ -416,8 +416,8 @@ def _of_ray(
     """Return one of Ray's other searchers."""
     if len(objectives) > 1:
         raise ConfigurationError(
-            f"The searcher '{name}' knows one objective, and there are {len(objectives)}. Those that know several are "
-            "optuna, random and grid."
+            f"The searcher '{name}' supports one objective, not {len(objectives)}. optuna, random and grid support "
+            "several."
         )
     _check_package(name)
     from ray.tune.search import SEARCH_ALG_IMPORT

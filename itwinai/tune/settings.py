@@ -22,7 +22,7 @@ class Settings:
 
     Attributes:
         space: distributions by path in the config; see `itwinai.tune.space`.
-        metric: what is to be made small or large, the name of a logged metric; several for several objectives.
+        metric: name of the logged metric to minimize or maximize; several for several objectives.
         mode: ``min`` or ``max``; one for each metric, or one for all.
         name: of the search, and of its folder.
         num_samples: number of trials, by default 10; with a grid, the number of times that it is gone through, by
@@ -42,11 +42,11 @@ class Settings:
         report_on: when trials report: ``validation``, ``epoch``, or ``"500steps"``.
         checkpoint_every: number of reports from one checkpoint of a trial to the next; 0 for none.
         keep_checkpoints: how many of its newest checkpoints a trial keeps, beside the best.
-        early_stopping: end a trial when its metric has not become better in so many reports.
-        max_reports: end a trial after so many reports.
+        early_stopping: end a trial when its metric has not improved in this many reports.
+        max_reports: end a trial after this many reports.
         target: end the search when a trial has reached this value.
         overrides: other values in the config, by path, for trials only: ``trainer.max_epochs: 5`` for short ones.
-        storage: folder in which the search's folder is made; a path that all nodes reach.
+        storage: folder in which the search's folder is created; a path that all nodes reach.
     """
 
     space: Mapping[str, Any]
@@ -82,19 +82,19 @@ class Settings:
         for name in ("workers_per_trial", "max_concurrent", "early_stopping", "max_reports", "keep_checkpoints"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigurationError(f"tune.{name} is {value!r}; it has to be a whole number, 1 or more.")
+                raise ConfigurationError(f"tune.{name} must be an integer of at least 1; got {value!r}.")
         for name in ("max_failures", "checkpoint_every"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
-                raise ConfigurationError(f"tune.{name} is {value!r}; it has to be a whole number, 0 or more.")
+                raise ConfigurationError(f"tune.{name} must be an integer of at least 0; got {value!r}.")
         if self.num_samples is not None and (
             not isinstance(self.num_samples, int) or (self.num_samples < 1 and self.num_samples != -1)
         ):
-            raise ConfigurationError(f"tune.num_samples is {self.num_samples!r}; it has to be 1 or more, or -1.")
+            raise ConfigurationError(f"tune.num_samples must be at least 1, or -1; got {self.num_samples!r}.")
         if self.num_samples == -1 and self.time_budget is None:
             raise ConfigurationError("tune.num_samples is -1, which never ends: give a time_budget too, as '2h'.")
         if self.target is not None and len(self.objectives) > 1:
-            raise ConfigurationError("tune.target is a value of one metric, and there are several.")
+            raise ConfigurationError("tune.target needs a single metric, but there are several.")
         _ = self.objectives, self.seconds
 
     @classmethod
@@ -102,7 +102,7 @@ class Settings:
         """Return the settings that a ``tune:`` section has.
 
         Raises:
-            ConfigurationError: an entry is unknown or missing, or its value makes no sense.
+            ConfigurationError: an entry is unknown or missing, or its value is invalid.
         """
         names = [one.name for one in dataclasses.fields(cls)]
         for name in mapping:
@@ -118,7 +118,7 @@ class Settings:
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """What is to be made small or large."""
+        """The metrics to minimize or maximize."""
         metrics = [self.metric] if isinstance(self.metric, str) else list(self.metric)
         modes = [self.mode] * len(metrics) if isinstance(self.mode, str) else list(self.mode)
         if len(modes) != len(metrics):
@@ -127,7 +127,7 @@ class Settings:
             )
         wrong = [mode for mode in modes if mode not in ("min", "max")]
         if wrong:
-            raise ConfigurationError(f"tune.mode has {wrong[0]!r}; it is 'min' or 'max'.")
+            raise ConfigurationError(f"tune.mode has {wrong[0]!r}; choose 'min' or 'max'.")
         if len(set(metrics)) != len(metrics):
             raise ConfigurationError(f"tune.metric contains one twice: {', '.join(metrics)}.")
         return tuple(Objective(metric, mode) for metric, mode in zip(metrics, modes, strict=True))  # type: ignore[arg-type]
@@ -166,5 +166,5 @@ def _name_of(spec: Any) -> str:
 
 _WHAT = {
     "space": "It says what is searched over: {model.init_args.lr: {loguniform: [1e-5, 1e-1]}}.",
-    "metric": "It names the logged metric that is to be made small, or large with mode: max.",
+    "metric": "It names the logged metric to minimize, or to maximize with mode: max.",
 }

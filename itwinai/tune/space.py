@@ -284,7 +284,7 @@ _ELSE = _Else()
 
 
 def is_active(parameter: Parameter, known: Mapping[str, Any]) -> bool:
-    """Tell whether a parameter's condition is met.
+    """Return whether a parameter's condition is met.
 
     Args:
         parameter: the parameter.

@@ -28,7 +28,7 @@ class SearchStopper(Stopper):
         self._has_reports = False
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Tell whether a trial has to end after a report."""
+        """Return whether a trial has to end after a report."""
         self._has_reports = True
         number: int = result[TRAINING_ITERATION]
         if self.settings.max_reports is not None and number >= self.settings.max_reports:
@@ -47,5 +47,5 @@ class SearchStopper(Stopper):
         return number - since >= self.settings.early_stopping
 
     def stop_all(self) -> bool:
-        """Tell whether the search has to end."""
+        """Return whether the search has to end."""
         return self._reached or (not self._has_reports and self.is_hopeless())

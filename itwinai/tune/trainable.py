@@ -1,6 +1,6 @@
 """A trial as Ray Tune sees it: an actor, which starts what trains, and passes on what it reports.
 
-The actor imports neither torch nor lightning. What trains is forked off a process that has, so that every trial begins
+The actor imports neither torch nor Lightning. What trains is forked off a process that has, so that every trial begins
 in a clean process at once. A reused actor keeps its fork server for the next trial.
 """
 
@@ -59,8 +59,8 @@ class TrialTrainable(tune.Trainable):
         output, self.run = self.run.output, None
         if not self.latest:
             raise TrialError(
-                f"the trial has ended without a report; by tune.report_on it reports at the end of each "
-                f"{self.spec.moment}, and it seems to reach none",
+                f"the trial ended without a report: with tune.report_on={self.spec.moment} it reports after each "
+                f"{self.spec.moment}, but it ran none",
                 "",
                 output,
             )

@@ -45,7 +45,7 @@ class BaseConfig:
         # Sums come out the same only with the same number of threads.
         trainer["cpu_threads"] = trainer.get("cpu_threads") or self.cpu_threads
         seed = config.get("seed_everything")
-        if not isinstance(seed, int) or isinstance(seed, bool):  # of True lightning makes another seed each time
+        if not isinstance(seed, int) or isinstance(seed, bool):  # of True Lightning makes another seed each time
             config["seed_everything"] = settings.seed
         return config
 

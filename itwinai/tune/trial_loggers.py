@@ -48,7 +48,7 @@ def logger_entries(given: Any, run: TrialContext) -> Any:
     """Return the loggers of a config as one trial has them: in a common experiment, with a place of its own.
 
     A trial that is started again continues where it was: in its runs of MLflow and W&B, in the files of its folder.
-    Only lightning's CSVLogger, which would delete its earlier file, begins another one.
+    Only Lightning's CSVLogger, which would delete its earlier file, begins another one.
 
     Call this once per start of a trial, in the process that starts its workers: it opens the trial's run in MLflow, so
     that its parameters are there, and nothing else.
@@ -102,7 +102,7 @@ def _filled(entry: Entry, run: TrialContext) -> dict[str, Any]:
 
 def _csv(entry: Entry, run: TrialContext) -> dict[str, Any]:
     place = _below_folder(entry, run)
-    if "version" in entry.arguments:  # where it is fixed, lightning deletes what an earlier start has written
+    if "version" in entry.arguments:  # where it is fixed, Lightning deletes what an earlier start has written
         place["name"] = f"{place['name']}/{entry.arguments['version']}"
     return {**place, "version": None}
 

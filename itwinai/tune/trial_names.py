@@ -34,7 +34,9 @@ def trial_name(number: int, parameters: Mapping[str, Any], among: Iterable[str] 
             it has.
     """
     labels = _labels(dict.fromkeys([*parameters, *among]))
-    values = {path: _told(path, value) for path, value in without_secrets(plain(parameters)).items() if value != HIDDEN}
+    values = {
+        path: _value_label(path, value) for path, value in without_secrets(plain(parameters)).items() if value != HIDDEN
+    }
     parts = [f"_{labels[path]}={value}" for path, value in values.items()]
     start = f"{number:03d}"
     for fitting in range(len(parts), -1, -1):
@@ -46,14 +48,14 @@ def trial_name(number: int, parameters: Mapping[str, Any], among: Iterable[str] 
 
 
 def _labels(paths: Iterable[str]) -> dict[str, str]:
-    told = {path: ".".join(part for part in path.split(".") if part not in _FRAMES) or path for path in paths}
-    is_clear = len(set(told.values())) == len(told)
-    known = {path: told[path] if is_clear else path for path in told}
+    shortened = {path: ".".join(part for part in path.split(".") if part not in _FRAMES) or path for path in paths}
+    is_clear = len(set(shortened.values())) == len(shortened)
+    known = {path: shortened[path] if is_clear else path for path in shortened}
     short = short_names(list(known.values()))
     return {path: _safe(short[name])[-_LONGEST_LABEL:] for path, name in known.items()}
 
 
-def _told(path: str, value: Any) -> str:
+def _value_label(path: str, value: Any) -> str:
     if path.endswith("class_path") and isinstance(value, str):
         value = value.rpartition(".")[2]
     return _safe(_text(value))[:_LONGEST_VALUE].rstrip(".-") or "empty"

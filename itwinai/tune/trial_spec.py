@@ -73,7 +73,7 @@ class TrialSpec:
             os.chdir(self.working_folder)
 
     def has_ray_workers(self, drawn: Mapping[str, Any]) -> bool:
-        """Tell whether the workers of a trial are Ray actors."""
+        """Return whether the workers of a trial are Ray actors."""
         return uses_ray(drawn.get("trainer.strategy", self.strategy))
 
     def variables(self) -> dict[str, str]:

@@ -34,24 +34,24 @@ class Tuner:
 
     Trials run at the same time, as many as there is room for, on this machine or a Ray cluster, each with one or
     several workers. Everything that a search leaves is in one folder: its trials with their checkpoints, the best
-    config, a leaderboard, and a page with pictures.
+    config, a leaderboard, and an HTML report with plots.
 
     Args:
-        trainable: what is searched over: the path of a config file that `itwinai fit` accepts, or several, of which the
-            later ones win; such a config as a mapping; or a function that trains, which gets the parameters of a trial
-            as a dictionary by path, and reports through `itwinai.callbacks.TuneReportCallback`.
+        trainable: what to train: the path of a config file that `itwinai fit` accepts, or several, where later ones
+            override earlier ones; such a config as a mapping; or a function that trains, which gets the parameters of a
+            trial as a dictionary by path, and reports through `itwinai.callbacks.TuneReportCallback`.
         space: distributions by path in the config, as ``{"model.lr": {"loguniform": [1e-5, 1e-1]}}``; or of Ray, as
             ``{"model.lr": tune.loguniform(1e-5, 1e-1)}``. By default that of the config's ``tune`` section.
         metric: name of a logged metric, or several.
         mode: ``"min"`` or ``"max"``, one for all or one for each metric.
         address: of a Ray cluster; by default that of RAY_ADDRESS, and without one Ray is started: on all nodes in the
             batch script of a SLURM job with several, and else on this machine.
-        arguments: further arguments of lightning's command line, as ``["--trainer.max_epochs=5"]``.
+        arguments: further arguments of Lightning's command line, such as ``["--trainer.max_epochs=5"]``.
         quiet: print nothing.
-        **settings: see `itwinai.tune.settings.Settings`; they win over the config's ``tune`` section.
+        **settings: see `itwinai.tune.settings.Settings`; they override the config's ``tune`` section.
 
     Raises:
-        ConfigurationError: the space, the settings or the config make no sense.
+        ConfigurationError: the space, the settings or the config is invalid.
         MissingPackageError: Ray, or the package of a searcher, is not installed.
     """
 
@@ -128,7 +128,7 @@ def _split(trainable: Any) -> tuple[dict[str, Any], Any]:
     for config in configs:
         own = config.pop("tune", None) or {}
         if not isinstance(own, Mapping):
-            raise ConfigurationError(f"The section 'tune' has to be a mapping of settings, and it is {own!r}.")
+            raise ConfigurationError(f"The section 'tune' must be a mapping of settings; got {own!r}.")
         section |= own
     return section, configs[0] if isinstance(trainable, Mapping) else [os.fspath(path) for path in paths]
 

@@ -73,7 +73,7 @@ def test_fastest_of_single_runs_is_not_sure() -> None:
 
 def test_fastest_that_is_alone_says_so() -> None:
     record = failing(two(1.3), lambda one: one.cell == Cell("ddp", 4))
-    assert finding(record, "fastest").endswith("samples/s; no other strategy has a result with so many workers")
+    assert finding(record, "fastest").endswith("samples/s; no other strategy has a result with this many workers")
     alone = synthetic_record(SINGLE, Line("ddp", amdahl()))
     assert finding(alone, "fastest").endswith(" samples/s")
 

@@ -166,9 +166,9 @@ def test_page_is_drawn_by_a_browser(report: Report, tmp_path: Path) -> None:
         timeout=120,
     )
     with Image.open(tmp_path / "page.png") as image:
-        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24) or []}
+        colors = {color for _, color in image.convert("RGB").getcolors(1 << 24) or []}
     for look in list(looks_of(["ddp", "deepspeed_stage_2", "horovod", "ray"]).values()):
-        assert tuple(bytes.fromhex(look.colour[1:])) in colours
+        assert tuple(bytes.fromhex(look.color[1:])) in colors
 
 
 # ------------------------------------------------------------------------------------------------------ pictures
@@ -193,12 +193,12 @@ def test_every_picture_is_there_as_svg_and_png(report: Report) -> None:
 
 def test_a_strategy_looks_the_same_in_all_pictures(report: Report) -> None:
     looks = looks_of(["single", "ddp", "deepspeed_stage_2", "horovod", "ray"])
-    assert len({look.colour for look in looks.values()}) == len({look.marker for look in looks.values()}) == 5
+    assert len({look.color for look in looks.values()}) == len({look.marker for look in looks.values()}) == 5
     for name in ("throughput", "speedup", "memory", "law-strong-scaling"):
         svg = (report.path.parent / "pictures" / f"{name}.svg").read_text().upper()
-        assert all(looks[strategy].colour.upper() in svg for strategy in ("ddp", "deepspeed_stage_2", "ray"))
+        assert all(looks[strategy].color.upper() in svg for strategy in ("ddp", "deepspeed_stage_2", "ray"))
     many = looks_of([f"s{number}" for number in range(11)])
-    assert len({(look.colour, look.marker) for look in many.values()}) == 12
+    assert len({(look.color, look.marker) for look in many.values()}) == 12
 
 
 def test_throughput_is_over_the_measured_numbers_of_workers(report: Report) -> None:

@@ -64,7 +64,7 @@ def test_intervals(every: str, arguments: dict[str, Any]) -> None:
         ({"every": "5steps", "every_n_epochs": 1}, "both say how often to save"),
         ({"on_error": "ignore"}, "choose one of stop, continue"),
         ({"keep": 0}, "at least 1"),
-        ({"keep": 2, "monitor": "x"}, "excludes monitor"),
+        ({"keep": 2, "monitor": "x"}, "cannot be combined with monitor"),
     ],
 )
 def test_arguments_that_cannot_be(arguments: dict[str, Any], message: str) -> None:

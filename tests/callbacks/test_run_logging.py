@@ -103,12 +103,12 @@ def test_learning_rates_of_several_optimizers_and_groups_have_names_of_their_own
 
 def test_without_a_logger_it_is_an_error() -> None:
     trainer = make_trainer("auto", 1, callbacks=[LoggingCallback()], max_epochs=1)
-    with pytest.raises(ConfigurationError, match=r"has no logger\. Give it one \(--logger csv"):
+    with pytest.raises(ConfigurationError, match=r"needs a logger, but the trainer has none\. Add one \(--logger csv"):
         trainer.fit(Regression(), loader(8))
 
 
 def test_what_no_logger_takes_is_said() -> None:
-    with pytest.warns(UserWarning, match=r"no logger of this run \(Keeper\) takes models"):
+    with pytest.warns(UserWarning, match=r"none of this run's loggers \(Keeper\) can store models"):
         fit(Regression(), LoggingCallback(model=True))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="LoggingCallback")

@@ -216,7 +216,7 @@ def test_warning_where_samples_are_seen_twice(tmp_path: Path) -> None:
 
     saves = Saves(tmp_path / "a.ckpt", "on_train_batch_end", 11)
     fit([saves])
-    with pytest.warns(UserWarning, match="the training loader starts its epoch again"):
+    with pytest.warns(UserWarning, match="the training loader starts the epoch over"):
         fit([], saves.path)
 
 
@@ -243,7 +243,7 @@ class StatefulStream(Stream):
 @pytest.mark.parametrize(("hook", "at"), [("on_train_batch_end", 11), ("on_train_epoch_end", 16)])
 def test_stateful_stream(hook: str, at: int, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     check(lambda: DataLoader(StatefulStream(), BATCH), Saves(tmp_path / "a.ckpt", hook, at), EPOCHS * 8 - at)
-    assert not [warning for warning in recwarn if "epoch again" in str(warning.message)]
+    assert not [warning for warning in recwarn if "epoch over" in str(warning.message)]
 
 
 def test_other_global_batch_in_mid_epoch(tmp_path: Path) -> None:

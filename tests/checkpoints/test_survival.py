@@ -56,7 +56,7 @@ def test_killed_workers_are_started_again(
     draw = random.Random(strategy)
     first, second = sorted(draw.sample(range(2, 13 * EPOCHS), 2))
     kills = [(draw.randrange(2), first), (draw.randrange(2), second)]
-    with pytest.warns(UserWarning, match=r"The workers are started again, .*; 1 more restarts"):
+    with pytest.warns(UserWarning, match=r"Restarting all workers from the newest valid checkpoint \(restart 1 of 2\)"):
         weights = train(strategy, 2, tmp_path, callbacks=(Killed(tmp_path, kills),), max_restarts=2)
     assert len(list(tmp_path.glob("killed-*"))) == 2
     check(weights, reference, strategy)

@@ -141,13 +141,16 @@ def test_weights_beside_a_large_program(folder: Path, tmp_path: Path, monkeypatc
     ("arguments", "message"),
     [
         (["inspect", "nothing.ckpt"], "There is no checkpoint"),
-        (["export", "{folder}/old.ckpt", "{folder}/x.onnx"], "does not say of which class"),
+        (["export", "{folder}/old.ckpt", "{folder}/x.onnx"], "does not name the class of its module"),
         (["export", "{a}", "{folder}/x.onnx", "--module", "no.Such"], "No module named 'no'"),
         (["export", "{a}", "{folder}/x.onnx", "--module", "tests.support.cases.Regresion"], "mean 'Regression'"),
-        (["export", "{a}", "{folder}/x.txt", "--module", "tests.cli.test_checkpoint.Exported"], "ends in none of"),
+        (
+            ["export", "{a}", "{folder}/x.txt", "--module", "tests.cli.test_checkpoint.Exported"],
+            "Unknown file extension in",
+        ),
         (["export", "{a}", "{folder}/x.pt2", "--module", "tests.support.cases.Regression"], "no example_input_array"),
         (["convert", "{folder}", "{folder}/x.ckpt"], "no DeepSpeed engine wrote it"),
-        (["convert", "{a}", "{folder}/x.xyz"], "ends in none of .pt, .pth"),
+        (["convert", "{a}", "{folder}/x.xyz"], "use .pt, .pth, .bin or .safetensors"),
         (["verify", "{folder}/none"], "there is no .ckpt file in"),
     ],
 )

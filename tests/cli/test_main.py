@@ -40,7 +40,7 @@ def test_import_changes_nothing(run_command: RunCommand) -> None:
 
 
 def test_help_names_every_command() -> None:
-    for command in ("fit", "validate", "test", "predict", "doctor", "install"):
+    for command in ("fit", "validate", "test", "predict", "slurm", "doctor", "install"):
         assert f"\n  {command} " in usage()
 
 
@@ -251,7 +251,7 @@ def test_predict_writes_a_file(run_command: RunCommand, tmp_path: Path) -> None:
         (["--output", "q.parquet", "--columns", "id"], "asks for 'id', which the batches do not have"),
         (
             ["--output", "q.parquet", "--batch-size", "0"],
-            "error: batch_size=0 is neither a number of samples nor 'auto'",
+            "error: batch_size must be a number of samples or 'auto'; got 0",
         ),
     ):
         ended = run_command([*command, *options], cwd=tmp_path)

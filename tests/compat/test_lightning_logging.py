@@ -127,10 +127,10 @@ def test_logged_values_are_made_anew() -> None:
     assert {"train_loss", "sum_epoch", "max_epoch", "error"} <= epochs[0].keys()
 
 
-def test_go_on_iterating() -> None:
+def test_resume_iteration() -> None:
     trainer = itwinai_trainer("auto", 1)
     connector = lightning_logging.logger_connector(trainer)
-    lightning_logging.go_on_iterating(connector)
+    lightning_logging.resume_iteration(connector)
     lightning_logging.count_iteration(connector)
     assert not lightning_logging.is_first_iteration(connector)
 
@@ -401,7 +401,7 @@ class Connector(lightning_logging.LoggerConnector):
 
     def should_reset_tensors(self, fx: str) -> bool:
         resets = super().should_reset_tensors(fx)
-        self.reset.append((resets, lightning_logging.goes_on_logging(self, fx)))
+        self.reset.append((resets, lightning_logging.keeps_logging(self, fx)))
         return resets
 
 

@@ -272,7 +272,7 @@ def test_our_loops_run_only_where_they_were_compared_with_lightning_s(
         module = Tiny()
         trainer.fit(module, numbers(8), numbers(4))
         trainer.validate(module, numbers(8), verbose=False)
-    messages = [str(warning.message) for warning in caught if "itwinai's loops" in str(warning.message)]
+    messages = [str(warning.message) for warning in caught if "itwinai's fast loops" in str(warning.message)]
     assert types_of_parts(trainer) == (LEAN if verified else STOCK)
     assert len(messages) == (0 if verified else 1)
     assert all("1.0.0, 1.0.1" in message and lightning.__version__ in message for message in messages)

@@ -176,7 +176,7 @@ def page(bench: Bench) -> None:
 
 
 CHECKS = (
-    Check("monitor", "watching", "utilisation, memory, power, energy against nvidia-smi", monitor, 24, 60, ("psutil",)),
+    Check("monitor", "watching", "utilization, memory, power, energy against nvidia-smi", monitor, 24, 60, ("psutil",)),
     Check("profiler", "watching", "where the time goes, against events of CUDA", profiler, 23, 60),
     Check("page", "watching", "the page of a run", page, 25, 60, ("psutil",)),
 )

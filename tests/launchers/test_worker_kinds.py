@@ -121,7 +121,9 @@ def test_one_process_warns_of_more_threads_than_cores(
 
 def test_no_script_to_run_again() -> None:
     assert script_command() is None  # a test runner is none
-    with pytest.raises(ConfigurationError, match="this process runs no script.*launcher='fork' or 'payload'"):
+    with pytest.raises(
+        ConfigurationError, match="this process was not started from a script.*launcher='fork' or 'payload'"
+    ):
         make_trainer("ddp", 2, max_epochs=1, launcher="script").fit(Regression(), loader(4))
 
 
@@ -131,7 +133,7 @@ def test_unknown_kind() -> None:
 
 
 def test_ray_has_workers_of_its_own() -> None:
-    with pytest.raises(ConfigurationError, match="started by Ray"):
+    with pytest.raises(ConfigurationError, match="Ray starts the workers"):
         ItwinaiTrainer(strategy="ray", devices=2, accelerator="cpu", launcher="fork")
 
 
@@ -160,7 +162,7 @@ class NoNew(torch.utils.data.Dataset):
 
 def test_what_cannot_be_unpickled_is_said() -> None:
     data = torch.utils.data.DataLoader(NoNew(8), 4)
-    with pytest.raises(PayloadError, match="cannot be made again here: TypeError.*__getnewargs__.*launcher='fork'"):
+    with pytest.raises(PayloadError, match="cannot be recreated here: TypeError.*__getnewargs__.*launcher='fork'"):
         make_trainer("ddp", 2, max_epochs=1, launcher="payload").fit(Regression(), data)
     make_trainer("ddp", 2, max_epochs=1, launcher="fork").fit(Regression(), data)
 
@@ -225,7 +227,7 @@ class Unsendable(Regression):
 
 
 def test_predictions_that_cannot_be_sent_back_are_named() -> None:
-    with pytest.raises(PayloadError, match="What the run has returned cannot be sent back .*lock"):
+    with pytest.raises(PayloadError, match="The return value cannot be sent back .*lock"):
         make_trainer("ddp", 2).predict(Unsendable(), loader(4))
 
 

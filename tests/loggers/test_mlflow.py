@@ -394,7 +394,7 @@ def test_files_are_not_waited_for_where_the_server_is_gone(server: Server, tmp_p
     began = time.monotonic()
     server.freeze()
     try:
-        with pytest.warns(UserWarning, match=f"has not got 2 files of {tmp_path}, .*: MLflow at .* does not answer"):
+        with pytest.warns(UserWarning, match=f"did not upload 2 files of {tmp_path}: MLflow at .* does not answer"):
             hand_over([logger], files, tmp_path)
     finally:
         server.thaw()
@@ -404,7 +404,7 @@ def test_files_are_not_waited_for_where_the_server_is_gone(server: Server, tmp_p
 
 def test_files_that_take_too_long_do_not_hold_up_the_run(tmp_path: Path) -> None:
     never = threading.Event()
-    with pytest.raises(LoggerError, match=r"the store has not taken it within 0\.1 s"):
+    with pytest.raises(LoggerError, match=r"the store did not finish the upload within 0\.1 s"):
         within(0.1, lambda: never.wait() and None, "the store")
     never.set()
     with pytest.raises(ArithmeticError):

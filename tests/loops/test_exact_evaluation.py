@@ -223,7 +223,7 @@ def test_what_comes_back_is_merged_too() -> None:
 @pytest.mark.parametrize(
     ("metric", "length", "message"),
     [
-        (Counting, 8, r"metric \(Counting\) accumulates in count, which is no state .* self.add_state\(.count., "),
+        (Counting, 8, r"metric \(Counting\) accumulates in count, which is not a state .* self.add_state\(.count., "),
         (Averaging, 7, r"metric \(Averaging\) averages its state mean .* unequal numbers of samples"),
         (Averaging, 8, ""),
     ],
@@ -262,7 +262,7 @@ def test_metric_that_is_not_to_be_synchronised() -> None:
 
     values = validate("ddp", 2, Own(own=SumMetric(sync_on_compute=False)), numbers(8, 2))
     assert values["logged"] == 0 + 1 + 4 + 5
-    assert "SumMetric(sync_on_compute=False): what is logged is the value of rank 0's" in values["warnings"][0]
+    assert "SumMetric(sync_on_compute=False): only rank 0's samples are in the logged value" in values["warnings"][0]
 
 
 # ------------------------------------------------------------------------------------------- without indices to deal

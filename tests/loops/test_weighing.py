@@ -12,7 +12,7 @@ from itwinai.compat import lightning_trainer
 from itwinai.data.rank_streams import seed_generators, seed_of_rank
 from itwinai.data.rng_state import plain_random_states
 from itwinai.loops.metric_sync import Entry, exchange, reduce_column
-from itwinai.loops.resume import go_on_drawing
+from itwinai.loops.resume import restore_rng
 from tests.data.test_samplers import draw, random_states, seeded
 
 
@@ -68,7 +68,7 @@ def test_ranks_that_a_checkpoint_does_not_know_begin_where_rank_0_continues() ->
         streams = SimpleNamespace(restarts=0)
         trainer: Any = SimpleNamespace(global_rank=rank, strategy=SimpleNamespace(random_numbers=streams))
         with random_states(seeded(9)):
-            go_on_drawing(trainer, resumed)
+            restore_rng(trainer, resumed)
             drawn.append(draw())
         assert streams.restarts == 1
     for states, numbers in zip(saved, drawn, strict=False):

@@ -98,7 +98,7 @@ def test_unknown_ending(name: str) -> None:
 
 @pytest.mark.parametrize("size", [0, -1, "large", 2.5])
 def test_batch_size_that_is_none(size: Any) -> None:
-    with pytest.raises(ConfigurationError, match="neither a number of samples nor 'auto'"):
+    with pytest.raises(ConfigurationError, match="must be a number of samples or 'auto'"):
         PredictionWriter("p.parquet", batch_size=size)
 
 

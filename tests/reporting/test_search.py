@@ -109,9 +109,9 @@ def test_page_is_drawn_by_a_browser(tmp_path: Path) -> None:
     )
     with Image.open(tmp_path / "page.png") as image:
         whole = image.convert("RGB")
-        # The colours of the parallel lines run from dark violet to yellow, wherever in the page these are.
+        # The colors of the parallel lines run from dark violet to yellow, wherever in the page these are.
         assert len(whole.getcolors(1 << 24) or []) > 300
-        # The picture with all parameters takes the whole width: its bar of colours is at the right.
+        # The picture with all parameters takes the whole width: its bar of colors is at the right.
         right = whole.crop((880, 0, 1100, 3000)).getcolors(1 << 24) or []
         assert any(green > 180 and red > 150 and blue < 90 for _, (red, green, blue) in right)
 

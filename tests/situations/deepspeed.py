@@ -128,7 +128,7 @@ SITUATIONS = (
     Situation(
         "A layer used in two reentrant checkpoints",
         as_in_one_process(Checkpointed),
-        on_zero(error("that the gradient of a parameter is computed twice")),
+        on_zero(error("computing a parameter's gradient twice in one backward pass")),
     ),
     Situation(
         "Second derivatives in training",

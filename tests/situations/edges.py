@@ -330,7 +330,7 @@ SITUATIONS = (
     Situation(
         "One rank sets `should_stop` at the end of an epoch",
         stopped_alone_after_epoch,
-        {"ddp": "UnequalStepsError trainer.should_stop is set on rank 0, and not on rank 1"},
+        {"ddp": "UnequalStepsError trainer.should_stop is set on rank 0 but not on rank 1"},
     ),
     Situation(
         "An iterable dataset gives one rank a batch more",

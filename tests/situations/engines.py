@@ -343,7 +343,7 @@ def _finetuning() -> BackboneFinetuning:
     return BackboneFinetuning(1, lambda _: 1.0, backbone_initial_lr=0.05)
 
 
-_DRIFT = "DriftError 1 of 4 parameters are not the same on all ranks after epoch 0, step 4: head.bias; rank 1 differs"
+_DRIFT = "DriftError 1 of 4 parameters differ between ranks after epoch 0, step 4: head.bias; rank 1 differs"
 
 SITUATIONS = (
     Situation(
@@ -368,7 +368,7 @@ SITUATIONS = (
     Situation(
         "A layer made in the first training step",
         with_workers(MakesItsHeadInTheStep, max_epochs=1),
-        on_engines("ConfigurationError head.weight, head.bias were made or replaced in training_step"),
+        on_engines("ConfigurationError head.weight, head.bias were created or replaced in training_step"),
     ),
     Situation(
         "A lazy layer",

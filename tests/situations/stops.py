@@ -133,13 +133,13 @@ def drawn_stops(strategy: str) -> None:
 
 SITUATIONS = (
     Situation(
-        "a checkpoint of the last step of an epoch, written before its validation, is gone on from",
+        "a checkpoint of the last step of an epoch, written before its validation, is resumed",
         partial(stop_and_go_on, partial(loader, shuffle=True), STEPS),
         everywhere(),
     ),
     Situation(
-        "what the module's hook changes after the callback has asked for a checkpoint is in it, and the means of an "
-        "epoch that is gone on with are those of all its batches",
+        "what the module's hook changes after the callback has asked for a checkpoint is in it, and the means of a "
+        "resumed epoch are those of all its batches",
         partial(stop_and_go_on, partial(loader, shuffle=True), 2 * STEPS + 3),
         everywhere(),
     ),

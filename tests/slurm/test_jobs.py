@@ -130,7 +130,9 @@ def test_a_job_that_waits_is_followed_and_cancelled(
 @pytest.mark.usefixtures("slurm")
 def test_the_jobs_of_a_chain_are_one(tmp_path: Path) -> None:
     folder = tmp_path / "chain"
-    chain = submit(CONFIG, folder=folder, chain=3, checks_nodes=False, begin="now+1hour", max_requeues=0)
+    chain = submit(CONFIG, folder=folder, chain=3, checks_nodes=False, begin="now+1hour")
+    script = (folder / "job.sh").read_text()
+    assert "--no-requeue" in script and "--signal=B:USR1@120" in script  # it saves, and the next one resumes
     dependencies = [ask("squeue", "-h", "-j", number, "-o", "%E").strip() for number in chain.followers]
     assert [text.partition("(")[0] for text in dependencies] == [
         f"afternotok:{number}" for number in (chain.number, chain.followers[0])

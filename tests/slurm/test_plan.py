@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def planned(config: Path, *arguments: str, command: str = "fit", **given: Any) -> JobScript:
-    options = {name: given.pop(name) for name in ("site", "axes", "max_requeues") if name in given}
+    options = {name: given.pop(name) for name in ("site", "axes") if name in given}
     return plan_job(command, ["-c", str(config), *arguments], given, **options)
 
 
@@ -130,6 +130,20 @@ def test_sites_are_found_beside_the_config_among_yours_and_in_the_package(
     (beside / "ours.yaml").write_text("partitions: {long: {max_tiem: 1}}\n")
     with pytest.raises(ConfigurationError, match="Did you mean 'max_time'"):
         find_site("ours", tmp_path)
+
+
+def test_a_plugin_brings_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {
+        "machines/__init__.py": "",
+        "machines/large.yaml": "nodes: 7\n",
+        "machines-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: machines\nVersion: 1\n",
+        "machines-1.dist-info/entry_points.txt": "[itwinai.sites]\nmachines = machines\nbroken = no_such_package\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.warns(UserWarning, match="The plugin 'broken' has no sites"):
+        assert find_site("large").options == {"nodes": 7}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -62,6 +63,27 @@ def test_words_of_bash_are_the_texts(texts: list[str]) -> None:
     assert printed.decode().split("\0")[:-1] == texts
 
 
+@given(st.lists(TEXTS, max_size=5), TEXTS, st.lists(TEXTS, max_size=3), TEXTS)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_script_executes_nothing_and_hands_on_all(
+    tmp_path: Path, command: list[str], value: str, variant: list[str], folder: str
+) -> None:
+    python = tmp_path / "a $(touch owned)" / "python"
+    python.parent.mkdir(exist_ok=True)
+    python.write_text('#!/bin/bash\nprintf "%s\\0" "$@" "$VALUE" "$ITWINAI_JOB_RESULT"\n')
+    python.chmod(0o755)
+    options = JobOptions(python=str(python), environment={"VALUE": value})
+    script = JobScript("job", "srun", command, options, variants=[[], variant], checks_nodes=False)
+    (tmp_path / "job.sh").write_bytes(script.text().encode())
+    variables = {**os.environ, "SLURM_ARRAY_TASK_ID": "1"}
+    job = ["bash", "job.sh", f"no such {folder}"]
+    ran = subprocess.run(job, capture_output=True, check=True, cwd=tmp_path, env=variables)
+    printed = ran.stdout.decode().split("\0")[:-1]
+    words = printed[printed.index(str(python)) + 1 :]
+    assert words == [*command, *variant, value, f"no such {folder}/result-1.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"job.sh", "a $(touch owned)"}
+
+
 @given(
     st.fixed_dictionaries(
         {
@@ -69,7 +91,7 @@ def test_words_of_bash_are_the_texts(texts: list[str]) -> None:
             "modules": st.lists(TEXTS, max_size=2),
             "environment": st.dictionaries(st.sampled_from(["A", "NCCL_SOCKET_IFNAME", "_b"]), TEXTS),
             "python": st.sampled_from(["venv", "conda", "container", "python"]),
-            "of_python": TEXTS.filter(bool),
+            "of_python": TEXTS.map("/opt/{}/python".format),
             "kind": st.sampled_from(["srun", "ray", "single"]),
             "variants": st.lists(st.lists(TEXTS, max_size=2), max_size=2),
             "requeues": st.sampled_from([0, 3]),
@@ -79,7 +101,7 @@ def test_words_of_bash_are_the_texts(texts: list[str]) -> None:
         }
     )
 )
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @pytest.mark.usefixtures("slurm")
 def test_every_script_is_accepted_by_bash_shellcheck_and_slurm(tmp_path: Path, drawn: dict[str, Any]) -> None:
     require_programs([name for name in ("shellcheck",) if shutil.which(name) is None], "apt-get install shellcheck")

@@ -120,7 +120,7 @@ def test_rates_name_what_is_monitored() -> None:
         DriftError, match=r"0.1 on rank 0; 0.05 on rank 1. A scheduler monitors 'val_loss': log it with"
     ):
         drift.compare_trained([({}, [0.1]), ({}, [0.05])], trainer)
-    with pytest.raises(DriftError, match="What they are computed from has to be the same everywhere"):
+    with pytest.raises(DriftError, match="Compute them from values that are equal on all ranks"):
         drift.compare_trained([({}, [0.1]), ({}, [0.05])], TRAINER)
 
 

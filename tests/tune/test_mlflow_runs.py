@@ -216,7 +216,7 @@ def test_experiment_that_was_deleted_is_an_error(tmp_path: Path) -> None:
 
 def test_what_mlflow_refuses_is_told_with_the_address(tmp_path: Path) -> None:
     given = {"class_path": PLAIN, "init_args": {"tracking_uri": "nonsense://somewhere"}}
-    with pytest.raises(LoggerError, match="MLflow at nonsense://somewhere does not do what the search asks"):
+    with pytest.raises(LoggerError, match="MLflow at nonsense://somewhere rejected a request of the search"):
         open_parent_run(given, "digits", tmp_path)
 
 

@@ -201,7 +201,7 @@ def test_how_long_it_takes(options: dict[str, Any], seconds: float | None, time:
         (
             TrialResources(1, {"GPU": 1}),
             [{"CPU": 4}],
-            "no GPUs, or Ray does not know of them. Ask for none, or start its",
+            "no GPUs, or Ray does not detect them. Request none, or start its",
         ),
         (TrialResources(1, {"licens": 1}), [{"CPU": 4, "licence": 1}], "no resource 'licens'. Did you mean 'licence'?"),
         (

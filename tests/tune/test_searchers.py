@@ -340,7 +340,7 @@ def test_optuna_says_nothing_of_its_study_and_is_as_loud_as_before() -> None:
         ),
         ("optuna", GRID, LOSS, "'momentum' is a grid, and the searcher 'optuna'.*choice"),
         ("hyperopt", GRID, LOSS, "'momentum' is a grid, and the searcher 'hyperopt'"),
-        ("hyperopt", CONDITIONAL, BOTH, "'hyperopt' knows one objective, and there are 2"),
+        ("hyperopt", CONDITIONAL, BOTH, "'hyperopt' supports one objective, not 2"),
         ("random", CONDITIONAL, [], "needs an objective"),
     ],
 )
@@ -355,5 +355,5 @@ def test_missing_packages_are_named() -> None:
         make_searcher("hebo", space_of(CONDITIONAL), LOSS, 10)
     with pytest.raises(MissingPackageError, match="'CmaEsSampler' of Optuna needs.*pip install cmaes"):
         make_searcher({"optuna": {"sampler": "CmaEsSampler"}}, space_of("lr: {uniform: [0, 1]}"), LOSS, 10)
-    with pytest.raises(ConfigurationError, match="at least one trial"):
+    with pytest.raises(ConfigurationError, match="num_samples must be at least 1"):
         make_searcher(None, space_of(CONDITIONAL), LOSS, 0)

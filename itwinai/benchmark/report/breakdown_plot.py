@@ -11,19 +11,19 @@ from itwinai.benchmark.report.plots import MOST_GROUPS, Drawn, file_name
 from itwinai.benchmark.statistics.cell_summary import CellSummary
 from itwinai.benchmark.statistics.groups import Group
 from itwinai.reporting.formatting import percent_text, time_text, time_unit
-from itwinai.reporting.plotting import COLOURS, WIDE, axis_limits, label_text, legend_above, new_figure
+from itwinai.reporting.plotting import COLORS, WIDE, axis_limits, label_text, legend_above, new_figure
 from itwinai.reporting.sections import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DRAWN: Mapping[str, tuple[str, str]] = {
-    "compute": (COLOURS[0], ""),
-    "communication": (COLOURS[1], "////"),
-    "data": (COLOURS[2], "...."),
+    "compute": (COLORS[0], ""),
+    "communication": (COLORS[1], "////"),
+    "data": (COLORS[2], "...."),
     "other": ("#c3ccd4", ""),
 }
-"""Colour and hatch of the parts, for print too."""
+"""Color and hatch of the parts, for print too."""
 
 SHORT = ("compute", "other workers", "data", "other")
 """Names of the parts, in the same order, where there is little room."""
@@ -95,9 +95,9 @@ def _places(cells: Sequence[CellSummary]) -> list[float]:
 
 def _stack(axes: Axes, places: Sequence[float], parts: Sequence[Breakdown], sizes: Sequence[float]) -> None:
     bottom = [0.0] * len(places)
-    for part, (colour, hatch) in DRAWN.items():
+    for part, (color, hatch) in DRAWN.items():
         heights = [one.parts[part] / size for one, size in zip(parts, sizes, strict=True)]
-        look: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4}
+        look: dict[str, Any] = {"color": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4}
         axes.bar(places, heights, 0.86, bottom, label=PARTS[part], **look)
         bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
 

@@ -82,7 +82,7 @@ def wrong_losses(suspicious: Sequence[SuspiciousLoss], summary: Summary) -> Iter
 
 
 def differs_from_its_like(one: SuspiciousLoss, summary: Summary) -> bool:
-    """Tell whether a loss differs not only from the baseline, as the losses of all cells with several workers may."""
+    """Return whether a loss differs not only from the baseline, as the losses of all cells with several workers may."""
     return one.compared_with not in [(baseline.cell,) for baseline in summary.baselines]
 
 
@@ -104,7 +104,7 @@ def threads_text(summary: Summary) -> str:
 
 
 def is_implausible(cell: CellSummary) -> bool:
-    """Tell whether a cell is more efficient than workers can be."""
+    """Return whether a cell is more efficient than workers can be."""
     one = cell.efficiency
     return one is not None and (one.mean > IMPLAUSIBLE or (one.low is not None and one.low > SURELY_IMPLAUSIBLE))
 

@@ -16,7 +16,7 @@ from itwinai.benchmark.statistics.ranking import SIGNIFICANT
 from itwinai.errors import require
 from itwinai.io.atomic import write_whole
 from itwinai.reporting.formatting import UNKNOWN, count_text, estimate_text, number_text, origin, p_text
-from itwinai.reporting.plotting import COLOURS, WIDE, axis_limits, label_text, legend_above, new_axes
+from itwinai.reporting.plotting import COLORS, WIDE, axis_limits, label_text, legend_above, new_axes
 from itwinai.reporting.sections import Section, Table
 from itwinai.reporting.tables import table_text
 from itwinai.reporting.terminal import WIDTH
@@ -34,10 +34,10 @@ SHOWN = 4
 MOST_CELLS = 18
 """Cells that a plot has room for."""
 
-# Colour, marker and meaning of a verdict: not told apart by colour alone.
+# Color, marker and meaning of a verdict: not told apart by color alone.
 _LOOKS: Mapping[Verdict, tuple[str, str, str]] = {
-    "faster": (COLOURS[0], ">", "B is faster"),
-    "slower": (COLOURS[5], "<", "B is slower"),
+    "faster": (COLORS[0], ">", "B is faster"),
+    "slower": (COLORS[5], "<", "B is slower"),
     "=": (REFERENCE, "|", "no significant difference"),
     "?": (REFERENCE, "o", "single runs"),
 }
@@ -134,17 +134,17 @@ def _ratio_plot(shown: Sequence[tuple[ComparedCell, str]], limits: tuple[float, 
     axes.set_xlim(*limits)
     axes.axvline(1.0, color=REFERENCE, linewidth=1.0, linestyle="--")
     for place, (one, _) in enumerate(shown):
-        colour, marker, _ = _LOOKS[one.verdict]
+        color, marker, _ = _LOOKS[one.verdict]
         mean, low, high = one.throughput.mean, one.throughput.low, one.throughput.high
         if low is not None and high is not None:
-            axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color=colour, **BAR)
-            mark_cut(axes, place, (low, high), colour, across=True)
-        axes.plot(mean, place, color=colour, marker=marker, markersize=8, markeredgewidth=2)
+            axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color=color, **BAR)
+            mark_cut(axes, place, (low, high), color, across=True)
+        axes.plot(mean, place, color=color, marker=marker, markersize=8, markeredgewidth=2)
         beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": "small"}
-        axes.annotate(one.verdict, (1.01, place), color=colour, **beside)
+        axes.annotate(one.verdict, (1.01, place), color=color, **beside)
     for verdict in dict.fromkeys(one.verdict for one, _ in shown):
-        colour, marker, meaning = _LOOKS[verdict]
-        axes.plot([], [], color=colour, marker=marker, markersize=8, markeredgewidth=2, linestyle="", label=meaning)
+        color, marker, meaning = _LOOKS[verdict]
+        axes.plot([], [], color=color, marker=marker, markersize=8, markeredgewidth=2, linestyle="", label=meaning)
     axes.set_yticks(range(len(shown)), [label_text(name, 48) for _, name in shown])
     axes.invert_yaxis()
     axes.set_xlabel("throughput of B divided by that of A")

@@ -221,7 +221,7 @@ def _fastest(ranking: Ranking, speed: Speed) -> str:
     if not ranking.rivals:
         others = {line.strategy for line in ranking.group.series if any(cell.runs for cell in line.cells)}
         alone = others - {SINGLE, best.cell.strategy}
-        return f"{text}; no other strategy has a result with so many workers" if alone else text
+        return f"{text}; no other strategy has a result with this many workers" if alone else text
     following, ties = ranking.rivals[0], ranking.ties
     if not ties:
         return f"{text}: {estimate_text(following.ratio)} times as fast as {_next(ranking)}{_p(following.p)}"

@@ -148,14 +148,14 @@ def _panel(axes: Axes, law: FittedLaw, counts: Sequence[int], speed: Speed, look
     band = [(count, one.low, one.high) for count, one in found if one.low is not None and one.high is not None]
     if band:
         places, low, high = zip(*band, strict=True)
-        axes.fill_between(places, low, high, color=look.colour, alpha=0.18, linewidth=0)
+        axes.fill_between(places, low, high, color=look.color, alpha=0.18, linewidth=0)
     for inside, style in ((True, "-"), (False, "--")):
         part = [(count, one.mean) for count, one in found if (count <= most if inside else count >= most)]
         if len(part) > 1:
-            axes.plot(*zip(*part, strict=True), color=look.colour, linestyle=style, linewidth=1.5)
+            axes.plot(*zip(*part, strict=True), color=look.color, linestyle=style, linewidth=1.5)
     for cell in law.series.cells:
         for rate in speed.runs(cell):
-            axes.plot(cell.cell.workers, rate, marker=look.marker, color=look.colour, markersize=5, alpha=0.75)
+            axes.plot(cell.cell.workers, rate, marker=look.marker, color=look.color, markersize=5, alpha=0.75)
     if max(counts) > most:
         axes.axvspan(most, max(counts) * 2**0.35, color="#eef1f4", zorder=0, linewidth=0)
         axes.text(0.98, 0.03, "extrapolated", transform=axes.transAxes, ha="right", fontsize="small", color=REFERENCE)

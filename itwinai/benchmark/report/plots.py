@@ -16,7 +16,7 @@ from itwinai.benchmark.statistics.groups import Group, Speed
 from itwinai.benchmark.statistics.summary import LOSS_TOLERANCE, Series
 from itwinai.benchmark.statistics.summary import Axes as Varied
 from itwinai.reporting.formatting import Unit, energy_unit, memory_unit, time_unit
-from itwinai.reporting.plotting import COLOURS, WIDE, axis_limits, label_text, legend_above, new_figure, picture_of
+from itwinai.reporting.plotting import COLORS, WIDE, axis_limits, label_text, legend_above, new_figure, picture_of
 from itwinai.reporting.sections import Picture
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ MOST_COMBINATIONS = 8
 """Combinations of values of axes that have a plot of their own."""
 
 REFERENCE = "#5b6b7a"
-"""Colour of lines that are not measurements: the ideal."""
+"""Color of lines that are not measurements: the ideal."""
 
 LONGEST = 1.6
 """How far an error bar may reach, as a multiple of the largest mean, for the axis to include it whole."""
@@ -48,7 +48,7 @@ TICKS = 12
 """Most labels of an axis of workers."""
 
 # The palest ones of the palette come last; black, which Okabe and Ito have too, is for the baseline.
-_COLOURS = tuple(COLOURS[place] for place in (0, 1, 2, 3, 5, 4, 8, 7))
+_COLORS = tuple(COLORS[place] for place in (0, 1, 2, 3, 5, 4, 8, 7))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", ">", "p")
 
 
@@ -60,12 +60,12 @@ class Look:
     """How a strategy is drawn, the same in all plots.
 
     Attributes:
-        colour: of its lines and bars.
-        marker: of its points, for print without colours.
+        color: of its lines and bars.
+        marker: of its points, for print without colors.
         beside: offset from its number of workers, as part of a doubling, so that error bars do not hide each other.
     """
 
-    colour: str
+    color: str
     marker: str
     beside: float = 0.0
 
@@ -91,7 +91,7 @@ def looks_of(strategies: Sequence[str]) -> dict[str, Look]:
     looks = {}
     for index, name in enumerate(others):
         beside = step * (index - (len(others) - 1) / 2)
-        looks[name] = Look(_COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)], beside)
+        looks[name] = Look(_COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)], beside)
     return {SINGLE: Look("#000000", "*"), **looks}
 
 
@@ -142,14 +142,14 @@ def limited_ratios(ends: Sequence[float], means: Sequence[float]) -> tuple[float
     )
 
 
-def mark_cut(axes: Axes, place: float, ends: tuple[float, float], colour: str, across: bool = False) -> None:
+def mark_cut(axes: Axes, place: float, ends: tuple[float, float], color: str, across: bool = False) -> None:
     """Put an arrow at the frame where an error bar continues beyond it.
 
     Args:
         axes: of the plot, with limits.
         place: of the bar on the other axis.
         ends: of the bar.
-        colour: of the bar.
+        color: of the bar.
         across: whether the bar is horizontal.
     """
     low, high = sorted(axes.get_xlim() if across else axes.get_ylim())
@@ -158,7 +158,7 @@ def mark_cut(axes: Axes, place: float, ends: tuple[float, float], colour: str, a
         if cut:
             where = (side, place) if across else (place, side)
             transform = axes.get_yaxis_transform() if across else axes.get_xaxis_transform()
-            axes.plot(*where, marker=marker, color=colour, markersize=7, transform=transform, clip_on=False, zorder=4)
+            axes.plot(*where, marker=marker, color=color, markersize=7, transform=transform, clip_on=False, zorder=4)
 
 
 # ------------------------------------------------------------------------------------------------------ quantities
@@ -314,14 +314,14 @@ def _line_plot(
             look = looks[cell.cell.strategy]
             place = cell.cell.workers * 2**look.beside
             if (one := quantity.known(cell)) is not None:
-                mark_cut(axes, place, quantity.ends(one), look.colour)
+                mark_cut(axes, place, quantity.ends(one), look.color)
             elif quantity.marks_failed and not cell.runs:  # at the bottom
                 bottom = axes.get_xaxis_transform()
-                axes.plot(place, 0.03, marker="x", color=look.colour, transform=bottom, clip_on=False)
+                axes.plot(place, 0.03, marker="x", color=look.color, transform=bottom, clip_on=False)
                 failed = True
     for name in shown:
         look = looks[name]
-        panels[0].plot([], [], color=look.colour, marker=look.marker, linewidth=1.6, label=label_text(name, 24))
+        panels[0].plot([], [], color=look.color, marker=look.marker, linewidth=1.6, label=label_text(name, 24))
     if quantity.ideal is not None:
         panels[0].plot([], [], color=REFERENCE, linestyle="--", linewidth=1.2, label="ideal")
     if failed:
@@ -342,7 +342,7 @@ def _line(axes: Axes, quantity: Quantity, line: Series, look: Look) -> bool:
         [count * 2**look.beside for count, _ in points],
         means,
         yerr=[[abs(end[side] - mean) for mean, end in zip(means, ends, strict=True)] for side in (0, 1)],
-        color=look.colour,
+        color=look.color,
         marker=look.marker,
         markersize=9 if look.marker == "*" else 5.5,
         linewidth=1.6,

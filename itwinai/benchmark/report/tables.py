@@ -207,7 +207,7 @@ def write_table(summary: Summary, path: str | os.PathLike[str]) -> None:
 
     Args:
         summary: the benchmark.
-        path: of the file; its folder is made if missing.
+        path: of the file; its folder is created if missing.
     """
     axes = list(dict.fromkeys(path for one in summary.cells for path, _ in one.cell.axes))
     rows = [_csv_row(one, axes) for one in summary.cells or [CellSummary(Cell("", 0))]]

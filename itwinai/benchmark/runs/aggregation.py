@@ -23,7 +23,7 @@ class WorkerTimes:
         peak_memory: in bytes; None where the system does not tell.
         first_step: when the first step of the run began, in seconds since 1970.
         loss: of the last step; None if it returned none.
-        watts: by source, what a node has used meanwhile; None for workers that do not measure their node.
+        watts: power of a node in that time, by source; None for workers that do not measure their node.
         missing: what of the energy could not be measured, and why.
     """
 

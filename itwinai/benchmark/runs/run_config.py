@@ -74,7 +74,7 @@ class RunConfigs:
             "callbacks": _watching_nothing(trainer.get("callbacks")),
         }
         seed = config.get("seed_everything")
-        if not isinstance(seed, int) or isinstance(seed, bool):  # of True lightning makes another seed each time
+        if not isinstance(seed, int) or isinstance(seed, bool):  # of True Lightning makes another seed each time
             config["seed_everything"] = self.seed
         return with_values(config, given)
 

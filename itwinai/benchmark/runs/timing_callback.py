@@ -1,4 +1,4 @@
-"""The callback that measures a run of a benchmark, on every worker, and ends it after so many steps."""
+"""The callback that measures a run of a benchmark, on every worker, and ends it after a number of steps."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ CAUSES = {
     "bandwidth": "the bandwidth of the links",
     "stragglers": "waiting for the slowest worker",
     "optimizer": "the optimizer, whose work is not divided",
-    "other": "what each step takes whatever its batch (hooks, loggers)",
+    "other": "what each step takes independent of its batch (hooks, loggers)",
     "uneven batch": "a batch that the workers cannot divide evenly",
     "cores": "cores that the workers of a node share",
 }

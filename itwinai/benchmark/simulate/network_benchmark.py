@@ -98,7 +98,7 @@ def time_all_reduces(
     samples: list[dict[int, list[float]]] = [{size: [] for size in sizes} for _ in settings]
     for _ in range(rounds):
         for handle, times in zip(own, samples, strict=True):
-            dist.barrier()  # no other group uses the links meanwhile
+            dist.barrier()  # no other group uses the links now
             if handle is None:
                 continue
             for size in sizes:

@@ -26,7 +26,7 @@ def plot_predictions(predictions: Sequence[Prediction], path: Path) -> None:
     Raises:
         MissingPackageError: matplotlib is not installed.
     """
-    from itwinai.reporting.plotting import COLOURS, axis_limits, new_figure, svg_of
+    from itwinai.reporting.plotting import COLORS, axis_limits, new_figure, svg_of
 
     figure = new_figure(11.0, 3.6)
     left, right = figure.subplots(1, 2)
@@ -37,7 +37,7 @@ def plot_predictions(predictions: Sequence[Prediction], path: Path) -> None:
         workers, efficiencies = [one.workers for one in line], [100 * one.efficiency for one in line]
         # Lines of similar strategies cover each other: later ones are thinner.
         width = 1.4 + 0.9 * (len(lines) - 1 - index)
-        left.plot(workers, efficiencies, label=name, color=COLOURS[index % len(COLOURS)], marker=".", linewidth=width)
+        left.plot(workers, efficiencies, label=name, color=COLORS[index % len(COLORS)], marker=".", linewidth=width)
     left.axhline(70, color="#999999", linewidth=0.8, linestyle=":")
     left.set(xlabel="workers", ylabel="efficiency in %")
     left.set_ylim(axis_limits((100 * one.efficiency for one in predictions), from_zero=True))
@@ -53,7 +53,7 @@ def plot_predictions(predictions: Sequence[Prediction], path: Path) -> None:
     for index, (part, label) in enumerate(_PARTS.items()):
         heights = [100 * getattr(one, part) / one.step for one in best]
         if any(heights):
-            right.bar(places, heights, bottom=bottom, label=label, color=COLOURS[index], width=0.75)
+            right.bar(places, heights, bottom=bottom, label=label, color=COLORS[index], width=0.75)
             bottom = [sum(pair) for pair in zip(bottom, heights, strict=True)]
     right.set_xticks(places, [str(one.workers) for one in best], rotation=45 if len(best) > 8 else 0)
     right.set(xlabel="workers", ylabel="% of the step", ylim=(0, 100))

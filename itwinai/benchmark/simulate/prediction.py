@@ -38,7 +38,7 @@ class Prediction:
         other: time that depends neither on samples nor on workers.
         optimizer: its step, as a mean over the accumulated batches.
         exposed: communication during which nothing is computed, and by which computing slows down.
-        hidden: communication that costs nothing, because workers compute meanwhile.
+        hidden: communication that costs nothing, because workers compute at the same time.
         waiting: for the slowest worker.
         speedup: samples per second relative to one worker.
         losses: seconds by which the step is longer than with ideal scaling, by cause; they add up to the whole
@@ -116,7 +116,7 @@ def _predict(
     waiting = waiting_time(compute, workload.variation, workers, every if model.keeps_gradients else 1)
 
     overlap, cost = communicate(workload, topology, model, workers, compute)
-    # Cores that move bytes cannot compute meanwhile.
+    # Cores that move bytes cannot compute at the same time.
     price = overlap.hidden * (workload.cores.cost_of_hiding(local) if workload.cores else 0.0)
     exposed, hidden = overlap.exposed + price, overlap.hidden - price
     by_latency = cost.latency / cost.total if cost.total else 0.0

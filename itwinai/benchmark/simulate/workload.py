@@ -37,7 +37,7 @@ class Cores:
     communicating: bool = True
 
     def slowdown(self, workers: int) -> float:
-        """Return the factor by which computing slows down if so many workers share the node: at least 1."""
+        """Return the factor by which computing slows down if this many workers share the node: at least 1."""
         return max(1.0, workers * self.threads / self.number)
 
     def cost_of_hiding(self, workers: int) -> float:

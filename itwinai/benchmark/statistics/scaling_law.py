@@ -61,7 +61,7 @@ class FittedLaw:
     makes an extrapolation uncertain (Efron, "Estimation and Accuracy After Model Selection", Journal of the American
     Statistical Association 2014): from 1 to 8 workers to 64, with three repeats of 2 % noise, they hold the truth in 91
     to 99 of 100 experiments, and without a new choice in as few as 6. The law has to be one of the models, and the
-    machine has to continue as it begins: measurements within a node know nothing of the network between nodes.
+    machine has to continue as it begins: measurements within a node do not include the network between nodes.
 
     Attributes:
         series: what it was fitted to.
@@ -89,7 +89,7 @@ class FittedLaw:
     drawn: NDArray[np.float64] = field(repr=False, compare=False)
 
     def step_time(self, workers: int) -> Estimate:
-        """Return the seconds of a step with so many workers."""
+        """Return the seconds of a step with this many workers."""
         return _estimate(*self._times(workers), self.runs)
 
     def speedup(self, workers: int, baseline: CellSummary | None = None) -> Estimate:
@@ -262,7 +262,7 @@ def _cautions(cells: Sequence[CellSummary], deviation: float) -> list[str]:
     if len(cells) == FEWEST:
         sentences.append("Three numbers of workers are the fewest that allow a guess: measure more of them.")
     if all(run.nodes == 1 for one in cells for run in one.measured):
-        sentences.append("All was measured on one node: the law knows nothing of the network between nodes.")
+        sentences.append("All was measured on one node: the law does not include the network between nodes.")
     return sentences
 
 

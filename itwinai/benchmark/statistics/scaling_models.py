@@ -199,7 +199,7 @@ def criteria(
 
 
 def enough_runs(models: Sequence[ScalingModel], times: CellTimes) -> bool:
-    """Tell whether AICc can choose among these models; if not, each further parameter has to halve the variance."""
+    """Return whether AICc can choose among these models; if not, each further parameter has to halve the variance."""
     return times.runs >= max(len(model.columns) for model in models) + SPARE
 
 

@@ -92,7 +92,7 @@ class Completion:
         return self.planned > self.done + self.skipped
 
     def continues(self, cell: CellSummary) -> bool:
-        """Tell whether runs of a cell are left to make; if its repeats are unknown, whether any are."""
+        """Return whether runs of a cell are left to make; if its repeats are unknown, whether any are."""
         return self.unfinished and (not self.repeats or cell.tries < self.repeats)
 
 

@@ -1,6 +1,6 @@
 """`itwinai doctor`: what is installed and usable on this machine, and whether every strategy really trains here.
 
-Whatever may hang or crash (imports of packages with native code, workers, daemons) happens in child processes with a
+All that may hang or crash (imports of packages with native code, workers, daemons) runs in child processes with a
 time limit. This process itself imports nothing but the standard library.
 """
 
@@ -134,7 +134,7 @@ def _be_child(strategy: str | None, part: str | None, out: Path) -> int:
         else:
             assert strategy is not None
             write_record(out, {"measured": asdict(probe_strategy(strategy))})
-    except Exception as error:  # whatever it is, it is the answer
+    except Exception as error:  # any error is the answer
         from itwinai.errors import WorkerError
 
         # A worker that died without an exception has left what it had to say in the log.

@@ -24,7 +24,7 @@ INSTALL = {
 
 
 def is_installed(package: str) -> bool:
-    """Tell whether a package can be found; it is not imported."""
+    """Return whether a package can be found; it is not imported."""
     try:
         return find_spec(package) is not None
     except (ImportError, ValueError):

@@ -115,7 +115,7 @@ def judge(name: str, outcome: Outcome) -> Trial:
 
 
 def last_lines(text: str, limit: int = CAUSE_LINES, width: int = 200) -> tuple[str, ...]:
-    """Return the last lines of a log or a traceback that say something, without the colours of terminals."""
+    """Return the last lines of a log or a traceback that say something, without the colors of terminals."""
     plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
     # Python underlines the part of a line that failed; without the start of the traceback that only takes room.
     lines = [line.rstrip() for line in re.split(r"[\r\n]+", plain) if line.strip(" \t^~")]

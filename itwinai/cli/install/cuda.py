@@ -16,7 +16,7 @@ from itwinai.cli.install.torch_info import TorchInfo
 
 
 def builds_for_gpus(env: Mapping[str, str], torch: TorchInfo) -> bool:
-    """Tell whether Horovod is to use GPUs: there are some here, or a toolkit, as on the login node of a GPU cluster.
+    """Return whether Horovod is to use GPUs: there are some here, or a toolkit, as on the login node of a GPU cluster.
 
     Args:
         env: the environment of the build.

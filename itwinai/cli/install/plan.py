@@ -40,7 +40,7 @@ class Plan:
 
     @property
     def for_gpus(self) -> bool:
-        """Tell whether it is built for GPUs."""
+        """Return whether it is built for GPUs."""
         return any(name.startswith("HOROVOD_GPU_") for name in self.options)
 
     @property
@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def uses_nccl(self) -> bool:
-        """Tell whether NCCL does some of the GPU operations."""
+        """Return whether NCCL does some of the GPU operations."""
         return any(name.startswith("HOROVOD_GPU_") and value == "NCCL" for name, value in self.options.items())
 
 

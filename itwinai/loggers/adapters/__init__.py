@@ -29,12 +29,12 @@ _ADAPTERS = {
 
 
 def adapters_of(trainer: Trainer) -> list[LoggerAdapter]:
-    """Return what each logger of a run can take, for callbacks that hand over figures, files or models."""
+    """Return an adapter for each logger of the trainer, for callbacks that log figures, files or models."""
     return [adapter_of(logger) for logger in trainer.loggers]
 
 
 def adapter_of(logger: Logger) -> LoggerAdapter:
-    """Return what a logger can take; an unknown logger gets hyperparameters only."""
+    """Return the adapter for a logger; that of an unknown class logs hyperparameters only."""
     for cls in type(logger).__mro__:
         if cls.__name__ in _ADAPTERS:
             module, _, name = _ADAPTERS[cls.__name__].partition(":")

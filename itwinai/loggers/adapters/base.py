@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LoggerAdapter:
-    """Gives a logger what lightning's interface has no method for. All methods are for rank 0.
+    """Gives a logger what Lightning's interface has no method for. All methods are for rank 0.
 
     Args:
         logger: the logger.

@@ -34,14 +34,14 @@ def hand_over(loggers: Iterable[Logger], files: Sequence[Path], base: Path, pati
     for logger in loggers:
         try:
             adapter_of(logger).hand_over(files, base, patience)
-        except Exception as error:  # of whatever logger: the run itself is over, and the files are on this machine
+        except Exception as error:  # of any logger: the run itself is over, and the files are on this machine
             what = str(files[0]) if len(files) == 1 else f"{len(files)} files of {base}"
             reason = without_secrets(str(error)).rstrip(".")
-            warn_user(f"{type(logger).__name__} has not got {what}, which stays where it is: {reason}.")
+            warn_user(f"{type(logger).__name__} did not upload {what}: {reason}. The local copy is kept.")
 
 
 def within(seconds: float, call: Callable[[], None], destination: str) -> None:
-    """Call something in a thread, and wait for it no longer than so many seconds.
+    """Call a function in a thread, and wait for it at most this many seconds.
 
     Raises:
         LoggerError: it has not ended by then; it continues until the process ends.
@@ -59,6 +59,6 @@ def within(seconds: float, call: Callable[[], None], destination: str) -> None:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise LoggerError(f"{destination} has not taken it within {seconds:g} s")
+        raise LoggerError(f"{destination} did not finish the upload within {seconds:g} s")
     if raised:
         raise raised[0]

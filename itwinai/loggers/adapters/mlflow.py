@@ -75,7 +75,7 @@ class MLflowAdapter(RankedAdapter):
                 check_answers(self._address, tries=1)
             except AwayError:
                 raise LoggerError(f"{server} does not answer") from None
-        # If it goes away meanwhile, MLflow tries again for minutes.
+        # If the server goes away during the upload, MLflow retries for minutes.
         within(patience, partial(_upload, self._client, self._run, files, base), server)
 
     @override

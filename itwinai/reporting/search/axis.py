@@ -108,7 +108,7 @@ class Axis:
 
 
 def objective_axis(values: Sequence[float], objective: Objective) -> Axis:
-    """Return an axis on which the good values can be told apart, whatever the worst are.
+    """Return an axis on which good values can be distinguished, however bad the worst are.
 
     It holds all from the best on, but for those that are worse than nine tenths of all by far: one trial that diverged
     to 1e6 would leave nothing to see of the others.
@@ -171,7 +171,7 @@ def _are_few(numbers: Sequence[float]) -> bool:
 
 
 def _spreads(numbers: Sequence[float]) -> bool:
-    """Tell whether numbers look as if drawn by their logarithm: over decades, and not nearly all in the last."""
+    """Return whether numbers look as if drawn by their logarithm: over decades, and not nearly all in the last."""
     low, high = min(numbers), max(numbers)
     if low <= 0 or high / low < PARAMETER_LOG_SPAN:
         return False

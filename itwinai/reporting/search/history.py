@@ -20,7 +20,7 @@ from itwinai.reporting.plotting import (
     whole_numbers,
 )
 from itwinai.reporting.search.axis import objective_axis
-from itwinai.reporting.search.ranking import STATUS_COLOURS, Standing
+from itwinai.reporting.search.ranking import STATUS_COLORS, Standing
 from itwinai.reporting.sections import Picture
 from itwinai.trials.records import TrialRecord
 
@@ -47,14 +47,14 @@ def curves_picture(standing: Standing, index: int) -> Picture | None:
     vertical = objective_axis([value for _, points in curves for _, value in points], objective)
     figure, axes = new_axes()
     alpha = max(0.08, min(0.8, 12 / len(curves) ** 0.8))
-    for status, colour in STATUS_COLOURS.items():
+    for status, color in STATUS_COLORS.items():
         if kept := [points for trial, points in curves if trial.status == status]:
             own = 0.8 if status == "failed" else alpha
-            lines = LineCollection([_thinned(points) for points in kept], colors=colour, linewidths=0.8, alpha=own)
+            lines = LineCollection([_thinned(points) for points in kept], colors=color, linewidths=0.8, alpha=own)
             axes.add_collection(lines).set_rasterized(len(curves) > MANY)
             alone = [points[0] for points in kept if len(points) == 1]  # of which no line can be seen
-            dots(axes, [at for at, _ in alone], [value for _, value in alone], colour, of=len(curves))
-            axes.plot([], [], color=colour, label=f"{status} ({len(kept)})")
+            dots(axes, [at for at, _ in alone], [value for _, value in alone], color, of=len(curves))
+            axes.plot([], [], color=color, label=f"{status} ({len(kept)})")
     if (best := standing.best_of(index)) is not None:
         points = _thinned(_reported(best, objective.metric))
         marker = "o" if len(points) == 1 else ""
@@ -93,7 +93,7 @@ def progress_picture(standing: Standing, index: int) -> Picture | None:
     vertical = objective_axis([*(value for _, value in reached), best[-1][1]], objective)
     figure, axes = new_axes()
     xs = [at / unit for at, _ in reached]
-    dots(axes, xs, [value for _, value in reached], [STATUS_COLOURS[trial.status] for trial in trials])
+    dots(axes, xs, [value for _, value in reached], [STATUS_COLORS[trial.status] for trial in trials])
     steps = [(at / unit, value) for at, value in [*best, (end, best[-1][1])]]
     axes.step(*zip(*steps, strict=True), where="post", color=BEST, label="best so far")
     axes.plot([], [], "o", color=GOOD, markersize=5, alpha=0.8, label="a trial")

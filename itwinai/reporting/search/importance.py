@@ -34,7 +34,7 @@ class Importances:
     note: str = ""
 
     def is_chance(self, path: str) -> bool:
-        """Tell whether a parameter matters no more than one without any effect may seem to."""
+        """Return whether a parameter matters no more than one without any effect may seem to."""
         return self.values.get(path, 0.0) <= self.chance.get(path, 0.0)
 
 
@@ -46,8 +46,8 @@ def importance_picture(standing: Standing, importances: Importances) -> Picture 
     figure, axes = new_axes(5.0, 1.3 + 0.27 * len(shown))
     labels = [label_text(standing.names.get(path, path), 26) for path, _ in shown]
     places = range(len(shown))
-    colours = [PLAIN if importances.is_chance(path) else GOOD for path, _ in shown]
-    axes.barh(places, [share for _, share in shown], color=colours, height=0.62)
+    colors = [PLAIN if importances.is_chance(path) else GOOD for path, _ in shown]
+    axes.barh(places, [share for _, share in shown], color=colors, height=0.62)
     chances = [min(importances.chance.get(path, 0.0), 1.0) for path, _ in shown]
     axes.vlines(chances, [at - 0.4 for at in places], [at + 0.4 for at in places], color=BEST, linewidth=1.6)
     axes.plot([], [], color=BEST, label="up to here it may be chance")

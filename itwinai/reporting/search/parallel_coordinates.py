@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from itwinai.reporting.formatting import shortened
-from itwinai.reporting.plotting import BEST, COLOUR_MAP, MANY, WIDE, label_text, new_axes, picture_of
+from itwinai.reporting.plotting import BEST, COLOR_MAP, MANY, WIDE, label_text, new_axes, picture_of
 from itwinai.reporting.search.axis import Axis, objective_axis
 from itwinai.reporting.search.ranking import Standing
 from itwinai.reporting.sections import Picture
@@ -25,13 +25,13 @@ UNUSED = -0.13
 """Where a trial crosses the axis of a parameter that it does not have."""
 
 LIGHTEST = 0.93
-"""Where the colours end: the lightest can hardly be seen on white."""
+"""Where the colors end: the lightest can hardly be seen on white."""
 
 INK = "#1c2733"
 
 
 def parallel_picture(standing: Standing, index: int, parameters: Mapping[str, Axis]) -> Picture | None:
-    """Return the trials as lines over the axes of their parameters, coloured by an objective.
+    """Return the trials as lines over the axes of their parameters, colored by an objective.
 
     Args:
         standing: the search.
@@ -51,9 +51,9 @@ def parallel_picture(standing: Standing, index: int, parameters: Mapping[str, Ax
     def height(trial: TrialRecord) -> float:
         return last.place(standing.values[trial.number][index])
 
-    def colour(place: float) -> tuple[float, ...]:
+    def color(place: float) -> tuple[float, ...]:
         badness = place if objective.mode == "min" else 1 - place
-        return colormaps[COLOUR_MAP](LIGHTEST * badness)
+        return colormaps[COLOR_MAP](LIGHTEST * badness)
 
     def line(trial: TrialRecord) -> list[tuple[float, float]]:
         own = trial.parameters
@@ -67,15 +67,15 @@ def parallel_picture(standing: Standing, index: int, parameters: Mapping[str, Ax
     # The best ones are drawn last, over the others.
     trials = sorted(standing.ranked, key=height, reverse=objective.mode == "min")
     alpha = max(0.25, min(0.85, 25 / len(trials) ** 0.8))
-    colours = [colour(height(trial)) for trial in trials]
-    lines = LineCollection([line(trial) for trial in trials], colors=colours, linewidths=0.9, alpha=alpha)
+    colors = [color(height(trial)) for trial in trials]
+    lines = LineCollection([line(trial) for trial in trials], colors=colors, linewidths=0.9, alpha=alpha)
     axes.add_collection(lines).set_rasterized(len(trials) > MANY)
     axes.plot(*zip(*line(best), strict=True), color=BEST, linewidth=2.6, solid_joinstyle="round", zorder=5)
     for at, (path, axis) in enumerate(shown.items()):
         _draw_axis(axes, at, axis, label_text(standing.names.get(path, path), room), min(room, 14))
-    # The axis of the objective, where the lines end, is the bar of their colours.
+    # The axis of the objective, where the lines end, is the bar of their colors.
     end = len(shown)
-    bar = [[colour(step / 99)] for step in range(100)]
+    bar = [[color(step / 99)] for step in range(100)]
     axes.imshow(bar, extent=(end, end + 0.12, 0, 1), origin="lower", aspect="auto", interpolation="nearest", zorder=4)
     axes.text(end, 1.06, label_text(objective.metric, room), ha="center", va="bottom", fontsize=9, fontweight="bold")
     for place, text in last.ticks():

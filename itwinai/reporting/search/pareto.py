@@ -19,7 +19,7 @@ APART = 0.05
 
 
 def pareto_pictures(standing: Standing) -> Iterator[Picture]:
-    """Yield a picture for each pair of objectives: the trials that no other dominates, and the others in grey.
+    """Yield a picture for each pair of objectives: the trials that no other dominates, and the others in gray.
 
     Two objectives have a line along the front. Of more objectives only the points are drawn: a trial of the front may
     be dominated in the two of a picture.

@@ -7,21 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from itwinai.reporting.formatting import short_names
-from itwinai.reporting.plotting import FAILED, GOING_ON, GOOD, PLAIN
+from itwinai.reporting.plotting import ACTIVE, FAILED, GOOD, PLAIN
 from itwinai.trials.records import Objective, SearchRecord, Status, TrialRecord
 
 ORDER: tuple[Status, ...] = ("finished", "stopped", "running", "paused", "waiting", "failed")
 """Order of the trials that have reached nothing, and of the counts of all."""
 
-STATUS_COLOURS: dict[Status, str] = {
+STATUS_COLORS: dict[Status, str] = {
     "stopped": PLAIN,
-    "waiting": GOING_ON,
-    "paused": GOING_ON,
-    "running": GOING_ON,
+    "waiting": ACTIVE,
+    "paused": ACTIVE,
+    "running": ACTIVE,
     "failed": FAILED,
     "finished": GOOD,
 }
-"""Colours of the trials; later ones are drawn over earlier ones."""
+"""Colors of the trials; later ones are drawn over earlier ones."""
 
 
 @dataclass(frozen=True)

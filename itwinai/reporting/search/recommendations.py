@@ -123,7 +123,7 @@ def _edges(search: _Search) -> Iterator[Recommendation]:
 
 
 def _has_ends(axis: Axis) -> bool:
-    """Tell whether more can lie beyond the ends: of numbers, but not of words."""
+    """Return whether more can lie beyond the ends: of numbers, but not of words."""
     if axis.kind != "choice":
         return axis.high > axis.low
     return len(axis.labels) > 2 and axis.is_ordered

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itwinai.reporting.formatting import shortened
 from itwinai.reporting.plotting import BEST, beyond, dots, label_text, legend_above, new_axes, picture_of
 from itwinai.reporting.search.axis import Axis, objective_axis
-from itwinai.reporting.search.ranking import ORDER, STATUS_COLOURS, Standing
+from itwinai.reporting.search.ranking import ORDER, STATUS_COLORS, Standing
 from itwinai.reporting.sections import Picture
 
 SHOWN = 12
@@ -50,10 +50,10 @@ def _slice(standing: Standing, index: int, path: str, horizontal: Axis) -> Pictu
     statuses = [trials[at].status for at in others]
     figure, axes = new_axes(5.0, 2.8)
     xs, ys = [places[at] for at in others], [values[at] for at in others]
-    dots(axes, xs, ys, [STATUS_COLOURS[status] for status in statuses], of=len(trials))
+    dots(axes, xs, ys, [STATUS_COLORS[status] for status in statuses], of=len(trials))
     for status in ORDER:
         if status in statuses:
-            axes.plot([], [], "o", markersize=5, color=STATUS_COLOURS[status], label=status)
+            axes.plot([], [], "o", markersize=5, color=STATUS_COLORS[status], label=status)
     if best in trials:
         at = trials.index(best)
         axes.scatter(places[at], values[at], s=110, marker="*", color=BEST, zorder=5, clip_on=False)

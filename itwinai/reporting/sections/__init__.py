@@ -30,7 +30,7 @@ class Table:
     title: str = ""
 
     def is_numeric(self, place: int) -> bool:
-        """Tell whether a column holds short cells that begin with a figure, so that they are aligned at the right.
+        """Return whether a column holds short cells that begin with a figure, so that they are aligned at the right.
 
         Args:
             place: of the column.

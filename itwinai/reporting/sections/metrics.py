@@ -37,7 +37,7 @@ def metrics_section(curves: Mapping[str, Curve] | None) -> Section:
     shown = _distinct({name: curve for name, curve in curves.items() if not name.startswith("system/")})
     own = [name for name in shown if name.startswith(OWN)]
     users = [name for name in shown if name not in own]
-    facts = {name: _told(shown[name]) for name in users[:SHOWN]}
+    facts = {name: _curve_text(shown[name]) for name in users[:SHOWN]}
     if len(users) > SHOWN:
         facts["and"] = f"{len(users) - SHOWN} more, in the page"
     rows = [
@@ -78,9 +78,9 @@ def _distinct(curves: Mapping[str, Curve]) -> dict[str, Curve]:
 
 
 def _repeats(name: str, other: str, curves: Mapping[str, Curve]) -> bool:
-    """Tell whether a curve is another one; of learning rates, whether all but its first and last value are.
+    """Return whether a curve is another one; of learning rates, whether all but its first and last value are.
 
-    lightning's LearningRateMonitor notes them a step later than `LoggingCallback` does, and the first one before it.
+    Lightning's LearningRateMonitor notes them a step later than `LoggingCallback` does, and the first one before it.
     """
     curve, of = curves[name], curves[other]
     if _is_rate(name) and _is_rate(other):
@@ -99,7 +99,7 @@ def _row(name: str, curve: Curve) -> list[str]:
     return [name, value_text(curve.last), value_text(low), str(at_low), value_text(high), str(at_high)]
 
 
-def _told(curve: Curve) -> str:
+def _curve_text(curve: Curve) -> str:
     _, last, low, at_low, high, at_high = _row("", curve)
     if len(curve.values) < 2:
         return last

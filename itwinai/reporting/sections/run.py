@@ -30,7 +30,7 @@ class TimeSplit:
     timed_batches: int
 
     def shares(self, seconds: float) -> dict[str, float]:
-        """Return the shares of a fit that took so many seconds, by what they went into."""
+        """Return the shares of a fit of this many seconds, by phase."""
         known = {"recording operators": self.recorded, "validation": self.validation}
         if self.training is not None:
             known = {"training": self.training, **known}
@@ -94,23 +94,23 @@ def run_section(times: RunTimes, facts: RunFacts, places: Sequence[str]) -> Sect
     launch = facts.launch
     workers = count_text(launch.world_size, "worker")
     nodes = f" on {launch.nodes} nodes" if launch.nodes > 1 else ""
-    told = {
+    entries = {
         "run": f"{times.module} with {launch.strategy}, {workers}{nodes} ({launch.device}), {times.end}",
         "trained": f"{count_text(times.epochs, 'epoch')}, {count_text(times.steps, 'step')} in "
         f"{span_text(times.seconds)}",
     }
     missing = []
-    told |= _speed(times)
+    entries |= _speed(times)
     if times.batches and times.samples is None:
         missing.append(f"the number of samples: {times.unknown_samples}")
     shares = times.time.shares(times.seconds)
     if times.batches and shares:
-        told["time"] = ", ".join(f"{name} {percent_text(share)}" for name, share in shares.items() if share >= 0.005)
+        entries["time"] = ", ".join(f"{name} {percent_text(share)}" for name, share in shares.items() if share >= 0.005)
     if times.checkpoint:
-        told["best checkpoint" if times.is_best else "last checkpoint"] = times.checkpoint
+        entries["best checkpoint" if times.is_best else "last checkpoint"] = times.checkpoint
     for number, place in enumerate(places):
-        told["logged to" if number == 0 else f"logged to ({number + 1})"] = place
-    return Section("Run", told, missing=missing)
+        entries["logged to" if number == 0 else f"logged to ({number + 1})"] = place
+    return Section("Run", entries, missing=missing)
 
 
 def _speed(times: RunTimes) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from itwinai.profiling.step_timer import MEANING, Phase, StepSplit
 from itwinai.reporting.formatting import bytes_text, percent_text, time_text
-from itwinai.reporting.plotting import COLOURS, WIDE, legend_above, new_axes, picture_of
+from itwinai.reporting.plotting import COLORS, WIDE, legend_above, new_axes, picture_of
 from itwinai.reporting.sections import Section, Table
 from itwinai.reporting.sections.step_recommendations import SLOW_START, Setting, advise, own_work, too_few
 
@@ -110,7 +110,7 @@ def _steps(profile: Profile) -> Section:
     if not splits:
         return Section(
             "Training step",
-            missing=["its parts: the steps were run by lightning's own loop, which has no clock"],
+            missing=["its parts: the steps were run by Lightning's own loop, which has no clock"],
         )
     first = splits[0]
     whole = sum(first.phases.values()) + first.rest
@@ -214,7 +214,7 @@ def _bars(splits: Sequence[StepSplit]) -> Figure:
     for phase in phases:
         widths = [splits[rank].phases.get(phase, 0.0) * 1e3 for rank in ranks]
         axes.barh(
-            [str(rank) for rank in ranks], widths, left=left, label=NAMES[phase], color=COLOURS[phase % len(COLOURS)]
+            [str(rank) for rank in ranks], widths, left=left, label=NAMES[phase], color=COLORS[phase % len(COLORS)]
         )
         left = [before + width for before, width in zip(left, widths, strict=True)]
     rest = [splits[rank].rest * 1e3 for rank in ranks]

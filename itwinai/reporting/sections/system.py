@@ -134,7 +134,7 @@ def _missing(summary: MonitorSummary) -> Iterator[str]:
 
 
 def _is_partial(use: EnergyUse, node: NodeSummary) -> bool:
-    """Tell whether an energy leaves out more than what lies between opening and the first sample."""
+    """Return whether an energy leaves out more than what lies between opening and the first sample."""
     return node.cost.seconds - use.seconds > max(1.0, 0.05 * node.cost.seconds)
 
 
