@@ -455,6 +455,7 @@ class ItwinaiTrainer(Trainer):
             signals = lightning_signals.signal_connector(self)
             signals.others = tuple(self.preemption_signals)
             signals.is_patient = run_name() is not None
+            signals.ends_with_run = inside_slurm_step()
             lightning_logging.replace_logger_connector(self, LeanLoggerConnector)
             lightning_loops.replace_training_epoch_loop(self, LeanTrainingEpochLoop)
             lightning_loops.replace_fit_loop(self, LeanFitLoop)

@@ -26,6 +26,7 @@ from itwinai.collectives import gather_of
 from itwinai.compat import lightning_checkpoints, lightning_loops
 from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError, did_you_mean
 from itwinai.interfaces import Gathering
+from itwinai.launchers import slurm_job
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -259,6 +260,9 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         if not self.trainer.is_global_zero:
             return None
         folders = folders_of(self.trainer)
+        # A job that SLURM runs again continues its own runs, beside which there may be those of other jobs.
+        if slurm_job.earlier_tries() and (own := newest_valid(_own_folders(self.trainer), self.since)):
+            return own
         newest = newest_valid(folders, self.since)
         if newest is None and self.since:  # the workers died before the first save: begin where they did
             return newest_valid(folders) if self.first == AUTO else self.first
@@ -373,19 +377,35 @@ def _checkpoints_beside(path: str) -> list[str]:
 def folders_of(trainer: Trainer) -> list[str]:
     """Return the folders in which a trainer's checkpoints are, also those of its earlier runs."""
     folders: list[str] = []
-    for callback in trainer.checkpoint_callbacks:
-        if not (folder := getattr(callback, "dirpath", None)):
-            continue
-        folders.append(str(folder))
+    for folder in _own_folders(trainer):
+        folders.append(folder)
         # A logger counts the versions of a run, and the checkpoints of each are in a folder of its own.
-        filesystem, place = fsspec.core.url_to_fs(str(folder))
+        filesystem, place = fsspec.core.url_to_fs(folder)
         version, _, name = place.rpartition("/")
         runs = version.rpartition("/")[0]
-        if trainer.loggers and name == FOLDER and filesystem.isdir(runs):
+        if name == FOLDER and runs == _folder_of_runs(trainer) and filesystem.isdir(runs):
             earlier = [f"{other}/{name}" for other in filesystem.ls(runs, detail=False)]
             local = isinstance(filesystem, LocalFileSystem)
             folders += [other if local else filesystem.unstrip_protocol(other) for other in earlier]
     return list(dict.fromkeys(folders))
+
+
+def _own_folders(trainer: Trainer) -> list[str]:
+    """Return the folders of this run's checkpoint callbacks."""
+    folders = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    return [str(folder) for folder in folders if folder]
+
+
+def _folder_of_runs(trainer: Trainer) -> str | None:
+    """Return the folder in which a logger counts runs, as lightning makes folders of checkpoints; None without one.
+
+    A folder that the user has chosen may be called like one of a logger, and have those of other runs beside it.
+    """
+    if not trainer.loggers:
+        return None
+    logger = trainer.loggers[0]
+    root = logger.save_dir if logger.save_dir is not None else trainer.default_root_dir
+    return str(fsspec.core.url_to_fs(os.path.join(root, str(logger.name)))[1])
 
 
 def pop_resume_state(trainer: Trainer) -> ResumeState | None:

@@ -106,17 +106,15 @@ def _tasks(plan: Plan, told: Mapping[str, Mapping[str, Any]]) -> Iterator[Findin
             f"srun starts {_count(tasks, 'task')} on each node, and {_count(asked, 'device')} are asked for there",
             f"Each device needs a task of its own: use --ntasks-per-node={asked}, or trainer.devices={tasks}",
         )
-    for number in sorted(set(gpus.values()) - {0}):
-        where = f"{number} GPU{'s' * (number > 1)} on {', '.join(node for node in gpus if gpus[node] == number)}"
-        if tasks and tasks != number:
-            text = f"srun starts {_count(tasks, 'task')} on each node, and the job has {where}"
-            advice = f"Each GPU needs a task of its own: use --ntasks-per-node={number}, or --gpus-per-node={tasks}"
-            yield Finding("error", text, advice)
-        elif not tasks and asked and asked > number:
-            text = f"{_count(asked, 'worker')} are to run on each node, and the job has {where}"
-            yield Finding("error", text, f"Ask for --gpus-per-node={asked}, or for fewer workers")
+    most = max(gpus.values(), default=0)
+    if most and tasks and tasks != most:
+        text = f"srun starts {_count(tasks, 'task')} on each node, and the job has {_count(most, 'GPU')} there"
+        advice = f"Each GPU needs a task of its own: use --ntasks-per-node={most}, or --gpus-per-node={tasks}"
+        yield Finding("error", text, advice)
+    elif most and not tasks and asked and asked > most:
+        text = f"{_count(asked, 'worker')} are to run on each node, and the job has {_count(most, 'GPU')} there"
+        yield Finding("error", text, f"Ask for --gpus-per-node={asked}, or for fewer workers")
     if len(set(gpus.values())) > 1:
-        most = max(gpus.values())
         fewer = tuple(node for node in gpus if gpus[node] < most)
         listed = ", ".join(f"{gpus[node]} on {node}" for node in fewer)
         advice = f"A GPU may have failed there; leave the node out (--exclude {','.join(fewer)})"

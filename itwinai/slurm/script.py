@@ -146,7 +146,8 @@ class JobScript:
             workers = self.options.workers_per_node
             tasks = f" --tasks-per-node {workers}" if self.kind == "srun" else ""
             check = f"{self._python()} -m itwinai.slurm.preflight{tasks} --devices-per-node {workers}"
-            yield f"exec {check}" if self.only_checks else f"{check} || exit"
+            again = f" --max-requeues {self.max_requeues}" if self.max_requeues else ""
+            yield f"exec {check}" if self.only_checks else f"{check}{again} || exit"
         if self.only_checks:
             return
         # In the place of this shell, which would not hand on the signals that SLURM sends before the time limit.

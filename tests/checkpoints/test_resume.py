@@ -288,6 +288,18 @@ def test_runs_of_a_logger_resume_from_each_other(tmp_path: Path) -> None:
     assert [len(fit(epochs)) for epochs in (1, 3, 3)] == [8, 16, 0]
 
 
+def test_folders_beside_that_of_the_run_are_left_alone(tmp_path: Path) -> None:
+    """Folders that the user has named are not those of versions of a logger, also if they are called like them."""
+
+    def drawn(name: str) -> int:
+        callback = ModelCheckpoint(tmp_path / name / "checkpoints", every="5steps")
+        logger = L.pytorch.loggers.CSVLogger(tmp_path / "logs")
+        options = {"logger": logger, "enable_checkpointing": True, "resume": "auto"}
+        return len(run(LOADERS["shuffled"], [callback], **options)[1].drawn)
+
+    assert [drawn("first"), drawn("second")] == [32, 32]
+
+
 class Renamed(Regression):
     """Has other parameters."""
 

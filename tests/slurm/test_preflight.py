@@ -64,6 +64,7 @@ def test_nothing_is_found_where_all_is_well() -> None:
         ({"n2": {"gpus": 1}}, {}, "error", ("1 on n2", "--exclude n2"), ("n2",)),
         ({}, {"tasks_per_node": 1}, "error", ("1 task on each node", "2 GPUs", "--ntasks-per-node=2"), ()),
         ({}, {"tasks_per_node": 2, "devices_per_node": 4}, "error", ("2 tasks", "4 devices"), ()),
+        ({}, {"tasks_per_node": None, "devices_per_node": 4}, "error", ("4 workers", "--gpus-per-node=4"), ()),
         ({"n1": {"port_taken": "in use"}}, {}, "error", ("taken on n1", "MASTER_PORT"), ()),
         (
             {node: {"address_problems": [("it does not resolve", "Set MASTER_ADDR")]} for node in NODES},
@@ -74,7 +75,7 @@ def test_nothing_is_found_where_all_is_well() -> None:
         ),
         ({"n2": {"group_problem": "no connection"}}, {}, "error", ("n2: no connection", "GLOO_SOCKET_IFNAME"), ()),
         ({"n3": {"wrong": {"cuda:1": "wrong sum"}}}, {}, "error", ("cuda:1 of n3: wrong sum", "--exclude n3"), ("n3",)),
-        ({"n3": {"seconds": {"cuda:0": 0.04}}}, {}, "warning", ("cuda:0 of n3 takes 4.0 times", "temperature"), ()),
+        ({"n3": {"seconds": {"cuda:0": 0.04}}}, {}, "warning", ("cuda:0 of n3 takes 3.8 times", "temperature"), ()),
         ({"n1": {"round_trips": {"1": 0.01, "2": 0.05}}}, {}, "warning", ("n3 takes 5.0 times", "network"), ()),
         ({"n2": {"skew": 7.0}}, {}, "warning", ("the clock of n2 is 7 s ahead",), ()),
         ({}, {"threads": 8}, "warning", ("OMP_NUM_THREADS=8", "Set OMP_NUM_THREADS=4"), ()),
