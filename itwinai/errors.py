@@ -61,6 +61,10 @@ class ResourceError(ItwinaiError, RuntimeError):
     """The cluster cannot provide the workers that were asked for."""
 
 
+class SlurmError(ItwinaiError, RuntimeError):
+    """SLURM refused a job, or does not answer."""
+
+
 class WorkerError(ItwinaiError, RuntimeError):
     """A worker process ended without a result: it was killed, or could not even start."""
 

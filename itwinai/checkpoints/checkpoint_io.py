@@ -26,6 +26,7 @@ from itwinai.collectives import gather_of
 from itwinai.compat import lightning_checkpoints, lightning_loops
 from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError, did_you_mean
 from itwinai.interfaces import Gathering
+from itwinai.launchers import slurm_job
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -259,6 +260,9 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         if not self.trainer.is_global_zero:
             return None
         folders = folders_of(self.trainer)
+        # A job that SLURM runs again continues its own runs, beside which there may be those of other jobs.
+        if slurm_job.earlier_tries() and (own := newest_valid(_own_folders(self.trainer), self.since)):
+            return own
         newest = newest_valid(folders, self.since)
         if newest is None and self.since:  # the workers died before the first save: begin where they did
             return newest_valid(folders) if self.first == AUTO else self.first
@@ -373,17 +377,21 @@ def _checkpoints_beside(path: str) -> list[str]:
 def folders_of(trainer: Trainer) -> list[str]:
     """Return the folders in which a trainer's checkpoints are, also those of its earlier runs."""
     folders: list[str] = []
-    for callback in trainer.checkpoint_callbacks:
-        if not (folder := getattr(callback, "dirpath", None)):
-            continue
-        folders.append(str(folder))
-        filesystem, place = fsspec.core.url_to_fs(str(folder))
+    for folder in _own_folders(trainer):
+        folders.append(folder)
+        filesystem, place = fsspec.core.url_to_fs(folder)
         runs = place.rpartition("/")[0].rpartition("/")[0]
         if _is_of_version(place, trainer) and filesystem.isdir(runs):
             earlier = [f"{other}/{FOLDER}" for other in filesystem.ls(runs, detail=False)]
             local = isinstance(filesystem, LocalFileSystem)
             folders += [other if local else filesystem.unstrip_protocol(other) for other in earlier]
     return list(dict.fromkeys(folders))
+
+
+def _own_folders(trainer: Trainer) -> list[str]:
+    """Return the folders of this run's checkpoint callbacks."""
+    folders = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    return [str(folder) for folder in folders if folder]
 
 
 def _is_of_version(place: str, trainer: Trainer) -> bool:

@@ -164,8 +164,9 @@ def ray_workers(arguments: Sequence[str]) -> int | None:
 def _run(arguments: list[str], starting_ray: StartingRay | None) -> None:
     from itwinai.cli.save_config import SaveConfig
     from itwinai.config.lightning_cli import command_line
+    from itwinai.slurm.result import leave_result
 
-    command_line(
+    cli = command_line(
         arguments,
         starting_ray,
         save_config_callback=SaveConfig,
@@ -173,3 +174,7 @@ def _run(arguments: list[str], starting_ray: StartingRay | None) -> None:
         save_config_kwargs={"config_filename": "resolved-config.yaml", "overwrite": True},
         parser_kwargs={"prog": "itwinai", **dict.fromkeys(("fit", "validate", "test", "predict"), _DESCRIPTION)},
     )
+    if cli.trainer.is_global_zero:
+        best = getattr(cli.trainer.checkpoint_callback, "best_model_path", "")
+        metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+        leave_result(metrics, best or None)

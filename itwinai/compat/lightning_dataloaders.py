@@ -33,6 +33,7 @@ def replace_dataloader_preparation(
     trainer: Trainer,
     prepare: Callable[[DataLoader, RunningStage, bool], DataLoader],
     prepare_other: Callable[[Any, RunningStage], Any] | None = None,
+    finish: Callable[[DataLoader], DataLoader] | None = None,
 ) -> None:
     """Let a function of ours prepare each DataLoader where Lightning would inject its DistributedSampler.
 
@@ -41,11 +42,12 @@ def replace_dataloader_preparation(
         prepare: gets the loader, the stage, and whether its dataset has indices; returns the loader to use.
         prepare_other: gets the loader and the stage for what is not a DataLoader, or is dealt out by the user; returns
             the loader to use. By default they stay as they are.
+        finish: gets each DataLoader as it is about to be used; returns the one to use.
     """
     connector = trainer._data_connector
     stock = type(connector)._prepare_dataloader
     vars(connector)["_prepare_dataloader"] = functools.partial(
-        _prepare_dataloader, connector, stock, prepare, prepare_other
+        _prepare_dataloader, connector, stock, prepare, prepare_other, finish
     )
 
 
@@ -54,6 +56,7 @@ def _prepare_dataloader(
     stock: Callable[..., object],
     prepare: Callable[[DataLoader, RunningStage, bool], DataLoader],
     prepare_other: Callable[[Any, RunningStage], Any] | None,
+    finish: Callable[[DataLoader], DataLoader] | None,
     dataloader: Any,
     shuffle: bool,
     mode: RunningStage,
@@ -75,6 +78,8 @@ def _prepare_dataloader(
         prepared = prepare(dataloader, mode, not has_iterable_dataset(dataloader))
     else:
         prepared = stock(connector, dataloader, shuffle=shuffle, mode=mode)
+    if isinstance(prepared, DataLoader) and finish is not None:
+        prepared = finish(prepared)
     if isinstance(prepared, DataLoader) and prepared is not given:
         vars(prepared)[_PREPARED_FROM] = given
     return prepared

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from lightning.pytorch.trainer.connectors.logger_connector.result import (
     _METRICS,
@@ -286,6 +286,38 @@ def open_runs(trainer: Trainer) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             _ = logger.experiment
+
+
+def can_continue_run(logger: Logger) -> bool:
+    """Tell whether a logger has yet to open a run, and could continue one: lightning's of MLflow and W&B."""
+    if isinstance(logger, MLFlowLogger):
+        return logger._run_id is None
+    if isinstance(logger, WandbLogger):
+        return logger._experiment is None and logger._id is None
+    return False
+
+
+def open_run(logger: Logger) -> str:
+    """Open a run of a logger that `can_continue_run`, and return its id."""
+    assert isinstance(logger, (MLFlowLogger, WandbLogger))
+    _ = logger.experiment
+    return str(logger.version)
+
+
+def continue_run(logger: Logger, run: str) -> None:
+    """Open a run again that an earlier process has begun.
+
+    Args:
+        logger: one that `can_continue_run`.
+        run: the id that `open_run` has returned.
+    """
+    if isinstance(logger, WandbLogger):
+        logger._id = logger._wandb_init["id"] = run
+        _ = logger.experiment
+        return
+    assert isinstance(logger, MLFlowLogger)
+    logger._run_id = run
+    logger.experiment.update_run(run, status="RUNNING")
 
 
 def uploads_at_once(logger: Logger, callback: LightningModelCheckpoint) -> bool:

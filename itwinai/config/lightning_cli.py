@@ -71,7 +71,7 @@ _OF_SUBCOMMANDS = ("ckpt_path", "weights_only", "verbose", "return_predictions",
 
 
 class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
-    """Lightning's command line, whose config may have a section for `itwinai tune`.
+    """Lightning's command line, whose config may have sections for `itwinai tune` and `itwinai slurm`.
 
     A mistake in the config or the flags is a `ConfigurationError` that says where it is and what is accepted there.
 
@@ -91,8 +91,9 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
         super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let the section be there; a run leaves it aside."""
+        """Let the sections be there; a run leaves them aside."""
         parser.add_argument("--tune", type=dict | None, default=None, help="what `itwinai tune` is to search for")
+        parser.add_argument("--slurm", type=dict | None, default=None, help="what `itwinai slurm` asks for")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; short flags are accepted, and classes for sections of the config that name none."""
@@ -348,7 +349,7 @@ class ParsedCLI(ConfiguredCLI):
         """Build nothing."""
 
     def as_dict(self, *, without_defaults: bool = False) -> dict[str, Any]:
-        """Return the config as plain values, as a file would have it, without the ``tune`` section.
+        """Return the config as plain values, as a file would have it, without the sections ``tune`` and ``slurm``.
 
         Args:
             without_defaults: leave out what a run has anyway.
@@ -369,7 +370,7 @@ class ParsedCLI(ConfiguredCLI):
             )
             values = different(values, defaults) if without_defaults else values
         plain: dict[str, Any] = {**values, "seed_everything": self.seed}
-        for name in ("tune", *_OF_SUBCOMMANDS):
+        for name in ("tune", "slurm", *_OF_SUBCOMMANDS):
             plain.pop(name, None)
         return plain
 

@@ -26,7 +26,6 @@ from itwinai.data.rng_state import pack_random_states
 from itwinai.data.weights import StepWeights
 from itwinai.interfaces import Abortable, ComparesRanks, Coordinated, LogStepReporter, Preemptible
 from itwinai.launchers.base import stopped_by
-from itwinai.launchers.environment import requeue_job
 from itwinai.loggers.log_step import is_log_step
 from itwinai.loops.coordinated_stop import StopAgreement
 from itwinai.loops.desync_detection import MissingWorkers
@@ -517,6 +516,4 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         for callback in lightning_trainer.callbacks(trainer):
             if isinstance(callback, Preemptible):
                 callback.on_preemption(trainer, trainer.lightning_module)
-        if lightning_signals.signal_connector(trainer).requeues and trainer.is_global_zero:
-            requeue_job()
         raise stopped_by(signum)
