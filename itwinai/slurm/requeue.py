@@ -146,6 +146,7 @@ def requeue(job: str, exclude: Sequence[str] = (), excluded: str = "") -> bool:
         exclude: nodes to leave out from now on.
         excluded: those that the job leaves out already.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which SLURM sends to a job that is queued again, at once
     if subprocess.run(["scontrol", "requeue", job], timeout=_ASKING).returncode != 0:
         return False
     if exclude:  # which SLURM accepts only for a job that waits; a job that was queued again waits for two minutes
@@ -194,7 +195,7 @@ class Supervisor:
             code = self._child.wait()
         finally:
             for number, handler in before.items():
-                # From here on the job is being queued again, upon which SLURM sends SIGTERM at once.
+                # The time may be up while SLURM is asked why the command has ended.
                 signal.signal(number, handler if number != signal.SIGTERM else signal.SIG_IGN)
         return 128 - code if code < 0 else code
 
