@@ -192,7 +192,7 @@ def _is_plain(value: Any, depth: int = 4) -> bool:
 
 def random_numbers() -> str:
     """Return a hash of where the global generators of torch, numpy and Python stand."""
-    numpy = np.random.get_state()
+    numpy: Any = np.random.get_state()
     return digest(
         [torch.get_rng_state(), str(numpy[1:3]), torch.from_numpy(numpy[1].astype("int64")), random.getstate()]
     )
