@@ -150,9 +150,9 @@ def test_loggers(on_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"no logger 'note'\. Did you mean 'notes'\?"):
         make_loggers("note", str(tmp_path))
     context = TrialContext("digits", tmp_path, "id", "trial_1", tmp_path / "trial_1", {})
-    entry = logger_entries("notes", context)[0]
-    assert entry["class_path"] == "itwinai_good.loggers.NotesLogger"
-    assert entry["init_args"]["save_dir"] == str(tmp_path / "trial_1")
+    for entry, name in zip(logger_entries("notes,bare", context), ("NotesLogger", "BareLogger"), strict=True):
+        assert entry["class_path"] == f"itwinai_good.loggers.{name}"
+        assert entry["init_args"]["save_dir"] == str(tmp_path / "trial_1")
 
 
 def test_callbacks_by_short_names(on_path: Path, tmp_path: Path) -> None:
