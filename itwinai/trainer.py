@@ -43,16 +43,21 @@ from itwinai.compat import noise as compat_noise
 from itwinai.compat.lightning_trainer import MisconfiguredTrainerError
 from itwinai.data.distributed_loaders import DistributedLoaders
 from itwinai.errors import PayloadError, UnknownArgumentError, did_you_mean
+from itwinai.interfaces import Coordinated
 from itwinai.launchers.base import raising_worker_failures
 from itwinai.launchers.cpu_affinity import available_cores, oversubscription_text
-from itwinai.launchers.environment import WorkerKind, find_outer_environment, is_requeued_job, launcher_name
+from itwinai.launchers.environment import WorkerKind, find_outer_environment, launcher_name
+from itwinai.launchers.slurm_job import earlier_tries, inside_slurm_step, requeue_job, run_name
+from itwinai.loggers.continued_runs import continue_runs
 from itwinai.loggers.hparams_redaction import hide_secrets
 from itwinai.loggers.registry import make_loggers
+from itwinai.loops.coordinated_stop import end_after_rank_zero
 from itwinai.loops.evaluation import LeanEvaluationLoop
 from itwinai.loops.fit import LeanFitLoop
 from itwinai.loops.prediction import LeanPredictionLoop
 from itwinai.loops.results import LeanLoggerConnector
 from itwinai.loops.training import LeanTrainingEpochLoop
+from itwinai.plugins import check_callback_factories
 from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.registry import make_strategy, uses_ray
 from itwinai.tracebacks import add_note, hides_framework_frames
@@ -77,6 +82,7 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
         if entry_point is Trainer.fit:
             self._portable().parts_of_workers = {}
         try:
+            continue_runs(self)
             with (
                 compat_noise.known_noise_silenced(),
                 _cpu_threads(self.cpu_threads),
@@ -90,6 +96,12 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
             # Lightning leaves the code out, and a scheduler would take the run for a finished one.
             stopped.code = stopped.code or 128 + getattr(stopped, "signum", signal.SIGTERM)
             self._say_how_to_resume(entry_point)
+            # Not before: SLURM ends the job at once, and the loggers have had their time now.
+            if lightning_signals.asks_to_requeue(self) and self.is_global_zero:
+                requeue_job()
+            store = self.strategy.coordination_store() if isinstance(self.strategy, Coordinated) else None
+            if store is not None and inside_slurm_step():
+                end_after_rank_zero(store, self.global_rank)
             raise
         except SystemExit:
             if self.interrupted:  # by Ctrl-C
@@ -190,8 +202,8 @@ def _check_names(arguments: Iterable[str], init: Callable[..., Any]) -> None:
 class ItwinaiTrainer(Trainer):
     """Train any LightningModule, unchanged, on DDP, DeepSpeed, Horovod or Ray.
 
-    Accepts every argument of `lightning.pytorch.Trainer`. `strategy` and `logger` accept more than there; those from
-    `split_batches` on are additional.
+    Accepts every argument of `lightning.pytorch.Trainer`. `strategy` and `logger` accept more values; the arguments
+    from `split_batches` on are additional.
 
     Args:
         accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"``, ``"tpu"``, or an accelerator.
@@ -372,6 +384,7 @@ class ItwinaiTrainer(Trainer):
         loggers = _loggers(logger, default_root_dir)
         for value in (callbacks, logger, strategy, plugins, profiler):
             refuse_foreign(*(value if isinstance(value, (list, tuple)) else [value]))
+        check_callback_factories()
         all_callbacks = callbacks
         if not barebones:
             all_callbacks = with_defaults(
@@ -431,16 +444,20 @@ class ItwinaiTrainer(Trainer):
         for one in self.loggers:
             hide_secrets(one)
         loaders = DistributedLoaders(self, self.split_batches, self.weigh_uneven_batches)
-        lightning_dataloaders.replace_dataloader_preparation(self, loaders.prepare, loaders.prepare_other)
+        finish = loaders.outlive_signals if run_name() is not None else None
+        lightning_dataloaders.replace_dataloader_preparation(self, loaders.prepare, loaders.prepare_other, finish)
         lightning_checkpoints.replace_checkpoint_connector(self, PortableConnector)
-        if resume is None and is_requeued_job():
+        if resume is None and session is None and earlier_tries():
             resume = AUTO
         self._portable().resume = None if resume is None else os.fspath(resume)
         if _writes_whole_files(self.strategy) and type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = PortableCheckpointIO()
         if lightning.__version__ in lightning_loops.VERIFIED_LOOPS:
             lightning_signals.replace_signal_connector(self)
-            lightning_signals.signal_connector(self).others = tuple(self.preemption_signals)
+            signals = lightning_signals.signal_connector(self)
+            signals.others = tuple(self.preemption_signals)
+            signals.is_patient = run_name() is not None
+            signals.ends_with_run = inside_slurm_step()
             lightning_logging.replace_logger_connector(self, LeanLoggerConnector)
             lightning_loops.replace_training_epoch_loop(self, LeanTrainingEpochLoop)
             lightning_loops.replace_fit_loop(self, LeanFitLoop)

@@ -26,6 +26,7 @@ from itwinai.collectives import gather_of
 from itwinai.compat import lightning_checkpoints, lightning_loops
 from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError, did_you_mean
 from itwinai.interfaces import Gathering
+from itwinai.launchers import slurm_job
 from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
@@ -259,6 +260,9 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         if not self.trainer.is_global_zero:
             return None
         folders = folders_of(self.trainer)
+        # A job that SLURM runs again continues its own runs, beside which there may be those of other jobs.
+        if slurm_job.earlier_tries() and (own := newest_valid(_own_folders(self.trainer), self.since)):
+            return own
         newest = newest_valid(folders, self.since)
         if newest is None and self.since:  # the workers died before the first save: begin where they did
             return newest_valid(folders) if self.first == AUTO else self.first
@@ -373,19 +377,40 @@ def _checkpoints_beside(path: str) -> list[str]:
 def folders_of(trainer: Trainer) -> list[str]:
     """Return the folders in which a trainer's checkpoints are, also those of its earlier runs."""
     folders: list[str] = []
-    for callback in trainer.checkpoint_callbacks:
-        if not (folder := getattr(callback, "dirpath", None)):
-            continue
-        folders.append(str(folder))
-        # A logger counts the versions of a run, and the checkpoints of each are in a folder of its own.
-        filesystem, place = fsspec.core.url_to_fs(str(folder))
-        version, _, name = place.rpartition("/")
-        runs = version.rpartition("/")[0]
-        if trainer.loggers and name == FOLDER and filesystem.isdir(runs):
-            earlier = [f"{other}/{name}" for other in filesystem.ls(runs, detail=False)]
+    for folder in _own_folders(trainer):
+        folders.append(folder)
+        filesystem, place = fsspec.core.url_to_fs(folder)
+        runs = place.rpartition("/")[0].rpartition("/")[0]
+        if _is_of_version(place, trainer) and filesystem.isdir(runs):
+            earlier = [f"{other}/{FOLDER}" for other in filesystem.ls(runs, detail=False)]
             local = isinstance(filesystem, LocalFileSystem)
             folders += [other if local else filesystem.unstrip_protocol(other) for other in earlier]
     return list(dict.fromkeys(folders))
+
+
+def _own_folders(trainer: Trainer) -> list[str]:
+    """Return the folders of this run's checkpoint callbacks."""
+    folders = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    return [str(folder) for folder in folders if folder]
+
+
+def _is_of_version(place: str, trainer: Trainer) -> bool:
+    """Return whether checkpoints are where Lightning puts those of a logger's version: ``NAME/VERSION/checkpoints``.
+
+    The logger counts the versions of one run, so that the folders beside it hold the earlier ones. Beside a folder that
+    you have named are those of other runs.
+    """
+    if not trainer.loggers:
+        return False
+    logger = trainer.loggers[0]
+    root = str(fsspec.core.url_to_fs(str(logger.save_dir or trainer.default_root_dir))[1]).rstrip("/")
+    below = place.removeprefix(f"{root}/").split("/") if place.startswith(f"{root}/") else []
+    if len(below) < 2 or below[-1] != FOLDER:
+        return False
+    if len(below) == 2 and not below[0].startswith("version_"):  # asking some loggers for their version begins a run
+        return False
+    version = logger.version
+    return below[-2] == (version if isinstance(version, str) else f"version_{version}")
 
 
 def pop_resume_state(trainer: Trainer) -> ResumeState | None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from itwinai.errors import nearest
+from itwinai.errors import ConfigurationError, nearest
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -33,3 +33,20 @@ class ArgumentParser(argparse.ArgumentParser):
             if flag not in known and (meant := nearest(flag, known, 0.8)) and not flag.startswith("--trainer.")
         ]
         self.exit(2, f"error: {message.rstrip('.')}.{hints[0] if hints else ''} See `{self.prog} --help`.\n")
+
+
+def values_of_axis(text: str) -> tuple[str, list[Any]]:
+    """Return path and values of ``--axis PATH=VALUE,VALUE``.
+
+    Raises:
+        ConfigurationError: it is written in another way.
+    """
+    import yaml
+
+    path, equals, values = text.partition("=")
+    if not equals or not values:
+        raise ConfigurationError(f"--axis {text}: write a path in the config and its values, PATH=VALUE,VALUE.")
+    try:
+        return path, list(yaml.safe_load(f"[{values}]"))
+    except yaml.YAMLError:
+        raise ConfigurationError(f"--axis {text}: the values are no YAML: {values}") from None

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from itwinai.cli.arguments import ArgumentParser
+from itwinai.cli.arguments import ArgumentParser, values_of_axis
 from itwinai.errors import ConfigurationError, did_you_mean
 
 _EPILOG = """
@@ -144,7 +144,7 @@ def _settings(given: argparse.Namespace) -> Any:
         workers=_numbers("--workers", given.workers),
         repeats=given.repeats,
         scalings=tuple(_names(given.scaling)),  # type: ignore[arg-type]
-        axes=dict(_axis(one) for one in given.axis),
+        axes=dict(values_of_axis(one) for one in given.axis),
         steps=given.steps,
         seconds=given.seconds,
         warmup=given.warmup,
@@ -153,19 +153,6 @@ def _settings(given: argparse.Namespace) -> Any:
         extrapolate=_numbers("--extrapolate", given.extrapolate) if given.extrapolate else (),
         threads=given.threads,
     )
-
-
-def _axis(text: str) -> tuple[str, list[Any]]:
-    """Return path and values of an axis."""
-    import yaml
-
-    path, equals, values = text.partition("=")
-    if not equals or not values:
-        raise ConfigurationError(f"--axis {text}: write a path in the config and its values, PATH=VALUE,VALUE.")
-    try:
-        return path, list(yaml.safe_load(f"[{values}]"))
-    except yaml.YAMLError:
-        raise ConfigurationError(f"--axis {text}: the values are no YAML: {values}") from None
 
 
 def _names(text: str) -> list[str]:

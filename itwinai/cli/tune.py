@@ -70,12 +70,16 @@ def main(argv: list[str]) -> int:
     given, others = parser.parse_known_args(argv)
     settings, arguments = _settings(others)
 
+    from itwinai.slurm.result import leave_result
     from itwinai.tune import Tuner
 
     result = Tuner(given.config, address=given.address, arguments=arguments, **settings).fit(resume=given.resume)
     if result.interrupted:
         return 130
-    return _retrain(result) if given.retrain_best else 0
+    code = _retrain(result) if given.retrain_best else 0
+    metrics = {} if result.best_value is None else {_metric(result): result.best_value}
+    leave_result(metrics, result.best_checkpoint, result.best_parameters)
+    return code
 
 
 def _epilog() -> str:
@@ -120,6 +124,11 @@ def _settings(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         else:
             settings[name] = yaml.safe_load(value)
     return settings, others
+
+
+def _metric(result: SearchResult) -> str:
+    """Return the name of the first objective."""
+    return result.record.objectives[0].metric
 
 
 def _retrain(result: SearchResult) -> int:

@@ -33,6 +33,7 @@ def replace_dataloader_preparation(
     trainer: Trainer,
     prepare: Callable[[DataLoader, RunningStage, bool], DataLoader],
     prepare_other: Callable[[Any, RunningStage], Any] | None = None,
+    finish: Callable[[DataLoader], DataLoader] | None = None,
 ) -> None:
     """Let a function of ours prepare each DataLoader where Lightning would inject its DistributedSampler.
 
@@ -41,11 +42,12 @@ def replace_dataloader_preparation(
         prepare: gets the loader, the stage, and whether its dataset has indices; returns the loader to use.
         prepare_other: gets the loader and the stage for what is not a DataLoader, or is dealt out by the user; returns
             the loader to use. By default they stay as they are.
+        finish: gets each DataLoader as it is about to be used; returns the one to use.
     """
     connector = trainer._data_connector
     stock = type(connector)._prepare_dataloader
     vars(connector)["_prepare_dataloader"] = functools.partial(
-        _prepare_dataloader, connector, stock, prepare, prepare_other
+        _prepare_dataloader, connector, stock, prepare, prepare_other, finish
     )
 
 
@@ -54,6 +56,7 @@ def _prepare_dataloader(
     stock: Callable[..., object],
     prepare: Callable[[DataLoader, RunningStage, bool], DataLoader],
     prepare_other: Callable[[Any, RunningStage], Any] | None,
+    finish: Callable[[DataLoader], DataLoader] | None,
     dataloader: Any,
     shuffle: bool,
     mode: RunningStage,
@@ -75,6 +78,8 @@ def _prepare_dataloader(
         prepared = prepare(dataloader, mode, not has_iterable_dataset(dataloader))
     else:
         prepared = stock(connector, dataloader, shuffle=shuffle, mode=mode)
+    if isinstance(prepared, DataLoader) and finish is not None:
+        prepared = finish(prepared)
     if isinstance(prepared, DataLoader) and prepared is not given:
         vars(prepared)[_PREPARED_FROM] = given
     return prepared
@@ -157,7 +162,7 @@ def _mend_length(dataloader: DataLoader, changed: DataLoader, given: Any, sample
     if before != given_length:
         raise ConfigurationError(
             f"{type(dataloader).__name__} has a length of its own, {before}, with {given_length} batches in its "
-            f"sampler, and still has it with {length} of them: it cannot be told how many batches it gives. Let "
+            f"sampler, and still has it with {length} of them: the number of its batches is unknown. Let "
             "its __len__ follow from len(self.batch_sampler), or divide the samples yourself and let the trainer take "
             "the loader as it is: ItwinaiTrainer(use_distributed_sampler=False)."
         )
@@ -282,7 +287,7 @@ def drawn_batch(loader: Any, number: int) -> Drawn | None:
 
 
 def leave_out(loader: Any, done: Done, first: int | None) -> None:
-    """Let a loader of a prediction leave out what is done.
+    """Let a loader of a prediction skip the batches that are done.
 
     Args:
         loader: that notes what it draws, or whose batches the workers take in turn.
@@ -393,14 +398,14 @@ def prediction_loaders(trainer: Trainer) -> list[Any]:
 
 
 def with_worker_init(dataloader: Loader, function: Callable[[int], None]) -> Loader:
-    """Return a loader like another, whose processes are initialized by another function."""
+    """Return a copy of a loader with another function to initialize its processes."""
     changed = _copied(dataloader)
     changed.worker_init_fn = function
     return changed
 
 
 def with_iterator(dataloader: Loader, wrap: Callable[[Callable[[], Any]], Any]) -> Loader:
-    """Return a loader like another, whose iterators are made by another function.
+    """Return a copy of a loader with another function to create iterators.
 
     Args:
         dataloader: a loader.

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 IMPATIENT = 1.0
-"""Seconds after a signal from which on another one ends the process at once. Launchers and schedulers both pass on the
-same signal, so that a worker may get it twice."""
+"""Seconds after a signal from which on the same one again ends the process at once. Launchers and schedulers both
+pass on the same signal, so that a worker may get it twice."""
 
 
 class SignalConnector(_SignalConnector):
@@ -30,6 +30,8 @@ class SignalConnector(_SignalConnector):
         signum: the signal that has come last.
         others: signals that mean the same as SIGTERM, unless someone handles them.
         requeues: whether SLURM has asked to have its job queued again.
+        is_patient: whether a second signal is not taken for hurry. SLURM sends SIGTERM again when the time is up, and
+            SIGKILL half a minute later, which a run that is still saving can use.
         ends_with_run: whether this process ends with the run, as workers do. The signal that has stopped them reaches
             some late, and must not kill them before they have said how the run has ended.
     """
@@ -38,12 +40,15 @@ class SignalConnector(_SignalConnector):
     signum = signal.SIGTERM
     others: tuple[signal.Signals, ...] = ()
     requeues = False
+    is_patient = False
     ends_with_run = False
-    _first_signal: float | None = None
+    _first: dict[int, float]
+    _process = 0
 
     @override
     def register_signal_handlers(self) -> None:
-        self._first_signal = None
+        self._first = {}
+        self._process = os.getpid()
         self.requeues = False
         before = signal.getsignal(signal.SIGTERM)
         if exits_at_once := str(getattr(before, "__module__", "")).startswith("ray."):
@@ -71,10 +76,12 @@ class SignalConnector(_SignalConnector):
 
     def _sigterm_notifier_fn(self, signum: Any, _: Any) -> None:
         # Runs in the midst of whatever the main thread does, maybe a collective: it must not wait for other workers.
+        is_copy = os.getpid() != self._process
+        if is_copy and signum != signal.SIGTERM:
+            return  # one that the user's code has forked, which SLURM signals as well, though nothing is to stop there
         now = time.monotonic()
-        if self._first_signal is None:
-            self._first_signal = now
-        elif now - self._first_signal > IMPATIENT:
+        again = now - self._first.setdefault(signum, now) > IMPATIENT
+        if is_copy or (again and not self.is_patient):
             # By the default handler and not by an exit code: whoever waits for this process sees which signal it was.
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
@@ -95,10 +102,16 @@ def replace_signal_connector(trainer: Trainer) -> None:
 
 
 def signal_connector(trainer: Trainer) -> SignalConnector:
-    """Return what handles the signals of a trainer whose connector was replaced."""
+    """Return the replaced signal connector of a trainer."""
     connector = trainer._signal_connector
     assert isinstance(connector, SignalConnector)
     return connector
+
+
+def asks_to_requeue(trainer: Trainer) -> bool:
+    """Tell whether SLURM has asked to have the job queued again, as it does before the time limit."""
+    connector = trainer._signal_connector
+    return isinstance(connector, SignalConnector) and connector.requeues
 
 
 def expect_late_signals(trainer: Trainer) -> None:

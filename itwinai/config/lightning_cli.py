@@ -26,6 +26,7 @@ from itwinai.compat import lightning_cli
 from itwinai.compat import noise as compat_noise
 from itwinai.compat.jsonargparse import parser_arguments
 from itwinai.config.errors import failure_in_class, mistake_in_flags, mistake_in_values, no_data, no_model, place_of
+from itwinai.config.plugin_callbacks import import_named_callbacks
 from itwinai.config.source import (
     CLASS_SECTIONS,
     Given,
@@ -70,7 +71,7 @@ _OF_SUBCOMMANDS = ("ckpt_path", "weights_only", "verbose", "return_predictions",
 
 
 class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
-    """Lightning's command line, whose config may have a section for `itwinai tune`.
+    """Lightning's command line, whose config may have sections for `itwinai tune` and `itwinai slurm`.
 
     A mistake in the config or the flags is a `ConfigurationError` that says where it is and what is accepted there.
 
@@ -90,19 +91,22 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
         super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let the section be there; a run leaves it aside."""
+        """Let the sections be there; a run leaves them aside."""
         parser.add_argument("--tune", type=dict | None, default=None, help="what `itwinai tune` is to search for")
+        parser.add_argument("--slurm", type=dict | None, default=None, help="what `itwinai slurm` asks for")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; short flags are accepted, and classes for sections of the config that name none."""
         arguments = args
         if isinstance(args, Mapping):
             self.given = as_given(args)
+            import_named_callbacks(self.given)
         else:
             check_config_files(args)
             self.given = given_by(classes_first(args))
             arguments = classes_first(expand_short_flags(args))
             _import_named_classes(args)
+            import_named_callbacks(self.given, args)
         try:
             super().parse_arguments(parser, arguments)
         except ArgumentError as error:
@@ -145,7 +149,7 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
         return message
 
     def before_instantiate_classes(self) -> None:
-        """Say which arguments of the model are not used, as Lightning takes those of the checkpoint."""
+        """Warn about arguments of the model that are not used, as Lightning uses those of the checkpoint."""
         config = self.config.get(str(self.config.get("subcommand")), self.config)
         given, used = self.given.find("model.init_args"), config.get("model")
         if not config.get("ckpt_path") or given is None or not isinstance(given.value, dict) or not used:
@@ -345,7 +349,7 @@ class ParsedCLI(ConfiguredCLI):
         """Build nothing."""
 
     def as_dict(self, *, without_defaults: bool = False) -> dict[str, Any]:
-        """Return the config as plain values, as a file would have it, without the ``tune`` section.
+        """Return the config as plain values, as a file would have it, without the sections ``tune`` and ``slurm``.
 
         Args:
             without_defaults: leave out what a run has anyway.
@@ -366,7 +370,7 @@ class ParsedCLI(ConfiguredCLI):
             )
             values = different(values, defaults) if without_defaults else values
         plain: dict[str, Any] = {**values, "seed_everything": self.seed}
-        for name in ("tune", *_OF_SUBCOMMANDS):
+        for name in ("tune", "slurm", *_OF_SUBCOMMANDS):
             plain.pop(name, None)
         return plain
 
@@ -400,7 +404,7 @@ def different(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
 
 
 def parser_message(error: Exception) -> str:
-    """Return what the parser says is wrong, without its list of all that would be right."""
+    """Return the parser's message, without its list of all valid values."""
     lines = [line for line in str(error).splitlines() if line.strip() and "NoneType" not in line]
     lines = [
         line for line in lines if not line.strip().startswith(("Given value", "Subtypes:", "Errors:", "- Expected"))

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.fabric.utilities.data import sized_len
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import BatchSampler, DataLoader
@@ -16,6 +17,7 @@ from itwinai.collectives import gather, gather_of, tensor_gather_of
 from itwinai.compat import lightning_dataloaders, lightning_loops
 from itwinai.compat.lightning_trainer import MisconfiguredTrainerError
 from itwinai.data.evaluation_streams import IterateInStep
+from itwinai.data.loader_signals import OutliveSignals
 from itwinai.data.rank_streams import RankSeed
 from itwinai.data.samplers import (
     DistributedBatchSampler,
@@ -140,6 +142,15 @@ class DistributedLoaders:
                 "Leave split_batches out, or the DistributedSampler."
             )
         return lightning_dataloaders.with_batch_size(loader, loader.batch_size // self.trainer.world_size)
+
+    def outlive_signals(self, dataloader: DataLoader) -> DataLoader:
+        """Return a loader whose processes are ended by this one alone, and not by what a scheduler sends to them."""
+        if not dataloader.num_workers:
+            return dataloader
+        then = dataloader.worker_init_fn
+        if lightning_dataloaders.seeds_loader_workers(dataloader):  # which lightning does where there is no function
+            then = functools.partial(pl_worker_init_function, rank=self.trainer.global_rank)
+        return lightning_dataloaders.with_worker_init(dataloader, OutliveSignals(then))
 
     def shared_random_numbers(self) -> AbstractContextManager[None]:
         """Return a context in which all ranks draw the same random numbers; all workers have to enter it."""

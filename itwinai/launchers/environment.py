@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from typing_extensions import override
 from itwinai.compat.lightning_launching import SrunEnvironment
 from itwinai.compat.ray import tune_storage
 from itwinai.errors import ConfigurationError
+from itwinai.launchers.slurm_job import inside_slurm_step
 
 NOTEBOOK = "ITWINAI_NOTEBOOK"
 """The environment variable by which workers know that a notebook shows what they print."""
@@ -103,14 +103,14 @@ class PlacedEnvironment(ClusterEnvironment):
         return self.rank_info.world_size
 
     def set_world_size(self, size: int) -> None:
-        """Do nothing: the ranks are fixed by whoever launched the worker."""
+        """Do nothing: the launcher of the worker sets the ranks."""
 
     @override
     def global_rank(self) -> int:
         return self.rank_info.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """Do nothing: the ranks are fixed by whoever launched the worker."""
+        """Do nothing: the launcher of the worker sets the ranks."""
 
     @override
     def local_rank(self) -> int:
@@ -148,7 +148,7 @@ def find_outer_environment() -> ClusterEnvironment | None:
 
 
 def launcher_name(environment: ClusterEnvironment) -> str:
-    """Return the name of whoever created the workers of an environment."""
+    """Return the name of the launcher that created the workers of an environment."""
     if isinstance(environment, PlacedEnvironment):
         return environment.rank_info.launcher
     names: dict[type[ClusterEnvironment], str] = {
@@ -158,24 +158,6 @@ def launcher_name(environment: ClusterEnvironment) -> str:
         LightningEnvironment: "this process",
     }
     return names.get(type(environment), type(environment).__name__)
-
-
-def requeue_job() -> None:
-    """Ask SLURM to queue the job of this process again."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
-    if subprocess.call(["scontrol", "requeue", job]) != 0:
-        print(f"itwinai: the job {job} could not be queued again; see above", file=sys.stderr)
-
-
-def is_requeued_job() -> bool:
-    """Tell whether SLURM runs this job not for the first time."""
-    return inside_slurm_step() and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-
-
-def inside_slurm_step() -> bool:
-    """Tell whether srun has started this process, as a task of a step."""
-    return os.environ.get("SLURM_STEP_ID", os.environ.get("SLURM_STEPID", "")).isdigit()
 
 
 def _ray_train_rank() -> RankInfo | None:

@@ -6,12 +6,15 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import IO
 
 from itwinai.compat import ray as compat_ray
 from itwinai.errors import ResourceError
+from itwinai.launchers.slurm_job import inside_slurm_step
 
 JOINING = 120.0
 """Seconds within which all nodes have to join."""
@@ -30,8 +33,6 @@ def allocated_nodes() -> list[str]:
     names = os.environ.get("SLURM_JOB_NODELIST")
     if not names or "SLURMD_NODENAME" not in os.environ:
         return []
-    from itwinai.launchers.environment import inside_slurm_step  # which imports lightning
-
     if inside_slurm_step():
         return []
     listed = subprocess.run(["scontrol", "show", "hostnames", names], capture_output=True, text=True, check=True)
@@ -71,38 +72,49 @@ def ray_over(nodes: Sequence[str]) -> Iterator[str]:
     step += [f"--exclude={os.environ['SLURMD_NODENAME']}", "--export=ALL", "env"]
     step += [argument for name in _OF_STEPS for argument in ("-u", name)]
     address = f"{here}:{port}"
-    processes = [_started(head)]
-    try:
-        _wait_for_nodes(address, 1, processes)
-        processes.append(_started([*step, *start, f"--address={address}"]))
-        _wait_for_nodes(address, len(nodes), processes)
-        yield address
-    finally:
-        for process in reversed(processes):
-            process.terminate()
-        for process in processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            process.kill()
-            process.wait()
-        compat_ray.forget_ray_cluster(address)
+    processes: list[subprocess.Popen[bytes]] = []
+    # Kept for an error: at the end of every job srun says that the nodes of Ray were killed.
+    with tempfile.TemporaryFile() as said:
+        try:
+            processes.append(_started(head, said))
+            _wait_for_nodes(address, 1, processes, said)
+            processes.append(_started([*step, *start, f"--address={address}"], said))
+            _wait_for_nodes(address, len(nodes), processes, said)
+            yield address
+        finally:
+            for process in reversed(processes):
+                process.terminate()
+            for process in processes:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+                process.kill()
+                process.wait()
+            compat_ray.forget_ray_cluster(address)
 
 
-def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:
+def _started(command: Sequence[str], said: IO[bytes]) -> subprocess.Popen[bytes]:
     environment = {"RAY_AUTH_MODE": "disabled", **os.environ}
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=said,
+        env=environment,
+        start_new_session=True,
     )
 
 
-def _wait_for_nodes(address: str, number: int, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _wait_for_nodes(address: str, number: int, processes: Sequence[subprocess.Popen[bytes]], said: IO[bytes]) -> None:
     """Wait until all nodes have joined."""
     deadline = time.monotonic() + JOINING
     while _joined(address) < number:
         if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
+            said.seek(0)
+            lines = said.read().decode(errors="replace").splitlines()
             raise ResourceError(
-                f"Ray did not start on {number} nodes of the SLURM allocation. Its output is above. Check that srun is "
-                "allowed within the job and that the nodes reach each other. To use a running cluster, pass --address."
+                f"Ray did not start on {number} nodes of the SLURM allocation. Check that srun is allowed within the "
+                "job and that the nodes reach each other. To use a running cluster, pass --address. Its output:\n"
+                + "\n".join(lines[-20:])
             )
         time.sleep(0.5)
 

@@ -10,7 +10,9 @@ never for what they compute, so that it can be in the middle of a step with one 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -19,6 +21,30 @@ from itwinai.loops.store_monitor import ATTENTION
 
 TIMEOUT = timedelta(seconds=20)
 """For the threads of all workers to answer. A scheduler seldom gives more than 30 s between SIGTERM and SIGKILL."""
+
+_CLOSING = timedelta(seconds=15)
+"""For rank 0 to close its loggers: more than a logger of ours waits for a server that does not answer."""
+
+_LEAVING = 3.0
+"""Seconds for the process of rank 0 to end after that."""
+
+
+def end_after_rank_zero(store: dist.Store, rank: int) -> None:
+    """Let the process of rank 0 end first when a signal has stopped the run.
+
+    Launchers end all workers as soon as one has ended with an exit code other than 0, and after a signal all do. Rank 0
+    is the last to be ready, as it alone has loggers to close.
+
+    Args:
+        store: what the workers have in common.
+        rank: this worker; rank 0 calls this when it is ready.
+    """
+    if rank == 0:
+        store.set("closed", "1")
+        return
+    with suppress(RuntimeError):  # it has taken too long, or is gone
+        store.wait(["closed"], _CLOSING)
+        time.sleep(_LEAVING)
 
 
 class StopAgreement:

@@ -22,6 +22,7 @@ from itwinai.compat import torch as compat_torch
 from itwinai.errors import ConfigurationError
 from itwinai.interfaces import WorkerSource
 from itwinai.launchers.environment import WorkerKind
+from itwinai.launchers.reach import check_network, spans_nodes
 from itwinai.loops.metric_sync import check_shapes
 from itwinai.profiling.step_timer import Communication, StepClock
 from itwinai.strategies.backward import ParameterMonitor, refuse_lazy
@@ -84,6 +85,8 @@ class TorchDistributedStrategy(LaunchedStrategy):
             dist.init_process_group(store=dist.HashStore(), **options)
             self._is_alone_in_group = True
             return
+        if spans_nodes(environment.world_size()):
+            check_network(environment.main_address, environment.main_port, "gloo" in backend)
         os.environ["MASTER_ADDR"] = environment.main_address
         os.environ["MASTER_PORT"] = str(environment.main_port)
         dist.init_process_group(**options)

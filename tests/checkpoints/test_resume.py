@@ -297,16 +297,36 @@ def test_auto_takes_the_newest_valid_one(tmp_path: Path) -> None:
         run(LOADERS["shuffled"], [], tmp_path / "step=30.ckpt")
 
 
-def test_runs_of_a_logger_resume_from_each_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["run", ""])
+def test_runs_of_a_logger_resume_from_each_other(name: str, tmp_path: Path) -> None:
     def fit(epochs: int) -> list[float]:
         L.seed_everything(11, verbose=False)
         module = Random()
-        logger = L.pytorch.loggers.CSVLogger(tmp_path, name="run")
+        logger = L.pytorch.loggers.CSVLogger(tmp_path, name=name)
         options = {"logger": logger, "enable_checkpointing": True, "resume": "auto"}
         make_trainer("auto", 1, max_epochs=epochs, **options).fit(module, LOADERS["shuffled"]())
         return module.drawn
 
     assert [len(fit(epochs)) for epochs in (1, 3, 3)] == [8, 16, 0]
+
+
+@pytest.mark.parametrize("below", ["", "project", "project/version_7"])
+def test_folders_beside_one_that_is_named_are_of_other_runs(below: str, tmp_path: Path) -> None:
+    def fit(basin: str) -> int:
+        L.seed_everything(11, verbose=False)
+        folder = tmp_path / below / basin / "checkpoints"
+        logger = L.pytorch.loggers.CSVLogger(tmp_path, name="logs")
+        options = {
+            "logger": logger,
+            "enable_checkpointing": True,
+            "resume": "auto",
+            "callbacks": [ModelCheckpoint(folder)],
+        }
+        module = Random()
+        make_trainer("auto", 1, max_epochs=2, **options).fit(module, LOADERS["shuffled"]())
+        return len(module.drawn)
+
+    assert [fit("basin_a"), fit("basin_b"), fit("basin_a")] == [16, 16, 0]
 
 
 class Renamed(Regression):

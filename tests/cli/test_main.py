@@ -40,7 +40,7 @@ def test_import_changes_nothing(run_command: RunCommand) -> None:
 
 
 def test_help_names_every_command() -> None:
-    for command in ("fit", "validate", "test", "predict", "doctor", "install"):
+    for command in ("fit", "validate", "test", "predict", "slurm", "doctor", "install"):
         assert f"\n  {command} " in usage()
 
 

@@ -523,3 +523,40 @@ def test_batch_size_is_the_one_that_lightning_extracts() -> None:
     at = At("on_validation_batch_end", look)
     make_trainer(callbacks=at).validate(LogsInTwoLoaders(), numbers(2), verbose=False)
     assert at.found[0] == [3, 3, 3, 3, 1, 3, 5]
+
+
+@pytest.mark.parametrize("kind", ["mlflow", "wandb"])
+def test_runs_are_opened_again(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
+
+    for name, value in {"MLFLOW_TRACKING_URI": "", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    address = f"sqlite:///{tmp_path}/mlflow.db"
+
+    def new(**options: Any) -> Any:
+        if kind == "mlflow":
+            return MLFlowLogger(tracking_uri=address, **({"run_id": options["id"]} if options else {}))
+        return WandbLogger(save_dir=tmp_path, **options)
+
+    first = new()
+    assert lightning_logging.can_continue_run(first)
+    run = lightning_logging.open_run(first)
+    assert run and not lightning_logging.can_continue_run(first)
+    first.log_metrics({"loss": 1.0}, 0)
+    first.finalize("failed")
+    if kind == "wandb":
+        first.experiment.finish()
+    later = new()
+    lightning_logging.continue_run(later, run)
+    assert later.version == run
+    assert not lightning_logging.can_continue_run(later)
+    later.log_metrics({"loss": 0.5}, 1)
+    if kind == "mlflow":
+        found = later.experiment.get_run(run)
+        assert found.info.status == "RUNNING"
+        assert [point.value for point in later.experiment.get_metric_history(run, "loss")] == [1.0, 0.5]
+    else:
+        assert later.experiment.id == run
+        later.experiment.finish()
+    assert not lightning_logging.can_continue_run(new(id="own"))  # the user has chosen one
+    assert not lightning_logging.can_continue_run(CSVLogger(tmp_path))

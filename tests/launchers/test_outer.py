@@ -112,12 +112,12 @@ def test_auto_joins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trainer.strategy.launcher is None
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "horovod"])
 def test_srun_on_two_nodes(
-    strategy: str, references: dict[str, Any], run_command: RunCommand, tmp_path: Path, slurm: dict[str, str]
+    references: dict[str, Any], run_command: RunCommand, tmp_path: Path, slurm: dict[str, str]
 ) -> None:
+    """As in a batch script of your own; `tests/slurm` has every strategy."""
     case, out = Case("adamw", accumulate=3), tmp_path / "results.pt"
-    script = ["tests/support/joined.py", strategy, "2", str(out), str(case)]
+    script = ["tests/support/joined.py", "ddp", "2", str(out), str(case)]
     ended = run_command(["srun", "-N2", "-n2", "--export=ALL", *python(*script)], MASTER_ADDR="127.0.0.1", **slurm)
     assert ended.code == 0, ended.output
     assert "2 workers launched by srun" in ended.output

@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine: munged, slurmctld and two slurmd, in a temporary folder."""
+"""A real SLURM of some nodes on this machine: munged, slurmctld and a slurmd per node, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SlurmctldPort={controller_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CryptoType=crypto/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -35,10 +35,10 @@ SchedulerParameters=sched_interval=1,bf_interval=1
 MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=4 RealMemory=100 State=UNKNOWN
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=4 RealMemory=100 State=UNKNOWN
+KillWait=5
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE
 """
+_NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=100 State=UNKNOWN\n"
 
 
 def missing_programs() -> list[str]:
@@ -47,17 +47,26 @@ def missing_programs() -> list[str]:
 
 
 @contextmanager
-def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """Run a cluster of two nodes; yield the environment variables by which its commands find it."""
-    for name in ("state", "spool-n1", "spool-n2"):
+def slurm_cluster(folder: Path, number: int = 2, more: str = "") -> Iterator[dict[str, str]]:
+    """Run a cluster; yield the environment variables by which its commands find it.
+
+    Jobs that are queued again wait for six seconds, and not for two minutes as elsewhere (``cred_expire``).
+
+    Args:
+        folder: an empty one, for all files.
+        number: of nodes, which are called n1, n2, ...
+        more: further lines of slurm.conf.
+    """
+    nodes = [f"n{index + 1}" for index in range(number)]
+    for name in ("state", *(f"spool-{node}" for node in nodes)):
         (folder / name).mkdir()
     folder.chmod(0o755)
-    ports = _free_ports(3)
+    host, (controller_port, *ports) = socket.gethostname(), _free_ports(1 + number)
     configuration = folder / "slurm.conf"
     configuration.write_text(
-        _CONFIGURATION.format(
-            host=socket.gethostname(), folder=folder, controller_port=ports[0], port1=ports[1], port2=ports[2]
-        )
+        "".join(_NODE.format(name=name, host=host, port=port) for name, port in zip(nodes, ports, strict=True))
+        + _CONFIGURATION.format(host=host, folder=folder, controller_port=controller_port)
+        + more
     )
     environment = {"SLURM_CONF": str(configuration)}
     everything = {**os.environ, **environment}
@@ -81,12 +90,12 @@ def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
         )
         _wait_until((folder / "munge.socket").exists, folder)
         start("slurmctld", "-D")
-        start("slurmd", "-D", "-N", "n1")
-        start("slurmd", "-D", "-N", "n2")
+        for node in nodes:
+            start("slurmd", "-D", "-N", node)
 
         def all_idle() -> bool:
             seen = subprocess.run(["sinfo", "-h", "-o", "%T %D"], env=everything, capture_output=True, text=True)
-            return seen.stdout.split() == ["idle", "2"]
+            return seen.stdout.splitlines()[:1] == [f"idle {number}"]
 
         _wait_until(all_idle, folder)
         yield environment

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +15,11 @@ from itwinai.benchmark.records import Measurement
 from itwinai.benchmark.runs.run_config import spread_over_nodes
 from itwinai.benchmark.runs.run_executor import PlannedRun
 from itwinai.benchmark.runs.slurm_worker import JobRuns
-from itwinai.errors import ConfigurationError, ItwinaiError
+from itwinai.errors import ConfigurationError, SlurmError
 from itwinai.reporting.formatting import count_text
+from itwinai.slurm.commands import FORGOTTEN, OVER, check_programs, joined_state, submit_script, task_records
+from itwinai.slurm.job import Job as SlurmJob
+from itwinai.slurm.quoting import bash_words, sbatch_line
 
 EVERY = 5.0
 """Seconds between two looks at the jobs: polling more often burdens the scheduler."""
@@ -30,12 +30,6 @@ JOB = "job.json"
 
 # Options that are set for each job.
 _OWN = ("nodes", "N", "ntasks", "n", "ntasks-per-node", "output", "o", "error", "e", "chdir", "D", "parsable", "wait")
-
-_OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "")
-
-
-class SlurmError(ItwinaiError, RuntimeError):
-    """SLURM refused a job, or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +56,7 @@ class SlurmJobs:
         Raises:
             ConfigurationError: as above.
         """
-        if missing := [name for name in ("sbatch", "squeue", "scontrol") if shutil.which(name) is None]:
-            raise ConfigurationError(
-                f"--slurm needs {', '.join(missing)}, which this machine lacks. Run the command where you submit jobs."
-            )
+        check_programs("sbatch", "squeue", "scancel", needed_for="--slurm")
         for name in self.options:
             if name.lstrip("-") in _OWN:
                 raise ConfigurationError(
@@ -118,24 +109,23 @@ class SlurmJobs:
         nodes, on_each = spread_over_nodes(workers, self.workers_per_node)
         options = {
             "job-name": f"itwinai-benchmark-{workers}",
-            **self.options,
+            **{name.lstrip("-"): value for name, value in self.options.items()},
             "nodes": str(nodes),
             "ntasks-per-node": str(on_each),
-            "chdir": os.getcwd(),
-            "output": str(own / "output.txt"),
         }
         script = own / "job.sh"
         command = [sys.executable, "-m", "itwinai.benchmark.runs.slurm_worker", str(own / RUNS)]
-        script.write_text(f"#!/bin/bash\nexec {shlex.join(command)}\n")
-        flags = [_flag(name, value) for name, value in options.items()]
-        asked = subprocess.run(["sbatch", "--parsable", *flags, str(script)], capture_output=True, text=True)
-        if asked.returncode:
+        lines = [sbatch_line(name, value or None) for name, value in options.items()]
+        script.write_text("\n".join(["#!/bin/bash", *lines, "", f"exec {bash_words(command)}", ""]))
+        places = [f"--chdir={os.getcwd()}", f"--output={str(own).replace('%', '%%')}/output.txt"]
+        try:
+            submitted = submit_script(places, str(script))
+        except SlurmError as error:
             raise SlurmError(
                 f"SLURM refused the job for {count_text(workers, 'worker')} ({count_text(nodes, 'node')}, "
-                f"{on_each} on each): {asked.stderr.strip()}. Options for it are given as "
-                "--slurm partition=...,account=...,time=..."
-            )
-        job = Job(asked.stdout.strip().partition(";")[0], workers, own)
+                f"{on_each} on each): {error}. Options for it are given as --slurm partition=...,account=...,time=..."
+            ) from None
+        job = Job(submitted, workers, own)
         (own / JOB).write_text(json.dumps({"number": job.number, "workers": workers}))
         return job
 
@@ -175,25 +165,12 @@ class Job:
 
     def state(self) -> str:
         """Return its state as SLURM names it, or nothing if SLURM has forgotten it."""
-        asked = subprocess.run(["squeue", "-h", "-j", self.number, "-o", "%T"], capture_output=True, text=True)
-        if asked.returncode == 0 and asked.stdout.strip():
-            return asked.stdout.split()[0]
-        if asked.returncode and "Invalid job id" not in asked.stderr:
-            return "UNKNOWN"  # SLURM does not answer: it may again
-        shown = subprocess.run(["scontrol", "show", "job", self.number], capture_output=True, text=True).stdout
-        return next((word.partition("=")[2] for word in shown.split() if word.startswith("JobState=")), "")
+        return joined_state([one.state for one in task_records(self.number)])
 
     def is_over(self) -> bool:
         """Tell whether it has ended."""
-        return self.state() in _OVER
+        return self.state() in (*OVER, FORGOTTEN)
 
     def cancel(self) -> None:
         """Remove it from the queue, or end it."""
-        subprocess.run(["scancel", self.number], capture_output=True)
-
-
-def _flag(name: str, value: str) -> str:
-    name = name.lstrip("-")
-    if len(name) == 1:
-        return f"-{name}{value}"
-    return f"--{name}={value}" if value else f"--{name}"
+        SlurmJob(self.number, self.folder).cancel()
