@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from enum import Enum
 from pathlib import Path
 from types import FrameType
 
-from itwinai.launchers.slurm_job import MAX_REQUEUES, SUPERVISED_RUN, SUPERVISED_TRY, job_id, restarts
+from itwinai.launchers.slurm_job import MAX_REQUEUES, SUPERVISED_RUN, SUPERVISED_SINCE, SUPERVISED_TRY, job_id, restarts
 from itwinai.slurm.result import leave_exit_code
 
 CHAIN = "ITWINAI_CHAIN"
@@ -146,6 +147,7 @@ def requeue(job: str, exclude: Sequence[str] = (), excluded: str = "") -> bool:
         exclude: nodes to leave out from now on.
         excluded: those that the job leaves out already.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which SLURM sends to a job that is queued again, at once
     if subprocess.run(["scontrol", "requeue", job], timeout=_ASKING).returncode != 0:
         return False
     if exclude:  # which SLURM accepts only for a job that waits; a job that was queued again waits for two minutes
@@ -194,7 +196,7 @@ class Supervisor:
             code = self._child.wait()
         finally:
             for number, handler in before.items():
-                # From here on the job is being queued again, upon which SLURM sends SIGTERM at once.
+                # The time may be up while SLURM is asked why the command has ended.
                 signal.signal(number, handler if number != signal.SIGTERM else signal.SIG_IGN)
         return 128 - code if code < 0 else code
 
@@ -219,6 +221,7 @@ def supervise(command: Sequence[str], max_requeues: int = MAX_REQUEUES) -> int:
     chain, _, number = os.environ.get(CHAIN, "").partition("/")
     variables = {
         SUPERVISED_RUN: chain or f"{os.environ.get('SLURM_CLUSTER_NAME', 'slurm')}-{job}",
+        SUPERVISED_SINCE: f"{time.time():.3f}",
         SUPERVISED_TRY: str(tries + (int(number) - 1 if number else 0)),
     }
     if tries > max_requeues:  # SLURM itself does so when a node fails

@@ -147,7 +147,13 @@ class JobScript:
             tasks = f" --tasks-per-node {workers}" if self.kind == "srun" else ""
             check = f"{self._python()} -m itwinai.slurm.preflight{tasks} --devices-per-node {workers}"
             again = f" --max-requeues {self.max_requeues}" if self.max_requeues else ""
-            yield f"exec {check}" if self.only_checks else f"{check}{again} || exit"
+            if self.only_checks:
+                yield f"exec {check}"
+                return
+            # When the check queues the job again, SLURM ends it at once, and the sick nodes are not yet left out.
+            yield "trap '' TERM"
+            yield f"{check}{again} || exit"
+            yield "trap - TERM"
         if self.only_checks:
             return
         # In the place of this shell, which would not hand on the signals that SLURM sends before the time limit.

@@ -169,9 +169,10 @@ def test_node_that_is_gone_is_named_and_left_out(slurm: Path, tmp_path: Path) ->
     os.kill(int((slurm / "slurmd-n2.pid").read_text()), signal.SIGKILL)
     script = tmp_path / "job.sh"
     check = f"{sys.executable} -m itwinai.slurm.preflight --max-requeues 1"
-    script.write_text(f"#!/bin/bash\n{check} || exit\ntouch {tmp_path}/trained\n")
+    script.write_text(f"#!/bin/bash\ntrap '' TERM\n{check} || exit\ntouch {tmp_path}/trained\n")
     output = tmp_path / "output"
     options = ["--requeue", "-N2", "-n2", "--ntasks-per-node=1", f"--output={output}", "--no-kill"]
+    options.append("--export=ALL,MASTER_ADDR=127.0.0.1")
     submitted = subprocess.run(["sbatch", "--parsable", *options, str(script)], capture_output=True, text=True)
     job = submitted.stdout.strip()
     _wait_until(lambda: output.exists() and "is queued again without n2" in output.read_text())
