@@ -202,7 +202,7 @@ def is_of_framework(entry: TracebackType) -> bool:
 
 
 def is_framework(module: str) -> bool:
-    """Return whether a module belongs to a framework, which calls the user's code; libraries that it calls are none.
+    """Return whether a module belongs to a framework that calls the user's code, unlike a library that it calls.
 
     Args:
         module: its full name.

@@ -57,6 +57,7 @@ from itwinai.loops.fit import LeanFitLoop
 from itwinai.loops.prediction import LeanPredictionLoop
 from itwinai.loops.results import LeanLoggerConnector
 from itwinai.loops.training import LeanTrainingEpochLoop
+from itwinai.plugins import check_callback_factories
 from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.registry import make_strategy, uses_ray
 from itwinai.tracebacks import add_note, hides_framework_frames
@@ -201,8 +202,8 @@ def _check_names(arguments: Iterable[str], init: Callable[..., Any]) -> None:
 class ItwinaiTrainer(Trainer):
     """Train any LightningModule, unchanged, on DDP, DeepSpeed, Horovod or Ray.
 
-    Accepts every argument of `lightning.pytorch.Trainer`. `strategy` and `logger` accept more than there; those from
-    `split_batches` on are additional.
+    Accepts every argument of `lightning.pytorch.Trainer`. `strategy` and `logger` accept more values; the arguments
+    from `split_batches` on are additional.
 
     Args:
         accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"``, ``"tpu"``, or an accelerator.
@@ -383,6 +384,7 @@ class ItwinaiTrainer(Trainer):
         loggers = _loggers(logger, default_root_dir)
         for value in (callbacks, logger, strategy, plugins, profiler):
             refuse_foreign(*(value if isinstance(value, (list, tuple)) else [value]))
+        check_callback_factories()
         all_callbacks = callbacks
         if not barebones:
             all_callbacks = with_defaults(

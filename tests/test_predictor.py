@@ -542,5 +542,5 @@ def test_export_that_differs_is_not_written(ending: str, tmp_path: Path) -> None
 
 
 def test_export_of_a_fixed_number_of_rows_says_so(tmp_path: Path) -> None:
-    with Predictor(OfTwo()) as predictor, pytest.warns(UserWarning, match="a.pt2 takes exactly 2 rows"):
+    with Predictor(OfTwo()) as predictor, pytest.warns(UserWarning, match="a.pt2 accepts exactly 2 rows"):
         predictor.export(tmp_path / "a.pt2", torch.ones(2, 2))

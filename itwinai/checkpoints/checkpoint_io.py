@@ -379,12 +379,10 @@ def folders_of(trainer: Trainer) -> list[str]:
     folders: list[str] = []
     for folder in _own_folders(trainer):
         folders.append(folder)
-        # A logger counts the versions of a run, and the checkpoints of each are in a folder of its own.
         filesystem, place = fsspec.core.url_to_fs(folder)
-        version, _, name = place.rpartition("/")
-        runs = version.rpartition("/")[0]
-        if name == FOLDER and runs == _folder_of_runs(trainer) and filesystem.isdir(runs):
-            earlier = [f"{other}/{name}" for other in filesystem.ls(runs, detail=False)]
+        runs = place.rpartition("/")[0].rpartition("/")[0]
+        if _is_of_version(place, trainer) and filesystem.isdir(runs):
+            earlier = [f"{other}/{FOLDER}" for other in filesystem.ls(runs, detail=False)]
             local = isinstance(filesystem, LocalFileSystem)
             folders += [other if local else filesystem.unstrip_protocol(other) for other in earlier]
     return list(dict.fromkeys(folders))
@@ -396,16 +394,23 @@ def _own_folders(trainer: Trainer) -> list[str]:
     return [str(folder) for folder in folders if folder]
 
 
-def _folder_of_runs(trainer: Trainer) -> str | None:
-    """Return the folder in which a logger counts runs, as lightning makes folders of checkpoints; None without one.
+def _is_of_version(place: str, trainer: Trainer) -> bool:
+    """Return whether checkpoints are where Lightning puts those of a logger's version: ``NAME/VERSION/checkpoints``.
 
-    A folder that the user has chosen may be called like one of a logger, and have those of other runs beside it.
+    The logger counts the versions of one run, so that the folders beside it hold the earlier ones. Beside a folder that
+    you have named are those of other runs.
     """
     if not trainer.loggers:
-        return None
+        return False
     logger = trainer.loggers[0]
-    root = logger.save_dir if logger.save_dir is not None else trainer.default_root_dir
-    return str(fsspec.core.url_to_fs(os.path.join(root, str(logger.name)))[1])
+    root = str(fsspec.core.url_to_fs(str(logger.save_dir or trainer.default_root_dir))[1]).rstrip("/")
+    below = place.removeprefix(f"{root}/").split("/") if place.startswith(f"{root}/") else []
+    if len(below) < 2 or below[-1] != FOLDER:
+        return False
+    if len(below) == 2 and not below[0].startswith("version_"):  # asking some loggers for their version begins a run
+        return False
+    version = logger.version
+    return below[-2] == (version if isinstance(version, str) else f"version_{version}")
 
 
 def pop_resume_state(trainer: Trainer) -> ResumeState | None:

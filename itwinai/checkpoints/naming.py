@@ -33,12 +33,12 @@ MODULE_CLASS = "module_class"
 
 
 def is_checkpoint(path: str) -> bool:
-    """Tell from its name whether a path is that of a checkpoint."""
+    """Return whether the name is that of a checkpoint."""
     return path.endswith(EXTENSION)
 
 
 def is_preempted(path: str) -> bool:
-    """Tell from its name whether a checkpoint is that of a run that a signal has stopped."""
+    """Return whether the name is that of a checkpoint of a run that a signal stopped."""
     return PurePath(path).name == f"{PREEMPTED}{EXTENSION}"
 
 

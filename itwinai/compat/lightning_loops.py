@@ -53,7 +53,7 @@ class TrainingEpochLoop(_TrainingEpochLoop):
         raise NotImplementedError
 
     def check_monitored(self, key: str, value: float) -> None:
-        """Act upon the value that a plateau scheduler is about to be given."""
+        """Called with the value that a plateau scheduler is about to read."""
 
     def _broadcast_sigterm_tensor(self) -> None:
         self.stop_if_agreed()
@@ -82,7 +82,7 @@ class EvaluationLoop(_EvaluationLoop):
         self.evaluate_batch(batch, batch_idx, dataloader_idx, dataloader_iter)
 
     def end_loader(self) -> None:
-        """Do what is to be done where the batches of a loader have ended, on all workers, before any hook."""
+        """Called on all workers after the last batch of a loader, before any hook."""
 
     def _store_dataloader_outputs(self) -> None:
         self.end_loader()
@@ -101,7 +101,7 @@ class EvaluationLoop(_EvaluationLoop):
         return [] if self._combined_loader is None else list(self._combined_loader.flattened)
 
     def read_history(self) -> dict[str, Any]:
-        """Return what a loop within a fit knows of its past, and Lightning does not save."""
+        """Return the history of a loop that Lightning does not save."""
         return {"reloaded": self._last_val_dl_reload_epoch, "seen": dict(self._seen_batches_per_dataloader)}
 
     def write_history(self, history: Mapping[str, Any]) -> None:
@@ -165,7 +165,7 @@ class FitLoop(_FitLoop):
     """Lightning's fit loop, with its private attributes and methods under public names."""
 
     def loaders_made(self, loader: CombinedLoader) -> None:
-        """Act upon the training loaders, which are about to be iterated."""
+        """Called with the training loaders before they are iterated."""
 
     def _load_combined_loader_states(self) -> None:
         super()._load_combined_loader_states()

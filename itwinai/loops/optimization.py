@@ -92,7 +92,7 @@ class LeanOptimization(AbstractClosure[Result]):
         self.window = 1
 
     def holds(self) -> bool:
-        """Return whether the optimizer is still the one that this was drawn up for."""
+        """Return whether the optimizer is still the one of this plan."""
         return lightning_loops.lightning_optimizer(self.strategy) is self.lightning_optimizer
 
     def run(self, batch: Any, batch_idx: int, accumulating: bool) -> dict[str, Any]:
