@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from itwinai.compat.lightning_launching import set_rank_zero
 from itwinai.loggers import MLFlowLogger
 from itwinai.loggers.continued_runs import continue_runs
 from tests.support.cases import make_trainer
+
+
+@pytest.fixture(autouse=True)
+def _rank_zero() -> None:
+    set_rank_zero(0)  # an earlier test of this process may have been another rank
 
 
 def opened(folder: Path, *names: str, **options: Any) -> list[str]:
