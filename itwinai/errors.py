@@ -30,6 +30,10 @@ class UnknownArgumentError(ConfigurationError, TypeError):
     """A function got an argument that it does not have."""
 
 
+class WrongTypeError(ConfigurationError, TypeError):
+    """A function got an object of another kind than it takes, such as a dataset in the place of a DataLoader."""
+
+
 class MissingPackageError(ItwinaiError, ImportError):
     """An optional package is not installed; the message holds its install line."""
 
