@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def gather_of(strategy: Any) -> Callable[[Any], list[Any]]:
-    """Return what gathers the objects of all workers of a strategy, by rank; a single worker has its own alone."""
+    """Return the function that gathers the objects of all workers of a strategy, by rank."""
     return strategy.gather_objects if isinstance(strategy, Gathering) else _alone
 
 
@@ -40,6 +40,6 @@ def _alone(value: Any) -> list[Any]:
 
 
 def tensor_gather_of(strategy: Strategy) -> Callable[[Tensor], Tensor]:
-    """Return what stacks the tensors of all workers, which are known to have one shape."""
+    """Return the function that stacks the tensors of all workers; they must have the same shape."""
     gather: Callable[[Tensor], Tensor] = getattr(strategy, "gather_alike", strategy.all_gather)
     return gather

@@ -30,6 +30,25 @@ class UnknownArgumentError(ConfigurationError, TypeError):
     """A function got an argument that it does not have."""
 
 
+class PluginError(ConfigurationError):
+    """A name that an installed package adds cannot be used.
+
+    Attributes:
+        reason: what is wrong, without the name and the advice.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (str(self), self.reason)
+
+
+class WrongTypeError(ConfigurationError, TypeError):
+    """A function got an object of the wrong kind, such as a dataset in place of a DataLoader."""
+
+
 class MissingPackageError(ItwinaiError, ImportError):
     """An optional package is not installed; the message holds its install line."""
 

@@ -36,7 +36,7 @@ class _SameModule(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Do nothing, as it has been executed, but take back what the import system has put into it."""
+        """Do nothing, as it was executed before, but undo what the import system has put into it."""
         module.__spec__ = self.spec
 
 

@@ -16,9 +16,13 @@ import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
 
+from itwinai import ItwinaiTrainer
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DIGITS = EXAMPLES / "digits"
 STREAMFLOW = EXAMPLES / "streamflow"
+GAN = EXAMPLES / "gan"
+TEXTMODEL = EXAMPLES / "textmodel"
 MODULES = ("compare", "model", "data", "basins")
 QUIET = {
     "accelerator": "cpu",
@@ -140,7 +144,7 @@ def test_weight_difference_is_relative_and_sees_nan(compare: ModuleType) -> None
     assert compare.weight_difference({}, reference) == float("inf")
 
 
-@pytest.mark.parametrize("folder", [DIGITS, STREAMFLOW], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [DIGITS, STREAMFLOW, GAN, TEXTMODEL], ids=lambda folder: folder.name)
 @pytest.mark.parametrize("name", ["model.py", "data.py"])
 def test_module_and_data_know_nothing_of_itwinai(folder: Path, name: str) -> None:
     imported = set()
@@ -264,3 +268,87 @@ def test_streamflow_config_runs_with_the_stock_cli(
     assert type(cli.model) is streamflow.model.StreamflowLSTM
     assert cli.trainer.global_step == 1
     assert {"train_loss", "train_nse", "val_loss", "val_nse"} <= cli.trainer.callback_metrics.keys()
+
+
+def trained(strategy: str, workers: int, model: L.LightningModule, data: L.LightningDataModule) -> dict[str, float]:
+    """Train ten batches, which hold the same samples with any number of workers, and return what is logged."""
+    flags = {"split_batches": True, "max_epochs": 1, "limit_train_batches": 10, **QUIET}
+    trainer = ItwinaiTrainer(strategy=strategy, devices=workers, **flags)
+    trainer.fit(model, data)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@pytest.mark.parametrize(
+    ("folder", "strategies"),
+    [(GAN, ("ddp", "horovod")), (TEXTMODEL, ("ddp", "deepspeed_stage_2"))],
+    ids=["gan", "text"],
+)
+def test_same_numbers_as_in_one_process(
+    folder: Path, strategies: tuple[str, ...], one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fresh_modules(monkeypatch, folder):
+        model, data = importlib.import_module("model"), importlib.import_module("data")
+
+        def run(strategy: str, workers: int) -> tuple[dict[str, float], torch.Tensor]:
+            L.seed_everything(7, verbose=False)
+            if folder is GAN:
+                module, datamodule = model.RingGAN(hidden=16), data.RingDataModule(batch_size=64, samples=640)
+            else:
+                module = model.SourceTransformer(context=24, width=16, layers=2, heads=2)
+                datamodule = data.SourcesDataModule(batch_size=16, context=24, modules=10)
+                datamodule.setup("fit")
+                datamodule.val.windows = datamodule.val.windows[:100]
+                datamodule.setup = lambda stage: None
+            logged = trained(strategy, workers, module, datamodule)
+            return logged, torch.cat([one.detach().flatten() for one in module.parameters()])
+
+        logged, weights = run("auto", 1)
+        for strategy in strategies:
+            other_logged, other_weights = run(strategy, 2)
+            assert other_logged == pytest.approx(logged, rel=1e-5), strategy
+            torch.testing.assert_close(other_weights, weights, rtol=0, atol=1e-5)
+
+
+def test_gan_covers_the_ring(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fresh_modules(monkeypatch, GAN):
+        model, data = importlib.import_module("model"), importlib.import_module("data")
+        ring = data.RingDataModule()
+        ring.setup("fit")
+        coverage = model.RingGAN().coverage
+        coverage.update(ring.val.tensors[0])
+        true = coverage.compute()
+        assert (true["modes"], float(true["good"])) == (8, pytest.approx(0.989, abs=0.01))
+        coverage.reset()
+        coverage.update(ring.val.tensors[0][ring.val.tensors[0][:, 0] > 0.9])
+        assert coverage.compute()["modes"] == 1
+        L.seed_everything(42, verbose=False)
+        module = model.RingGAN(hidden=64)
+        trainer = L.Trainer(max_epochs=10, num_sanity_val_steps=0, check_val_every_n_epoch=10, **QUIET)
+        trainer.fit(module, ring)
+        metrics = trainer.callback_metrics
+        assert metrics["modes"] == 8 and metrics["good"] > 0.4, metrics
+
+
+def test_text_model_learns_and_writes(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fresh_modules(monkeypatch, TEXTMODEL):
+        model, data = importlib.import_module("model"), importlib.import_module("data")
+        L.seed_everything(42, verbose=False)
+        sources = data.SourcesDataModule(context=48, modules=20)
+        module = model.SourceTransformer(context=48, width=48, layers=2)
+        trainer = L.Trainer(max_steps=250, limit_val_batches=20, val_check_interval=250, **QUIET)
+        trainer.fit(module, sources)
+        val_bits = float(trainer.callback_metrics["val_bits"])
+        assert val_bits < 4.0, "the frequencies of characters alone give 4.6 bits"
+        text = module.write("def ", 60)
+        assert (
+            text.startswith("def ")
+            and len(text) == 64
+            and text == module.write("def ", 60) != module.write("def ", 60, seed=1)
+        )
+        # Causal: what comes later changes nothing.
+        windows = torch.stack([sources.val[0][:-1], sources.val[0][:-1]])
+        windows[1, 20:] = 65
+        logits = module(windows)
+        assert torch.allclose(logits[0, :20], logits[1, :20], atol=1e-5)
+        assert not torch.allclose(logits[0, 20], logits[1, 20], atol=1e-2)
+        assert sources.val[0][1:].tolist() == list(sources.val.windows[0][1:])

@@ -393,7 +393,7 @@ def test_error_of_the_module_says_what_it_was_called_with() -> None:
         with pytest.raises(RuntimeError, match="cannot be multiplied") as raised:
             predictor(np.ones((8, 3)))
         hidden, called = vars(raised.value)["__notes__"]
-        assert "frames of frameworks are hidden" in hidden
+        assert "frames of libraries are hidden" in hidden
         assert called.startswith("Linear.predict_step was called with float32 of shape (8, 3).")
         with pytest.raises(TypeError) as raised:
             predictor({"x": np.ones((2, 4)), "more": [torch.arange(2), "text"]})
@@ -542,5 +542,5 @@ def test_export_that_differs_is_not_written(ending: str, tmp_path: Path) -> None
 
 
 def test_export_of_a_fixed_number_of_rows_says_so(tmp_path: Path) -> None:
-    with Predictor(OfTwo()) as predictor, pytest.warns(UserWarning, match="a.pt2 takes exactly 2 rows"):
+    with Predictor(OfTwo()) as predictor, pytest.warns(UserWarning, match="a.pt2 accepts exactly 2 rows"):
         predictor.export(tmp_path / "a.pt2", torch.ones(2, 2))

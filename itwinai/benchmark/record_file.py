@@ -91,7 +91,7 @@ def read_measurements(path: Path) -> tuple[Measurement, ...]:
 
 
 def to_plain(measurement: Measurement) -> dict[str, Any]:
-    """Return a measurement in words of JSON, which has none for numbers that are not finite: they are texts."""
+    """Return a measurement as plain JSON values; numbers that are not finite become texts."""
     plain: dict[str, Any] = finite(dataclasses.asdict(measurement))
     return plain
 
@@ -106,13 +106,13 @@ def from_plain(plain: Mapping[str, Any]) -> Measurement:
 
 
 def measured_to_plain(measured: Measured) -> dict[str, Any]:
-    """Return what was measured in words of JSON."""
+    """Return the measured values as plain JSON values."""
     plain: dict[str, Any] = finite(dataclasses.asdict(measured))
     return plain
 
 
 def measured_from_plain(plain: Mapping[str, Any]) -> Measured:
-    """Return what was measured, from words of JSON."""
+    """Return the measured values from plain JSON values."""
     numbers = {field.name for field in dataclasses.fields(Measured) if "float" in str(field.type)}
     values = {name: _number(value) if name in numbers else value for name, value in plain.items()}
     breakdown = values["breakdown"]

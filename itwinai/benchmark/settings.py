@@ -15,21 +15,21 @@ class Settings:
     """The settings of a benchmark.
 
     Attributes:
-        strategies: as the trainer accepts them.
-        workers: numbers of workers, over all nodes.
+        strategies: names of strategies, as the trainer accepts them.
+        workers: total numbers of workers, over all nodes.
         repeats: runs of each cell. Fewer than 3 cannot separate differences from chance.
-        scalings: how the batch goes with the number of workers: ``strong``, ``weak``, or both.
-        axes: values by path in the config, of all else that varies.
-        steps: number of steps that are measured: batches of each worker.
+        scalings: how the global batch depends on the number of workers: ``strong``, ``weak``, or both.
+        axes: further settings to vary: values by path in the config.
+        steps: number of steps to measure: batches of each worker.
         seconds: measure more steps if these take less time, which reduces the effect of chance.
-        warmup: steps before them: caches fill, algorithms are chosen, code is compiled.
-        limit: seconds after which a run is ended, and counts as one that hangs.
+        warmup: steps before the measurement: caches fill, algorithms are chosen, code is compiled.
+        limit: seconds after which a run counts as hanging and is ended.
         baseline: strategy that all others are compared with, at its smallest number of workers. ``single`` is one
-            process, which runs beside the strategies.
+            process without a strategy.
         extrapolate: numbers of workers to extrapolate to; by default up to eight times the largest measured.
-        seed: of the order in which the cells are run, and of the runs if the config has none.
-        threads: that each worker computes with, in all cells; by default the cores of a node divided by the largest
-            number of workers on it.
+        seed: seed of the order of the runs, and of the runs if the config has no seed.
+        threads: number of torch threads of each worker, in all cells; by default the cores of a node divided by the
+            largest number of workers on it.
     """
 
     strategies: tuple[str, ...]

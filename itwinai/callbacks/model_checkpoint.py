@@ -34,29 +34,30 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
     """Save checkpoints as Lightning's callback of this name does, in the background.
 
-    Only the copy of the state to host memory blocks training. A thread of rank 0 writes it (of every worker, where each
-    has a part to write), so that each file appears whole or not at all. A save waits until the previous one is written.
+    Only the copy of the state to host memory blocks training. A thread on rank 0 (on every rank for sharded
+    checkpoints) writes the copy, and each file appears whole or not at all. A save waits until the previous one is
+    written.
 
     Args:
         dirpath: folder or URL; by default the logger's folder, or ``default_root_dir``, with ``checkpoints`` added.
         filename: pattern as in Lightning, like ``{epoch}-{val_loss:.2f}``.
-        every: how often: ``"500steps"``, ``"10min"`` (also ``s`` and ``h``), ``"2epochs"``; a time also at the end of
-            the run, so that a later run resumes from there. By default at the end of every epoch.
-        keep: without ``monitor``, how many of the newest checkpoints are kept; by default 1.
-        background: write in the background. Off, training is blocked until the file is written.
-        on_error: what to do when a checkpoint cannot be written, as on a full disk: ``"stop"`` ends the run with an
-            error, ``"continue"`` warns and trains on. Nothing that was valid is lost in either case.
-        monitor: logged metric that says which checkpoints are the best; without one the newest are kept.
+        every: how often to save: ``"500steps"``, ``"10min"`` (also ``s`` and ``h``) or ``"2epochs"``. With a time, the
+            end of the run is saved too, so that a later run resumes from there. By default at the end of every epoch.
+        keep: without ``monitor``, the number of newest checkpoints to keep; 1 by default.
+        background: write in the background. If off, training is blocked until the file is written.
+        on_error: what to do when a checkpoint cannot be written, e.g. on a full disk: ``"stop"`` ends the run with an
+            error, ``"continue"`` warns and continues training. Valid checkpoints are kept in either case.
+        monitor: logged metric that selects the best checkpoints; without one the newest are kept.
         verbose: print when a checkpoint is saved.
-        save_last: also keep the newest as ``last.ckpt``; ``"link"`` makes that a link.
-        save_top_k: how many of the best to keep; ``-1`` keeps all, 0 saves none.
+        save_last: also keep the newest as ``last.ckpt``; ``"link"`` creates a link.
+        save_top_k: number of best checkpoints to keep; ``-1`` keeps all, 0 saves none.
         save_on_exception: save when an exception ends the run.
         save_weights_only: leave out optimizers, loops and callbacks; such a file cannot be resumed from.
-        mode: ``"min"`` or ``"max"`` of ``monitor`` is best.
+        mode: whether ``monitor`` is best at its ``"min"`` or ``"max"``.
         auto_insert_metric_name: write ``epoch=1`` rather than ``1`` into the name.
         every_n_train_steps: save every n steps, as Lightning does, which may leave out the end.
-        train_time_interval: save after this time, likewise.
-        every_n_epochs: save every n epochs, likewise.
+        train_time_interval: save after this time, which may leave out the end too.
+        every_n_epochs: save every n epochs, which may leave out the end too.
         save_on_train_epoch_end: save at the end of the training epoch rather than of the validation.
         enable_version_counter: write ``-v1`` beside a file of the same name rather than over it.
 
@@ -230,7 +231,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
             self._remove_checkpoint(trainer, self._saved.pop(0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return Lightning's state, and which checkpoints are kept."""
+        """Return Lightning's state, and the list of kept checkpoints."""
         state = super().state_dict()
         if self.keep is None:
             return state

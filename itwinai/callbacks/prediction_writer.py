@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 class PredictionWriter(BasePredictionWriter):
     """Write what ``predict_step`` returns to one file: each sample once, in the order of the dataset.
 
-    Every worker writes shards as it goes, to the folder ``<output>.partial``. At the end they are joined without being
-    loaded, and the folder is removed. A prediction that was interrupted is resumed by the same call, also with another
-    number of workers: what is on disk is not predicted again. Memory stays flat, so ``trainer.predict`` returns nothing
-    unless you pass ``return_predictions=True``. With ``fast_dev_run`` nothing is written.
+    Every worker writes shards to the folder ``<output>.partial`` while it predicts. At the end they are joined without
+    being loaded, and the folder is removed. Run the same call again to resume an interrupted prediction, also with
+    another number of workers: samples on disk are not predicted again. To keep memory constant, ``trainer.predict``
+    returns nothing unless you pass ``return_predictions=True``. With ``fast_dev_run`` nothing is written.
 
     The column ``index`` is the index of the sample in the dataset; for an iterable dataset, its place in the order in
     which one process would predict. Further columns follow from what ``predict_step`` returns: a tensor of shape
@@ -49,19 +49,19 @@ class PredictionWriter(BasePredictionWriter):
     number a pair. With several loaders the column ``loader`` tells which one a row is from.
 
     Args:
-        output: path of the file, whose ending names the format. ``.parquet``: a table, for pandas, DuckDB and others.
-            ``.zarr``: an array for each column, for xarray; what the dataset has as ``coordinates``, a dict of names
-            to arrays with a value per sample, is kept. ``.pt``, ``.safetensors``: a dict of tensors. With several
-            nodes it has to be on a file system that all share.
-        columns: what of each batch is written too, such as ids and targets: keys of a batch that is a dict, attributes
+        output: path of the file; its extension selects the format. ``.parquet``: a table, for pandas, DuckDB...
+            ``.zarr``: an array for each column, for xarray; if the dataset has ``coordinates``, a dict of names to
+            arrays with a value per sample, they are stored too. ``.pt``, ``.safetensors``: a dict of tensors. With
+            several nodes it has to be on a shared file system.
+        columns: parts of each batch to store too, such as ids and targets: keys of a batch that is a dict, attributes
             of an object; or a dict of names to keys or positions, as in ``{"target": 1}`` for batches ``(x, y)``.
-        overwrite: predict all samples, and replace a file that exists and what an interrupted prediction has left.
-        batch_size: of the loaders, in place of their own. ``"auto"`` tries larger ones on the first samples and uses
-            the fastest that fits into memory. Predictions may then differ in the last bits from one machine to another.
+        overwrite: predict all samples, and replace an existing file and the shards of an interrupted prediction.
+        batch_size: batch size to use instead of that of the loaders. ``"auto"`` tries larger ones on the first samples
+            and uses the fastest that fits into memory; predictions may then differ in the last bits between machines.
 
     Raises:
-        ConfigurationError: the ending is that of no format; when predicting, the file is there, or an interrupted
-            prediction was one of other data, weights or columns.
+        ConfigurationError: the extension is unknown; or, when predicting, the file exists, or an interrupted
+            prediction had other data, weights or columns.
         MissingPackageError: pyarrow is not installed.
 
     Example:
@@ -116,7 +116,7 @@ class PredictionWriter(BasePredictionWriter):
     def begin_predictions(
         self, trainer: Trainer, samples: list[int | None], limits: list[int | None]
     ) -> list[tuple[Done, int | None]]:
-        """Return what an interrupted prediction has done, and how many batches are to be predicted, for each loader.
+        """Return what an interrupted prediction has done, and the number of batches to predict, for each loader.
 
         Raises:
             ConfigurationError: there is a file, or an interrupted prediction of something else.
@@ -218,12 +218,30 @@ class PredictionWriter(BasePredictionWriter):
             return
         buffer = self._buffers.get(dataloader_idx)
         if buffer is None:
+            self._check_columns(columns)
             for other in self._buffers.values():  # loaders come one after the other
                 other.flush()
             buffer = self._buffers[dataloader_idx] = ShardBuffer(
                 self._folder, dataloader_idx, drawn.order, trainer.global_rank, trainer.world_size
             )
         buffer.add(keys, columns)
+
+    def _check_columns(self, columns: Mapping[str, Any]) -> None:
+        """Raise an error where the first batch has texts that the format cannot hold, before all are predicted.
+
+        Raises:
+            ConfigurationError: that is so.
+        """
+        from itwinai.predictions.columns import is_text
+        from itwinai.predictions.formats import format_of
+
+        if not format_of(self.output).holds_texts:
+            for name, column in columns.items():
+                if is_text(column):
+                    raise ConfigurationError(
+                        f"'{name}' is text, and {self.output.suffix} holds numbers. Write Parquet "
+                        f"({path_text(self.output.with_suffix('.parquet'))}), or leave it out."
+                    )
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -282,11 +300,16 @@ class PredictionWriter(BasePredictionWriter):
         except ConfigurationError as error:  # of the batches that have failed, which the user sees
             log.debug(f"the last predictions are not kept: {error}")
         without = " without overwrite" if self.overwrite else ""
+        refused = isinstance(exception, ConfigurationError)  # which the same call would be too
         if trainer.state.fn == TrainerFn.PREDICTING and self._folder.shards():
+            if refused:
+                return
             rank_zero_info(
                 f"itwinai: the predictions so far are in {path_text(self._folder.path)}; run the same call{without} to "
                 "resume"
             )
+        elif trainer.state.fn == TrainerFn.PREDICTING and trainer.world_size == 1:
+            self._folder.remove()  # there is nothing in it to resume from
 
 
 def _so_many(number: int, shards: list[Shard]) -> str:
@@ -335,7 +358,7 @@ def _about(trainer: Trainer) -> dict[str, Any]:
 
 
 def _hash(module: LightningModule) -> str:
-    """Return what tells the weights of a module from others."""
+    """Return a fingerprint of the weights of a module."""
     checksum = 0
     for name, value in sorted(module.state_dict().items()):
         checksum = zlib.crc32(name.encode(), checksum)

@@ -29,7 +29,7 @@ from itwinai.reporting.sections.steps import Profile, files_of, sections_of, wri
 
 @dataclass(frozen=True)
 class Found:
-    """What one worker has found.
+    """The measurements of one worker.
 
     Attributes:
         split: how long the parts of its steps took; None if nothing timed them.
@@ -45,28 +45,28 @@ class Found:
 
 
 class ProfilingCallback(Callback):
-    """Find out where the time of the training steps goes, on every worker, under every strategy.
+    """Measure where the time of training steps goes, on every worker, under every strategy.
 
     Each step is split into waiting for data, forward, backward, waiting for other workers, optimizer, hooks and
-    loggers; a table, a picture and advice tell where the time goes and which worker is the slowest. In a few steps,
-    torch's profiler records operators: a trace per worker, for Perfetto or TensorBoard, and a table of the slowest
-    operators. Everything is in the folder ``profile`` of the run; MLflow and W&B get the files of rank 0 when it has
-    ended well. With ``fast_dev_run`` nothing is recorded and nothing written.
+    loggers; a table, a plot and recommendations show where the time goes and which worker is the slowest. In a few
+    steps, torch's profiler records operators: a trace per worker, for Perfetto or TensorBoard, and a table of the
+    slowest operators. All files are in the folder ``profile`` of the run; MLflow and W&B get those of rank 0 after a
+    successful run. With ``fast_dev_run`` nothing is recorded or written.
 
-    The first 200 steps are split, then one in 11; on a GPU one in 23, in which the host waits for the device.
+    The first 200 steps are split, then one of 11; on a GPU one of 23, in which the host waits for the device.
 
     Args:
         operators: record operators with torch's profiler.
-        wait: steps before each window of it; the first steps of a run are not typical, and the split leaves 10 out.
+        wait: steps before each recording window; the first steps of a run are not typical, so the split skips 10.
         warmup: steps at the start of a window that are not recorded.
-        active: steps that are recorded in a window. Memory and the size of traces grow with them.
+        active: steps to record in a window. Memory and the size of traces grow with them.
         repeat: number of windows.
         memory: record allocations too.
         shapes: record the shapes of the operators' inputs, in the trace.
-        python: look at the Python stacks of each worker with py-spy as well: a flame graph and a table of functions.
-        python_rate: how often per second.
-        python_seconds: for how long; None is the whole fit.
-        folder: for the files; by default ``profile`` in the folder of the run.
+        python: sample the Python stacks of each worker with py-spy too: a flame graph and a table of functions.
+        python_rate: samples per second.
+        python_seconds: duration of the sampling; None for the whole fit.
+        folder: folder for the files; by default ``profile`` in the folder of the run.
 
     Attributes:
         profile: what was found, on rank 0 after the fit.
@@ -168,19 +168,19 @@ class ProfilingCallback(Callback):
             self._keep(trainer, gather_of(trainer.strategy)(self._found(trainer)))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what this worker has found so far: the others may not answer any more."""
+        """Keep the measurements of this worker: the others may not answer any more."""
         self._stop()
         if self.step_clock is not None and self.profile is None and not is_fast_dev_run(trainer):
             self._keep(trainer, [self._found(trainer)])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell what was found, unless a summary does, and hand the files over to the loggers."""
+        """Report the measurements, unless a summary does, and log the files."""
         if stage == "fit" and self.profile is not None:
             print_report(trainer, "where the time of a step goes", self)
             hand_over(trainer.loggers, files_of(self.profile), self.profile.folder.parent)
 
     def report(self) -> list[Section]:
-        """Return what was found: the split of a step, workers, operators, functions, and advice."""
+        """Return the report: the split of a step, workers, operators, functions, and recommendations."""
         return [] if self.profile is None else sections_of(self.profile)
 
     def _split(self, trainer: Trainer) -> StepSplit | None:

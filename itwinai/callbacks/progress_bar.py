@@ -142,11 +142,11 @@ class TimedProgressBar(TQDMProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Return what stands behind the bar: the speed, the time until the fit has ended, and the logged values."""
+        """Return the text behind the bar: the speed, the remaining time of the fit, and the logged values."""
         return {**self._shown, **super().get_metrics(trainer, pl_module)}
 
     def init_train_tqdm(self) -> Any:
-        """Return the bar of training, without the time until the epoch has ended: that of the fit is shown."""
+        """Return the training bar, without the remaining time of the epoch: it shows that of the fit."""
         bar = super().init_train_tqdm()
         bar.bar_format = self.BAR_FORMAT.replace("<{remaining}", "")
         return bar

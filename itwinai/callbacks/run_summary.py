@@ -29,19 +29,19 @@ from itwinai.run_info.run import RunFacts, facts_of
 from itwinai.warn import warn_user
 
 FAILED_PATIENCE = 10.0
-"""Most seconds for which each logger may keep a run that has failed from ending, to get its page."""
+"""Maximum seconds for which each logger may delay the end of a failed run, to upload its page."""
 
 
 class RunSummary(Callback):
-    """Tell what a fit was like when it has ended: one screen in the terminal, and a page, ``run.html``.
+    """Report a fit at its end: a summary in the terminal and an HTML report, ``run.html``.
 
-    The page needs no network: the curves of all logged values, what other callbacks of itwinai have measured
-    (`ProfilingCallback`, `SystemMonitor`), the configuration, versions and the launch plan, without secrets. MLflow and
-    W&B get it too. With ``fast_dev_run`` there is neither screen nor page.
+    The report needs no network. It has the curves of all logged values, the measurements of `ProfilingCallback` and
+    `SystemMonitor`, the configuration, versions and the launch plan, without secrets. MLflow and W&B get it too. With
+    ``fast_dev_run`` there is no report.
 
     Args:
-        terminal: print the screen.
-        path: of the page; by default ``run.html`` in the folder of the run. False for none.
+        terminal: print the summary.
+        path: path of the HTML report; by default ``run.html`` in the folder of the run. False for none.
 
     Attributes:
         page: the page that was written.
@@ -68,7 +68,7 @@ class RunSummary(Callback):
         return {**vars(self), "_recorder": None, "_facts": None, "_times": None}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin to keep what is logged."""
+        """Start recording the logged values."""
         if stage != "fit":
             return
         self._folder = run_folder(trainer)
@@ -103,7 +103,7 @@ class RunSummary(Callback):
         self._collect_times(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Tell what there is of a run that has not ended well, and why: Lightning tears nothing down then."""
+        """Report a failed run, with the reason: Lightning does not call teardown then."""
         if not self._began or self._reported:  # it has not begun, or has ended before, and a logger still waits
             return
         self.on_validation_end(trainer, pl_module)

@@ -126,7 +126,7 @@ class SystemMonitor(ReportingCallback):
         self._begun = lightning_loops.batches_done(trainer)
 
     def values_at_log_step(self, trainer: Trainer, batch: Any) -> dict[str, float]:
-        """Return the means of what was sampled since the last time, for the loggers."""
+        """Return the means of the samples since the last log step."""
         if self._logged is None or not self._logged.fresh:
             return {}
         return {f"system/{name}": value for name, value in self._logged.take_means().items()}
@@ -191,7 +191,7 @@ class SystemMonitor(ReportingCallback):
         self._forget()
 
     def report(self) -> list[Section]:
-        """Return what was measured, for people."""
+        """Return the report: tables and recommendations."""
         from itwinai.reporting.sections.system import system_sections
 
         return [] if self.summary is None else system_sections(self.summary)

@@ -196,7 +196,7 @@ class TuneReportCallback(Checkpoint):
         when_hooks_are_done(trainer, partial(self._finish_report, trainer, values, improved))
 
     def _finish_report(self, trainer: Trainer, values: dict[str, float], improved: bool) -> None:
-        """Save what is due, and tell the search."""
+        """Save a checkpoint if it is due, and report to the search."""
         path = ""
         if self.checkpoint_every and self.reports % self.checkpoint_every == 0 and (improved or not self.best_only):
             path = self._save(trainer, improved)

@@ -21,7 +21,7 @@ from itwinai.checkpoints import portable_file, sharded
 from itwinai.checkpoints import state as checkpoint_state
 from itwinai.checkpoints.async_writer import BackgroundWriter
 from itwinai.checkpoints.discovery import AUTO, newest_valid
-from itwinai.checkpoints.naming import EXTENSION, FOLDER, MODULE_CLASS, class_name_of
+from itwinai.checkpoints.naming import EXTENSION, FOLDER, MODULE_CLASS, class_name_of, warn_of_newer_version
 from itwinai.collectives import gather_of
 from itwinai.compat import lightning_checkpoints, lightning_loops
 from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError, did_you_mean
@@ -220,6 +220,18 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
                     f"There is no checkpoint {path} (in {os.getcwd()}).{meant} Give the path of one, or 'auto' for the "
                     "newest valid one of this run's folders."
                 )
+            if filesystem.isdir(place) and not sharded.is_sharded(path):
+                inside = sorted(name.rpartition("/")[2] for name in filesystem.ls(place, detail=False))
+                checkpoints = [name for name in inside if name.endswith(EXTENSION)]
+                if checkpoints or not inside:  # strategies of Lightning have folders of their own
+                    there = (
+                        f"Name one in it ({_shortened(checkpoints)})" if checkpoints else "It is empty: name another"
+                    )
+                    raise CheckpointError(
+                        f"{path} is a folder, and not a checkpoint. {there}, or 'auto' for the newest."
+                    )
+            if self.trainer.is_global_zero:
+                warn_of_newer_version(path)
             return path
         if self.selected != path:
             located: str | None = self.selected  # the workers have agreed on it already
@@ -354,7 +366,16 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
                 f"The checkpoint {self.trainer.ckpt_path} does not match {type(module).__name__}: {found}. Build the "
                 "module as it was when the checkpoint was written (load_from_checkpoint does, by its hyperparameters)"
                 + ("." if shapes else ", or set strict_loading = False in it to load what fits.")
-            ) from error
+            ) from None
+
+    @override
+    def compare_class(self, checkpoint: Mapping[str, Any]) -> None:
+        name, module = checkpoint.get(MODULE_CLASS), self.trainer.lightning_module
+        if isinstance(name, str) and not name.endswith(f".{type(module).__qualname__}"):
+            warn_user(
+                f"The checkpoint {self.trainer.ckpt_path} is of {name}, and is loaded into {class_name_of(module)}, "
+                "whose weights have the same names and shapes. If that is not what you want, name another checkpoint."
+            )
 
     def pop_resume_state(self) -> ResumeState | None:
         """Return our part of the checkpoint that this fit resumes from, once."""
@@ -379,12 +400,10 @@ def folders_of(trainer: Trainer) -> list[str]:
     folders: list[str] = []
     for folder in _own_folders(trainer):
         folders.append(folder)
-        # A logger counts the versions of a run, and the checkpoints of each are in a folder of its own.
         filesystem, place = fsspec.core.url_to_fs(folder)
-        version, _, name = place.rpartition("/")
-        runs = version.rpartition("/")[0]
-        if name == FOLDER and runs == _folder_of_runs(trainer) and filesystem.isdir(runs):
-            earlier = [f"{other}/{name}" for other in filesystem.ls(runs, detail=False)]
+        runs = place.rpartition("/")[0].rpartition("/")[0]
+        if _is_of_version(place, trainer) and filesystem.isdir(runs):
+            earlier = [f"{other}/{FOLDER}" for other in filesystem.ls(runs, detail=False)]
             local = isinstance(filesystem, LocalFileSystem)
             folders += [other if local else filesystem.unstrip_protocol(other) for other in earlier]
     return list(dict.fromkeys(folders))
@@ -396,16 +415,23 @@ def _own_folders(trainer: Trainer) -> list[str]:
     return [str(folder) for folder in folders if folder]
 
 
-def _folder_of_runs(trainer: Trainer) -> str | None:
-    """Return the folder in which a logger counts runs, as lightning makes folders of checkpoints; None without one.
+def _is_of_version(place: str, trainer: Trainer) -> bool:
+    """Return whether checkpoints are where Lightning puts those of a logger's version: ``NAME/VERSION/checkpoints``.
 
-    A folder that the user has chosen may be called like one of a logger, and have those of other runs beside it.
+    The logger counts the versions of one run, so that the folders beside it hold the earlier ones. Beside a folder that
+    you have named are those of other runs.
     """
     if not trainer.loggers:
-        return None
+        return False
     logger = trainer.loggers[0]
-    root = logger.save_dir if logger.save_dir is not None else trainer.default_root_dir
-    return str(fsspec.core.url_to_fs(os.path.join(root, str(logger.name)))[1])
+    root = str(fsspec.core.url_to_fs(str(logger.save_dir or trainer.default_root_dir))[1]).rstrip("/")
+    below = place.removeprefix(f"{root}/").split("/") if place.startswith(f"{root}/") else []
+    if len(below) < 2 or below[-1] != FOLDER:
+        return False
+    if len(below) == 2 and not below[0].startswith("version_"):  # asking some loggers for their version begins a run
+        return False
+    version = logger.version
+    return below[-2] == (version if isinstance(version, str) else f"version_{version}")
 
 
 def pop_resume_state(trainer: Trainer) -> ResumeState | None:

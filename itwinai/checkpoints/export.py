@@ -112,7 +112,7 @@ def _compare(module: nn.Module, example: Sequence[Tensor], name: str, run: Any) 
         outputs = run(more)
     except Exception as error:  # of torch and of ONNX Runtime, which have classes of their own for it
         warn_user(
-            f"{name} takes exactly {rows} rows: its module's forward depends on their number, and fails with "
+            f"{name} accepts exactly {rows} rows: its module's forward depends on their number, and fails with "
             f"{rows + 1} ({str(error).strip().splitlines()[0]})."
         )
         return

@@ -276,6 +276,6 @@ def read(path: str | PurePath, weights_only: bool = True) -> dict[str, Any]:
 
 
 def unsafe_types(path: str | PurePath) -> list[str]:
-    """Return the names of what a checkpoint would import when it is loaded without `weights_only`."""
+    """Return the names of all that loading a checkpoint without `weights_only` would import."""
     with fsspec.open(str(path), "rb") as file:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))

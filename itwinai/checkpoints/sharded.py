@@ -71,7 +71,7 @@ class Part:
 
 
 def contents(parts: Mapping[str, Part], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a worker has to write as plain values, of which a snapshot can be taken.
+    """Return the values that a worker has to write, as plain values for a snapshot.
 
     Args:
         parts: by key.

@@ -130,7 +130,7 @@ class ItwinaiState:
 def section(
     trainer: Trainer, gather: Callable[[Any], list[Any]], parameter_names: list[list[list[str]]] | None
 ) -> ItwinaiState:
-    """Return what belongs beside Lightning's content; all workers have to call it.
+    """Return itwinai's part of a checkpoint; all workers have to call it.
 
     Args:
         trainer: in a run.

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from itwinai.checks.processes import RunFailedError, check_forkable
+from itwinai.checks.processes import RunFailedError
 from itwinai.checks.registry import CHECKS, Check, choose
 from itwinai.checks.report import CheckReport, CheckResult
 from itwinai.checks.session import LIMIT, Session, installed_strategies
@@ -131,9 +131,8 @@ def check(
         The report: ``report.ok``, ``report["resume"].cause``, ``report.raise_if_failed()``.
 
     Raises:
-        ConfigurationError: a name is unknown, or copies of this process cannot run.
+        ConfigurationError: a name is unknown; or this process cannot be copied, and the module not be pickled.
     """
-    check_forkable()
     subject = GivenObjects(module, data, trainer or {}, seed)
     return run_checks(subject, checks, strategies, expected_failures, limit)
 

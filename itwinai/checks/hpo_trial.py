@@ -58,7 +58,9 @@ def _search(subject: Subject, metric: str, folder: Path) -> tuple[float | None, 
             result = Tuner(_config(subject), space=_space(subject), **settings).fit()
         else:
             settings |= {"report_on": "epoch"}
-            result = Tuner(_Fit(fresh(subject), metric), space={"max_epochs": {"choice": [1]}}, **settings).fit()
+            result = Tuner(
+                _Fit(fresh(subject), metric, str(folder)), space={"max_epochs": {"choice": [1]}}, **settings
+            ).fit()
     return result.best_value, ", ".join(f"{name}={value!r}" for name, value in result.best_parameters.items())
 
 
@@ -78,7 +80,8 @@ def _config(subject: ConfiguredObjects) -> dict[str, Any]:
 class _Fit:
     """The training function of a trial."""
 
-    def __init__(self, subject: Subject, metric: str) -> None:
+    def __init__(self, subject: Subject, metric: str, root: str) -> None:
+        self.root = root
         self.subject = subject
         self.metric = metric
 
@@ -89,6 +92,6 @@ class _Fit:
         built = self.subject.build()
         report = TuneReportCallback(self.metric)
         trainer = make_trainer(
-            self.subject, Run(), [*built.callbacks, report], None, max_epochs=parameters["max_epochs"]
+            self.subject, Run(self.root), [*built.callbacks, report], None, max_epochs=parameters["max_epochs"]
         )
         trainer.fit(**built.arguments("fit"))

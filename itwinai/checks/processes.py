@@ -1,15 +1,17 @@
 """Functions that run in child processes with a time limit, of which nothing is left.
 
 A child is a copy of this process (a fork), so that it has the user's objects whether or not they can be pickled, and
-has imported everything. What it starts is found and killed with it: children of children stay in its tree, even if
-their own parents have ended.
+has imported everything; where a fork is not safe, it is a copy of a new process. What it starts is found and killed
+with it: children of children stay in its tree, even if their own parents have ended.
 """
 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import pickle
+import re
 import signal
 import sys
 import time
@@ -20,17 +22,23 @@ from typing import Any
 
 import cloudpickle
 
+from itwinai.checks.source_lines import place, shown
 from itwinai.compat import python as compat_python
 from itwinai.errors import ConfigurationError
 from itwinai.io.atomic import write_whole
 from itwinai.launchers import worker
+from itwinai.launchers.child_process import ChildProcess
 from itwinai.launchers.environment import RankInfo
 from itwinai.launchers.fork import ForkedProcess, fork, why_not_fork
 from itwinai.launchers.local import free_port, loopback_interface
+from itwinai.launchers.payload import dumps
 from itwinai.launchers.worker_failure import Failure
 
 GRACE = 12.0
 """Seconds that the others have after the first failure of a group: a worker that waits for another one notices it."""
+
+STARTING = 60.0
+"""Seconds that a new process has to import what it needs."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -39,38 +47,26 @@ class RunFailedError(Exception):
     """A child process has ended without a result.
 
     Attributes:
-        summary: one line: the exception, the signal that ended it, or its time limit.
-        error: the exception, if there was one.
+        summary: the exception, the signal that ended it, or its time limit.
+        failure: the exception, in a form that can be sent; None if there was none.
         at: the line of the user's code where it was raised, as ``model.py:12``; empty if it is not known.
-        timed_out: whether it was ended at its time limit.
         output: the end of what it has printed.
     """
 
-    def __init__(
-        self, summary: str, error: BaseException | None = None, at: str = "", timed_out: bool = False, output: str = ""
-    ) -> None:
+    def __init__(self, summary: str, failure: Failure | None = None, at: str = "", output: str = "") -> None:
         super().__init__(summary)
         self.summary = summary
-        self.error = error
+        self.failure = failure
         self.at = at
-        self.timed_out = timed_out
         self.output = output
 
+    @property
+    def error(self) -> BaseException | None:
+        """The exception."""
+        return None if self.failure is None else self.failure.exception()
+
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        return type(self), (self.summary, None, self.at, self.timed_out, self.output)
-
-
-def check_forkable() -> None:
-    """Raise an error where copies of this process cannot run.
-
-    Raises:
-        ConfigurationError: they cannot; the message says why.
-    """
-    if (reason := why_not_fork()) is not None:
-        raise ConfigurationError(
-            f"Checks run in copies of this process, and that is not safe now: {reason}. Run them in a fresh process: "
-            "`itwinai check -c config.yaml`, or a script or test that starts no threads and no Ray before."
-        )
+        return type(self), (self.summary, self.failure, self.at, self.output)
 
 
 def run_apart(
@@ -128,7 +124,8 @@ def run_group(
 
 
 def _run(works: Mapping[str, Callable[[], Any]], folder: Path, limit: float, tick: Callable[[], None]) -> list[Any]:
-    check_forkable()
+    if (reason := why_not_fork()) is not None:
+        return _run_in_new_process(works, folder, limit, tick, reason)
     files = compat_python.objects_of(*worker.FILES)
     worker.flush(files)
     handlers: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.SIG_DFL}
@@ -137,11 +134,50 @@ def _run(works: Mapping[str, Callable[[], Any]], folder: Path, limit: float, tic
         for name, work in works.items():
             path = folder / name
             processes[name] = fork(_child(path, work), handlers, [*processes.values()], files)
-        in_time = _wait(list(processes.values()), limit, tick)
+        if not (in_time := _wait(list(processes.values()), limit, tick)):
+            _ask_where_they_are(list(processes.values()))
     finally:
         for process in processes.values():
             _end(process)
     return _results(processes, folder, limit, in_time)
+
+
+def _run_in_new_process(
+    works: Mapping[str, Callable[[], Any]], folder: Path, limit: float, tick: Callable[[], None], reason: str
+) -> list[Any]:
+    """Let a new process run functions in its children, as there is a reason why this one may not be copied."""
+    name = next(iter(works))
+    answer = folder / f"{name}.answer"
+    try:
+        packed = dumps((dict(works), folder, limit, answer))
+    except Exception as error:  # the user's own __reduce__ and __getstate__ run here: anything can come
+        raise ConfigurationError(
+            f"Checks run in copies of this process, and that is not safe now: {reason}. To run in other processes, "
+            f"module and data have to pickle: {error}. Run `itwinai check -c config.yaml`, or a script or test that "
+            "starts no threads and no Ray before."
+        ) from error
+    write_whole(folder / f"{name}.request", packed)
+    command = [*worker.python_that_runs("itwinai.checks.processes"), str(folder / f"{name}.request")]
+    with ChildProcess(command, folder / f"{name}-caller.txt", tied=True) as child:
+        child.wait(limit + STARTING, tick)
+    if not answer.exists():
+        raise RunFailedError("the process that was to run it has ended, or did not start", output=child.tail())
+    returned = pickle.loads(answer.read_bytes())
+    if isinstance(returned, RunFailedError):
+        raise returned
+    return list(returned)
+
+
+def main() -> None:
+    """Run the functions of a request in children of this process; its path is the argument."""
+    worker.die_with_caller(os.dup(0))
+    works, folder, limit, answer = pickle.loads(Path(sys.argv[1]).read_bytes())
+    returned: Any
+    try:
+        returned = _run(works, folder, limit, lambda: None)
+    except RunFailedError as error:
+        returned = error
+    write_whole(answer, cloudpickle.dumps(returned))
 
 
 def _child(path: Path, work: Callable[[], Any]) -> Callable[[int], None]:
@@ -153,6 +189,7 @@ def _child(path: Path, work: Callable[[], Any]) -> Callable[[int], None]:
         output = os.open(path.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(output, stream)
+        faulthandler.register(signal.SIGQUIT, file=2, all_threads=True)
         for name in ("stdout", "stderr"):  # whatever the caller, such as pytest, has put there
             setattr(sys, name, open(1, "w", buffering=1, closefd=False, errors="replace"))  # noqa: SIM115
         try:
@@ -179,6 +216,13 @@ def _wait(processes: Sequence[ForkedProcess], limit: float, tick: Callable[[], N
         tick()
         time.sleep(0.01)
     return True
+
+
+def _ask_where_they_are(processes: Sequence[ForkedProcess]) -> None:
+    """Let processes that are about to be ended print the lines where they are."""
+    for process in processes:
+        process.send_signal(signal.SIGQUIT)
+    time.sleep(0.5)  # they print in a signal handler, and give no sign of its end
 
 
 def _end(process: ForkedProcess) -> None:
@@ -230,21 +274,30 @@ def _results(processes: Mapping[str, ForkedProcess], folder: Path, limit: float,
         code = next((processes[name].returncode for name in missing if processes[name].returncode), 0) or 0
         output = _tail(folder / f"{missing[0]}.txt")
         if not in_time:
-            raise RunFailedError(f"it did not end within {limit:g} s", timed_out=True, output=output)
+            at = next((at for name in missing if (at := _line_in(folder / f"{name}.txt"))), "")
+            raise RunFailedError(f"it did not end within {limit:g} s", at=at, output=output)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         raise RunFailedError(f"its process {how}", output=output)
     return [pickle.loads((folder / f"{name}.result").read_bytes()) for name in processes]
 
 
 def _failed(failure: Failure, output: str) -> RunFailedError:
-    from itwinai.checks.source_lines import place, shown
-
     error = failure.exception()
-    if isinstance(error, RunFailedError):  # of a child of the child
-        return error
     users = [frame for frame in failure.raised[0].frames if shown(frame.file)]
     at = place(users[-1].file, users[-1].line) if users else ""
-    return RunFailedError(f"{type(error).__name__}: {error}".strip(": "), error, at, output=output)
+    return RunFailedError(f"{type(error).__name__}: {error}".strip(": "), failure, at, output)
+
+
+def _line_in(path: Path) -> str:
+    """Return the line of the user's that a process was in, of the traceback that it has printed last."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    for thread in text.split(" (most recent call first):\n")[1:]:
+        for file, line in re.findall(r'^  File "(.+)", line (\d+) in ', thread, re.MULTILINE):
+            if Path(file) == Path(__file__):
+                break  # below is what has called the check
+            if shown(file):
+                return place(file, int(line))
+    return ""
 
 
 def _tail(path: Path, characters: int = 2000) -> str:

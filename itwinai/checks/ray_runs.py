@@ -25,17 +25,17 @@ def ray_fits(session: Session, strategy: str) -> list[Trained]:
     fits: list[Trained] = session.once(
         strategy,
         f"training under {strategy}",
-        lambda: _fits(session.subject, strategy, checkpoint),
+        lambda: _fits(session.subject, session.root, strategy, checkpoint),
         limit=2 * session.limit,
     )
     return fits
 
 
-def _fits(subject: Subject, strategy: str, checkpoint: Path | None) -> list[Trained]:
+def _fits(subject: Subject, root: str, strategy: str, checkpoint: Path | None) -> list[Trained]:
     connect(None, WORKERS)
-    fits = [train(fresh(subject), Run(strategy, WORKERS))]
+    fits = [train(fresh(subject), Run(root, strategy, WORKERS))]
     if checkpoint is not None:
-        fits.append(train(fresh(subject), Run(strategy, WORKERS, resume=str(checkpoint))))
+        fits.append(train(fresh(subject), Run(root, strategy, WORKERS, resume=str(checkpoint))))
     return fits
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
@@ -36,6 +38,9 @@ class Notes:
         unused: names of trained parameters that no backward pass has reached, with the number of batches.
         saved: the state of the module at each checkpoint, by the checkpoint's name.
         final: the state of the module at the end.
+        restored: its state before the first step.
+        random_step: whether a training step has drawn random numbers.
+        random_data: whether loading a batch has.
     """
 
     initial: str = ""
@@ -45,6 +50,8 @@ class Notes:
     saved: dict[str, State] = field(default_factory=dict)
     final: State = field(default_factory=dict)
     restored: State = field(default_factory=dict)
+    random_step: bool = False
+    random_data: bool = False
 
 
 class Recorder(Callback):
@@ -58,6 +65,7 @@ class Recorder(Callback):
         self.notes = notes
         self._reached: set[str] = set()
         self._handles: list[Any] = []
+        self._random = ""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to follow the parameters."""
@@ -74,13 +82,17 @@ class Recorder(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Note the batch."""
+        self.notes.random_data |= batch_idx > 1 and self._random != random_numbers()  # the first ones draw the order
         self.notes.batches.append(digest(batch))
         self._reached.clear()
+        self._random = random_numbers()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note the loss, and the parameters that got no gradient."""
+        self.notes.random_step |= self._random != random_numbers()
+        self._random = random_numbers()
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor) and loss.numel() == 1:
             self.notes.losses.append(float(loss))
@@ -101,27 +113,36 @@ class Saver(Checkpoint):
 
     Args:
         folder: for the files.
-        batches: numbers of the batches, from 1 over all epochs, after which to save.
+        points: number of steps to choose at random.
+        seed: of the choice.
         notes: for the module's state at each place.
 
     Attributes:
         saved: descriptions of the places, by the file's name.
     """
 
-    def __init__(self, folder: Path, batches: set[int], notes: Notes) -> None:
+    def __init__(self, folder: Path, points: int, seed: int, notes: Notes) -> None:
         self.folder = folder
-        self.batches = batches
+        self.points = points
+        self.seed = seed
         self.notes = notes
         self.saved: dict[str, str] = {}
-        self._batch = 0
+        self._chosen: set[tuple[int, int]] = set()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Choose among the steps within an epoch, after which no gradients wait for more."""
+        windows, batches = trainer.accumulate_grad_batches, int(trainer.num_training_batches)
+        epochs = range(trainer.max_epochs or 1)
+        possible = [(epoch, batch) for epoch in epochs for batch in range(windows, batches, windows)]
+        self._chosen = set(random.Random(self.seed).sample(possible, min(self.points, len(possible))))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save after the batches that were chosen, and after the last one of the first epoch."""
-        self._batch += 1
-        if self._batch in self.batches:
-            self._save(trainer, f"batch-{self._batch}", f"after batch {batch_idx + 1} of epoch {trainer.current_epoch}")
+        epoch, batch_number = trainer.current_epoch, batch_idx + 1
+        if (epoch, batch_number) in self._chosen:
+            self._save(trainer, f"epoch-{epoch}-batch-{batch_number}", f"after batch {batch_number} of epoch {epoch}")
         elif trainer.current_epoch == 0 and batch_idx + 1 == trainer.num_training_batches:
             self._save(trainer, "last-step", "at the last step of epoch 0")
 
@@ -167,6 +188,14 @@ def _is_plain(value: Any, depth: int = 4) -> bool:
     if isinstance(value, dict):
         return depth > 0 and len(value) < 10_000 and all(_is_plain(one, depth - 1) for one in value.values())
     return value is None or isinstance(value, (bool, int, float, complex, str, bytes))
+
+
+def random_numbers() -> str:
+    """Return a hash of where the global generators of torch, numpy and Python stand."""
+    numpy: Any = np.random.get_state()
+    return digest(
+        [torch.get_rng_state(), str(numpy[1:3]), torch.from_numpy(numpy[1].astype("int64")), random.getstate()]
+    )
 
 
 def digest(value: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from itwinai.checks.data_source import source_of_batches
 from itwinai.checks.differences import weight_difference, weight_limit, worst_weight
 from itwinai.checks.processes import RunFailedError
 from itwinai.checks.session import Session
@@ -29,15 +30,13 @@ def check(session: Session) -> str:
             raise CheckFailedError(f"resuming {where} fails: {error.summary}", at=error.at) from None
         apart = weight_difference(resumed.weights, whole.weights)
         if resumed.steps != whole.steps or not apart <= limit:
-            raise _explained(session, whole, resumed, name, where, apart)
+            found = f"resumed {where}, the run ends with weights that differ by {apart:.1e} (allowed {limit:.0e})"
+            raise _explained(session, whole, resumed, name, found)
     return f"from {len(whole.saved)} checkpoints: at random steps, the last step of an epoch, after a validation"
 
 
-def _explained(
-    session: Session, whole: Trained, resumed: Trained, name: str, where: str, apart: float
-) -> CheckFailedError:
+def _explained(session: Session, whole: Trained, resumed: Trained, name: str, found: str) -> CheckFailedError:
     """Return the error, with what the checkpoint lacks where that can be told."""
-    found = f"resumed {where}, the run ends with weights that differ by {apart:.1e} (allowed {1e-6:.0e})"
     lost = session.once(
         "line-resume", "looking for the line", lambda: _lost(session, whole.notes.saved[name], resumed.notes.restored)
     )
@@ -53,9 +52,11 @@ def _explained(
         )
     seen = whole.notes.batches[len(whole.notes.batches) - len(resumed.notes.batches) :]
     if seen != resumed.notes.batches:
+        source, at = session.once("line-data", "looking for the line", lambda: source_of_batches(session.subject))
         return CheckFailedError(
-            f"{found}: the batches after it are others",
+            f"{found}: the batches after it are others, which {source} decides",
             "A dataset or sampler with a state of its own needs state_dict() and load_state_dict().",
+            at,
         )
     worst = worst_weight(resumed.weights, whole.weights)
     return CheckFailedError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itwinai.checks.data_source import is_iterable, source_of_batches
 from itwinai.checks.differences import weight_difference, weight_limit, worst_weight
 from itwinai.checks.processes import RunFailedError
 from itwinai.checks.ray_runs import ray_fits
@@ -70,6 +71,17 @@ def compare(session: Session, trained: Trained, reference: Trained, strategy: st
         return ""
     if trained.steps != reference.steps:
         raise CheckFailedError(f"{how} the run has {trained.steps} steps, and {reference.steps} in one process")
+    if reference.notes.random_step or reference.notes.random_data:
+        return " (trains; weights differ, as random numbers are drawn in training)"
+    if session.once("iterable", "looking for the cause", lambda: is_iterable(session.subject)):
+        source, at = session.once("line-data", "looking for the line", lambda: source_of_batches(session.subject))
+        raise CheckFailedError(
+            f"{how} weights differ by {apart:.1e} from those of one process (allowed {limit:.0e}): an iterable dataset "
+            f"decides by itself what each worker gets, here {source}",
+            "Give each rank its part of the samples in __iter__ (docs/explanation/same-numbers.md), or use a dataset "
+            "with indices, which itwinai deals out.",
+            at,
+        )
     # Adam with a tiny eps makes whole steps of gradients that are nothing but rounding: then no summation is the same.
     if apart <= AMPLIFIED * (rounding := weight_difference(session.perturbed().weights, reference.weights)):
         return f" (differs by {apart:.0e}, as does rounding of the initial weights: {rounding:.0e})"

@@ -52,6 +52,10 @@ class Session:
         self.close = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self._made: dict[str, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A run looks at what is to be done, and not at what others have left.
+        return {name: vars(self)[name] for name in ("subject", "strategies", "limit", "folder")}
+
     # ------------------------------------------------------------------------------------------------ the runs
 
     def reference(self) -> Trained:
@@ -60,7 +64,9 @@ class Session:
         Raises:
             CheckFailedError: it has failed.
         """
-        run = Run(save_to=self._subfolder("checkpoints"), notes=True, keys_to=self._keys_path("one"), evaluate=True)
+        run = Run(
+            self.root, save_to=self._subfolder("checkpoints"), notes=True, keys_to=self._keys_path("one"), evaluate=True
+        )
         try:
             trained: Trained = self._once("one", "training in one process", lambda: self._apart("one", run))
         except RunFailedError as error:
@@ -73,18 +79,20 @@ class Session:
 
     def again(self) -> Trained:
         """Return a second run in one process, with the same seed."""
-        trained: Trained = self._once("again", "the same again", lambda: self._apart("again", Run(notes=True)))
+        trained: Trained = self._once(
+            "again", "the same again", lambda: self._apart("again", Run(self.root, notes=True))
+        )
         return trained
 
     def perturbed(self) -> Trained:
         """Return a run in one process whose initial weights differ by rounding: how far it grows until the end."""
-        run = Run(perturb=True)
+        run = Run(self.root, perturb=True)
         trained: Trained = self._once("perturbed", "what becomes of rounding", lambda: self._apart("perturbed", run))
         return trained
 
     def resumed(self, name: str) -> Trained:
         """Return the run that continues from a checkpoint of the reference."""
-        run = Run(notes=True, resume=str(self.checkpoint(name)))
+        run = Run(self.root, notes=True, resume=str(self.checkpoint(name)))
         key = f"resumed-{name}"
         trained: Trained = self._once(key, f"resuming {self.reference().saved[name]}", lambda: self._apart(key, run))
         return trained
@@ -97,6 +105,7 @@ class Session:
         """
         evaluate = strategy == "ddp"
         run = Run(
+            self.root,
             strategy,
             WORKERS,
             keys_to=self._keys_path("two") if evaluate else "",
@@ -108,7 +117,7 @@ class Session:
 
     def resumed_group(self, strategy: str, checkpoint: str) -> Trained:
         """Return what a strategy makes of a checkpoint of the reference."""
-        run = Run(strategy, WORKERS, resume=str(self.checkpoint(checkpoint)))
+        run = Run(self.root, strategy, WORKERS, resume=str(self.checkpoint(checkpoint)))
         key = f"resumed-{strategy}"
         made: list[Trained] = self._once(key, f"a checkpoint under {strategy}", lambda: self._group(key, run))
         return made[0]
@@ -122,6 +131,11 @@ class Session:
         return self._once(name, text, lambda: run_apart(name, work, self.folder, limit or self.limit, self.tick))
 
     # ---------------------------------------------------------------------------------------------------- files
+
+    @property
+    def root(self) -> str:
+        """Folder for what hooks of the user write."""
+        return str(self._subfolder("root"))
 
     def checkpoint(self, name: str) -> Path:
         """Return the path of a checkpoint of the reference."""

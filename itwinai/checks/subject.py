@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,8 +20,9 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.utils.data import BatchSampler, DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Subset
 
+from itwinai.compat.lightning_dataloaders import with_batch_size
 from itwinai.errors import ConfigurationError
 
 NUMERIC_OPTIONS = (
@@ -77,7 +79,8 @@ class Built:
             return self.data[{"train": 0}.get(stage, 1)] is not None
         return any(is_overridden(f"{stage}_dataloader", one) for one in (self.module, self.data) if one is not None)
 
-    def change_loader(self, stage: str, change: Callable[[Any], Any], source: str = "") -> None:
+    @contextmanager
+    def changed_loader(self, stage: str, change: Callable[[Any], Any], source: str = "") -> Iterator[None]:
         """Let the data of a stage be changed before the trainer gets it.
 
         Args:
@@ -86,15 +89,20 @@ class Built:
             source: the stage whose loader is changed; by default the same.
         """
         if isinstance(self.data, tuple):
+            before = self.data
             place = {"train": 0}.get(source or stage, 1)
-            loaders = [*self.data]
-            loaders[place] = _each(loaders[place], change)
-            self.data = (loaders[0], loaders[1])
+            self.data = (before[0], _each(before[1], change)) if place else (_each(before[0], change), before[1])
+            yield
+            self.data = before
             return
         name = f"{source or stage}_dataloader"
         owner: Any = self.data if self.data is not None and is_overridden(name, self.data) else self.module
-        make = getattr(owner, name)
-        vars(owner)[f"{stage}_dataloader"] = lambda: _each(make(), change)
+        make, scope, own = getattr(owner, name), vars(owner), f"{stage}_dataloader"
+        kept = {own: scope[own]} if own in scope else {}
+        scope[own] = lambda: _each(make(), change)
+        yield
+        del scope[own]
+        scope.update(kept)
 
     def arguments(self, stage: str) -> dict[str, Any]:
         """Return the arguments of the trainer's method for a stage: ``fit``, ``validate`` or ``predict``."""
@@ -249,6 +257,19 @@ def _built(module: L.LightningModule, data: Any, options: Mapping[str, Any]) -> 
     return Built(module, (data, data), kept)
 
 
+def divisible(loader: Any) -> Any:
+    """Return a loader whose batches two workers can share: one of an odd batch size gets one more sample."""
+    size = getattr(loader, "batch_size", None)
+    if (
+        not isinstance(loader, DataLoader)
+        or type(loader.batch_sampler) is not BatchSampler
+        or not size
+        or size % 2 == 0
+    ):
+        return loader
+    return with_batch_size(loader, size + 1)
+
+
 def resized(loader: Any, size: int, samples: int) -> DataLoader:
     """Return a loader of the first samples of another one, in their order, with another batch size.
 
@@ -261,8 +282,10 @@ def resized(loader: Any, size: int, samples: int) -> DataLoader:
         ConfigurationError: its batches are not those of a batch size over a dataset with indices.
     """
     plain = isinstance(loader, DataLoader) and type(loader.batch_sampler) is BatchSampler
-    if not plain or not hasattr(loader.dataset, "__len__"):
-        raise ConfigurationError(f"{type(loader).__name__} has no batch size that could be changed")
+    if not plain or isinstance(loader.dataset, IterableDataset):
+        raise ConfigurationError(
+            f"{type(loader).__name__} has no batch size that could be changed, or a dataset without indices"
+        )
     dataset = Subset(loader.dataset, range(min(samples, len(loader.dataset))))
     return DataLoader(dataset, size, collate_fn=loader.collate_fn)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from itwinai.checks.recorder import Notes, Recorder, Saver, logged_keys_to
-from itwinai.checks.subject import Built, Subject, numeric_options, resized
+from itwinai.checks.silent_logger import SilentLogger
+from itwinai.checks.subject import Built, Subject, divisible, numeric_options, resized
 from itwinai.compat import noise as compat_noise
 from itwinai.errors import ConfigurationError
 from itwinai.launchers.environment import PlacedEnvironment, RankInfo
@@ -35,6 +35,7 @@ class Run:
     """What one run is to do.
 
     Attributes:
+        root: folder for what hooks of the user write.
         strategy: its name; ``auto`` in one process.
         workers: number of workers.
         resume: checkpoint to continue from.
@@ -46,6 +47,7 @@ class Run:
         perturb: whether to change the initial weights by as much as rounding does, to see what becomes of it.
     """
 
+    root: str
     strategy: str = "auto"
     workers: int = 1
     resume: str | None = None
@@ -103,18 +105,6 @@ def batches_per_epoch(options: Mapping[str, Any]) -> int:
     return 6 if windows == 1 else 3 * windows + 1
 
 
-def random_points(options: Mapping[str, Any], seed: int) -> set[int]:
-    """Return the numbers of batches after which checkpoints are saved: five at random, each after an optimizer step."""
-    batches, windows = batches_per_epoch(options), int(options.get("accumulate_grad_batches") or 1)
-    possible = [
-        epoch * batches + batch
-        for epoch in range(EPOCHS)
-        for batch in range(1, batches + 1)
-        if batch % windows == 0 and batch < batches
-    ]
-    return set(random.Random(seed).sample(possible, min(RANDOM_POINTS, len(possible))))
-
-
 def train(subject: Subject, run: Run, rank: RankInfo | None = None) -> Trained:
     """Make the run in this process.
 
@@ -125,6 +115,8 @@ def train(subject: Subject, run: Run, rank: RankInfo | None = None) -> Trained:
     """
     with quiet(), ExitStack() as contexts:
         built = subject.build()
+        for stage in filter(built.has_loader, ("train", "val")):
+            contexts.enter_context(built.changed_loader(stage, divisible))
         if run.perturb:
             _perturb(built.module)
         notes = Notes()
@@ -133,7 +125,7 @@ def train(subject: Subject, run: Run, rank: RankInfo | None = None) -> Trained:
         if run.notes:
             callbacks.append(Recorder(notes))
         if run.save_to is not None:
-            saver = Saver(run.save_to, random_points(subject.options, subject.seed), notes)
+            saver = Saver(run.save_to, RANDOM_POINTS, subject.seed, notes)
             callbacks.append(saver)
         if run.keys_to:
             path = Path(run.keys_to.format(rank=0 if rank is None else rank.rank))
@@ -186,7 +178,8 @@ def make_trainer(
         split_batches=given.get("use_distributed_sampler", True),
         cpu_threads=1,
         log_every_n_steps=1,
-        logger=False,
+        logger=SilentLogger(run.root),
+        default_root_dir=run.root,
         enable_checkpointing=any(isinstance(one, Checkpoint) for one in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -245,35 +238,27 @@ def _evaluate_stage(
         # The last batch is smaller than the others, with each of these sizes: means of means show.
         samples = 2 * own + max(own // 3, 1)
         try:
-            changed = resized(loader, max(1, int(own * factor)), samples)
+            size = max(1, int(own * factor))
+            changed = resized(loader, size + size % run.workers, samples)
         except ConfigurationError as error:
             raise _NotResizableError(str(error)) from None
         first[:] = [own, len(changed.dataset)]  # type: ignore[arg-type]
         return changed
 
-    original = built.data, dict(vars(built.module)), dict(vars(built.datamodule or built.module))
-    for factor, repeated in ((1.0, False), (1.0, True), (0.5, False), (1.5, False)):
-        if run.workers > 1 and (factor != 1.0 or repeated):
-            continue
-        built.change_loader(stage, partial(change, factor=factor), source)
-        trainer = make_trainer(subject, run, [*built.callbacks], rank, limit_val_batches=1.0)
-        result = getattr(trainer, method)(
-            **built.arguments(method), **({} if method == "predict" else {"verbose": False})
-        )
-        size = max(1, int(first[0] * factor))
-        how = f"batches of {size}" if run.workers == 1 else f"{run.workers} workers"
-        evaluated = Evaluated(f"{how}, again" if repeated else how)
+    ways = ((1.0, ""), (1.0, ", again"), (0.5, ""), (1.5, "")) if run.workers == 1 else ((1.0, ""),)
+    for factor, again in ways:
+        with built.changed_loader(stage, partial(change, factor=factor), source):
+            trainer = make_trainer(subject, run, [*built.callbacks], rank, limit_val_batches=1.0)
+            quietly = {} if method == "predict" else {"verbose": False}
+            result = getattr(trainer, method)(**built.arguments(method), **quietly)
+        how = f"batches of {max(1, int(first[0] * factor))}" if run.workers == 1 else f"{run.workers} workers"
+        evaluated = Evaluated(f"{how}{again}")
         if method == "predict":
             evaluated.predictions = result
             trained.predicted_samples = first[1]
         else:
             evaluated.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         trained.evaluated.append(evaluated)
-        built.data = original[0]
-        owner: Any = built.datamodule or built.module
-        if f"{stage}_dataloader" not in original[2]:
-            vars(owner).pop(f"{stage}_dataloader", None)
-            vars(built.module).pop(f"{stage}_dataloader", None)
 
 
 def tensors_of(weights: Weights) -> Tensor:

@@ -19,12 +19,12 @@ def check(session: Session) -> str:
         return f"all parameters got a gradient in each of {steps} batches"
     names = list(unused)
     never = [name for name in names if unused[name] == steps]
-    how = "never get a gradient" if never else f"get no gradient in {max(unused.values())} of {steps} batches"
+    how = "never reached" if never else f"not reached in {max(unused.values())} of {steps} batches"
     named = never or names
     at = session.once("line-unused", "looking for the line", lambda: _line(session, named[0]))
     shown = f"{', '.join(named[:4])}{', ...' if len(named) > 4 else ''}"
     raise CheckFailedError(
-        f"{shown} {how if len(named) > 1 else how.replace('never get', 'never gets').replace('get no', 'gets no')}",
+        f"{how} by a backward pass: {shown}",
         "Use them in training_step, remove or freeze them (requires_grad=False); or train with the strategy "
         "ddp_find_unused_parameters_true.",
         at,

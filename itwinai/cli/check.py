@@ -54,7 +54,11 @@ def main(argv: list[str]) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 
-    return _check(given, arguments, checks, expected)
+    try:
+        return _check(given, arguments, checks, expected)
+    except KeyboardInterrupt:
+        print("error: interrupted; no process was left behind", file=sys.stderr)
+        return 130
 
 
 def _check(

@@ -44,7 +44,7 @@ model and data
 
 {more}workers
   --strategy NAME                   ddp, deepspeed, deepspeed_stage_0 to _3, horovod, ray, ray_deepspeed,
-                                    ray_horovod, or one of lightning's [auto: ddp for several workers]
+                                    ray_horovod, one of lightning's or of a plugin [auto: ddp for several workers]
   --devices N                       workers on each node [auto: all GPUs, or one process]
   --num-nodes N                     nodes [1]
   --trainer.accelerator NAME        cpu, gpu, mps [auto]
@@ -63,7 +63,8 @@ length
   --trainer.fast_dev_run BOOL       one batch of everything, to try it out [false]
 
 records
-  --logger NAME                     csv, jsonl, tensorboard, mlflow, wandb, provenance; several separated by commas
+  --logger NAME                     csv, jsonl, tensorboard, mlflow, wandb, provenance, or of a plugin; several
+                                    separated by commas
   --watch                           log, profile and monitor the run, and report at the end
   --trainer.default_root_dir DIR    where logs and checkpoints go [null: the current folder]
   --trainer.resume auto             resume from the newest valid checkpoint of this run's folders [null]

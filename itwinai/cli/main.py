@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
+from itwinai.plugins import COMMANDS, Plugin, find_plugin, find_plugins
+
 _COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("itwinai.cli.fit", "train a LightningModule from a config file"),
     "validate": ("itwinai.cli.fit", "evaluate on the validation data"),
@@ -22,9 +24,15 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("itwinai.cli.config", "add class names to a config of your own LightningCLI"),
     "checkpoint": ("itwinai.cli.checkpoint", "inspect, verify, convert and export checkpoints"),
     "predictions": ("itwinai.cli.predictions", "verify and inspect files of predictions"),
+    "plugins": ("itwinai.cli.plugins", "list what installed packages add, or start such a package"),
     "doctor": ("itwinai.cli.doctor", "show what is installed, and try every strategy"),
     "install": ("itwinai.cli.install", "build and install Horovod, which has no ready-made package"),
 }
+
+
+def command_names() -> tuple[str, ...]:
+    """Return the names of the commands, those of plugins aside."""
+    return tuple(_COMMANDS)
 
 
 def usage() -> str:
@@ -33,7 +41,7 @@ def usage() -> str:
     return (
         "usage: itwinai COMMAND ...\n\n"
         "Run any LightningModule unchanged on DDP, DeepSpeed, Horovod or Ray, chosen by one flag.\n\n"
-        f"commands:\n{rows}\n\n"
+        f"commands:\n{rows}\n\n{_plugin_rows()}"
         "examples:\n"
         "  itwinai fit -c config.yaml --strategy horovod --devices 2\n"
         "  itwinai tune -c config.yaml\n"
@@ -41,6 +49,14 @@ def usage() -> str:
         "  itwinai doctor\n\n"
         "`itwinai COMMAND --help` lists its flags.\n"
     )
+
+
+def _plugin_rows() -> str:
+    """Return the commands that installed packages add, none of which is imported for that."""
+    added = [plugin for plugin in find_plugins(COMMANDS) if plugin.name not in _COMMANDS]
+    width = max([13, *(len(plugin.name) + 2 for plugin in added)])
+    rows = [f"  {plugin.name:<{width}}{plugin.summary or plugin.source}\n" for plugin in added]
+    return "".join(["commands of plugins:\n", *dict.fromkeys(rows), "\n"]) if rows else ""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,18 +77,33 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"itwinai {__version__}")
         return 0
-    if argv[0] not in _COMMANDS:
-        print(f"error: {misplaced_command(argv) or unknown_command(argv[0])}", file=sys.stderr)
-        return 2
-
-    module = import_module(_COMMANDS[argv[0]][0])
-    arguments = argv if module.__name__ == "itwinai.cli.fit" else argv[1:]
     try:
-        return int(module.main(arguments))
+        if argv[0] in _COMMANDS:
+            module = import_module(_COMMANDS[argv[0]][0])
+            arguments = argv if module.__name__ == "itwinai.cli.fit" else argv[1:]
+            return int(module.main(arguments))
+        plugin = None if argv[0].startswith("-") else find_plugin(COMMANDS, argv[0])
+        if plugin is not None:
+            return _run_plugin(plugin, argv[1:])
     except KeyboardInterrupt:
         return 130
     except Exception as error:
         report(error)
+        return 1
+    print(f"error: {misplaced_command(argv) or unknown_command(argv[0])}", file=sys.stderr)
+    return 2
+
+
+def _run_plugin(plugin: Plugin, arguments: list[str]) -> int:
+    command = plugin.load()
+    if not callable(command):
+        raise plugin.error(f"{plugin.value} is not a function main(arguments) -> int")
+    from itwinai.errors import ItwinaiError
+
+    try:
+        return int(command(arguments) or 0)
+    except ItwinaiError as error:  # what a command raises so is a message, whoever wrote the command
+        print(f"error: {error}", file=sys.stderr)
         return 1
 
 
@@ -101,8 +132,9 @@ def unknown_command(name: str) -> str:
     """Return the message for a command that does not exist, with the nearest that does."""
     from itwinai.errors import did_you_mean
 
-    hint = did_you_mean(name, _COMMANDS)
-    return f"there is no command '{name}'.{hint} The commands are {', '.join(_COMMANDS)}; see `itwinai --help`."
+    names = [*_COMMANDS, *(plugin.name for plugin in find_plugins(COMMANDS))]
+    hint = did_you_mean(name, names)
+    return f"there is no command '{name}'.{hint} The commands are {', '.join(names)}; see `itwinai --help`."
 
 
 if __name__ == "__main__":

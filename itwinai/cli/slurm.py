@@ -140,6 +140,8 @@ def _make(command: str, argv: list[str], script: list[str]) -> int:
         checks_nodes=not given.no_check,
     )
     if given.check:
+        if job_script.options.container is not None:
+            raise ConfigurationError("--check cannot look into a container: give the Python of a venv, without one.")
         job_script = dataclasses.replace(
             job_script, name="itwinai-check", only_checks=True, variants=(), max_requeues=0, chain=1
         )
@@ -269,10 +271,11 @@ def _sites(argv: list[str]) -> int:
     given = parser.parse_args(argv)
 
     from itwinai.slurm.site import Site, find_site, site_files
+    from itwinai.slurm.site_proposal import propose_site
 
     beside = Path(given.config).parent if given.config else Path()
     if given.name:
-        site = find_site(given.name, beside)
+        site = propose_site() if given.name == "auto" else find_site(given.name, beside)
         print(Path(site.path).read_text(encoding="utf-8") if site.path else site.text(), end="")
         return 0
     rows = [(name, Site.read(path).description, _shown(path)) for name, path in site_files(beside).items()]

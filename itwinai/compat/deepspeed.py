@@ -53,7 +53,7 @@ _ENGINE_ATTRIBUTES = frozenset(
 
 
 def is_attribute_of_engine(name: str) -> bool:
-    """Return whether an attribute that a module did not have before is one that a DeepSpeed engine has set."""
+    """Return whether a new attribute of a module was set by a DeepSpeed engine."""
     return name.startswith("ds_") or name in _ENGINE_ATTRIBUTES
 
 
@@ -88,7 +88,7 @@ _ENGINE_PARAMETER_ATTRIBUTES = frozenset(
 
 
 def is_parameter_attribute_of_engine(name: str) -> bool:
-    """Return whether an attribute that a parameter did not have before is one that a DeepSpeed engine has set."""
+    """Return whether a new attribute of a parameter was set by a DeepSpeed engine."""
     return name.startswith("ds_") or name in _ENGINE_PARAMETER_ATTRIBUTES
 
 

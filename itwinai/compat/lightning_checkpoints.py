@@ -75,7 +75,7 @@ class CheckpointConnector(_CheckpointConnector):
         return checkpoint
 
     def choose(self, given: str | None) -> str | None:
-        """Return what a fit resumes from, when a path, a special name or nothing is given."""
+        """Return the checkpoint that a fit resumes from, given a path, a special name or nothing."""
         return given
 
     def locate(self, path: str) -> str | None:
@@ -95,6 +95,9 @@ class CheckpointConnector(_CheckpointConnector):
     def explain_mismatch(self, weights: Mapping[str, Any], error: RuntimeError) -> None:
         """Raise what explains why the weights of a checkpoint do not fit to the module, if that is what is wrong."""
 
+    def compare_class(self, checkpoint: Mapping[str, Any]) -> None:
+        """Warn where the weights of a class were loaded into another one, which they happen to fit."""
+
     @override
     def restore_model(self) -> None:
         try:
@@ -102,6 +105,8 @@ class CheckpointConnector(_CheckpointConnector):
         except RuntimeError as error:
             self.explain_mismatch(self._loaded_checkpoint.get("state_dict", {}), error)
             raise
+        if self._loaded_checkpoint:
+            self.compare_class(self._loaded_checkpoint)
 
     @override
     def restore_optimizers(self) -> None:
@@ -117,7 +122,7 @@ class CheckpointConnector(_CheckpointConnector):
 
 
 def replace_checkpoint_connector(trainer: Trainer, connector_class: type[CheckpointConnector]) -> None:
-    """Let another class collect what is in the trainer's checkpoints."""
+    """Replace the class that collects the content of the trainer's checkpoints."""
     trainer._checkpoint_connector = connector_class(trainer)
 
 
@@ -188,10 +193,10 @@ class ModelCheckpoint(UnlistedModelCheckpoint):
         return nullcontext()
 
     def after_save(self, trainer: Trainer, filepath: str) -> None:
-        """Act upon a checkpoint that was saved, or is being written."""
+        """Called with each checkpoint that was saved, or is being written."""
 
     def forget(self, path: str) -> None:
-        """Take a checkpoint that could not be written out of the record of what there is."""
+        """Remove a checkpoint that could not be written from the record of checkpoints."""
         self.best_k_models.pop(path, None)
         self.best_k_models |= self._replaced.pop(path, {})  # it was not removed, as nothing has taken its place
         best, worst = (min, max) if self.mode == "min" else (max, min)

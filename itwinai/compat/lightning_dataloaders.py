@@ -162,7 +162,7 @@ def _mend_length(dataloader: DataLoader, changed: DataLoader, given: Any, sample
     if before != given_length:
         raise ConfigurationError(
             f"{type(dataloader).__name__} has a length of its own, {before}, with {given_length} batches in its "
-            f"sampler, and still has it with {length} of them: it cannot be told how many batches it gives. Let "
+            f"sampler, and still has it with {length} of them: the number of its batches is unknown. Let "
             "its __len__ follow from len(self.batch_sampler), or divide the samples yourself and let the trainer take "
             "the loader as it is: ItwinaiTrainer(use_distributed_sampler=False)."
         )
@@ -287,7 +287,7 @@ def drawn_batch(loader: Any, number: int) -> Drawn | None:
 
 
 def leave_out(loader: Any, done: Done, first: int | None) -> None:
-    """Let a loader of a prediction leave out what is done.
+    """Let a loader of a prediction skip the batches that are done.
 
     Args:
         loader: that notes what it draws, or whose batches the workers take in turn.
@@ -398,14 +398,14 @@ def prediction_loaders(trainer: Trainer) -> list[Any]:
 
 
 def with_worker_init(dataloader: Loader, function: Callable[[int], None]) -> Loader:
-    """Return a loader like another, whose processes are initialized by another function."""
+    """Return a copy of a loader with another function to initialize its processes."""
     changed = _copied(dataloader)
     changed.worker_init_fn = function
     return changed
 
 
 def with_iterator(dataloader: Loader, wrap: Callable[[Callable[[], Any]], Any]) -> Loader:
-    """Return a loader like another, whose iterators are made by another function.
+    """Return a copy of a loader with another function to create iterators.
 
     Args:
         dataloader: a loader.
@@ -433,18 +433,33 @@ class _SharedSource(_DataLoaderSource):
     """Makes loaders in a context; Lightning asks it for those of a stage."""
 
     context: Callable[[], AbstractContextManager[None]]
+    check: Callable[[Any, str, object], None]
 
     def dataloader(self) -> Any:
         with self.context():
-            return super().dataloader()
+            loaders = super().dataloader()
+        if self.is_module():
+            self.check(loaders, self.name, self.instance)
+        return loaders
 
 
-def make_loaders_within(trainer: Trainer, context: Callable[[], AbstractContextManager[None]]) -> None:
-    """Let the hooks that make loaders run in a context."""
+def make_loaders_within(
+    trainer: Trainer,
+    context: Callable[[], AbstractContextManager[None]],
+    check: Callable[[Any, str, object], None],
+) -> None:
+    """Let the hooks that make loaders run in a context, and look at what they return.
+
+    Args:
+        trainer: the trainer.
+        context: makes the context.
+        check: is called with the loaders, the name of the hook, and the object that has it.
+    """
     loops = (trainer.fit_loop.epoch_loop.val_loop, *(getattr(trainer, name) for name in ENTRY_POINT_LOOPS))
     for loop in loops:
         loop._data_source = _SharedSource(loop._data_source.instance, loop._data_source.name)
         loop._data_source.context = context
+        loop._data_source.check = check
 
 
 def iterates_plainly(dataloader: DataLoader) -> bool:

@@ -43,7 +43,7 @@ class ConfiguresLauncher:
     """
 
     def make_launcher(self) -> Launcher | None:
-        """Return what starts the workers, or None when this process is a worker already."""
+        """Return the launcher, or None if this process is a worker already."""
         raise NotImplementedError
 
     def _configure_launcher(self) -> None:
@@ -72,7 +72,7 @@ class SrunEnvironment(SLURMEnvironment):
 
 
 def set_rank_zero(rank: int) -> None:
-    """Tell Lightning's rank-zero-only functions which rank this process has."""
+    """Set the rank of this process for Lightning's rank-zero-only functions."""
     for decorator in (rank_zero_only, utils_rank_zero_only):
         setattr(decorator, "rank", rank)  # noqa: B010 - an attribute of a function
 

@@ -68,7 +68,7 @@ def common_size(batch: Any) -> int | None:
 
 
 def result_key(results: _ResultCollection, hook: str, name: str, add_dataloader_idx: bool) -> str:
-    """Return the key under which a value that was logged in a hook is kept."""
+    """Return the key of a value that was logged in a hook."""
     key = f"{hook}.{name}"
     return f"{key}.{results.dataloader_idx}" if add_dataloader_idx and results.dataloader_idx is not None else key
 
@@ -114,7 +114,7 @@ def is_synced(metric: _ResultMetric) -> bool:
 
 
 def sync_operation(metric: _ResultMetric) -> str:
-    """Return by what the values of the workers are reduced to one: ``mean``, ``sum``, ``max`` or ``min``."""
+    """Return the operation that reduces the values of the workers: ``mean``, ``sum``, ``max`` or ``min``."""
     return str(metric.meta.sync.op)
 
 
@@ -155,7 +155,7 @@ def is_metric_of_epoch(metric: _ResultMetric) -> bool:
 
 
 def epoch_state(metric: _ResultMetric) -> tuple[Tensor, Tensor | None]:
-    """Return what is accumulated of a key, and for a mean the weight that belongs to it."""
+    """Return the accumulated value of a key, and for a mean its weight."""
     return metric.value, metric.cumulated_batch_size if metric.meta.is_mean_reduction else None
 
 
@@ -165,7 +165,7 @@ def set_epoch_value(metric: _ResultMetric, value: Tensor) -> None:
 
 
 def read_result(metric: _ResultMetric) -> dict[str, Any] | None:
-    """Return what is kept of a key for the end of its epoch, as tensors and plain values; None if there is nothing."""
+    """Return the accumulated state of a key, as tensors and plain values; None if there is none."""
     meta = metric.meta
     if metric.has_reset or not meta.on_epoch:
         return None
@@ -240,7 +240,7 @@ def is_first_iteration(connector: _LoggerConnector) -> bool:
 
 
 def keeps_logging(connector: _LoggerConnector, hook: str) -> bool:
-    """Return whether what a hook logs now is not a new epoch, in which its values would have to be reset."""
+    """Return whether a hook continues to log in the same epoch, so that its values are not reset."""
     return connector._first_loop_iter is False or connector._current_fx == hook
 
 
@@ -257,7 +257,7 @@ def replace_logger_connector(trainer: Trainer, connector_class: type[_LoggerConn
 
 
 def active_results(trainer: Trainer) -> Any:
-    """Return what keeps the logged values of the loop that is running, or None."""
+    """Return the results of the running loop, or None."""
     return trainer._results
 
 

@@ -11,7 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops import _EvaluationLoop, _FitLoop, _Loop, _PredictionLoop
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
-from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.loops.progress import _OptimizerProgress
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
@@ -23,6 +23,8 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
+
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -53,7 +55,7 @@ class TrainingEpochLoop(_TrainingEpochLoop):
         raise NotImplementedError
 
     def check_monitored(self, key: str, value: float) -> None:
-        """Act upon the value that a plateau scheduler is about to be given."""
+        """Called with the value that a plateau scheduler is about to read."""
 
     def _broadcast_sigterm_tensor(self) -> None:
         self.stop_if_agreed()
@@ -82,7 +84,7 @@ class EvaluationLoop(_EvaluationLoop):
         self.evaluate_batch(batch, batch_idx, dataloader_idx, dataloader_iter)
 
     def end_loader(self) -> None:
-        """Do what is to be done where the batches of a loader have ended, on all workers, before any hook."""
+        """Called on all workers after the last batch of a loader, before any hook."""
 
     def _store_dataloader_outputs(self) -> None:
         self.end_loader()
@@ -101,7 +103,7 @@ class EvaluationLoop(_EvaluationLoop):
         return [] if self._combined_loader is None else list(self._combined_loader.flattened)
 
     def read_history(self) -> dict[str, Any]:
-        """Return what a loop within a fit knows of its past, and Lightning does not save."""
+        """Return the history of a loop that Lightning does not save."""
         return {"reloaded": self._last_val_dl_reload_epoch, "seen": dict(self._seen_batches_per_dataloader)}
 
     def write_history(self, history: Mapping[str, Any]) -> None:
@@ -165,7 +167,7 @@ class FitLoop(_FitLoop):
     """Lightning's fit loop, with its private attributes and methods under public names."""
 
     def loaders_made(self, loader: CombinedLoader) -> None:
-        """Act upon the training loaders, which are about to be iterated."""
+        """Called with the training loaders before they are iterated."""
 
     def _load_combined_loader_states(self) -> None:
         super()._load_combined_loader_states()
@@ -348,13 +350,13 @@ def closure_result(output: Any, window: int) -> ClosureResult:
 
 
 def check_skipped_step(trainer: Trainer) -> None:
-    """Warn of a training step that returned None; with several workers it is an error, as in Lightning."""
+    """Warn, once, of a training step that returned None; with several workers it is an error, as in Lightning."""
     if trainer.world_size > 1:
         raise RuntimeError(
             "`training_step` returned None. With several workers the others would wait for the gradients for "
             "ever: return a loss in every step, for example one multiplied by zero."
         )
-    Closure.warning_cache.warn("`training_step` returned `None`: this batch changes no weights.")
+    warn_user("training_step returned None: this batch changes no weights. Is `return loss` missing at its end?")
 
 
 def optimize_manually(loop: _TrainingEpochLoop, batch: Any, batch_idx: int) -> Any:

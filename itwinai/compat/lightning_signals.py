@@ -102,7 +102,7 @@ def replace_signal_connector(trainer: Trainer) -> None:
 
 
 def signal_connector(trainer: Trainer) -> SignalConnector:
-    """Return what handles the signals of a trainer whose connector was replaced."""
+    """Return the replaced signal connector of a trainer."""
     connector = trainer._signal_connector
     assert isinstance(connector, SignalConnector)
     return connector

@@ -141,7 +141,7 @@ def read_metrics(trainer: Trainer) -> dict[str, dict[str, Any]]:
 
 
 def callback_metric(trainer: Trainer, key: str) -> float:
-    """Return a value as callbacks have last read it, or NaN if there is none; nothing is computed or exchanged."""
+    """Return the last value that callbacks have read, or NaN; nothing is computed or exchanged."""
     value = trainer._logger_connector._callback_metrics.get(key)
     return float("nan") if value is None else float(value)
 

@@ -46,7 +46,7 @@ def print_rank_0_plainly() -> None:
 
 
 def forget_ray_cluster(address: str) -> None:
-    """Take back the note in which `ray start` keeps the address of a cluster for whoever names none.
+    """Remove the note in which `ray start` stores the address of a cluster for calls without an address.
 
     Ray itself takes it back with `ray stop`, which ends all clusters of this machine, and not when it is ended by a
     signal. Then every connection without an address fails.

@@ -14,7 +14,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 
 def metric_state(metric: Metric) -> dict[str, Any]:
-    """Return what a metric has accumulated, by attribute."""
+    """Return the accumulated state of a metric, by attribute."""
     names = (*metric._defaults, "_computed", "_cache")
     state = {name: vars(metric)[name] for name in names if name in vars(metric)}
     return {**state, "_update_count": max(1, metric._update_count) if metric._is_synced else metric._update_count}
@@ -26,12 +26,12 @@ def is_updated(metric: Metric) -> bool:
 
 
 def is_synced(metric: Metric) -> bool:
-    """Return whether a metric holds what all workers have accumulated."""
+    """Return whether a metric holds the synchronized state of all workers."""
     return metric._is_synced
 
 
 def read_metric(metric: Metric) -> dict[str, Any] | None:
-    """Return what a metric of torchmetrics has accumulated; None if there is nothing."""
+    """Return the accumulated state of a torchmetric; None if it was not updated."""
     if not metric._update_count:
         return None
     states = {
@@ -53,7 +53,7 @@ def write_metric(metric: Metric, kept: Mapping[str, Any]) -> None:
 
 
 def can_merge(metric: Metric) -> bool:
-    """Return whether what several workers have accumulated in a metric is that of one, once reduced."""
+    """Return whether the reduced states of several workers equal the state of one process."""
     return all(
         reduction in (dim_zero_sum, dim_zero_max, dim_zero_min, dim_zero_cat)
         for reduction in metric._reductions.values()
@@ -77,7 +77,7 @@ _STOCK_SYNC = Metric._sync_dist
 
 @contextmanager
 def merging_by(merge: Callable[[Metric, Callable[[], None]], None]) -> Iterator[None]:
-    """Let a function merge what the workers have accumulated, wherever a metric of this process is computed.
+    """Let a function merge the states of the workers whenever a metric of this process is computed.
 
     Metrics that gather by a function of their own, or over a part of the workers, stay with torchmetrics.
 
@@ -103,7 +103,7 @@ def merging_by(merge: Callable[[Metric, Callable[[], None]], None]) -> Iterator[
 
 
 def states_of(metric: Metric) -> dict[str, Tensor | list[Any]]:
-    """Return what a metric has accumulated, by the name of the state."""
+    """Return the accumulated states of a metric, by name."""
     return {name: getattr(metric, name) for name in metric._reductions}
 
 
@@ -122,7 +122,7 @@ def empty_states(metric: Metric) -> dict[str, Tensor | list[Any]]:
 
 
 def reductions_of(metric: Metric) -> dict[str, Callable[..., Any] | None]:
-    """Return by what each state of a metric is reduced over the workers."""
+    """Return the reduction over the workers for each state of a metric."""
     reductions: dict[str, Any] = metric._reductions
     return dict(reductions)
 

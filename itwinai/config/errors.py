@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import jsonargparse
 import torch
+from lightning.pytorch import Callback
 
 from itwinai.compat.jsonargparse import ParserArgument, parser_arguments
 from itwinai.config.source import (
@@ -31,11 +32,12 @@ from itwinai.config.source import (
     read_config,
 )
 from itwinai.errors import did_you_mean, nearest
+from itwinai.plugins import CALLBACKS, find_plugins
 from itwinai.tracebacks import VARIABLE as FULL_TRACEBACK
 from itwinai.tracebacks import is_users
 
 _WIDTH = 100
-_OTHER_COMMANDS = ("tune", "benchmark", "slurm", "config", "checkpoint", "doctor", "install")
+_OTHER_COMMANDS = ("tune", "benchmark", "slurm", "config", "checkpoint", "doctor", "install", "plugins")
 _MANY = 20  # names that are not listed where one of them was probably meant
 _NO_VALUE = object()
 
@@ -60,7 +62,7 @@ class _Mistake:
 def mistake_in_flags(
     arguments: Sequence[str], known: Sequence[ParserArgument], commands: Collection[str] = ()
 ) -> str | None:
-    """Return what is wrong with the flags of a command line, apart from their values; None if nothing is found.
+    """Return the first mistake in the flags of a command line, apart from their values; None if there is none.
 
     Args:
         arguments: the flags, as they were given.
@@ -93,7 +95,7 @@ def mistake_in_flags(
 
 
 def mistake_in_values(config: Given, known: Sequence[ParserArgument]) -> str | None:
-    """Return what is wrong with the values of a config; None if nothing is found.
+    """Return the first mistake in the values of a config; None if there is none.
 
     Args:
         config: the values.
@@ -357,7 +359,7 @@ def _without_class(given: Given, classes: Sequence[type], key: str, root: Given 
 
 
 def no_model(arguments: Sequence[str]) -> str:
-    """Return what to say where a command line has no model."""
+    """Return the message for a command line without a model."""
     files = [value for flag, value in flags_of(arguments) if flag in CONFIG_FLAGS]
     found = class_here("LightningModule", {}) or "module.Class"
     if not files:
@@ -370,7 +372,7 @@ def no_model(arguments: Sequence[str]) -> str:
 
 
 def no_data(model: str, loader: str) -> str:
-    """Return what to say where nothing has the data of a run.
+    """Return the message for a run without data.
 
     Args:
         model: name of the model's class.
@@ -433,6 +435,8 @@ def _imported(path: Any, classes: Sequence[type]) -> Any:
         paths = {one.rpartition(".")[2]: one for one in _classes_here()} | {
             short: f"{one.__module__}.{short}" for short, one in known.items()
         }
+        if Callback in classes:
+            paths |= {plugin.name: plugin.name for plugin in find_plugins(CALLBACKS)}
         found = paths.get(name) or paths.get(nearest(name, paths, 0.7) or "")
         hint = f" Did you mean '{found}'?" if found else ""
         return f"'{path}' names no class that is known here; a class path is module.Class.{hint}"

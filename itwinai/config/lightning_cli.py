@@ -26,6 +26,7 @@ from itwinai.compat import lightning_cli
 from itwinai.compat import noise as compat_noise
 from itwinai.compat.jsonargparse import parser_arguments
 from itwinai.config.errors import failure_in_class, mistake_in_flags, mistake_in_values, no_data, no_model, place_of
+from itwinai.config.plugin_callbacks import import_named_callbacks
 from itwinai.config.source import (
     CLASS_SECTIONS,
     Given,
@@ -99,11 +100,13 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
         arguments = args
         if isinstance(args, Mapping):
             self.given = as_given(args)
+            import_named_callbacks(self.given)
         else:
             check_config_files(args)
             self.given = given_by(classes_first(args))
             arguments = classes_first(expand_short_flags(args))
             _import_named_classes(args)
+            import_named_callbacks(self.given, args)
         try:
             super().parse_arguments(parser, arguments)
         except ArgumentError as error:
@@ -146,8 +149,13 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
         return message
 
     def before_instantiate_classes(self) -> None:
-        """Say which arguments of the model are not used, as Lightning takes those of the checkpoint."""
+        """Warn about arguments of the model that are not used, as Lightning uses those of the checkpoint.
+
+        Raises:
+            ConfigurationError: the checkpoint is of another class.
+        """
         config = self.config.get(str(self.config.get("subcommand")), self.config)
+        self._check_class(config)
         given, used = self.given.find("model.init_args"), config.get("model")
         if not config.get("ckpt_path") or given is None or not isinstance(given.value, dict) or not used:
             return
@@ -158,6 +166,16 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
                     f"{one.at}: {name}={one.plain()!r} is not used: the model is created as in the checkpoint "
                     f"{config['ckpt_path']}, with {name}={of_checkpoint[name]!r}."
                 )
+
+    def _check_class(self, config: Mapping[str, Any]) -> None:
+        given, used = self.given.find("model.class_path"), (config.get("model") or {}).get("class_path")
+        if not config.get("ckpt_path") or given is None or used is None:
+            return
+        if str(given.value).rpartition(".")[2] != used.rpartition(".")[2]:
+            raise ConfigurationError(
+                f"{given.at}: the model is {given.value}, and the checkpoint {config['ckpt_path']} is one of {used}. "
+                f"Name a checkpoint of {given.value}, or this class: --model {used}."
+            )
 
     def add_subcommand_arguments(self, parser: LightningArgumentParser, subcommand: str) -> None:
         """Let what writes a file know where."""
@@ -401,7 +419,7 @@ def different(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
 
 
 def parser_message(error: Exception) -> str:
-    """Return what the parser says is wrong, without its list of all that would be right."""
+    """Return the parser's message, without its list of all valid values."""
     lines = [line for line in str(error).splitlines() if line.strip() and "NoneType" not in line]
     lines = [
         line for line in lines if not line.strip().startswith(("Given value", "Subtypes:", "Errors:", "- Expected"))

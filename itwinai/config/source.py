@@ -59,7 +59,7 @@ class Given:
         return [one.plain() for one in self.value] if isinstance(self.value, list) else self.value
 
     def find(self, path: str) -> Given | None:
-        """Return what is at a path of names with dots between; None if there is nothing."""
+        """Return the value at a dotted path; None if there is none."""
         node = self
         for name in path.split("."):
             if not isinstance(node.value, dict) or name not in node.value:
@@ -116,6 +116,15 @@ def flags_of(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             yield flag, waiting.pop() if waiting and not _is_flag(waiting[-1]) else None
 
 
+def scalar(text: str) -> Any:
+    """Return what the value of a flag stands for."""
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
+
+
 def read_config(path: str) -> Given:
     """Read a config file.
 
@@ -166,7 +175,7 @@ def given_by(arguments: Sequence[str]) -> Given:
             if value is not None and "://" not in value:
                 root = _merge(root, read_config(value))
         elif value is not None and name and not name.startswith("-") and not name.endswith(("+", ".help", "_config")):
-            given = Given(flag, _scalar(value))
+            given = Given(flag, scalar(value))
             if name in CLASS_SECTIONS and isinstance(given.value, str) and not Path(given.value).exists():
                 given.value = {"class_path": Given(flag, given.value)}
             _set_at(root, name, given)
@@ -228,15 +237,6 @@ def classes_first(arguments: Sequence[str]) -> list[str]:
     return [*others[:command], *front, *others[command:]]
 
 
-def _scalar(text: str) -> Any:
-    """Return what the value of a flag stands for."""
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        return text
-    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
-
-
 def _holder(node: Given, name: str, at: str) -> Given | None:
     """Return the mapping in which a name of a path is; None where there is no mapping."""
     if isinstance(node.value, str):
@@ -259,7 +259,7 @@ def _text(path: str) -> tuple[str, str]:
         return path, "the config"
     file = Path(path)
     if file.is_dir():
-        raise ConfigurationError(f"{path} is a folder, and -c takes a config file.{_nearby(file)}")
+        raise ConfigurationError(f"{path} is a folder, but -c needs a config file.{_nearby(file)}")
     if not file.exists():
         found = [str(other) for pattern in ("*.yaml", "*.yml") for other in sorted(file.parent.glob(pattern))]
         raise ConfigurationError(f"There is no config file {path}.{did_you_mean(path, found) or _nearby(file.parent)}")

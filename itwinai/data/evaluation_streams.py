@@ -64,7 +64,7 @@ class IterateInStep:
 
 
 class InStep(ResettableIterator):
-    """Gives one worker its batches, and then repeats one until those of the others have ended.
+    """Gives one worker its batches, and then repeats one until the others have finished.
 
     Whether all iterate over the same batches is found out by the first two, as in prediction.
 

@@ -32,7 +32,7 @@ class Resumable(Protocol):
     """A sampler that can resume in the middle of an epoch."""
 
     def position(self) -> Position:
-        """Return what is needed to draw the order of this epoch again."""
+        """Return the position from which the order of this epoch can be drawn again."""
 
     def resume_drawing(self, position: Position) -> None:
         """Let the sampler's own generator, if it has one, resume where it was at a position."""

@@ -151,7 +151,7 @@ class DistributedBatchSampler(Sampler[Batch]):
         return None if self.generator is None else self.generator.get_state()
 
     def position(self) -> Position:
-        """Return what is needed to draw the order of this epoch again."""
+        """Return the position from which the order of this epoch can be drawn again."""
         return Position(
             global_batch=self.global_batch,
             begun_with=None if self._begun_with is None else plain_random_states(self._begun_with),
@@ -198,7 +198,7 @@ class DistributedBatchSampler(Sampler[Batch]):
         self._left_out = done, first
 
     def remaining_batches(self) -> int | None:
-        """Return the number of batches of each worker without what is left out; None if it cannot be told."""
+        """Return the number of batches of each worker without the skipped ones; None if unknown."""
         if self._left_out is None or self._sampler_type() is not SequentialSampler:
             return None
         assert isinstance(self.batches, BatchSampler)
@@ -445,7 +445,7 @@ class DistributedIndexSampler(Sampler[Any]):
         self.dealt.set_epoch(epoch)
 
     def position(self) -> Position:
-        """Return what is needed to draw the order of this epoch again."""
+        """Return the position from which the order of this epoch can be drawn again."""
         return self.dealt.position()
 
     def resume_drawing(self, position: Position) -> None:
@@ -465,7 +465,7 @@ class DistributedIndexSampler(Sampler[Any]):
         self.dealt.leave_out(done, first)
 
     def remaining_batches(self) -> int | None:
-        """Return the number of batches of each worker without what is left out; None if it cannot be told."""
+        """Return the number of batches of each worker without the skipped ones; None if unknown."""
         return self.dealt.remaining_batches()
 
     def weight_of(self, batch_index: int) -> float:

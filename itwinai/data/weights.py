@@ -30,7 +30,7 @@ class Weighing(Protocol):
 
 
 def sampler_of(loader: Any) -> Weighing | None:
-    """Return what deals a loader's samples out to the workers, if there is something: a sampler, or its iterator."""
+    """Return the sampler or iterator that divides a loader's samples among the workers, or None."""
     found = (
         lightning_dataloaders.without_index_wrapper(getattr(loader, name, None))
         for name in ("batch_sampler", "sampler")

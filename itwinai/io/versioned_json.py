@@ -32,7 +32,7 @@ _LATER = "Read it with the itwinai that has written it, or a later one."
 
 
 def versioned(text: str, version: int, name: str, remedy: str = _LATER) -> dict[str, Any]:
-    """Return a document of JSON without its version, which has to be one that is known here.
+    """Return a JSON document without its version; raise an error if the version is not supported.
 
     Args:
         text: of the document.

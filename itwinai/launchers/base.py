@@ -71,7 +71,7 @@ class PayloadLauncher(lightning_launching.Launcher):
     def launch_group(
         self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any
     ) -> Any:
-        """Do what `launch` does; what ends the workers is raised as `WorkerGroupError`, other errors as they are."""
+        """Like `launch`, but raise failures of workers as `WorkerGroupError`, and other errors unchanged."""
         if trainer is None:
             raise TypeError(f"{type(self).__name__}.launch() needs the trainer whose method it runs.")
         lightning_logging.open_runs(trainer)
@@ -200,7 +200,7 @@ def on_signals(signals: Sequence[signal.Signals], act: Callable[[int], None]) ->
 
 
 def stopped_by(signum: int) -> SIGTERMException:
-    """Return the exception that ends a run upon a signal, on its way to whoever asks for the exit code."""
+    """Return the exception that ends a run after a signal, with the exit code of the signal."""
     stopped = SIGTERMException()
     vars(stopped)["signum"] = signum  # survives the way from a worker to its caller, as `code` does not
     return stopped

@@ -37,7 +37,7 @@ def quota(groups: Path = CGROUPS, own: Path = OWN_CGROUP) -> float:
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use: those that it is bound to, within the limit of its container."""
+    """Return the number of cores that this process may use: those it is bound to, within the container's limit."""
     return cores_of_each([own_cores()], quota())
 
 
@@ -66,7 +66,7 @@ def share_cores(workers: int) -> None:
 
 
 def oversubscription_text(workers: int, threads: int, cores: int, flag: str = "cpu_threads=") -> str:
-    """Return that there are more threads than cores, and what to do; empty if there are not.
+    """Return a warning if there are more threads than cores; empty if there are not.
 
     Args:
         workers: that share the cores.

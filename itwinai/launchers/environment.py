@@ -103,14 +103,14 @@ class PlacedEnvironment(ClusterEnvironment):
         return self.rank_info.world_size
 
     def set_world_size(self, size: int) -> None:
-        """Do nothing: the ranks are fixed by whoever launched the worker."""
+        """Do nothing: the launcher of the worker sets the ranks."""
 
     @override
     def global_rank(self) -> int:
         return self.rank_info.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """Do nothing: the ranks are fixed by whoever launched the worker."""
+        """Do nothing: the launcher of the worker sets the ranks."""
 
     @override
     def local_rank(self) -> int:
@@ -148,7 +148,7 @@ def find_outer_environment() -> ClusterEnvironment | None:
 
 
 def launcher_name(environment: ClusterEnvironment) -> str:
-    """Return the name of whoever created the workers of an environment."""
+    """Return the name of the launcher that created the workers of an environment."""
     if isinstance(environment, PlacedEnvironment):
         return environment.rank_info.launcher
     names: dict[type[ClusterEnvironment], str] = {

@@ -96,7 +96,7 @@ def attributes(value: Any) -> dict[str, Any]:
 
 
 def set_attribute(value: Any, name: str, attribute: Any) -> None:
-    """Set an attribute that `attributes` tells of, past what the class does upon it."""
+    """Set an attribute that `attributes` returned, bypassing the setters of the class."""
     if name in _slots(type(value)):
         object.__setattr__(value, name, attribute)
     else:

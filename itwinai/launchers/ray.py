@@ -49,7 +49,9 @@ class RemoteGPUs(CUDAAccelerator):
             return devices
         count = int(devices)
         if count < 1:
-            raise ConfigurationError(f"devices={devices} with Ray on GPUs: give the number of workers per node.")
+            raise ConfigurationError(
+                f"With Ray on GPUs, devices must be the number of workers per node; got {devices}."
+            )
         return list(range(count))
 
     @staticmethod
@@ -59,7 +61,7 @@ class RemoteGPUs(CUDAAccelerator):
 
     @staticmethod
     def auto_device_count() -> int:
-        """Return the number of GPUs of the driver, or 1: what the cluster has is not known yet."""
+        """Return the number of GPUs of the driver, or 1: the GPUs of the cluster are not known yet."""
         return max(1, CUDAAccelerator.auto_device_count())
 
     @staticmethod

@@ -74,7 +74,7 @@ class Rerun:
 
     @classmethod
     def of_this_process(cls) -> Rerun | None:
-        """Return what this process is for, if it runs a script again."""
+        """Return the rerun that this process belongs to; None if it does not rerun a script."""
         text = os.environ.get(_VARIABLE)
         if text is None:
             return None

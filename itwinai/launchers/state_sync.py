@@ -144,7 +144,7 @@ class Shared:
         return _Unpickler(io.BytesIO(data), self.objects).load()
 
     def fingerprint(self, value: Any) -> Any:
-        """Return what is equal as long as a value has not changed; None if that cannot be told."""
+        """Return a fingerprint that is equal as long as a value has not changed; None if there is none."""
         sink = _Hash(_SENT_BYTES)
         try:
             _ComparingPickler(sink, self.keys).dump(value)
@@ -383,7 +383,7 @@ def _structure(module: nn.Module) -> dict[str, Any]:
 
 
 def state_of(shared: Any) -> dict[str, Any]:
-    """Return what a shared object holds: its own attributes, and its contents under a name that no attribute has."""
+    """Return the state of a shared object: its attributes, and its contents under a name that no attribute has."""
     inside = contents(shared)
     if inside is None:
         return own_attributes(shared)

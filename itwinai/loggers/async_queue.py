@@ -171,7 +171,7 @@ class Delivery(Generic[Record]):
         if not self._said_full:
             self._said_full = True
             log.warning(
-                "%d records wait for %s, which takes them more slowly than they come: from here on this run waits too.",
+                "%d records wait for %s, which is slower than this run: from now on the run waits too.",
                 len(self._queue),
                 self.destination,
             )

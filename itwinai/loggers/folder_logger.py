@@ -14,7 +14,7 @@ _VERSION = re.compile(r"version_(\d+)")
 
 
 class FolderLogger(Logger):
-    """Keeps what it is given in ``save_dir/name/version_0``, ``version_1``..., as Lightning's CSVLogger does.
+    """Logs to ``save_dir/name/version_0``, ``version_1``..., as Lightning's CSVLogger does.
 
     Args:
         save_dir: the folder that holds all runs.

@@ -67,7 +67,7 @@ class Recorder(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Keep nothing: what a run was configured with is asked of the run."""
+        """Do nothing: the run has its configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

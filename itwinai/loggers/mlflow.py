@@ -67,29 +67,29 @@ class MLFlowLogger(_Unlisted):
     """Log to MLflow as Lightning's logger of this name does, without waiting for the server.
 
     Metrics go to a queue, and a thread of rank 0 sends them in batches, at the latest after a second. A server that is
-    slow, or away for some time, or started again, costs the run neither time nor metrics. One that is not there at the
-    start is an error.
+    slow, unreachable for some time, or restarted costs the run neither time nor metrics. A server that does not answer
+    at the start is an error.
 
     Args:
-        experiment_name: of the experiment, which is created if there is none.
-        run_name: of the run.
+        experiment_name: name of the experiment, which is created if it does not exist.
+        run_name: name of the run.
         tracking_uri: address of the server, or of a database (``sqlite:///...``). By default that in the variable
             ``MLFLOW_TRACKING_URI``; without one no server is needed: everything is in ``mlflow.db`` and
             ``mlartifacts`` in ``save_dir``, which ``mlflow ui --backend-store-uri sqlite:///mlflow.db`` shows.
-        tags: of the run.
-        save_dir: folder of what is written here: the database, if no address is given, and metrics that a server did
-            not take in time. By default the working folder.
+        tags: tags of the run.
+        save_dir: folder for local files: the database, if there is no address, and metrics that the server did not
+            accept in time. By default the working folder.
         log_model: upload checkpoints: ``True`` those that are left at the end, ``"all"`` each one.
-        prefix: put before the names of all metrics.
-        artifact_location: where the experiment's files go, if it is created; by default the server knows.
-        run_id: of a run that is to be continued.
-        synchronous: if true, every call waits until the server has what was logged.
-        flush_timeout: seconds for which the end of a run waits for a server that is away or slow. Until then, what has
-            not arrived is in a file, which stays if the server does not come back; a warning says how to send it.
+        prefix: prefix of the names of all metrics.
+        artifact_location: where to store the artifacts of a new experiment; by default the server decides.
+        run_id: ID of a run to continue.
+        synchronous: if true, every call waits until the server has stored the values.
+        flush_timeout: seconds for which the end of a run waits for a slow or unreachable server. Unsent metrics are in
+            a file; if the server does not come back, the file stays and a warning says how to send it.
 
     Raises:
         MissingPackageError: MLflow is not installed.
-        LoggerError: later, in any method: no server answers at the address, or it does not accept what is logged.
+        LoggerError: raised later by any method: no server answers at the address, or it rejects what is logged.
     """
 
     def __init__(

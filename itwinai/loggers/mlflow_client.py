@@ -133,7 +133,7 @@ def send(tracking_uri: str, run_id: str, records: Sequence[Record]) -> None:
         if _may_pass(error.get_http_status_code()):
             raise AwayError(text) from None
         raise LoggerError(
-            f"MLflow at {without_secrets(tracking_uri)} does not take what run {run_id} logs: {text}. Check that the "
+            f"MLflow at {without_secrets(tracking_uri)} rejects what run {run_id} logs: {text}. Check that the "
             "run was not deleted, that the names of metrics are valid, and that you may write there "
             "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN)."
         ) from None

@@ -1,4 +1,4 @@
-"""A run as a document of W3C PROV: what was used by it, what it has generated, and who is responsible.
+"""A run as a document of W3C PROV: what it used, what it generated, and who is responsible.
 
 The names of classes and attributes are in the namespace ``itwinai:``, those of the things themselves in ``run:``, which
 is another one for each run, so that documents of several runs can be put together.
@@ -157,7 +157,7 @@ class _Builder:
                 document.wasDerivedFrom(entity, source)
 
     def add_agents(self, agent: str, organisation: str, software: str) -> None:
-        """Add who is responsible for all activities that have been added."""
+        """Add the agents of all activities that were added."""
         from prov.constants import PROV
         from prov.model import ProvAssociation, ProvDelegation
 

@@ -163,7 +163,7 @@ def _manifest_of(place: Path) -> Manifest | None:
         return None
     try:
         return manifest_of(place)
-    except CheckpointError:  # damaged, or of another version: whoever loads it will be told
+    except CheckpointError:  # damaged, or of another version: loading it raises the error
         return None
 
 

@@ -38,20 +38,20 @@ FILE = "provenance.json"
 
 
 class ProvenanceLogger(FolderLogger):
-    """Write ``provenance.json``: what a run has used and what it has generated, as PROV-JSON.
+    """Write ``provenance.json``: what a run used and what it generated, as PROV-JSON.
 
-    Used are the data, the hyperparameters, the code (its git commit), the versions of packages, and the checkpoint that
-    the run resumed from; generated are checkpoints and the last value of each metric. Responsible are itwinai, and who
-    is named here. The file is written when the run begins, at each checkpoint and at the end, whole each time: that of
-    a run that was killed says that its status is "running".
+    It used the data, the hyperparameters, the code (its git commit), the versions of packages, and the checkpoint that
+    it resumed from; it generated checkpoints and the last value of each metric. The agents are itwinai, and the person
+    and organisation that you name. The whole file is written at the start, at each checkpoint and at the end; after a
+    killed run it has the status "running".
 
     Args:
         save_dir: the folder that holds all runs; by default the working folder.
-        name: of the folder below it; None or an empty one for none.
-        version: number or name of the run. A version that exists is continued: its document gets one more attempt. By
-            default the number after the highest one that is there.
-        agent: the person who is responsible: an address as ``https://orcid.org/0000-0002-1825-0097``, or a name.
-        organisation: the same for an organisation: an address as ``https://ror.org/05a28rw58``, or a name.
+        name: name of the folder below it; None or empty for none.
+        version: number or name of the run. An existing version is continued: its document gets one more attempt. By
+            default one more than the highest existing number.
+        agent: the responsible person: an address like ``https://orcid.org/0000-0002-1825-0097``, or a name.
+        organisation: the responsible organisation: an address like ``https://ror.org/05a28rw58``, or a name.
 
     Raises:
         ConfigurationError: ``save_dir`` is an address and not a folder.

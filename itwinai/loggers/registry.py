@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
+from itwinai import plugins
 from itwinai.errors import ConfigurationError, did_you_mean, require
 
 if TYPE_CHECKING:
@@ -72,28 +73,62 @@ _KINDS = (
 )
 
 LOGGERS = {kind.name: kind for kind in _KINDS}
-"""Kinds of loggers by name."""
+"""Kinds of loggers by name, those of plugins aside."""
+
+
+def logger_kind(name: str) -> LoggerKind:
+    """Return the kind of logger that a name stands for, of this package or of a plugin.
+
+    Args:
+        name: in lower case.
+
+    Raises:
+        ConfigurationError: there is no logger of that name.
+        PluginError: the name is that of a plugin which cannot be used.
+    """
+    if name in LOGGERS:
+        return LOGGERS[name]
+    plugin = plugins.find_plugin(plugins.LOGGERS, name)
+    if plugin is not None:
+        return kind_of(plugin)
+    names = [*LOGGERS, *(one.name for one in plugins.find_plugins(plugins.LOGGERS))]
+    raise ConfigurationError(
+        f"There is no logger '{name}'.{did_you_mean(name, names)} The names are {', '.join(dict.fromkeys(names))}, "
+        "several with commas between; any other logger is given as an object, in YAML as class_path and init_args.",
+        argument="logger",
+    )
+
+
+def kind_of(plugin: plugins.Plugin) -> LoggerKind:
+    """Return the kind of logger that a plugin adds.
+
+    Raises:
+        PluginError: it cannot be loaded, or is no class of loggers.
+    """
+    from lightning.pytorch.loggers import Logger
+
+    cls = plugin.load()
+    if not isinstance(cls, type) or not issubclass(cls, Logger):
+        raise plugin.error(f"{plugin.value} is not a class of Lightning's Logger")
+    if plugin.name != plugin.name.lower():
+        raise plugin.error("names of loggers are in lower case")
+    return LoggerKind(plugin.name, plugin.class_path)
 
 
 def check_logger_names(names: str | Sequence[str]) -> list[str]:
     """Return the names of loggers one by one.
 
     Args:
-        names: names of `LOGGERS`, in one text with commas between or one by one.
+        names: names of `LOGGERS` and of plugins, in one text with commas between or one by one.
 
     Raises:
         ConfigurationError: there is no logger of a name.
+        PluginError: a name is that of a plugin which cannot be used.
     """
     given = names.split(",") if isinstance(names, str) else names
     wanted = list(dict.fromkeys(name.strip().lower() for name in given))
     for name in wanted:
-        if name not in LOGGERS:
-            raise ConfigurationError(
-                f"There is no logger '{name}'.{did_you_mean(name, LOGGERS)} The names are {', '.join(LOGGERS)}, "
-                "several with commas between; any other logger is given as an object, in YAML as class_path and "
-                "init_args.",
-                argument="logger",
-            )
+        logger_kind(name)
     return wanted
 
 
@@ -104,7 +139,7 @@ def make_loggers(names: str | Sequence[str], folder: str) -> list[Logger]:
     its login say; the others to files.
 
     Args:
-        names: names of `LOGGERS`, in one text with commas between or one by one.
+        names: names of `LOGGERS` and of plugins, in one text with commas between or one by one.
         folder: where they keep their files.
 
     Raises:
@@ -113,4 +148,6 @@ def make_loggers(names: str | Sequence[str], folder: str) -> list[Logger]:
     """
     wanted = check_logger_names(names)
     # Each counts its versions by itself, so that several need folders of their own.
-    return [LOGGERS[name].make(folder, EXPERIMENT if len(wanted) == 1 else f"{EXPERIMENT}/{name}") for name in wanted]
+    return [
+        logger_kind(name).make(folder, EXPERIMENT if len(wanted) == 1 else f"{EXPERIMENT}/{name}") for name in wanted
+    ]

@@ -19,7 +19,7 @@ EpochState = dict[str, Any]
 
 
 def capture_epoch_state(trainer: Trainer, results: LeanResults) -> EpochState:
-    """Return what this worker has accumulated, as tensors and plain values."""
+    """Return the accumulated values of this worker, as tensors and plain values."""
     module = trainer.lightning_module
     for part in module.modules():
         if isinstance(part, MetricCollection):

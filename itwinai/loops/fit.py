@@ -14,6 +14,7 @@ from itwinai.checkpoints.state import FitPosition, StopPoint
 from itwinai.compat import lightning_checkpoints, lightning_dataloaders, lightning_loops, lightning_trainer
 from itwinai.data.rng_state import RandomStates, pack_random_states
 from itwinai.data.stateful_loader import StreamLoader
+from itwinai.loops.anomaly import anomalies_told
 from itwinai.loops.deferred_save import DeferredSaves
 from itwinai.loops.epoch_state import capture_epoch_state, restore_epoch_state
 from itwinai.loops.evaluation import LeanEvaluationLoop
@@ -102,9 +103,13 @@ class LeanFitLoop(lightning_loops.FitLoop):
     @override
     def run(self) -> None:
         self.stop_point = self.saved_position = self.resumed = None
+        if self.combined_loader is not None:
+            # configure_optimizers has asked for trainer.estimated_stepping_batches, before the checkpoint was read.
+            self._resumes_with(self.combined_loader)
         callbacks = lightning_trainer.callbacks(self.trainer)
         try:
             with (
+                anomalies_told(),
                 self.epoch_loop.results.metric_sync.merging(),
                 lightning_checkpoints.postponing_saves(callbacks, self.saves.postpone, self.saves.is_pending),
             ):
@@ -121,15 +126,20 @@ class LeanFitLoop(lightning_loops.FitLoop):
 
     @override
     def loaders_made(self, loader: Any) -> None:
-        if self.resumed is None and (resumed := pop_resume_state(self.trainer)) is not None:
-            self.resumed = resumed
-            self.resumed_loader = loader
-            lightning_dataloaders.iterate_later(loader)  # what is drawn now is not what comes next
-            stateful = [one for one in loader.flattened if lightning_dataloaders.is_stateful(one)]
-            if resumed.section.place in _ALL_DONE and all(isinstance(one, StreamLoader) for one in stateful):
-                self.load_loaders()
-        else:
+        if not self._resumes_with(loader):
             self.begun_with = pack_random_states()
+
+    def _resumes_with(self, loader: Any) -> bool:
+        """Let these loaders wait if a checkpoint was read whose position they are to take; return whether it was."""
+        if self.resumed is not None or (resumed := pop_resume_state(self.trainer)) is None:
+            return False
+        self.resumed = resumed
+        self.resumed_loader = loader
+        lightning_dataloaders.iterate_later(loader)  # what is drawn now is not what comes next
+        stateful = [one for one in loader.flattened if lightning_dataloaders.is_stateful(one)]
+        if resumed.section.place in _ALL_DONE and all(isinstance(one, StreamLoader) for one in stateful):
+            self.load_loaders()
+        return True
 
     @override
     def reset(self) -> None:

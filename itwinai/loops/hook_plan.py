@@ -182,7 +182,7 @@ class BatchTransfer:
 def _if_there(batch: Any, device: torch.device) -> Any:
     """Return a batch whose tensors all are on the device, in a new container, or None if that is not so.
 
-    The container is new because Lightning's is: who changes a batch in place must not change the dataset.
+    The container is new, like Lightning's: changing a batch in place must not change the dataset.
     """
     kind = type(batch)
     if kind is Tensor:

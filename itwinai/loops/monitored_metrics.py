@@ -32,7 +32,7 @@ _STOP = "trainer.should_stop"
 
 
 def check_names(trainer: Trainer, *logged_by: lightning_logging.ResultCollection) -> None:
-    """Look after the first batches whether what is monitored is logged: the end of the epoch may be hours away.
+    """Check after the first batches that monitored metrics are logged: the end of the epoch may be hours away.
 
     Names that the user's code may log later are not judged: where a hook at the end of epochs is written, or where the
     name stands in the code of the module, which may log it under a condition.

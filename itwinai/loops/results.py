@@ -93,7 +93,7 @@ class LeanResults(lightning_logging.ResultCollection):
             self.step_weights[key] = float(batch_size) if sized or not self.weight else self.weight
 
     def accumulated(self) -> dict[str, dict[str, Any]]:
-        """Return what is kept of each key for the end of the epoch, as tensors and plain values."""
+        """Return the accumulated state of each key, as tensors and plain values."""
         found = {key: lightning_logging.read_result(metric) for key, metric in self.items()}
         return self.restored | {key: state for key, state in found.items() if state is not None}
 
@@ -210,7 +210,7 @@ class LeanResults(lightning_logging.ResultCollection):
             if self.training:
                 metrics["callback"][name] = metrics["callback"][step_name] = value
             if meta.prog_bar:
-                # As a tensor: to turn it into a number is left to who reads it, which is not done in every step.
+                # As a tensor: the reader converts it to a number, which does not happen in every step.
                 metrics["pbar"][step_name] = value  # type: ignore[assignment]
         return metrics
 

@@ -78,7 +78,7 @@ class MetricSync:
                 one.restore()
 
     def merge(self, metric: Metric, by_torchmetrics: Callable[[], None]) -> None:
-        """Let a metric hold what all workers have accumulated; all of them have to call it.
+        """Merge the states of all workers into a metric; all workers have to call it.
 
         Args:
             metric: the metric, which holds what this worker has.

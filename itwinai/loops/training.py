@@ -1,4 +1,4 @@
-"""The training epoch: Lightning's loop, running a plan of what its steps really have to do."""
+"""The training epoch: Lightning's loop, running a plan of the work that its steps really have."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class TrainingPlan:
         self.steps_schedulers = bool(trainer.lr_scheduler_configs) and module.automatic_optimization
 
     def holds(self, trainer: Trainer) -> bool:
-        """Return whether the callbacks are still those that the plan was drawn for."""
+        """Return whether the callbacks are still those of this plan."""
         return lightning_trainer.callbacks(trainer) == self.callbacks
 
 
@@ -171,7 +171,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             restore_rng(trainer, section)
 
     def finish_batch(self, data_fetcher: lightning_loops.DataFetcher, place: StopPoint) -> None:
-        """Do what was left to be done after the last batch when the checkpoint was written."""
+        """Finish the work after the last batch that the checkpoint left open."""
         if place in ("epoch", "end of epoch"):
             return
         lightning_trainer.forget_loading(self.fit_loop)
@@ -295,6 +295,8 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             if self.clock is not None:
                 self.clock.wait_for_device()
             self.end_together()
+            if self.plan is not None and self.plan.optimization is not None:
+                self.plan.optimization.check_any_loss(lightning_loops.begun_batches(self))
             self._ended = True
             self.results.restore_unlogged_keys()
             self.results.sync_epoch()
@@ -393,7 +395,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             clock.end()
 
     def log_values(self, plan: TrainingPlan, values: dict[str, Any], batch: Any) -> None:
-        """Give the loggers the values of this step, together with those that callbacks have for them."""
+        """Log the values of this step, together with those of callbacks."""
         for reporter in plan.reporters:
             values = {**values, **reporter.values_at_log_step(self.trainer, batch)}
         if values:
@@ -471,7 +473,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             self.stop()
 
     def validate(self, data_fetcher: lightning_loops.DataFetcher) -> bool:
-        """Do what follows upon a batch, validation among it; return whether a signal has come."""
+        """Do the work after a batch, including validation; return whether a signal has come."""
         fit_loop, trainer = self.fit_loop, self.trainer
         fit_loop.hold_position("batch")
         stops_here = trainer.should_stop and not lightning_loops.is_validation_due(self, data_fetcher)
@@ -495,13 +497,13 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         return signalled
 
     def check_names(self) -> None:
-        """Look whether what is monitored is logged, as soon as all has been logged once."""
+        """Check that monitored metrics are logged, as soon as all stages have logged once."""
         if not self.trainer.enable_validation or self.val_loop.has_run:
             self._unchecked_names = False
             check_names(self.trainer, self.results, self.val_loop.results)
 
     def reach_end_of_validation(self) -> None:
-        """Let checkpoints that hooks save from now on be those of a run that has validated."""
+        """Mark the validation as done in checkpoints that hooks save from now on."""
         if self._unchecked_names:
             self.check_names()
         self.fit_loop.saved_position, self.fit_loop.stop_point = None, "validation"

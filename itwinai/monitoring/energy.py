@@ -105,7 +105,7 @@ class EnergySource:
     meter: Meter = field(compare=False)
 
     def use(self) -> EnergyUse | None:
-        """Return what was used until now, or None if that is not known."""
+        """Return the energy used until now, or None if unknown."""
         if self.meter.seconds <= 0:
             return None
         return EnergyUse(self.name, self.meter.joules, self.meter.seconds, self.meter.method)

@@ -1,4 +1,4 @@
-"""GPUs, whoever has made them: utilization, memory, power, temperature, energy."""
+"""GPUs of any vendor: utilization, memory, power, temperature, energy."""
 
 from __future__ import annotations
 

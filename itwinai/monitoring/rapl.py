@@ -1,6 +1,6 @@
 """The energy of the processors, from the counters that Linux shows in /sys/class/powercap (RAPL).
 
-Intel and AMD processors have them. They count all that the processor does, whoever asks for it.
+Intel and AMD processors have them. They count all work of the processor, for every process.
 """
 
 from __future__ import annotations

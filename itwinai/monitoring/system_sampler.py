@@ -107,7 +107,7 @@ class Sampler:
             self._fail(f"the last sample did not come within {PATIENCE:.0f} s")
 
     def sampled(self) -> Sampled:
-        """Return what was sampled until now."""
+        """Return the samples until now."""
         uses = [use for source in self._sources if (use := source.use()) is not None]
         seconds = self._seconds or time.monotonic() - self._recorder.began
         return Sampled(

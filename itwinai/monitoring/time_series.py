@@ -101,7 +101,7 @@ class _Kept:
 
 
 class Recorder:
-    """Keeps what was sampled; may be asked by another thread than the one that adds.
+    """Stores samples; other threads than the one that adds may read them.
 
     Args:
         began: when sampling began, by the monotonic clock.
@@ -131,7 +131,7 @@ class Recorder:
             return {name: kept.take_recent() for name, kept in self._kept.items() if kept.recent}
 
     def quantities(self) -> dict[str, Quantity]:
-        """Return what is known of every quantity that was ever sampled."""
+        """Return the series of every sampled quantity."""
         with self._lock:
             return {
                 name: Quantity(kept.mean(), kept.peak, kept.samples, kept.weight, kept.course.points())

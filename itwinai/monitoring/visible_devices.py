@@ -12,7 +12,7 @@ Environment = Mapping[str, str]
 
 
 def gpu_environment() -> dict[str, str]:
-    """Return what this process's environment says about GPUs; what is not set is not in it."""
+    """Return the environment variables about GPUs that are set."""
     return {name: os.environ[name] for name in (CUDA, ROCR, HIP, ORDER) if name in os.environ}
 
 

@@ -28,7 +28,7 @@ _PLAIN = (str, bytes, bool, int, float, np.generic)
 
 
 def columns_of(value: Any, samples: int, name: str = "prediction") -> dict[str, Column]:
-    """Return the columns of what was returned for a batch.
+    """Return the columns of a batch of predictions.
 
     Args:
         value: what ``predict_step`` has returned; the arrays are copied.
@@ -70,7 +70,7 @@ def picked(batch: Any, wanted: Mapping[str, str | int], samples: int) -> dict[st
             value = getattr(batch, key) if isinstance(key, str) and hasattr(batch, key) else batch[key]
         except (KeyError, IndexError, TypeError):
             raise ConfigurationError(
-                f"PredictionWriter(columns=...) asks for {key!r}, which the batches do not have.{_hint(batch, key)}"
+                f"PredictionWriter(columns=...) requests {key!r}, which the batches do not have.{_hint(batch, key)}"
             ) from None
         _add(columns, name, value, samples, name)
     return columns
@@ -86,6 +86,11 @@ def arrow_array(column: Column) -> pa.Array:
             return pa.array(column.tolist(), pa.list_(pa.from_numpy_dtype(column.dtype)))
         array = pa.FixedSizeListArray.from_arrays(array, size)
     return array
+
+
+def is_text(column: Column) -> bool:
+    """Return whether a column holds texts."""
+    return isinstance(column, pa.Array) and (pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
 
 
 def numpy_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, Any]:

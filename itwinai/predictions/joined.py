@@ -105,7 +105,7 @@ def join(
 
 
 def read_manifest(output: Path) -> Manifest:
-    """Return what is known of a file of predictions.
+    """Return the manifest of a file of predictions.
 
     Raises:
         ConfigurationError: there is no file, or no manifest beside it.

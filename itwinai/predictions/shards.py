@@ -60,7 +60,7 @@ class Task:
     module: str
 
     def differs_from(self, other: Task) -> str | None:
-        """Return in which way another task is another one; None if it is the same."""
+        """Return the difference from another task; None if they are equal."""
         ways = {
             "loaders": "the data has other numbers of samples",
             "columns": "other columns travel along",
@@ -125,7 +125,7 @@ class ShardFolder:
         self.path = path
 
     def task(self) -> Task | None:
-        """Return what an interrupted prediction was to predict; None if there is none.
+        """Return the task of an interrupted prediction; None if there is none.
 
         Raises:
             ConfigurationError: another version of itwinai has left it.
@@ -300,7 +300,7 @@ def ascending(table: pa.Table) -> pa.Table:
 
 
 def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return a table with all columns of a schema; those that it has not are null."""
+    """Return a table with all columns of a schema; missing ones are null."""
     if table.schema == schema:
         return table
     columns = [

@@ -85,7 +85,7 @@ def top_functions(collapsed: str, limit: int = 20) -> list[Function]:
 
 
 def lowest_functions(collapsed: str, within: str | Path, limit: int = 20) -> list[Function]:
-    """Return to which functions of a package or a folder the time belongs, whoever else they have called.
+    """Return the functions of a package or a folder with their time, including that of functions they call.
 
     Each sample is counted for the innermost frame that lies within: with the folder of a user's code, the time that
     passes in torch belongs to the user's function that has called it.

@@ -31,7 +31,7 @@ SETTINGS = (
 
 
 def config_of(trainer: Trainer) -> str:
-    """Return what a run was configured with, as YAML: its resolved config file, or what can be told without one.
+    """Return the configuration of a run as YAML: its resolved config file, or what is known without one.
 
     Args:
         trainer: the trainer of the run.

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,12 @@ def check_node(request: Request, tell: Callable[[dict[str, Any]], None]) -> None
 
 
 def _versions(request: Request) -> dict[str, Any]:
-    import itwinai
     from itwinai.run_info.git import code_in
 
     code = code_in(Path(request.folder))
     return {
         "python": platform.python_version(),
-        "itwinai": itwinai.__version__,
+        "itwinai": version("itwinai"),
         "commit": code.commit[:12] + ("+changes" if code.dirty else "") if code else "",
     }
 

@@ -14,6 +14,7 @@ from itwinai.slurm.options import JobOptions
 from itwinai.slurm.plain_yaml import load_plain
 from itwinai.slurm.script import JobKind, JobScript
 from itwinai.slurm.site import find_site
+from itwinai.slurm.site_proposal import propose_site
 from itwinai.strategies.registry import uses_ray
 
 COMMANDS = ("fit", "validate", "test", "predict", "tune", "benchmark")
@@ -56,7 +57,7 @@ def plan_job(
     paths = [value for flag, value in flags_of(arguments) if flag in CONFIG_FLAGS and value and "://" not in value]
     section, named = _section(paths) if command != "python" else ({}, None)
     beside = Path(paths[-1]).parent if paths else Path()
-    found = find_site(site or named, beside)
+    found = propose_site() if (site or named) == "auto" else find_site(site or named, beside)
     layers = (("slurm:", section), ("the command line", given))
     options = found.options_for(layers)
     name = f"itwinai-{Path(arguments[0]).stem if command == 'python' and arguments else command}"

@@ -64,7 +64,7 @@ class JobScript:
             *self._directives(),
             "",
             "# Arguments, which may be left out: the folder for the results, and the place of the job in a chain.",
-            "# shellcheck disable=SC1090,SC1091",
+            "# shellcheck disable=SC1090,SC1091,SC2288,SC2289",
             *self._results(),
             "",
             *self._environment(),
@@ -154,8 +154,6 @@ class JobScript:
             yield "trap '' TERM"
             yield f"{check}{again} || exit"
             yield "trap - TERM"
-        if self.only_checks:
-            return
         # In the place of this shell, which would not hand on the signals that SLURM sends before the time limit.
         supervisor = f"-m itwinai.slurm.requeue --max-requeues {self.max_requeues} --"
         yield f"exec {self._python(is_outside=True)} {supervisor} \\"

@@ -118,7 +118,7 @@ class ParameterMonitor:
 
 
 class BackwardHooks:
-    """Follows backward passes, whoever calls them: the strategy, or code of the module by ``loss.backward()``.
+    """Follows backward passes, called by the strategy or by code of the module (``loss.backward()``).
 
     A pass that the strategy runs is announced by `begin` and `end`, and what runs inside it, as the passes of
     reentrant checkpoints, belongs to it. Any other pass counts by itself.

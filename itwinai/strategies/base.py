@@ -73,7 +73,7 @@ class LocalProcesses:
         accelerator: str,
         variables: Mapping[str, str],
     ) -> PayloadLauncher | None:
-        """Return what starts the workers on this machine; None if this process is the only one."""
+        """Return the launcher for this machine; None if this process is the only worker."""
         if num_processes * num_nodes == 1:
             return None
         from itwinai.launchers.local import LocalLauncher
@@ -131,7 +131,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         )
 
     def accelerator_for(self, accelerator: str | Accelerator) -> str | Accelerator:
-        """Return the accelerator that the trainer takes for the one that it was given.
+        """Return the accelerator that the trainer uses for its argument.
 
         Args:
             accelerator: the trainer's argument.
@@ -185,7 +185,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         self.set_world_ranks()
 
     def set_world_ranks(self) -> None:
-        """Get the ranks from whoever launched the workers; only a process started by hand has to compute them."""
+        """Get the ranks from the launcher of the workers; only a process started by hand has to compute them."""
         environment = self.cluster_environment
         if environment is None:
             return
@@ -323,7 +323,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
     # ------------------------------------------------------------------------------------- what callbacks ask
 
     def time_communication(self, clock: StepClock) -> None:
-        """Begin to measure how long workers wait for each other: tell the clock, or let the engine sum it up.
+        """Begin to measure how long workers wait for each other: report to the clock, or let the engine sum it up.
 
         Args:
             clock: that of the training steps.
@@ -347,7 +347,7 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
         return parameter.numel()
 
     def coordination_store(self) -> dist.Store | None:
-        """Return the store by which the workers have found each other, or None if they have none."""
+        """Return the store of the process group, or None if there is no group."""
         return compat_torch.default_store() if dist.is_initialized() else None
 
     def collect_final_state(self) -> None:

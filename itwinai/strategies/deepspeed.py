@@ -57,12 +57,12 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         sharded_checkpoints: write checkpoints of stage 3 as folders, into which each worker writes its part, for models
             that are too large for one host. They resume with any number of workers, and under any strategy where the
             whole model fits. All workers have to see the same folder.
-        whole_gradients: keep the gradients whole on each worker until the step, averaged, where hooks see them and
-            may change them, and where they may be summed up in any way. It takes the memory of stage 1 for gradients.
-            By default that is done if hooks on gradients are written, or the module optimizes manually. False says
-            that these look at no gradients.
+        whole_gradients: keep averaged, unsharded gradients on each worker until the step, so that hooks can read and
+            change them, and gradients can be summed in any way. Needs as much memory for gradients as stage 1. By
+            default on if there are hooks on gradients or the module optimizes manually. Set False if these do not read
+            gradients.
         timeout: seconds after which a collective operation that some worker has not joined is an error.
-        launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
+        launcher: how the workers of this machine are started; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
         check_drift: compare the parameters that are not sharded, of all ranks, after each epoch.
         **kwargs: further arguments of Lightning's DeepSpeedStrategy: see `DeepSpeedOptions`.
@@ -115,8 +115,7 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
         self._ranks: ExitStack | None = None  # the environment variables of one process, while it runs
         if sharded_checkpoints and self.stage != 3:
             raise ConfigurationError(
-                f"sharded_checkpoints=True is for stage 3, and this is stage {self.stage}: every worker has all "
-                "weights."
+                f"sharded_checkpoints=True needs stage 3; in stage {self.stage} every worker has all weights."
             )
         _complete(self.config)
 

@@ -136,7 +136,7 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
 
     The all-reduce of a gradient starts when backward has finished with it, and all are awaited at the end of backward,
     so that hooks, closures, clipping and gradient accumulation see averaged gradients. The learning rate is not scaled.
-    Beside Horovod the workers form a group of torch.distributed, for code that asks there who takes part.
+    The workers also form a group of torch.distributed, for code that reads rank and world size there.
 
     Args:
         compression: exchange gradients as ``"fp16"``; changes the numbers.
@@ -147,9 +147,9 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         find_unused_parameters: expect that some parameters get no gradient in some steps. They then count as zero on
             workers that have none, and stay untouched where no worker has one. Costs a small exchange per step;
             without it such parameters are an error, as under DDP.
-        launcher: what the workers of this machine are made of; see `ItwinaiTrainer`.
+        launcher: how the workers of this machine are started; see `ItwinaiTrainer`.
         workers: where workers come from; processes of this machine by default.
-        check_drift: compare the parameters of all ranks after each epoch, but for Adasum.
+        check_drift: compare the parameters of all ranks after each epoch; always off for Adasum.
         **kwargs: further arguments of Lightning's ParallelStrategy: see `ParallelOptions`.
 
     Raises:

@@ -31,19 +31,19 @@ class RayStrategy(LaunchedStrategy):
 
     Args:
         strategy: the strategy inside: ``"ddp"``, ``"deepspeed"`` (any stage), ``"horovod"``, or an instance.
-        address: an existing cluster, as for ``ray.init``; by default the one of RAY_ADDRESS or of an earlier
-            ``ray.init``, or else a Ray that is started on this machine, with as many CPUs as the workers ask for.
-        placement: how workers are spread over nodes: PACK puts as many as possible on one node, SPREAD as few; the
-            STRICT_ ones insist.
-        resources_per_worker: by default ``{"CPU": 1}``, and ``{"GPU": 1}`` with GPUs. A fraction of a GPU, as 0.5,
-            puts several workers on one; NCCL refuses that, so that gloo moves their data. Each worker uses one
-            device: more than one GPU is an error.
+        address: an existing cluster, as for ``ray.init``; by default that of RAY_ADDRESS or of an earlier
+            ``ray.init``. Without one, Ray is started on this machine with the CPUs that the workers request.
+        placement: how to spread workers over nodes: PACK puts as many as possible on one node, SPREAD as few. The
+            STRICT_ variants fail if that is not possible.
+        resources_per_worker: by default ``{"CPU": 1}``, and ``{"GPU": 1}`` with GPUs. A fraction of a GPU, e.g. 0.5,
+            puts several workers on one GPU; they use gloo, as NCCL does not support that. Each worker uses one device:
+            more than one GPU is an error.
         runtime_env: Ray's runtime environment of the workers.
-        timeout: seconds to wait for busy resources. What the whole cluster does not have is waited for no longer than
-            15 s, in case nodes are still joining it.
-        min_workers: with the trainer's ``max_restarts``, how many workers are enough when a node is lost and the
-            cluster has no room for all. By default all are needed. The global batch has to stay the same in mid-epoch:
-            ``ItwinaiTrainer(split_batches=True)`` sees to that.
+        timeout: seconds to wait for busy resources. Resources that the cluster does not have at all are waited for at
+            most 15 s, in case nodes are still joining.
+        min_workers: with the trainer's ``max_restarts``, the number of workers to continue with when a node is lost
+            and the cluster has no room for all. By default all are needed. Use it with
+            ``ItwinaiTrainer(split_batches=True)``, which keeps the global batch the same in mid-epoch.
 
     Raises:
         UnknownArgumentError: an argument is unknown.
@@ -69,7 +69,7 @@ class RayStrategy(LaunchedStrategy):
         inner = make_strategy(strategy) if isinstance(strategy, str) else strategy
         if not isinstance(inner, LaunchedStrategy) or isinstance(inner, RayStrategy):
             raise ConfigurationError(
-                f"The strategy inside Ray has to be one of itwinai's: ddp, deepspeed, horovod; not {strategy!r}."
+                f"The strategy inside Ray must be one of itwinai's (ddp, deepspeed, horovod); got {strategy!r}."
             )
         # Most of what a strategy does is the work of the one inside, and Lightning and callbacks ask for it by class.
         # So this object becomes one of both classes, instead of passing on every call and attribute.
@@ -97,7 +97,7 @@ class RayStrategy(LaunchedStrategy):
             self.launcher.pool = pool
 
     def connect_by(self, starting: StartingRay) -> None:
-        """Let the first launch wait for Ray, which is being started already, in place of starting it.
+        """Let the first launch wait for Ray, which is starting already, instead of starting it.
 
         Args:
             starting: from `itwinai.launchers.ray_init.ray_starting`.

@@ -173,7 +173,7 @@ class ShardedOptimizer:
         return list(dict.fromkeys(found))
 
     def shared(self) -> dict[str, Any]:
-        """Return the state as ``state_dict()`` of the user's optimizer would give it, without what is sharded."""
+        """Return the state as in ``state_dict()`` of the user's optimizer, without sharded tensors."""
         state: dict[int, dict[str, Any]] = {}
         param_groups: list[dict[str, Any]] = []
         number = 0

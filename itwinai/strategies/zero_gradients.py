@@ -28,7 +28,7 @@ HOOKS = ("on_after_backward", "on_before_optimizer_step", "configure_gradient_cl
 
 
 def hooks_on_gradients(trainer: Trainer) -> list[str]:
-    """Return the names of what the user has written that sees gradients before the optimizer steps, or changes them."""
+    """Return the names of user code that reads or changes gradients before the optimizer steps."""
     module = trainer.lightning_module
     found = [
         f"{type(owner).__name__}.{name}"
@@ -84,7 +84,7 @@ class UnshardedGradients:
         self._weighed = False
         self._awaited: set[int] = set()
         self._handles: list[Any] = []
-        if manual:  # every backward pass ends as under DDP, whoever runs it
+        if manual:  # every backward pass ends as under DDP, also one of the module
             self._handles += [parameter.register_hook(self._weigh) for parameter in parameters]
             self._handles += [parameter.register_post_accumulate_grad_hook(self._await_end) for parameter in parameters]
 
@@ -240,7 +240,7 @@ class EnginePrecision(DeepSpeedPrecision):
         return stepped
 
     def clear_gradients(self, engine: Any) -> Callable[..., None]:
-        """Return what clears the gradients of an engine's optimizer, those too that it has reduced already."""
+        """Return the function that clears the gradients of an engine's optimizer, also already reduced ones."""
         optimizer = engine.optimizer
         clear = optimizer.zero_grad
 

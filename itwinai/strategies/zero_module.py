@@ -47,7 +47,7 @@ class OriginalModule:
         order, as ``channels_last``.
         """
         for parameter in self.module.parameters():
-            if hasattr(parameter, "ds_id"):  # sharded by whoever has made it
+            if hasattr(parameter, "ds_id"):  # sharded at creation
                 continue
             parameter.data = parameter.data.contiguous()
             if dist.get_world_size() > 1:

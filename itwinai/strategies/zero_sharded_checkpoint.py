@@ -45,7 +45,7 @@ class Shards:
         return {key: part.divided(mesh) for key, part in self._states(kinds, mesh.device_type)}
 
     def to_write(self, kinds: list[str], offloaded: bool) -> dict[str, Part]:
-        """Return what this worker has of the parameters and of the states of the optimizer, by key.
+        """Return this worker's parts of the parameters and of the optimizer states, by key.
 
         Args:
             kinds: names of the sharded ones.

@@ -129,7 +129,7 @@ class SearchRecord:
     ranges: Mapping[str, Range] = field(default_factory=dict)
 
     def values(self, trial: TrialRecord) -> tuple[float, ...] | None:
-        """Return what a trial has reached, one value per objective; None if it has not reported all of them.
+        """Return the values of a trial, one per objective; None if it has not reported all of them.
 
         With one objective that is the best of all reports, whose checkpoint is kept. With several, values of different
         reports do not belong together, and it is the last report that has all of them.

@@ -557,7 +557,7 @@ def _read_number(value: Any) -> Any:
 
 
 def read_exponent(value: Any) -> Any:
-    """Return a text such as ``1e-5``, which YAML 1.1 does not know as a number, as the number that it is."""
+    """Return the number of a text such as ``1e-5``, which YAML 1.1 does not read as a number."""
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 

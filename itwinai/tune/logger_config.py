@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from itwinai.loggers.registry import LOGGERS, make_loggers
+from itwinai.loggers.registry import LOGGERS, logger_kind
 
 _LIGHTNINGS = "lightning.pytorch.loggers"
 _HOMES = (_LIGHTNINGS, "pytorch_lightning.loggers", "itwinai.loggers")
@@ -99,10 +99,9 @@ def _entry(item: Any) -> Entry | Any:
         return item
     if "." in item or item in _OF_SHORT_PATHS:
         return _of_class(item.strip(), {}, {})
-    name = item.strip().lower()
-    if name not in LOGGERS:
-        make_loggers(name, "")  # says what is wrong
-    return replace(_of_class(LOGGERS[name].class_path, {}, {}), is_named=True)
+    kind = logger_kind(item.strip().lower())
+    entry = _of_class(kind.class_path, {}, {})
+    return replace(entry, kind=entry.kind or kind.name, is_named=True)
 
 
 def _of_class(class_path: str, init_args: dict[str, Any], rest: dict[str, Any]) -> Entry:

@@ -217,7 +217,7 @@ class Runs:
 
 
 def search_id(folder: Path) -> str:
-    """Return what tells a search from others of the same name; a search that is resumed keeps it.
+    """Return the ID that distinguishes searches of the same name; a resumed search keeps it.
 
     Args:
         folder: of the search, where it is written at the first time.

@@ -125,7 +125,7 @@ class View:
         return _spaced([f"trial {trial.number} leads", value, self.parameters_text(trial)])
 
     def values_text(self, trial: TrialRecord) -> str:
-        """Return what a trial has reported at last, and its best value of one objective."""
+        """Return the last report of a trial, and its best value of one objective."""
         last = last_report(trial, [objective.metric for objective in self.record.objectives])
         if last is None:
             return "no value" if trial.reports else "no report"
@@ -182,7 +182,7 @@ class Events:
         self._printed_at = -math.inf
 
     def since_last(self, view: View) -> list[Event]:
-        """Return what has happened since the last call; what was before the first one is not told."""
+        """Return the events since the last call; earlier ones are not shown."""
         present = {trial.number: (trial.status, trial.failures) for trial in view.record.trials}
         before = self._before
         self._before = present

@@ -83,7 +83,7 @@ class ResourcePlan:
         return text
 
     def _cpus_per_worker(self) -> int | None:
-        """Return how many CPUs each worker could have without a trial less at once, if that are more."""
+        """Return how many CPUs each worker could have without fewer concurrent trials, if that is more."""
         if self.at_once < _fitting(self.resources, self.nodes):
             return None  # rather more trials at once
         least = math.floor(self.resources.per_worker.get("CPU", 0)) + 1
@@ -201,11 +201,11 @@ def _limit(
     limiting = limiting or list(resources.per_worker)  # several at the same time
     text = f"{joined([resource_name(name) for name in limiting])} {_are(limiting)} the limit"
     lost = _lost_between_nodes(resources, nodes, fitting)
-    return f"{text}; a trial lies on one node, else there were room for {lost}" if lost else text
+    return f"{text}; the workers of a trial share one node, otherwise there would be room for {lost}" if lost else text
 
 
 def _lost_between_nodes(resources: TrialResources, nodes: Sequence[NodeResources], fitting: int) -> int | None:
-    """Return how many trials had room if their workers could lie on different nodes; None if that are no more."""
+    """Return how many trials would fit if their workers could be on different nodes; None if not more."""
     if resources.spread or resources.workers == 1:
         return None
     spread = TrialResources(resources.workers, resources.per_worker, spread=True)
@@ -214,12 +214,12 @@ def _lost_between_nodes(resources: TrialResources, nodes: Sequence[NodeResources
 
 
 def _too_large(resources: TrialResources, nodes: Sequence[NodeResources]) -> str:
-    """Say why not one trial has room, and what to do."""
-    asked = f"Not one trial has room on the cluster: it needs {resources.text()}"
+    """Return why the cluster has no room for a trial, and what to do."""
+    asked = f"The cluster has no room for a trial, which needs {resources.text()}"
     if resources.workers > 1:
         asked += f" ({amounts_text(resources.total, ' and ')} in all)"
     if not nodes:
-        return f"{asked}, and the cluster has no nodes. Start Ray, or look at `ray status`."
+        return "No trial has room: the cluster has no nodes. Start Ray, or check `ray status`."
     part = _smallest_part(resources)
     if missing := [name for name in part if not _sum_of(nodes, name)]:
         return f"{asked}. {_missing(missing[0], nodes)}"
@@ -239,12 +239,12 @@ def _too_large(resources: TrialResources, nodes: Sequence[NodeResources]) -> str
 def _advice(resources: TrialResources, nodes: Sequence[NodeResources]) -> str:
     ways = []
     if _lost_between_nodes(resources, nodes, 0):
-        ways.append("strategy ray, whose workers may lie on different nodes")
+        ways.append("strategy ray, whose workers can be on different nodes")
     if resources.workers > 1:
         ways.append("fewer workers per trial")
     if any(amount > 1 for amount in resources.per_worker.values()):
         ways.append("less per worker")
-    return f"Ask for {joined([*ways, 'a larger cluster'], ' or ')}."
+    return f"Use {joined([*ways, 'a larger cluster'], ' or ')}."
 
 
 def _missing(name: str, nodes: Sequence[NodeResources]) -> str:

@@ -28,7 +28,7 @@ _OURS = ("metric", "mode", "hyperparam_mutations", "hyperparam_bounds")
 def make_scheduler(
     spec: Spec, space: SearchSpace, objectives: Sequence[Objective], max_reports: int | None
 ) -> TrialScheduler | None:
-    """Return a scheduler of Ray, which has yet to be told the metric and the mode: by ``TuneConfig``.
+    """Return a scheduler of Ray; ``TuneConfig`` sets its metric and mode.
 
     The options are those of Ray's classes, with defaults that count reports instead of seconds:
 

@@ -47,7 +47,7 @@ class SearchTarget(Protocol):
         """Return how often a trial reports; None if that is not known."""
 
     def trials(self, logger_for: LoggerFor) -> Callable[..., Any]:
-        """Return what makes a trial of what was drawn."""
+        """Return the function that creates a trial from drawn values."""
 
     def best_config(self, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the config that `itwinai fit` accepts with these parameters; None if there is no config."""
@@ -89,7 +89,7 @@ class FunctionTarget:
         return self.settings.max_reports
 
     def trials(self, logger_for: LoggerFor) -> Callable[..., Any]:
-        """Return what makes a call of the function of what was drawn."""
+        """Return the function that creates a call of the trainable from drawn values."""
         return FunctionCalls(self.function, self.space.active)
 
     def best_config(self, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -175,7 +175,7 @@ class ConfigTarget:
         return min(limits, default=None)
 
     def trials(self, logger_for: LoggerFor) -> Callable[..., Any]:
-        """Return what makes a fit of what was drawn."""
+        """Return the function that creates a fit from drawn values."""
         return ConfigFits(self.base, self.space.active, logger_for)
 
     def best_config(self, parameters: Mapping[str, Any]) -> dict[str, Any] | None:

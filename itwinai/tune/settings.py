@@ -18,30 +18,31 @@ _TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|seconds?|min|minutes?|h|hours?|
 
 @dataclass(frozen=True)
 class Settings:
-    """What a search is to do.
+    """The settings of a search.
 
     Attributes:
         space: distributions by path in the config; see `itwinai.tune.space`.
         metric: name of the logged metric to minimize or maximize; several for several objectives.
         mode: ``min`` or ``max``; one for each metric, or one for all.
-        name: of the search, and of its folder.
-        num_samples: number of trials, by default 10; with a grid, the number of times that it is gone through, by
-            default once. -1 starts trials until ``time_budget`` is over.
-        time_budget: after this time all trials end: ``"30min"``, ``"2h"``, or seconds.
-        search: who chooses the points: ``random``, ``grid``, ``optuna``..., or a mapping from the name to options.
-        scheduler: who stops bad trials early: ``asha``, ``pbt``, ``hyperband``, ``median``, or a mapping from the name
-            to options. None lets all trials run to their end.
-        start_with: points that are tried first; ``true`` is the config as it is.
-        seed: of the search, and of trials whose config has none.
+        name: name of the search, and of its folder.
+        num_samples: number of trials, 10 by default; with a grid, the number of passes through it, 1 by default. -1
+            starts trials until ``time_budget`` is over.
+        time_budget: stop all trials after this time: ``"30min"``, ``"2h"``, or seconds.
+        search: the searcher that chooses the points: ``random``, ``grid``, ``optuna``..., or a mapping from the name to
+            options.
+        scheduler: the scheduler that stops bad trials early: ``asha``, ``pbt``, ``hyperband``, ``median``, or a mapping
+            from the name to options. None lets all trials run to their end.
+        start_with: points to try first; ``true`` is the config as it is.
+        seed: seed of the search, and of trials whose config has no seed.
         workers_per_trial: number of workers of each trial.
-        strategy: of the workers of a trial; by default that of the config, or ddp for several workers.
-        resources_per_worker: what each worker needs; by default one CPU. A trial with one worker may ask for a part of
-            a GPU.
-        max_concurrent: most trials at the same time; by default as many as there is room for.
-        max_failures: how often a trial that has failed resumes from its last checkpoint.
+        strategy: strategy of the workers of a trial; by default that of the config, or ddp for several workers.
+        resources_per_worker: resources of each worker; by default one CPU. A trial with one worker may request a
+            fraction of a GPU.
+        max_concurrent: maximum number of concurrent trials; by default as many as the cluster has room for.
+        max_failures: how often a failed trial resumes from its last checkpoint.
         report_on: when trials report: ``validation``, ``epoch``, or ``"500steps"``.
         checkpoint_every: number of reports from one checkpoint of a trial to the next; 0 for none.
-        keep_checkpoints: how many of its newest checkpoints a trial keeps, beside the best.
+        keep_checkpoints: number of newest checkpoints that a trial keeps, beside the best one.
         early_stopping: end a trial when its metric has not improved in this many reports.
         max_reports: end a trial after this many reports.
         target: end the search when a trial has reached this value.

@@ -135,7 +135,7 @@ class SearchSpace:
         )
 
     def active(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a trial gets: the values, without those of parameters that are not active.
+        """Return the parameters of a trial, without inactive ones.
 
         Args:
             values: search values by path. Paths that are missing are taken as inactive, others than those of the space
@@ -309,7 +309,7 @@ def _check_path(path: Any) -> None:
         )
     if "/" in path:
         raise ConfigurationError(
-            f"The path '{path}' has a slash, which Ray takes as the border between names. Write dots between names."
+            f"The path '{path}' has a slash, which Ray treats as a separator of names. Write dots between names."
         )
 
 

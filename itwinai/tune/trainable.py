@@ -30,7 +30,7 @@ class TrialTrainable(tune.Trainable):
     """One trial at a time, and with reused actors many, one after the other."""
 
     def setup(self, config: dict[str, Any], spec: TrialSpec | None = None) -> None:
-        """Take over what a trial is to do; it starts with the first step, when it is known what it resumes from."""
+        """Store the specification of a trial; it starts with the first step, when its checkpoint is known."""
         assert spec is not None
         self.spec = spec
         self.drawn = config
@@ -67,7 +67,7 @@ class TrialTrainable(tune.Trainable):
         return {**self._result(finished=True), DONE: True, RESULT_DUPLICATE: True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Let Ray keep a note of where the checkpoint of the latest report is; have one saved if there is none."""
+        """Store for Ray where the checkpoint of the latest report is; save one if there is none."""
         if not self.latest.get("checkpoint") and self.run is not None:
             message = self.run.saved()
             self.latest = {**self.latest, "checkpoint": message.get("saved", ""), "best": message.get("best", "")}

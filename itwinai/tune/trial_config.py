@@ -26,7 +26,7 @@ class BaseConfig:
     settings: Settings
 
     def of_best(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the config with which `itwinai fit` trains what a trial has trained, at full length.
+        """Return the config with which `itwinai fit` repeats a trial at full length.
 
         Args:
             parameters: what was drawn for the trial, by path.

@@ -10,7 +10,7 @@ from typing import Any
 
 from itwinai.checkpoints.sharded import manifest_of
 from itwinai.errors import ConfigurationError
-from itwinai.loggers.registry import LOGGERS
+from itwinai.loggers.registry import logger_kind
 from itwinai.run_info.redaction import without_secrets
 from itwinai.run_info.serialization import plain
 from itwinai.tune.logger_config import Entry, entries_of
@@ -95,8 +95,9 @@ class TrialLoggers:
 
 def _filled(entry: Entry, run: TrialContext) -> dict[str, Any]:
     if entry.is_named:
-        LOGGERS[entry.kind].check_installed()
-    fill = _FILLERS.get(entry.kind)
+        logger_kind(entry.kind).check_installed()
+    # A logger that a plugin names has arguments as lightning's CSVLogger has.
+    fill = _FILLERS.get(entry.kind, _below_folder if entry.is_named else None)
     return entry.as_config() if fill is None else entry.with_arguments(**fill(entry, run)).as_config()
 
 

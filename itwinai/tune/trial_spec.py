@@ -81,7 +81,7 @@ class TrialSpec:
         return {**os.environ, **self.forwarded}
 
     def folder_of(self, name: str) -> str:
-        """Return the folder of a trial, which is where Ray keeps what it knows of it."""
+        """Return the folder of a trial, where Ray stores its files."""
         return f"{self.folder.rstrip('/')}/{name}"
 
     def output_of(self, name: str) -> str:
@@ -91,5 +91,5 @@ class TrialSpec:
         return str(folder / "output.log")
 
     def assignment(self, drawn: Mapping[str, Any], name: str, session: RemoteSession) -> Assignment:
-        """Return what a trial's process has to do."""
+        """Return the assignment of a trial's process."""
         return Assignment(self.body_for, dict(drawn), name, session)

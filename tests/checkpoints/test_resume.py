@@ -39,6 +39,16 @@ class Random(Regression):
         return super().training_step(batch, batch_idx) * self.drawn[-1]
 
 
+class Scheduled(Random):
+    """Asks how many steps there are, for which the loaders are made before the checkpoint is read."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
 def dataset() -> TensorDataset:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(SAMPLES, 8, generator=generator)
@@ -87,10 +97,14 @@ class Saves(L.Callback):
 
 
 def run(
-    loader: Callable[[], DataLoader], callbacks: list[L.Callback], resume: Path | None = None, **options: Any
+    loader: Callable[[], DataLoader],
+    callbacks: list[L.Callback],
+    resume: Path | None = None,
+    kind: type[Random] = Random,
+    **options: Any,
 ) -> Any:
     L.seed_everything(11 if resume is None else 12, verbose=False)
-    module = Random()
+    module = kind()
     trainer = make_trainer("auto", 1, max_epochs=EPOCHS, callbacks=callbacks, **options)
     trainer.fit(module, loader(), DataLoader(dataset(), 8), ckpt_path=resume)
     return trainer, module
@@ -115,6 +129,13 @@ def test_mid_epoch(name: str, tmp_path: Path) -> None:
     per_epoch = SAMPLES if name == "no batches" else 8
     at = per_epoch + 3
     check(LOADERS[name], Saves(tmp_path / "a.ckpt", "on_train_batch_end", at), EPOCHS * per_epoch - at)
+
+
+@pytest.mark.parametrize("name", ["shuffled", "two workers", "own generator", "batch sampler"])
+def test_loaders_that_were_there_before_the_checkpoint_was_read(name: str, tmp_path: Path) -> None:
+    for hook, at in (("on_train_batch_end", 3), ("on_train_batch_end", 11), ("on_train_epoch_end", 16)):
+        saves = Saves(tmp_path / f"{hook}-{at}.ckpt", hook, at)
+        check(LOADERS[name], saves, EPOCHS * 8 - at, kind=Scheduled)
 
 
 @pytest.mark.parametrize(
@@ -276,11 +297,12 @@ def test_auto_takes_the_newest_valid_one(tmp_path: Path) -> None:
         run(LOADERS["shuffled"], [], tmp_path / "step=30.ckpt")
 
 
-def test_runs_of_a_logger_resume_from_each_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["run", ""])
+def test_runs_of_a_logger_resume_from_each_other(name: str, tmp_path: Path) -> None:
     def fit(epochs: int) -> list[float]:
         L.seed_everything(11, verbose=False)
         module = Random()
-        logger = L.pytorch.loggers.CSVLogger(tmp_path, name="run")
+        logger = L.pytorch.loggers.CSVLogger(tmp_path, name=name)
         options = {"logger": logger, "enable_checkpointing": True, "resume": "auto"}
         make_trainer("auto", 1, max_epochs=epochs, **options).fit(module, LOADERS["shuffled"]())
         return module.drawn
@@ -288,16 +310,23 @@ def test_runs_of_a_logger_resume_from_each_other(tmp_path: Path) -> None:
     assert [len(fit(epochs)) for epochs in (1, 3, 3)] == [8, 16, 0]
 
 
-def test_folders_beside_that_of_the_run_are_left_alone(tmp_path: Path) -> None:
-    """Folders that the user has named are not those of versions of a logger, also if they are called like them."""
+@pytest.mark.parametrize("below", ["", "project", "project/version_7"])
+def test_folders_beside_one_that_is_named_are_of_other_runs(below: str, tmp_path: Path) -> None:
+    def fit(basin: str) -> int:
+        L.seed_everything(11, verbose=False)
+        folder = tmp_path / below / basin / "checkpoints"
+        logger = L.pytorch.loggers.CSVLogger(tmp_path, name="logs")
+        options = {
+            "logger": logger,
+            "enable_checkpointing": True,
+            "resume": "auto",
+            "callbacks": [ModelCheckpoint(folder)],
+        }
+        module = Random()
+        make_trainer("auto", 1, max_epochs=2, **options).fit(module, LOADERS["shuffled"]())
+        return len(module.drawn)
 
-    def drawn(name: str) -> int:
-        callback = ModelCheckpoint(tmp_path / name / "checkpoints", every="5steps")
-        logger = L.pytorch.loggers.CSVLogger(tmp_path / "logs")
-        options = {"logger": logger, "enable_checkpointing": True, "resume": "auto"}
-        return len(run(LOADERS["shuffled"], [callback], **options)[1].drawn)
-
-    assert [drawn("first"), drawn("second")] == [32, 32]
+    assert [fit("basin_a"), fit("basin_b"), fit("basin_a")] == [16, 16, 0]
 
 
 class Renamed(Regression):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -50,6 +51,8 @@ class Good(L.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val_loss", self.loss(batch), sync_dist=True)
+        self.logger.experiment.add_scalar("by hand", 1.0)
+        Path(self.trainer.log_dir, "by hand.txt").touch()
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.net(batch[0])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +21,10 @@ import torch
 import itwinai
 from itwinai.checks.processes import RunFailedError, descendants, run_apart, run_group
 from itwinai.checks.registry import CHECKS, choose
+from itwinai.checks.report import CheckResult
 from itwinai.cli.main import main
 from itwinai.errors import ConfigurationError
-from itwinai.testing import parametrize_with_checks
+from itwinai.testing import NamedCheck, parametrize_with_checks
 from tests.checks import faulty
 from tests.conftest import REPOSITORY, RunCommand, python
 from tests.support.cases import Regression, loader
@@ -50,6 +55,23 @@ def test_a_module_of_these_tests_passes(check: Callable[[], None]) -> None:
     check()
 
 
+@pytest.mark.parametrize(
+    ("status", "raised"),
+    [
+        ("fail", AssertionError),
+        ("not applicable", pytest.skip.Exception),
+        ("expected failure", pytest.xfail.Exception),
+    ],
+)
+def test_a_named_check_ends_as_its_result_says(status: Any, raised: type[BaseException]) -> None:
+    class Known:
+        def result(self, name: str) -> CheckResult:
+            return CheckResult(name, status, cause="there it is.", mend="Change it.", at="a.py:1")
+
+    with pytest.raises(raised, match="a.py:1: there it is. Change it."):
+        NamedCheck("resume", Known)()  # type: ignore[arg-type]
+
+
 def test_known_failures_are_red_when_they_pass() -> None:
     expected = {"logged_keys": "keys name the rank", "unused_parameters": "said to be wrong"}
     report = itwinai.check(
@@ -70,6 +92,20 @@ def test_batch_norm_needs_sync_batchnorm() -> None:
     assert report.failed == ["same_weights"] and "sync_batchnorm" in report["same_weights"].mend
     report = itwinai.check(module, faulty.Data(), **checks, trainer={"sync_batchnorm": True})
     assert report.ok and report["same_weights"].status == "not applicable"
+
+
+class Noisy(faulty.Good):
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return super().training_step([batch[0] + 0.1 * torch.randn_like(batch[0]), batch[1]], batch_idx)
+
+
+def test_random_numbers_in_steps_are_resumed_and_differ_between_workers() -> None:
+    # An epoch of seven batches, of which checkpoints are saved where no gradients wait.
+    options = {"accumulate_grad_batches": 3, "gradient_clip_val": 0.3}
+    checks = ["resume", "same_weights"]
+    report = itwinai.check(Noisy(), faulty.Data(), checks=checks, strategies=["ddp"], trainer=options)
+    assert report.ok, str(report)
+    assert "random numbers are drawn" in report["same_weights"].detail
 
 
 def test_digits_are_green_and_nothing_is_written(run_command: RunCommand, tmp_path: Path) -> None:
@@ -98,7 +134,7 @@ def test_command_says_what_is_wrong(
     chosen = ["check", "-c", "config.yaml", "--checks", "unused_parameters"]
     assert main(chosen) == 1
     told = " ".join(capsys.readouterr().out.split())
-    assert "unused_parameters FAIL" in told and "head.weight, head.bias never get a gradient" in told
+    assert "unused_parameters FAIL" in told and "never reached by a backward pass: head.weight, head.bias" in told
     assert "1 failed" in told
     assert main([*chosen, "--expect-failure", "unused_parameters=a head for later"]) == 0
     assert "a head for later" in " ".join(capsys.readouterr().out.split())
@@ -122,6 +158,12 @@ def test_names_of_checks() -> None:
         choose(["hpo"])
 
 
+def place_of_sleep() -> str:
+    """Return the line where `sleeper` hangs."""
+    lines, first = inspect.getsourcelines(sleeper)
+    return f"{os.path.relpath(__file__)}:{first + len(lines) - 1}"
+
+
 def sleeper() -> None:
     """Start a process with a session of its own whose parent ends, and hang."""
     subprocess.Popen([sys.executable, "-c", "import os, time; os.fork() or time.sleep(600)"], start_new_session=True)
@@ -130,8 +172,9 @@ def sleeper() -> None:
 
 def test_children_that_hang_or_die_leave_nothing(tmp_path: Path) -> None:
     before = descendants(os.getpid())
-    with pytest.raises(RunFailedError, match="did not end within 1 s"):
+    with pytest.raises(RunFailedError, match="did not end within 1 s") as failed:
         run_apart("hangs", sleeper, tmp_path, limit=1)
+    assert failed.value.at == place_of_sleep()
     with pytest.raises(RunFailedError, match="killed by SIGKILL"):
         run_apart("dies", lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path, limit=60)
 
@@ -146,3 +189,16 @@ def test_children_that_hang_or_die_leave_nothing(tmp_path: Path) -> None:
     assert failed.value.at.startswith("tests/checks/test_checks.py:")
     assert run_group("works", lambda rank: os.environ["RANK"], 2, tmp_path, limit=60) == ["0", "1"]
     assert descendants(os.getpid()) == before
+
+
+def test_a_process_with_threads_is_not_copied(tmp_path: Path) -> None:
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait, name="busy")
+    thread.start()
+    try:
+        assert run_apart("works", lambda: descendants(os.getppid()) != [], tmp_path, limit=60) is True
+        with pytest.raises(ConfigurationError, match=r"not safe now: another thread runs in this process \(busy\)"):
+            run_apart("cannot be sent", partial(print, thread), tmp_path, limit=60)
+    finally:
+        over.set()
+        thread.join()

@@ -181,7 +181,7 @@ def test_whole_configs(text: str, told: str, folder: Path, capsys: pytest.Captur
     [
         (["fit", "-c", "confg.yaml"], "There is no config file confg.yaml. Did you mean 'config.yaml'?"),
         (["tune", "-c", "confg.yaml"], "There is no config file confg.yaml. Did you mean 'config.yaml'?"),
-        (["fit", "-c", "."], ". is a folder, and -c takes a config file. Config files here: config.yaml."),
+        (["fit", "-c", "."], ". is a folder, but -c needs a config file. Config files here: config.yaml."),
         (["fit", "-c"], "-c: the value is missing. Accepted: the path of a config file."),
         (
             ["fit"],

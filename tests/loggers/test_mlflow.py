@@ -424,7 +424,7 @@ def test_run_that_was_deleted_is_an_error_of_the_fit(server: Server, tmp_path: P
     trainer = make_trainer("auto", 1, logger=logger, max_epochs=1, log_every_n_steps=1)
     with (
         pytest.warns(UserWarning, match="could not be sent .*must be in the 'active' state"),
-        pytest.raises(LoggerError, match=f"does not take what run {logger.run_id} logs: .*'active' state"),
+        pytest.raises(LoggerError, match=f"rejects what run {logger.run_id} logs: .*'active' state"),
     ):
         trainer.fit(Deleting(), loader(8))
     (file,) = tmp_path.glob("*.jsonl")

@@ -141,7 +141,10 @@ def test_idle_cpus_are_not_offered_where_more_trials_could_run() -> None:
 
 def test_a_trial_that_lies_on_one_node_is_said_to_cost_room() -> None:
     local = plan_of(TrialResources(2), {"CPU": 3}, {"CPU": 3})
-    assert local.limit == "the CPUs are the limit; a trial lies on one node, else there were room for 3"
+    assert (
+        local.limit
+        == "the CPUs are the limit; the workers of a trial share one node, otherwise there would be room for 3"
+    )
     assert plan_of(TrialResources(2), {"CPU": 4}, {"CPU": 2}).limit == "the CPUs are the limit"
 
 
@@ -189,15 +192,15 @@ def test_how_long_it_takes(options: dict[str, Any], seconds: float | None, time:
         (
             TrialResources(8, strategy="ddp"),
             [{"CPU": 4}, {"CPU": 4}],
-            "8 workers (ddp) with 1 CPU each, on one node (8 CPUs in all). The largest of 2 nodes has 4 CPUs. Ask for "
-            "strategy ray, whose workers may lie on different nodes, fewer workers per trial or a larger cluster.",
+            "8 workers (ddp) with 1 CPU each, on one node (8 CPUs in all). The largest of 2 nodes has 4 CPUs. Use "
+            "strategy ray, whose workers can be on different nodes, fewer workers per trial or a larger cluster.",
         ),
         (
             TrialResources(9, spread=True, strategy="ray"),
             [{"CPU": 4}, {"CPU": 4}],
-            "The whole cluster has 8 CPUs, with room for 8 workers. Ask for fewer workers per trial or a larger",
+            "The whole cluster has 8 CPUs, with room for 8 workers. Use fewer workers per trial or a larger",
         ),
-        (TrialResources(1, {"CPU": 6}), [{"CPU": 4}], "has 4 CPUs. Ask for less per worker or a larger cluster."),
+        (TrialResources(1, {"CPU": 6}), [{"CPU": 4}], "has 4 CPUs. Use less per worker or a larger cluster."),
         (
             TrialResources(1, {"GPU": 1}),
             [{"CPU": 4}],

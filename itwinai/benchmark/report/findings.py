@@ -97,7 +97,7 @@ class Findings:
 
 
 def findings_of(summary: Summary, laws: Sequence[FittedLaw | NoFit]) -> Findings:
-    """Return what a benchmark has found.
+    """Return the findings of a benchmark.
 
     Args:
         summary: the benchmark.

@@ -115,7 +115,7 @@ def set_workers(axes: Axes, workers: Iterable[int], label: str = "workers", most
 
 
 def spaced(counts: Sequence[int], most: int = TICKS) -> list[int]:
-    """Return those of ascending numbers that have room on an axis of doublings, with the first and the last."""
+    """Return the ascending numbers that fit on an axis of doublings, including the first and the last."""
     apart = 0.999 * math.log2(counts[-1] / counts[0]) / max(most - 1, 1)
     kept = [counts[0]]
     for count in counts[1:]:

@@ -38,7 +38,7 @@ class WorkerTimes:
 
 
 def aggregate(workers: list[WorkerTimes], samples: int | None, began: float, facts: dict[str, Any]) -> Measured:
-    """Return what all workers have measured together."""
+    """Return the combined measurements of all workers."""
     seconds = max(worker.seconds for worker in workers)
     durations = [sorted(worker.durations) for worker in workers]
     splits = [worker.split for worker in workers if worker.split is not None]

@@ -15,7 +15,7 @@ from itwinai.reporting.formatting import count_text, span_text
 def plan_text(
     settings: Settings, runs: int, missing: int, folder: Path, threads: int, most_workers: int, on_slurm: bool
 ) -> str:
-    """Return what will be run, before it is.
+    """Return the text that announces the runs.
 
     Args:
         settings: what is asked for.

@@ -119,13 +119,13 @@ class SlurmJobs:
         script.write_text("\n".join(["#!/bin/bash", *lines, "", f"exec {bash_words(command)}", ""]))
         places = [f"--chdir={os.getcwd()}", f"--output={str(own).replace('%', '%%')}/output.txt"]
         try:
-            number = submit_script(places, str(script))
+            submitted = submit_script(places, str(script))
         except SlurmError as error:
             raise SlurmError(
                 f"SLURM refused the job for {count_text(workers, 'worker')} ({count_text(nodes, 'node')}, "
                 f"{on_each} on each): {error}. Options for it are given as --slurm partition=...,account=...,time=..."
             ) from None
-        job = Job(number, workers, own)
+        job = Job(submitted, workers, own)
         (own / JOB).write_text(json.dumps({"number": job.number, "workers": workers}))
         return job
 

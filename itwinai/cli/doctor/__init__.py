@@ -32,6 +32,7 @@ from itwinai.cli.doctor.strategy_check import try_strategy
 from itwinai.cli.doctor.strategy_check_worker import WORKERS, probe_strategy
 from itwinai.cli.signals import stop_on_signals
 from itwinai.errors import did_you_mean
+from itwinai.plugins import STRATEGIES, find_plugins
 from itwinai.strategies.registry import STRATEGY_NAMES
 
 DEFAULT_STRATEGIES = ("ddp", "deepspeed_stage_2", "horovod", "ray")
@@ -52,6 +53,11 @@ def _seconds(text: str) -> float:
     return value
 
 
+def all_names() -> list[str]:
+    """Return the names of strategies, those of plugins last."""
+    return list(dict.fromkeys([*STRATEGY_NAMES, *(plugin.name for plugin in find_plugins(STRATEGIES))]))
+
+
 def strategy_names(text: str) -> list[str]:
     """Split and check what was given to ``--strategies``.
 
@@ -62,11 +68,12 @@ def strategy_names(text: str) -> list[str]:
         argparse.ArgumentTypeError: a name is unknown; the message holds the nearest.
     """
     names = [name for name in text.lower().replace(" ", "").split(",") if name]
+    known = all_names()
     for name in names:
-        if name not in STRATEGY_NAMES:
-            hint = did_you_mean(name, STRATEGY_NAMES)
+        if name not in known and name.removeprefix("ray_") not in known[len(STRATEGY_NAMES) :]:
+            hint = did_you_mean(name, known)
             raise argparse.ArgumentTypeError(
-                f"there is no strategy '{name}' to try.{hint} Choose from {', '.join(STRATEGY_NAMES)}."
+                f"there is no strategy '{name}' to try.{hint} Choose from {', '.join(known)}."
             )
     if not names:
         raise argparse.ArgumentTypeError("it names no strategy")
@@ -119,7 +126,7 @@ def main(argv: list[str]) -> int:
             ProgressLine(sys.stderr) as progress,
             tempfile.TemporaryDirectory(prefix="itwinai-doctor-", ignore_cleanup_errors=True) as folder,
         ):
-            strategies = STRATEGY_NAMES if args.all else args.strategies
+            strategies = all_names() if args.all else args.strategies
             return _examine(strategies, args.timeout, args.json, Path(folder), progress)
     except KeyboardInterrupt:
         print("error: interrupted; no process was left behind", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What this machine offers: host name, cores, memory; and who has started this process."""
+"""The hardware of this machine: host name, cores, memory; and the launcher of this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from itwinai.cli.resources import available_memory, usable_cpus
 
 
 def describe_machine(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what this machine offers, and who has started this process.
+    """Return the hardware of this machine, and the launcher of this process.
 
     Args:
         facts: what `inspect` returned.
@@ -43,7 +43,7 @@ def inspect_host() -> dict[str, Any]:
 
 
 def inspect_launcher() -> dict[str, Any]:
-    """Ask what the trainer asks: who has started this process?"""
+    """Return the launcher of this process, as the trainer detects it."""
     from itwinai.launchers.environment import find_outer_environment, launcher_name
 
     environment = find_outer_environment()

@@ -29,7 +29,7 @@ class ProgressLine:
         self.clear()
 
     def start(self, task: str) -> None:
-        """Say what is being done from now on."""
+        """Show the name of the current step."""
         self._task, self._started = task, time.monotonic()
 
     def tick(self) -> None:

@@ -76,7 +76,7 @@ def format_trial(trial: Trial, width: int) -> str:
 
 
 def format_end(trials: Sequence[Trial], broken: Sequence[str]) -> str:
-    """Return what follows the table: what its numbers are, the causes of failures, and the sum of it all.
+    """Return the text after the table: the meaning of its numbers, causes of failures, and the conclusion.
 
     Args:
         trials: the strategies that were tried.
@@ -85,7 +85,7 @@ def format_end(trials: Sequence[Trial], broken: Sequence[str]) -> str:
     lines = [""]
     measured = [trial.measured for trial in trials if trial.measured is not None]
     if measured:
-        largest = max(one.weight_difference for one in measured)
+        largest = max((one.weight_difference for one in measured if not one.deviation), default=0.0)
         lines += [
             # For two workers the factor 2 (n - 1) / n is 1.
             "  latency    all-reduce of one number",
@@ -95,6 +95,12 @@ def format_end(trials: Sequence[Trial], broken: Sequence[str]) -> str:
             "",
         ]
     for trial in trials:
+        if trial.measured is not None and trial.measured.deviation:
+            lines += [
+                f"{trial.strategy}: {trial.measured.deviation}, and differs from one process by "
+                f"{trial.measured.weight_difference:.0e}",
+                "",
+            ]
         if trial.error:
             lines += [f"{trial.strategy}: {trial.error}", *(f"    {line}" for line in trial.cause), ""]
     failed = [*broken, *(trial.strategy for trial in trials if trial.error and trial.strategy not in broken)]

@@ -13,7 +13,7 @@ from itwinai.cli.doctor.child_process import DOCTOR, Child, Outcome
 from itwinai.cli.doctor.packages import is_installed
 from itwinai.cli.doctor.progress import ProgressLine
 from itwinai.cli.doctor.strategy_check_worker import STEPS, Measured
-from itwinai.strategies.registry import INSTALL, find_entry
+from itwinai.strategies.registry import INSTALL, STRATEGY_NAMES, find_entry
 
 TOLERANCE = 1e-5  # largest difference from the weights of one process, relative to the largest weight of a tensor
 CAUSE_LINES = 12
@@ -63,7 +63,8 @@ class Trial:
 
 def missing_package(strategy: str) -> str:
     """Return the install line of the first package that a strategy needs and that is not here, or ''."""
-    entry = find_entry(strategy)
+    # That of a plugin is looked up where it is tried: this process imports no plugins.
+    entry = find_entry(strategy) if strategy in STRATEGY_NAMES else None
     needed = () if entry is None else entry.packages
     return next((INSTALL[package] for package in needed if not is_installed(package)), "")
 
@@ -86,7 +87,7 @@ def try_strategy(name: str, timeout: float, folder: Path, progress: ProgressLine
 
 
 def without_launcher(env: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment in which a trainer launches its own workers, whoever launched this process.
+    """Return an environment in which a trainer launches its own workers, under any outer launcher.
 
     Args:
         env: the environment of this process.
@@ -105,7 +106,7 @@ def judge(name: str, outcome: Outcome) -> Trial:
         error = outcome.record.get("error") or outcome.problem
         return Trial(name, error=error, cause=last_lines(outcome.record.get("traceback") or outcome.log))
     measured = Measured(**outcome.record["measured"])
-    if not measured.weight_difference <= TOLERANCE:  # NaN is not below it either
+    if not measured.deviation and not measured.weight_difference <= TOLERANCE:  # NaN is not below it either
         error = (
             f"the weights after {STEPS} steps differ from those of one process by {measured.weight_difference:.1e}, "
             f"relative to the largest; allowed is {TOLERANCE:.0e}"

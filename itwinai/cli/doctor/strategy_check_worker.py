@@ -36,6 +36,7 @@ class Measured:
         start_s: seconds from ``trainer.fit()`` until all workers are ready for the first step.
         weight_difference: largest difference from the weights of one process, relative to the largest weight of the
             tensor.
+        deviation: how the strategy changes the weights on purpose, in words; empty if it does not.
     """
 
     workers: int
@@ -45,6 +46,7 @@ class Measured:
     bus_bandwidth_gb_s: float
     start_s: float
     weight_difference: float
+    deviation: str = ""
 
 
 def probe_strategy(strategy: str) -> Measured:
@@ -56,6 +58,7 @@ def probe_strategy(strategy: str) -> Measured:
     import torch
 
     from itwinai.launchers.worker import die_with_caller
+    from itwinai.strategies.registry import find_entry
     from itwinai.trainer import ItwinaiTrainer
 
     die_with_caller(os.dup(0))
@@ -85,6 +88,7 @@ def probe_strategy(strategy: str) -> Measured:
     started = fit(module, strategy=strategy, devices=WORKERS, accelerator=accelerator)
     print("doctor: the workers have trained", flush=True)
     measured: dict[str, float] = module.measured
+    entry = find_entry(strategy)
     if measured["workers"] != WORKERS:
         raise RuntimeError(f"{WORKERS} workers were asked for, and {measured['workers']:g} trained")
     return Measured(
@@ -95,6 +99,7 @@ def probe_strategy(strategy: str) -> Measured:
         bus_bandwidth_gb_s=LARGE / measured["seconds"] / 1e9 * 2 * (WORKERS - 1) / WORKERS,
         start_s=measured["ready"] - started,
         weight_difference=weight_difference(module.state_dict(), alone.state_dict()),
+        deviation="" if entry is None else entry.deviation or "",
     )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LoggerAdapter:
-    """Gives a logger what Lightning's interface has no method for. All methods are for rank 0.
+    """Logs to one logger what Lightning's interface has no method for. Call all methods on rank 0.
 
     Args:
         logger: the logger.
@@ -97,7 +97,7 @@ class LoggerAdapter:
         """
 
     def place(self) -> str:
-        """Return where a person finds what was logged, or how to look at it."""
+        """Return where the logged values are, or how to view them."""
         return str(self.logger.save_dir or "")
 
 

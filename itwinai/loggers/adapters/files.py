@@ -19,7 +19,7 @@ PATIENCE = 60.0
 
 
 def hand_over(loggers: Iterable[Logger], files: Sequence[Path], base: Path, patience: float = PATIENCE) -> None:
-    """Give files of a run to all its loggers; what one cannot take is said, and does not spoil the run.
+    """Give files of a run to all its loggers; warn about a logger that fails.
 
     Args:
         loggers: of the run.

@@ -132,7 +132,7 @@ def _add_checkpoint(module: LightningModule, path: Path) -> None:
         portable_file.write(content, path, describe(content), written_at=time.time())
     except Exception as error:  # hooks of the user, who may expect a trainer
         warn_user(
-            f"The MLflow model has no checkpoint in it, so that Predictor.load takes it with weights_only=False only: "
+            f"The MLflow model has no checkpoint, so that Predictor.load accepts it with weights_only=False only: "
             f"{type(error).__name__}: {error}"
         )
 

@@ -48,7 +48,7 @@ class _Search:
 
 
 def advice(standing: Standing, importances: Sequence[Importances], parameters: Mapping[str, Axis]) -> list[str]:
-    """Return what to do, each with the figures behind it.
+    """Return recommendations, each with the numbers behind it.
 
     Args:
         standing: the search.
@@ -74,7 +74,7 @@ def _unreported(search: _Search) -> Iterator[Recommendation]:
         elif not any(trial.best_report(objective) for trial in trials):
             yield Recommendation(
                 f"Every {objective.metric} that was reported is infinite or not a number",
-                "Train one trial by hand before you search: the whole range may be out of place.",
+                "Run one training without a search first: the whole range may be wrong.",
             )
 
 
@@ -89,7 +89,7 @@ def _failures(search: _Search) -> Iterator[Recommendation]:
     yield Recommendation(
         f"{len(failed):,} of {len(ended):,} trials failed, {alike.rstrip('.')}"
         + (f". Failed trials only: {common}" if common else ""),
-        "What a search cannot train it cannot judge: fix that, or leave such values out.",
+        "A search cannot compare trials that fail: fix the cause, or remove such values from the space.",
     )
 
 

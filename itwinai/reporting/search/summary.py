@@ -17,7 +17,7 @@ DEFAULT = "default"
 
 
 def summary_section(standing: Standing, importances: Sequence[Importances], parameters: Mapping[str, Axis]) -> Section:
-    """Return what was searched, what was found, and what to do next.
+    """Return the summary: the search, its results, and what to do next.
 
     Args:
         standing: the search.

@@ -34,7 +34,7 @@ _METHODS = {"counter": "counter of the hardware", "power": "power over time (tra
 
 
 def system_sections(summary: MonitorSummary) -> list[Section]:
-    """Return what was measured of a fit."""
+    """Return the sections about the system during a fit."""
     pictures, undrawn = _pictures(summary)
     return [
         Section(

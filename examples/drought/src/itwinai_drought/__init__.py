@@ -1,0 +1,1 @@
+"""Predict droughts: a network that learns a hydrological model from gridded weather and static maps."""

@@ -1,0 +1,1 @@
+"""The subcommands of ``itwinai drought``, one file each."""

@@ -1,0 +1,1 @@
+"""Gridded stores as samples: names, lazy reading, splits, windows, samplers, statistics."""

@@ -1,0 +1,1 @@
+"""A module, its data, a callback and a command for itwinai."""

@@ -1,0 +1,7 @@
+import lightning as L
+
+TEXT = "a logger"
+
+
+class Long(L.Callback):
+    pass

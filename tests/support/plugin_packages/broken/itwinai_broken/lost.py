@@ -1,0 +1,1 @@
+import itwinai_nowhere  # noqa: F401

@@ -1,0 +1,1 @@
+raise RuntimeError("a plugin with a built-in name was imported")
