@@ -39,3 +39,6 @@ class Resumable(Protocol):
 
     def resume(self, position: Position, batches: int) -> None:
         """Let the next iteration repeat the order of a position, without its first batches."""
+
+    def end_resume(self) -> None:
+        """Let later iterations draw an order of their own: the loader has begun the one that was resumed."""

@@ -184,6 +184,10 @@ class DistributedBatchSampler(Sampler[Batch]):
             )
         self._resumed = position, batches
 
+    def end_resume(self) -> None:
+        """Let later iterations draw an order of their own, also if that of the resumed epoch was not asked for any."""
+        self._resumed = None
+
     def leave_out(self, done: Done, first: int | None) -> None:
         """Draw only the samples that are not among others, and divide these among the workers.
 
@@ -229,13 +233,14 @@ class DistributedBatchSampler(Sampler[Batch]):
         return whole if self._drop_last else whole + bool(rest)
 
     def __iter__(self) -> Iterator[Batch]:
-        # Taken here and not by the generator: it may never be asked for anything, at the end of an epoch.
+        # A DataLoader with processes begins twice, and asks only the second of these iterators.
         position, skipped = self._resumed or (None, 0)
-        self._resumed = self._begun_with = self._generator_begun_with = None
+        self._begun_with = self._generator_begun_with = None
         self.iterations += 1
         return self._batches(position, skipped)
 
     def _batches(self, position: Position | None, skipped: int) -> Iterator[Batch]:
+        self._resumed = None
         self.weights = {}
         if self._is_plain_range() and not self.even_batches:
             yield from self._ranges()
@@ -451,6 +456,10 @@ class DistributedIndexSampler(Sampler[Any]):
         """Let the next iteration repeat the order of a position, without its first batches."""
         self.dealt.resume(position, batches)
 
+    def end_resume(self) -> None:
+        """Let later iterations draw an order of their own."""
+        self.dealt.end_resume()
+
     def leave_out(self, done: Done, first: int | None) -> None:
         """Draw only what is not done of the first indices."""
         self.dealt.leave_out(done, first)
@@ -575,9 +584,13 @@ class ResumableSampler(DistributedBatchSampler):
 
     def __iter__(self) -> Iterator[Any]:
         position, skipped = self._resumed or (None, 0)
-        self._resumed = self._begun_with = self._generator_begun_with = None
+        self._begun_with = self._generator_begun_with = None
         self.iterations += 1
-        return itertools.islice(self._order(position), skipped * (self.batch_size or 1), None)
+        return self._indices(position, skipped * (self.batch_size or 1))
+
+    def _indices(self, position: Position | None, skipped: int) -> Iterator[Any]:
+        self._resumed = None
+        yield from itertools.islice(self._order(position), skipped, None)
 
     def _sampler_type(self) -> type | None:
         return type(self.batches)

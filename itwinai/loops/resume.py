@@ -59,6 +59,9 @@ def iterate_in_epoch(
         if batches or (begun is not None and _is_drawn(position)):
             sampler.resume(position, 0 if replays else skip or 0)
     iter(data_fetcher)
+    for sampler in samplers:
+        if sampler is not None:
+            sampler.end_resume()
     if replays:
         rank_zero_info(f"itwinai: loading the first {batches} batches of the epoch again, to continue after them")
         for _ in range(batches):

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import (
     BatchSampler,
+    DataLoader,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -978,3 +979,26 @@ def test_weights_are_known_before_batches_are_drawn(size: int) -> None:
     assert [workers.dealt[0].planned_weights(index) for index in range(number)] == [
         pytest.approx(weights) for weights in drawn
     ]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumes_in_loaders_with_processes(num_workers: int) -> None:
+    """These begin to iterate twice, and ask only the second iterator."""
+
+    def loader(sampler: DistributedBatchSampler) -> DataLoader:
+        return DataLoader(torch.arange(40), batch_sampler=sampler, num_workers=num_workers)  # type: ignore[arg-type]
+
+    def sampler() -> DistributedBatchSampler:
+        batches = BatchSampler(RandomSampler(range(40)), 4, False)
+        options = {"split": False, "even_batches": True, "borrow_samples": False}
+        return DistributedBatchSampler(batches, 2, 0, broadcast=lambda value: value, **options)
+
+    torch.manual_seed(3)
+    first = sampler()
+    whole = [batch.tolist() for batch in loader(first)]
+    torch.manual_seed(4)
+    later = sampler()
+    later.resume(first.position(), 2)
+    resumed = loader(later)
+    assert [batch.tolist() for batch in resumed] == whole[2:]
+    assert len([batch.tolist() for batch in resumed]) == len(whole)  # the next epoch is a whole one

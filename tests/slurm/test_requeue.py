@@ -75,9 +75,16 @@ class SubmittedJob:
             time.sleep(0.2)
 
     def wait_for_end(self) -> str:
-        """Return the state in which the job has ended."""
-        self.wait_for(lambda: self.field("JobState") not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"))
-        return self.field("JobState")
+        """Return the state in which the job has ended; that of a node that has failed is none, as it begins again."""
+        ended: list[str] = []
+
+        def has_ended() -> bool:
+            state = self.field("JobState")
+            ended.extend([state] if state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT") else [])
+            return bool(ended)
+
+        self.wait_for(has_ended)
+        return ended[0]
 
 
 def _said(*command: str) -> str:
