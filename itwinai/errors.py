@@ -45,6 +45,10 @@ class PluginError(ConfigurationError):
         return type(self), (str(self), self.reason)
 
 
+class WrongTypeError(ConfigurationError, TypeError):
+    """A function got an object of the wrong kind, such as a dataset in place of a DataLoader."""
+
+
 class MissingPackageError(ItwinaiError, ImportError):
     """An optional package is not installed; the message holds its install line."""
 

@@ -78,15 +78,16 @@ def hides_framework_frames(entry_point: Callable[P, R]) -> Callable[P, R]:
 def hide_framework_frames(error: BaseException) -> None:
     """Remove the frames of frameworks from an exception's traceback, and from those of the exceptions behind it.
 
-    The innermost frame stays unless it only raises: it may be the call of torch that the user's line leads to. The
-    exceptions of itwinai say by themselves what is wrong. A note says how many frames are hidden.
+    Below the last line of the user, libraries are left out too; the innermost frame stays where a framework that runs
+    the user's code has failed, unless it only raises. The exceptions of itwinai say by themselves what is wrong. A note
+    says how many frames are hidden.
     """
     if shows_all_frames():
         return
     hidden = sum(_hide(one) for one in chain(error))
     notes = getattr(error, "__notes__", [])
     if hidden and not isinstance(error, ItwinaiError) and not any(VARIABLE in note for note in notes):
-        note = f"[{hidden} frames of frameworks are hidden; {VARIABLE}=1 shows them]"
+        note = f"[{hidden} frames of libraries are hidden; {VARIABLE}=1 shows them]"
         vars(error)["__notes__"] = [note, *notes]  # Python 3.10 neither has add_note nor prints notes
 
 
@@ -175,17 +176,53 @@ def _hide(error: BaseException) -> int:
     while traceback is not None:
         entries.append(traceback)
         traceback = traceback.tb_next
-    kept = [entry for entry in entries if not is_of_framework(entry)]
+    kept, below = _users_part(entries)
     if (
         entries
         and entries[-1] not in kept
-        and not (isinstance(error, ItwinaiError) or (kept and _only_raises(entries[-1])))
+        and not isinstance(error, ItwinaiError)
+        and not (kept and (_only_raises(entries[-1]) or not any(map(_is_of_trainer, below))))
     ):
         kept.append(entries[-1])
     for entry, following in zip(kept, [*kept[1:], None], strict=False):
         entry.tb_next = following
     error.__traceback__ = kept[0] if kept else None
     return len(entries) - len(kept)
+
+
+def _users_part(entries: list[TracebackType]) -> tuple[list[TracebackType], list[TracebackType]]:
+    """Return the frames of the user's code and of what leads to it, and those below its last frame.
+
+    The user's are files outside of installed packages, and what frameworks call in installed ones: a module may be
+    installed. Below them, libraries say in their frames nothing that helps.
+    """
+    kept: list[TracebackType] = []
+    last, packages, called = -1, set[str](), False
+    for number, entry in enumerate(entries):
+        if is_of_framework(entry):
+            called = True
+            continue
+        package = str(entry.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if called or package in packages or not is_library(entry.tb_frame.f_code.co_filename):
+            packages.add(package)
+            last = number
+        kept.append(entry)
+        called = False
+    below = entries[last + 1 :] if last >= 0 else []
+    return [entry for entry in kept if entry not in below], below
+
+
+def is_library(file: str) -> bool:
+    """Return whether a file is of an installed package, of the standard library, or of itwinai."""
+    parts = Path(file).parts
+    inside = "site-packages" in parts or "dist-packages" in parts
+    return inside or file.startswith((str(Path(os.__file__).parent), _OWN_FOLDER, "<frozen "))
+
+
+def _is_of_trainer(entry: TracebackType) -> bool:
+    """Return whether a frame is of a framework that runs the user's code, and may fail by itself."""
+    package = str(entry.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+    return is_of_framework(entry) and package != "torch"
 
 
 def _only_raises(entry: TracebackType) -> bool:

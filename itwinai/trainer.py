@@ -18,18 +18,21 @@ from typing import Any, Literal, TypeVar, cast
 import lightning
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import DataLoader
 
 from itwinai.callbacks.defaults import check_finders, follow_module, with_defaults
 from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO, PortableConnector, folders_of
 from itwinai.checkpoints.discovery import AUTO, newest_unverified
+from itwinai.checkpoints.naming import text_of_earlier
 from itwinai.compat import (
     lightning_checkpoints,
     lightning_dataloaders,
@@ -42,7 +45,9 @@ from itwinai.compat import (
 from itwinai.compat import noise as compat_noise
 from itwinai.compat.lightning_trainer import MisconfiguredTrainerError
 from itwinai.data.distributed_loaders import DistributedLoaders
-from itwinai.errors import PayloadError, UnknownArgumentError, did_you_mean
+from itwinai.data.loader_checks import check_loaders
+from itwinai.error_advice import explain
+from itwinai.errors import PayloadError, UnknownArgumentError, WrongTypeError, did_you_mean
 from itwinai.interfaces import Coordinated
 from itwinai.launchers.base import raising_worker_failures
 from itwinai.launchers.cpu_affinity import available_cores, oversubscription_text
@@ -60,7 +65,7 @@ from itwinai.loops.training import LeanTrainingEpochLoop
 from itwinai.plugins import check_callback_factories
 from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.registry import make_strategy, uses_ray
-from itwinai.tracebacks import add_note, hides_framework_frames
+from itwinai.tracebacks import hides_framework_frames
 from itwinai.trials.current_session import find_session
 from itwinai.unify import refuse_foreign
 from itwinai.warn import warn_user
@@ -76,7 +81,7 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
     @functools.wraps(entry_point)
     def wrapped(self: ItwinaiTrainer, *args: Any, **kwargs: Any) -> Any:
         check_finders(self)
-        _check_instances(*args, *kwargs.values())
+        _check_given(entry_point, self, args, kwargs)
         refuse_foreign(*args, *kwargs.values())
         self._fit_began = time.time()
         if entry_point is Trainer.fit:
@@ -91,6 +96,8 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
                 if not isinstance(self.strategy, LaunchedStrategy) and self.world_size == 1:  # others warn themselves
                     _warn_of_crowding()
                 returned = entry_point(self, *args, **kwargs)
+            if entry_point is Trainer.fit:
+                self._say_why_it_stopped()
             self._say_where_checkpoint_is(entry_point)
         except SIGTERMException as stopped:
             # Lightning leaves the code out, and a scheduler would take the run for a finished one.
@@ -109,42 +116,14 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
                     rank_zero_info(f"itwinai: stopped in epoch {self.current_epoch}, after {self.global_step} steps")
                 self._say_how_to_resume(entry_point)
             raise
-        except torch.OutOfMemoryError as error:
-            add_note(error, _memory_advice(self))
-            raise
-        except RuntimeError as error:
-            for message, advice in _LOSS_ADVICE.items():
-                if message in str(error):
-                    add_note(error, f"itwinai: {advice}")
+        except Exception as error:
+            explain(self, error)
             raise
         finally:
             self._portable().since = 0.0
         return returned
 
     return cast(Function, wrapped)
-
-
-_LOSS_ADVICE = {
-    "grad can be implicitly created only for scalar outputs": (
-        "training_step returned more than one value; return one loss, such as loss.mean()"
-    ),
-    "does not require grad and does not have a grad_fn": (
-        "the loss that training_step returned does not depend on trainable parameters: look for detach(), item(), "
-        "torch.no_grad() or frozen layers on its way"
-    ),
-}
-"""What to change in a training step whose loss torch cannot differentiate, by torch's message."""
-
-
-def _memory_advice(trainer: ItwinaiTrainer) -> str:
-    """Return what to change when the memory of a GPU was not enough."""
-    windows = trainer.accumulate_grad_batches
-    ways = [f"halve batch_size and set accumulate_grad_batches={2 * windows}, which leaves the global batch as it is"]
-    if trainer.precision == "32-true":
-        ways.append("precision='bf16-mixed' keeps activations in half of the memory")
-    if trainer.world_size > 1 and getattr(trainer.strategy, "strategy_name", "") != "deepspeed":
-        ways.append("strategy='deepspeed_stage_2' or '_3' shards optimizer, gradients and weights across the workers")
-    return f"itwinai: to need less memory: {'; '.join(ways)}"
 
 
 BUSY = 1.5
@@ -385,6 +364,7 @@ class ItwinaiTrainer(Trainer):
         for value in (callbacks, logger, strategy, plugins, profiler):
             refuse_foreign(*(value if isinstance(value, (list, tuple)) else [value]))
         check_callback_factories()
+        check_callbacks(callbacks)
         all_callbacks = callbacks
         if not barebones:
             all_callbacks = with_defaults(
@@ -469,7 +449,7 @@ class ItwinaiTrainer(Trainer):
                 f"with {lightning.__version__}. This run uses Lightning's own loops, which are slower."
             )
 
-        lightning_dataloaders.make_loaders_within(self, loaders.shared_random_numbers)
+        lightning_dataloaders.make_loaders_within(self, loaders.shared_random_numbers, check_loaders)
 
     fit = _entry_point_of_lightning(Trainer.fit)
     validate = _entry_point_of_lightning(Trainer.validate)
@@ -489,7 +469,22 @@ class ItwinaiTrainer(Trainer):
         callback: Any = self.checkpoint_callback
         path = getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", "")
         if entry_point is Trainer.fit and path and self.is_global_zero:
-            rank_zero_info(f"itwinai: {'best' if callback.monitor else 'last'} checkpoint {path}")
+            what = "best" if callback.monitor else "last"
+            rank_zero_info(f"itwinai: {what} checkpoint {path}{text_of_earlier(path)}")
+            newest = getattr(callback, "last_model_path", "")
+            if newest != path and (earlier := text_of_earlier(newest)):
+                rank_zero_info(f"itwinai: newest checkpoint {newest}{earlier}")
+
+    def _say_why_it_stopped(self) -> None:
+        """Tell what early stopping has found, which Lightning does on request only."""
+        for one in self.callbacks:  # type: ignore[attr-defined]
+            here = isinstance(one, EarlyStopping) and self.current_epoch - 1 <= one.stopped_epoch
+            if here and not one.verbose and one.stopping_reason_message:
+                who, text = (
+                    f"{type(one).__name__}(mode='{one.mode}')",
+                    one.stopping_reason_message.removesuffix(" Signaling Trainer to stop."),
+                )
+                rank_zero_info(f"itwinai: {who} stopped the run after epoch {one.stopped_epoch + 1}: {text}")
 
     def _say_how_to_resume(self, entry_point: Callable[..., Any]) -> None:
         """Name the newest checkpoint of a fit that has been stopped."""
@@ -590,11 +585,57 @@ def _writes_whole_files(strategy: Strategy) -> bool:
     return isinstance(strategy, LaunchedStrategy | SingleDeviceStrategy)
 
 
-def _check_instances(*given: object) -> None:
-    """Raise an error for a class in the place of a model or of data."""
-    for one in given:
+def _check_given(
+    entry_point: Callable[..., Any], trainer: ItwinaiTrainer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Raise an error for arguments of an entry point that it does not have, or that are of another kind.
+
+    Raises:
+        UnknownArgumentError: it has no such argument.
+        PayloadError: a class is given in the place of a model or of data.
+        WrongTypeError: the model is in another place, or data is given that is no loader.
+    """
+    name, signature = entry_point.__name__, inspect.signature(entry_point)
+    for one in kwargs:
+        if one not in signature.parameters:
+            known = [other for other in signature.parameters if other != "self"]
+            raise UnknownArgumentError(
+                f"ItwinaiTrainer.{name} has no argument '{one}'.{did_you_mean(one, known)} It takes "
+                f"{', '.join(known)}.",
+                argument=one,
+            )
+    for one in (*args, *kwargs.values()):
         if isinstance(one, type):
             raise PayloadError(f"{one.__name__} is a class. Pass an instance of it: {one.__name__}(...).")
+    try:
+        given = signature.bind_partial(trainer, *args, **kwargs).arguments
+    except TypeError:
+        return  # too many: Python says so
+    model = given.get("model")
+    if isinstance(model, (LightningDataModule, DataLoader)):
+        raise WrongTypeError(
+            f"The first argument of {name} is the module, and {type(model).__name__} is data. Write "
+            f"trainer.{name}(module, {'datamodule' if isinstance(model, LightningDataModule) else 'loader'})."
+        )
+    for argument, value in given.items():
+        if argument.endswith("dataloaders"):
+            check_loaders(value)
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Raise an error for a callback that is a class, or something else that is no callback.
+
+    Raises:
+        WrongTypeError: it is one of those.
+    """
+    several = isinstance(callbacks, (list, tuple))
+    for number, one in enumerate(callbacks if several else [callbacks]):
+        if isinstance(one, type):
+            place = f"callbacks[{number}]" if several else "callbacks"
+            raise WrongTypeError(
+                f"{place} is the class {one.__name__}. Pass an instance of it: {one.__name__}(...).",
+                argument="callbacks",
+            )
 
 
 def _given_environment(plugins: list[Any], strategy: object) -> ClusterEnvironment | None:

@@ -259,7 +259,7 @@ def test_exception_in_one_rank(strategy: str, run_command: RunCommand, tmp_path:
     assert lines[1].startswith("make_trainer(") and ".fit(" in lines[1], lines
     assert lines[3] == 'raise ArithmeticError("the loss of step 3 exploded")'
     assert lines[4] == "ArithmeticError: the loss of step 3 exploded"
-    assert lines[5].endswith("frames of frameworks are hidden; ITWINAI_FULL_TRACEBACK=1 shows them]")
+    assert lines[5].endswith("frames of libraries are hidden; ITWINAI_FULL_TRACEBACK=1 shows them]")
     assert lines[6] == "[rank 1]"
     assert lines[7:] == []
 

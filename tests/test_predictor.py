@@ -393,7 +393,7 @@ def test_error_of_the_module_says_what_it_was_called_with() -> None:
         with pytest.raises(RuntimeError, match="cannot be multiplied") as raised:
             predictor(np.ones((8, 3)))
         hidden, called = vars(raised.value)["__notes__"]
-        assert "frames of frameworks are hidden" in hidden
+        assert "frames of libraries are hidden" in hidden
         assert called.startswith("Linear.predict_step was called with float32 of shape (8, 3).")
         with pytest.raises(TypeError) as raised:
             predictor({"x": np.ones((2, 4)), "more": [torch.arange(2), "text"]})

@@ -218,12 +218,30 @@ class PredictionWriter(BasePredictionWriter):
             return
         buffer = self._buffers.get(dataloader_idx)
         if buffer is None:
+            self._check_columns(columns)
             for other in self._buffers.values():  # loaders come one after the other
                 other.flush()
             buffer = self._buffers[dataloader_idx] = ShardBuffer(
                 self._folder, dataloader_idx, drawn.order, trainer.global_rank, trainer.world_size
             )
         buffer.add(keys, columns)
+
+    def _check_columns(self, columns: Mapping[str, Any]) -> None:
+        """Raise an error where the first batch has texts that the format cannot hold, before all are predicted.
+
+        Raises:
+            ConfigurationError: that is so.
+        """
+        from itwinai.predictions.columns import is_text
+        from itwinai.predictions.formats import format_of
+
+        if not format_of(self.output).holds_texts:
+            for name, column in columns.items():
+                if is_text(column):
+                    raise ConfigurationError(
+                        f"'{name}' is text, and {self.output.suffix} holds numbers. Write Parquet "
+                        f"({path_text(self.output.with_suffix('.parquet'))}), or leave it out."
+                    )
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -282,11 +300,16 @@ class PredictionWriter(BasePredictionWriter):
         except ConfigurationError as error:  # of the batches that have failed, which the user sees
             log.debug(f"the last predictions are not kept: {error}")
         without = " without overwrite" if self.overwrite else ""
+        refused = isinstance(exception, ConfigurationError)  # which the same call would be too
         if trainer.state.fn == TrainerFn.PREDICTING and self._folder.shards():
+            if refused:
+                return
             rank_zero_info(
                 f"itwinai: the predictions so far are in {path_text(self._folder.path)}; run the same call{without} to "
                 "resume"
             )
+        elif trainer.state.fn == TrainerFn.PREDICTING and trainer.world_size == 1:
+            self._folder.remove()  # there is nothing in it to resume from
 
 
 def _so_many(number: int, shards: list[Shard]) -> str:

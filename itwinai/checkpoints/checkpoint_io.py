@@ -21,7 +21,7 @@ from itwinai.checkpoints import portable_file, sharded
 from itwinai.checkpoints import state as checkpoint_state
 from itwinai.checkpoints.async_writer import BackgroundWriter
 from itwinai.checkpoints.discovery import AUTO, newest_valid
-from itwinai.checkpoints.naming import EXTENSION, FOLDER, MODULE_CLASS, class_name_of
+from itwinai.checkpoints.naming import EXTENSION, FOLDER, MODULE_CLASS, class_name_of, warn_of_newer_version
 from itwinai.collectives import gather_of
 from itwinai.compat import lightning_checkpoints, lightning_loops
 from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError, did_you_mean
@@ -220,6 +220,18 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
                     f"There is no checkpoint {path} (in {os.getcwd()}).{meant} Give the path of one, or 'auto' for the "
                     "newest valid one of this run's folders."
                 )
+            if filesystem.isdir(place) and not sharded.is_sharded(path):
+                inside = sorted(name.rpartition("/")[2] for name in filesystem.ls(place, detail=False))
+                checkpoints = [name for name in inside if name.endswith(EXTENSION)]
+                if checkpoints or not inside:  # strategies of Lightning have folders of their own
+                    there = (
+                        f"Name one in it ({_shortened(checkpoints)})" if checkpoints else "It is empty: name another"
+                    )
+                    raise CheckpointError(
+                        f"{path} is a folder, and not a checkpoint. {there}, or 'auto' for the newest."
+                    )
+            if self.trainer.is_global_zero:
+                warn_of_newer_version(path)
             return path
         if self.selected != path:
             located: str | None = self.selected  # the workers have agreed on it already
@@ -354,7 +366,16 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
                 f"The checkpoint {self.trainer.ckpt_path} does not match {type(module).__name__}: {found}. Build the "
                 "module as it was when the checkpoint was written (load_from_checkpoint does, by its hyperparameters)"
                 + ("." if shapes else ", or set strict_loading = False in it to load what fits.")
-            ) from error
+            ) from None
+
+    @override
+    def compare_class(self, checkpoint: Mapping[str, Any]) -> None:
+        name, module = checkpoint.get(MODULE_CLASS), self.trainer.lightning_module
+        if isinstance(name, str) and not name.endswith(f".{type(module).__qualname__}"):
+            warn_user(
+                f"The checkpoint {self.trainer.ckpt_path} is of {name}, and is loaded into {class_name_of(module)}, "
+                "whose weights have the same names and shapes. If that is not what you want, name another checkpoint."
+            )
 
     def pop_resume_state(self) -> ResumeState | None:
         """Return our part of the checkpoint that this fit resumes from, once."""

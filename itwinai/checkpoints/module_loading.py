@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.migration import migrate_checkpoint
 
 from itwinai.checkpoints import sharded
-from itwinai.checkpoints.naming import EXTENSION, MODULE_CLASS
+from itwinai.checkpoints.naming import EXTENSION, MODULE_CLASS, warn_of_newer_version
 from itwinai.compat import lightning_checkpoints
 from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError, did_you_mean
 
@@ -182,4 +182,5 @@ def _read(path: str, weights_only: bool) -> dict[str, Any]:
             f"{path} is a folder, and not one of shards. "
             + (f"Name one of its checkpoints: {', '.join(checkpoints[:5])}." if checkpoints else "Name a checkpoint.")
         )
+    warn_of_newer_version(path)
     return sharded.read_any(path, weights_only)

@@ -34,6 +34,9 @@ from itwinai.plugins import (
 SECONDS = 120.0
 """Time limit for a process that tries plugins."""
 
+SHOWN = 5
+"""Files of a folder that are named."""
+
 _DESCRIPTION = """\
 List what installed packages add, try to load each, and say why one cannot be used. The exit code is 1 if there is one.
 """
@@ -211,7 +214,8 @@ def _folder(plugin: Plugin, pattern: str) -> str:
     names = sorted(path.name for place in places for path in Path(place).glob(pattern) if path.name[0] not in "._")
     if not names:
         raise plugin.error(f"there are no files {pattern} in {places[0]}")
-    return ", ".join(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _sites(plugin: Plugin) -> str:

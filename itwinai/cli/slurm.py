@@ -140,6 +140,8 @@ def _make(command: str, argv: list[str], script: list[str]) -> int:
         checks_nodes=not given.no_check,
     )
     if given.check:
+        if job_script.options.container is not None:
+            raise ConfigurationError("--check cannot look into a container: give the Python of a venv, without one.")
         job_script = dataclasses.replace(
             job_script, name="itwinai-check", only_checks=True, variants=(), max_requeues=0, chain=1
         )

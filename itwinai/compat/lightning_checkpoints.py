@@ -95,6 +95,9 @@ class CheckpointConnector(_CheckpointConnector):
     def explain_mismatch(self, weights: Mapping[str, Any], error: RuntimeError) -> None:
         """Raise what explains why the weights of a checkpoint do not fit to the module, if that is what is wrong."""
 
+    def compare_class(self, checkpoint: Mapping[str, Any]) -> None:
+        """Warn where the weights of a class were loaded into another one, which they happen to fit."""
+
     @override
     def restore_model(self) -> None:
         try:
@@ -102,6 +105,8 @@ class CheckpointConnector(_CheckpointConnector):
         except RuntimeError as error:
             self.explain_mismatch(self._loaded_checkpoint.get("state_dict", {}), error)
             raise
+        if self._loaded_checkpoint:
+            self.compare_class(self._loaded_checkpoint)
 
     @override
     def restore_optimizers(self) -> None:

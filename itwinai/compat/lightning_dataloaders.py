@@ -433,18 +433,33 @@ class _SharedSource(_DataLoaderSource):
     """Makes loaders in a context; Lightning asks it for those of a stage."""
 
     context: Callable[[], AbstractContextManager[None]]
+    check: Callable[[Any, str, object], None]
 
     def dataloader(self) -> Any:
         with self.context():
-            return super().dataloader()
+            loaders = super().dataloader()
+        if self.is_module():
+            self.check(loaders, self.name, self.instance)
+        return loaders
 
 
-def make_loaders_within(trainer: Trainer, context: Callable[[], AbstractContextManager[None]]) -> None:
-    """Let the hooks that make loaders run in a context."""
+def make_loaders_within(
+    trainer: Trainer,
+    context: Callable[[], AbstractContextManager[None]],
+    check: Callable[[Any, str, object], None],
+) -> None:
+    """Let the hooks that make loaders run in a context, and look at what they return.
+
+    Args:
+        trainer: the trainer.
+        context: makes the context.
+        check: is called with the loaders, the name of the hook, and the object that has it.
+    """
     loops = (trainer.fit_loop.epoch_loop.val_loop, *(getattr(trainer, name) for name in ENTRY_POINT_LOOPS))
     for loop in loops:
         loop._data_source = _SharedSource(loop._data_source.instance, loop._data_source.name)
         loop._data_source.context = context
+        loop._data_source.check = check
 
 
 def iterates_plainly(dataloader: DataLoader) -> bool:

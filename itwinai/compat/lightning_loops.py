@@ -11,7 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops import _EvaluationLoop, _FitLoop, _Loop, _PredictionLoop
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
-from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.loops.progress import _OptimizerProgress
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
@@ -23,6 +23,8 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
+
+from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -348,13 +350,13 @@ def closure_result(output: Any, window: int) -> ClosureResult:
 
 
 def check_skipped_step(trainer: Trainer) -> None:
-    """Warn of a training step that returned None; with several workers it is an error, as in Lightning."""
+    """Warn, once, of a training step that returned None; with several workers it is an error, as in Lightning."""
     if trainer.world_size > 1:
         raise RuntimeError(
             "`training_step` returned None. With several workers the others would wait for the gradients for "
             "ever: return a loss in every step, for example one multiplied by zero."
         )
-    Closure.warning_cache.warn("`training_step` returned `None`: this batch changes no weights.")
+    warn_user("training_step returned None: this batch changes no weights. Is `return loss` missing at its end?")
 
 
 def optimize_manually(loop: _TrainingEpochLoop, batch: Any, batch_idx: int) -> Any:

@@ -149,8 +149,13 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
         return message
 
     def before_instantiate_classes(self) -> None:
-        """Warn about arguments of the model that are not used, as Lightning uses those of the checkpoint."""
+        """Warn about arguments of the model that are not used, as Lightning uses those of the checkpoint.
+
+        Raises:
+            ConfigurationError: the checkpoint is of another class.
+        """
         config = self.config.get(str(self.config.get("subcommand")), self.config)
+        self._check_class(config)
         given, used = self.given.find("model.init_args"), config.get("model")
         if not config.get("ckpt_path") or given is None or not isinstance(given.value, dict) or not used:
             return
@@ -161,6 +166,16 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
                     f"{one.at}: {name}={one.plain()!r} is not used: the model is created as in the checkpoint "
                     f"{config['ckpt_path']}, with {name}={of_checkpoint[name]!r}."
                 )
+
+    def _check_class(self, config: Mapping[str, Any]) -> None:
+        given, used = self.given.find("model.class_path"), (config.get("model") or {}).get("class_path")
+        if not config.get("ckpt_path") or given is None or used is None:
+            return
+        if str(given.value).rpartition(".")[2] != used.rpartition(".")[2]:
+            raise ConfigurationError(
+                f"{given.at}: the model is {given.value}, and the checkpoint {config['ckpt_path']} is one of {used}. "
+                f"Name a checkpoint of {given.value}, or this class: --model {used}."
+            )
 
     def add_subcommand_arguments(self, parser: LightningArgumentParser, subcommand: str) -> None:
         """Let what writes a file know where."""

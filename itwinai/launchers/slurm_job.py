@@ -19,6 +19,9 @@ jobs of a chain have the same name."""
 SUPERVISED_TRY = "ITWINAI_SLURM_TRY"
 """The environment variable with the number of jobs that this run has had before, set by `itwinai.slurm.requeue`."""
 
+SUPERVISED_SINCE = "ITWINAI_SLURM_SINCE"
+"""The environment variable with the time at which this job began, set by `itwinai.slurm.requeue`."""
+
 
 def inside_slurm_step() -> bool:
     """Tell whether srun has started this process, as a task of a step."""
@@ -55,6 +58,11 @@ def earlier_tries() -> int:
     if SUPERVISED_RUN in os.environ:
         return int(os.environ.get(SUPERVISED_TRY, "0"))
     return restarts() if inside_slurm_step() else 0
+
+
+def try_name() -> str:
+    """Return a name of this try that its processes have in common, where they have something in common."""
+    return os.environ.get(SUPERVISED_SINCE) or str(os.getpid())
 
 
 def requeue_job() -> None:

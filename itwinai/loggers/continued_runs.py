@@ -33,16 +33,18 @@ def continue_runs(trainer: Trainer) -> None:
     loggers = [logger for logger in trainer.loggers if lightning_logging.can_continue_run(logger)]
     if not loggers:
         return
-    tries = slurm_job.earlier_tries()
+    this_try = slurm_job.try_name()
     notes = Path(trainer.default_root_dir, FOLDER, f"{name}.json")
-    opened: list[dict[str, Any]] = json.loads(notes.read_text()) if tries and notes.is_file() else []
+    opened: list[dict[str, Any]] = json.loads(notes.read_text()) if notes.is_file() else []
+    if not slurm_job.earlier_tries():  # others are of a job whose number SLURM has used again
+        opened = [one for one in opened if one["try"] == this_try]
     for logger in loggers:
         kind = type(logger).__name__
         # In the order in which they were opened: a script may have several trainers.
-        left = next((one for one in opened if one["logger"] == kind and one["try"] != tries), None)
+        left = next((one for one in opened if one["logger"] == kind and one["try"] != this_try), None)
         if left is None:
-            opened.append({"logger": kind, "run": lightning_logging.open_run(logger), "try": tries})
+            opened.append({"logger": kind, "run": lightning_logging.open_run(logger), "try": this_try})
         else:
-            left["try"] = tries
+            left["try"] = this_try
             lightning_logging.continue_run(logger, left["run"])
     write_whole(notes, json.dumps(opened))

@@ -14,6 +14,7 @@ from itwinai.checkpoints.state import FitPosition, StopPoint
 from itwinai.compat import lightning_checkpoints, lightning_dataloaders, lightning_loops, lightning_trainer
 from itwinai.data.rng_state import RandomStates, pack_random_states
 from itwinai.data.stateful_loader import StreamLoader
+from itwinai.loops.anomaly import anomalies_told
 from itwinai.loops.deferred_save import DeferredSaves
 from itwinai.loops.epoch_state import capture_epoch_state, restore_epoch_state
 from itwinai.loops.evaluation import LeanEvaluationLoop
@@ -108,6 +109,7 @@ class LeanFitLoop(lightning_loops.FitLoop):
         callbacks = lightning_trainer.callbacks(self.trainer)
         try:
             with (
+                anomalies_told(),
                 self.epoch_loop.results.metric_sync.merging(),
                 lightning_checkpoints.postponing_saves(callbacks, self.saves.postpone, self.saves.is_pending),
             ):

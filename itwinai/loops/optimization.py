@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from itwinai.compat import lightning_logging, lightning_loops
+from itwinai.errors import ConfigurationError
 from itwinai.loops.hook_plan import (
     ProfilerSpans,
     collect_hook,
@@ -38,6 +39,7 @@ class LeanOptimization(AbstractClosure[Result]):
 
     Attributes:
         clock: times the phases of the step in work, if it is one that is split.
+        skipped: number of steps of this epoch that returned None.
     """
 
     def __init__(self, trainer: Trainer, spans: ProfilerSpans) -> None:
@@ -86,6 +88,7 @@ class LeanOptimization(AbstractClosure[Result]):
             is_overridden(module, name, LightningModule) for name in ("configure_gradient_clipping", "clip_gradients")
         )
 
+        self.skipped = 0
         # Of the batch in work.
         self.arguments: tuple[Any, ...] = ()
         self.batch_idx = 0
@@ -94,6 +97,22 @@ class LeanOptimization(AbstractClosure[Result]):
     def holds(self) -> bool:
         """Return whether the optimizer is still the one of this plan."""
         return lightning_loops.lightning_optimizer(self.strategy) is self.lightning_optimizer
+
+    def check_any_loss(self, batches: int) -> None:
+        """Raise an error where no step of an epoch has returned a loss: the next ones would train nothing either.
+
+        Args:
+            batches: number of steps of the epoch.
+
+        Raises:
+            ConfigurationError: that is so.
+        """
+        if self.skipped and self.skipped == batches:
+            raise ConfigurationError(
+                f"{type(self.module).__name__}.training_step returned None in every batch of the epoch, so nothing was "
+                "trained. Add `return loss` at its end; with manual optimization, set self.automatic_optimization = "
+                "False in __init__."
+            )
 
     def run(self, batch: Any, batch_idx: int, accumulating: bool) -> dict[str, Any]:
         """Train on one batch.
@@ -164,6 +183,7 @@ class LeanOptimization(AbstractClosure[Result]):
         if self.clock is not None:
             self.clock.mark(Phase.FORWARD)
         if output is None:
+            self.skipped += 1
             lightning_loops.check_skipped_step(self.trainer)
         result = lightning_loops.closure_result(output, self.trainer.accumulate_grad_batches)
         if self.skips_backward:

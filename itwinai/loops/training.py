@@ -295,6 +295,8 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             if self.clock is not None:
                 self.clock.wait_for_device()
             self.end_together()
+            if self.plan is not None and self.plan.optimization is not None:
+                self.plan.optimization.check_any_loss(lightning_loops.begun_batches(self))
             self._ended = True
             self.results.restore_unlogged_keys()
             self.results.sync_epoch()

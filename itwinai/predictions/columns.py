@@ -88,6 +88,11 @@ def arrow_array(column: Column) -> pa.Array:
     return array
 
 
+def is_text(column: Column) -> bool:
+    """Return whether a column holds texts."""
+    return isinstance(column, pa.Array) and (pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
+
+
 def numpy_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, Any]:
     """Return a column of numbers, or of lists of fixed size, as an array of shape ``(samples, ...)``.
 

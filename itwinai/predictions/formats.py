@@ -34,6 +34,8 @@ class PredictionFile(ABC):
         coordinates: arrays that go with the samples, by name, for each loader.
     """
 
+    holds_texts = True
+
     def __init__(
         self,
         path: Path,
@@ -155,6 +157,7 @@ class TensorFile(PredictionFile):
     where each row begins, and the end.
     """
 
+    holds_texts = False
     save: Callable[[dict[str, torch.Tensor], Path], None]
 
     def __init__(self, *args: Any) -> None:

@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from enum import Enum
 from pathlib import Path
 from types import FrameType
 
-from itwinai.launchers.slurm_job import MAX_REQUEUES, SUPERVISED_RUN, SUPERVISED_TRY, job_id, restarts
+from itwinai.launchers.slurm_job import MAX_REQUEUES, SUPERVISED_RUN, SUPERVISED_SINCE, SUPERVISED_TRY, job_id, restarts
 from itwinai.slurm.result import leave_exit_code
 
 CHAIN = "ITWINAI_CHAIN"
@@ -220,6 +221,7 @@ def supervise(command: Sequence[str], max_requeues: int = MAX_REQUEUES) -> int:
     chain, _, number = os.environ.get(CHAIN, "").partition("/")
     variables = {
         SUPERVISED_RUN: chain or f"{os.environ.get('SLURM_CLUSTER_NAME', 'slurm')}-{job}",
+        SUPERVISED_SINCE: f"{time.time():.3f}",
         SUPERVISED_TRY: str(tries + (int(number) - 1 if number else 0)),
     }
     if tries > max_requeues:  # SLURM itself does so when a node fails

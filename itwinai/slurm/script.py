@@ -154,8 +154,6 @@ class JobScript:
             yield "trap '' TERM"
             yield f"{check}{again} || exit"
             yield "trap - TERM"
-        if self.only_checks:
-            return
         # In the place of this shell, which would not hand on the signals that SLURM sends before the time limit.
         supervisor = f"-m itwinai.slurm.requeue --max-requeues {self.max_requeues} --"
         yield f"exec {self._python(is_outside=True)} {supervisor} \\"

@@ -8,20 +8,17 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from itwinai.errors import ConfigurationError, did_you_mean
+from itwinai.errors import ConfigurationError, PluginError, did_you_mean
+from itwinai.plugins import SITES, find_plugins
 from itwinai.slurm.options import KEYS, SBATCH_OPTIONS, JobOptions
 from itwinai.slurm.plain_yaml import load_plain
 from itwinai.slurm.times import seconds_of
-
-ENTRY_POINTS = "itwinai.sites"
-"""Group of entry points: each names a package that has YAML files of sites."""
 
 _LIMITS = ("max_time", "gpus_per_node", "cpus_per_node", "max_nodes")
 
@@ -240,13 +237,13 @@ def user_folder() -> Path:
 def _of_plugins() -> list[Path]:
     """Return the folders of sites that other packages have."""
     folders = []
-    for one in entry_points(group=ENTRY_POINTS):
+    for plugin in find_plugins(SITES):
         try:
-            folders.append(Path(str(files(one.value))))
-        except ImportError as error:
+            folders.append(Path(str(files(plugin.load()))))
+        except PluginError as error:  # other sites do not need it
             from itwinai.warn import warn_user  # which imports lightning
 
-            warn_user(f"The plugin '{one.name}' has no sites: its package {one.value} cannot be imported ({error}).")
+            warn_user(str(error))
     return folders
 
 

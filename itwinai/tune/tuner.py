@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itwinai.config.source import check_config_files
-from itwinai.errors import ConfigurationError, require
+from itwinai.errors import ConfigurationError, MissingMetricError, TrialError, require
 from itwinai.launchers.environment import environment_variables
 from itwinai.launchers.ray_slurm import agree_on_token, allocated_nodes, ray_over
 from itwinai.tracebacks import hides_framework_frames
@@ -22,6 +23,9 @@ from itwinai.tune.space import SearchSpace
 
 if TYPE_CHECKING:
     from itwinai.tune.search_target import SearchTarget
+
+_FAILED = "all-trials-failed"
+"""Name of an empty file in the folder of a search that has no result, which the next one of its name moves away."""
 
 _INSTALL = "Install it with `pip install 'itwinai[tune]'`."
 
@@ -96,7 +100,8 @@ class Tuner:
             ResourceError: there is no room for a single trial.
             TrialError: all trials have failed.
         """
-        _check_folder(Path(self.settings.folder), resume)
+        folder = Path(self.settings.folder)
+        _check_folder(folder, resume)
         if not self.quiet:
             print("reading the config, and starting Ray ...", flush=True)
         with ExitStack() as contexts:
@@ -107,7 +112,12 @@ class Tuner:
             from itwinai.tune.search_runner import SearchRun
 
             connected()
-            return SearchRun(self.settings, target, fork_server_path, resume, self.quiet).run()
+            (folder / _FAILED).unlink(missing_ok=True)
+            try:
+                return SearchRun(self.settings, target, fork_server_path, resume, self.quiet).run()
+            except (TrialError, MissingMetricError):
+                (folder / _FAILED).touch()
+                raise
 
     def _target(self) -> SearchTarget:
         from itwinai.tune.search_target import ConfigTarget, FunctionTarget
@@ -158,7 +168,11 @@ def _check_folder(folder: Path, resume: bool) -> None:
             f"There is no search to resume in {folder}. Start it without --resume (in Python by .fit()), or say with "
             "name and storage where it is."
         )
-    if not resume and has_state:
+    if not resume and has_state and (folder / _FAILED).exists():  # there is nothing to lose
+        earlier = folder.with_name(f"{folder.name}.failed")
+        shutil.rmtree(earlier, ignore_errors=True)
+        folder.rename(earlier)
+    elif not resume and has_state:
         raise ConfigurationError(
             f"There is a search in {folder} already. Resume it with --resume (in Python .fit(resume=True)), give "
             "this one another name (tune.name), or delete the folder."

@@ -248,7 +248,7 @@ def test_predict_writes_a_file(run_command: RunCommand, tmp_path: Path) -> None:
         (["--output", "p.parquet"], "error: p.parquet exists. Give another name"),
         (["--output", "p.csv"], "error: Predictions cannot be written to 'p.csv'"),
         (["--output", "q.parquet", "--split", "test"], "error: --split test: Predicted has no test_dataloader"),
-        (["--output", "q.parquet", "--columns", "id"], "asks for 'id', which the batches do not have"),
+        (["--output", "q.parquet", "--columns", "id"], "requests 'id', which the batches do not have"),
         (
             ["--output", "q.parquet", "--batch-size", "0"],
             "error: batch_size must be a number of samples or 'auto'; got 0",

@@ -515,7 +515,7 @@ def test_hooks_that_make_loaders_run_in_a_context(entry_point: str) -> None:
         val_dataloader = test_dataloader = predict_dataloader = train_dataloader
 
     trainer = make_trainer(max_epochs=1)
-    lightning_dataloaders.make_loaders_within(trainer, context)
+    lightning_dataloaders.make_loaders_within(trainer, context, lambda *_: None)
     getattr(trainer, entry_point)(Making())
     assert within == ["begins", "ends"] * (2 if entry_point == "fit" else 1)
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from itwinai.compat.lightning_launching import set_rank_zero
 from itwinai.loggers import MLFlowLogger
 from itwinai.loggers.continued_runs import continue_runs
 from tests.support.cases import make_trainer
+
+
+@pytest.fixture(autouse=True)
+def _rank_zero() -> None:
+    set_rank_zero(0)  # an earlier test of this process may have been another rank
 
 
 def opened(folder: Path, *names: str, **options: Any) -> list[str]:
@@ -25,22 +32,26 @@ def opened(folder: Path, *names: str, **options: Any) -> list[str]:
 
 @pytest.mark.usefixtures("no_mlflow_address")
 def test_later_tries_continue_the_runs_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ITWINAI_SLURM_RUN", "cluster-7")
+    def begin(job: str, tries: int) -> None:
+        names = {"RUN": job, "TRY": str(tries), "SINCE": str(time.monotonic())}
+        for name, value in names.items():
+            monkeypatch.setenv(f"ITWINAI_SLURM_{name}", value)
+
+    begin("cluster-7", 0)
     first = opened(tmp_path, "folds", "folds")
     assert len(set(first)) == 2
-    monkeypatch.setenv("ITWINAI_SLURM_TRY", "1")
+    begin("cluster-7", 1)
     assert opened(tmp_path, "folds") == first[:1]  # it was interrupted again in its first fold
-    monkeypatch.setenv("ITWINAI_SLURM_TRY", "2")
+    begin("cluster-7", 2)
     later = opened(tmp_path, "folds", "folds", "folds")
     assert later[:2] == first and later[2] not in first
     assert opened(tmp_path, "folds", run_id=first[0]) == first[:1]  # the user's own choice
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert {client.get_run(run).info.status for run in later} == {"RUNNING"}
 
-    monkeypatch.setenv("ITWINAI_SLURM_RUN", "cluster-8")  # another job
+    begin("cluster-8", 0)  # another job
     assert not set(opened(tmp_path, "folds")) & set(later)
-    monkeypatch.setenv("ITWINAI_SLURM_RUN", "cluster-7")
-    monkeypatch.setenv("ITWINAI_SLURM_TRY", "0")  # submitted anew under a number that was used before
+    begin("cluster-7", 0)  # another job, under a number that was used before
     assert not set(opened(tmp_path, "folds")) & set(later)
 
 

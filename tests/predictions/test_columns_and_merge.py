@@ -98,7 +98,7 @@ def test_parts_of_batches() -> None:
     assert plain(picked(batch, {"id": "id"}, 2)) == {"id": ["a", "b"]}
     assert plain(picked((batch["x"], torch.arange(2)), {"target": 1}, 2)) == {"target": [0, 1]}
     assert plain(picked(Output(ROWS, ["a", "b", "c"]), {"n": "names"}, 3)) == {"n": ["a", "b", "c"]}
-    with pytest.raises(ConfigurationError, match=r"asks for 'idd'.*Did you mean 'id'.*'id', 'x'"):
+    with pytest.raises(ConfigurationError, match=r"requests 'idd'.*Did you mean 'id'.*'id', 'x'"):
         picked(batch, {"idd": "idd"}, 2)
     with pytest.raises(ConfigurationError, match=r"a tuple of 1: name a position, as in columns=\{'target': 1\}"):
         picked((batch["x"],), {"id": "id"}, 2)

@@ -142,7 +142,7 @@ def test_a_plugin_brings_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.warns(UserWarning, match="The plugin 'broken' has no sites"):
+    with pytest.warns(UserWarning, match="The site 'broken' of machines 1 cannot be used"):
         assert find_site("large").options == {"nodes": 7}
 
 

@@ -101,7 +101,7 @@ def test_a_script_executes_nothing_and_hands_on_all(
         }
     )
 )
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @pytest.mark.usefixtures("slurm")
 def test_every_script_is_accepted_by_bash_shellcheck_and_slurm(tmp_path: Path, drawn: dict[str, Any]) -> None:
     require_programs([name for name in ("shellcheck",) if shutil.which(name) is None], "apt-get install shellcheck")

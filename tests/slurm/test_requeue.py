@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from itwinai.slurm.options import JobOptions
 from itwinai.slurm.requeue import End, JobRecord, end_of, is_failed_state
+from itwinai.slurm.script import JobScript
 from tests.conftest import REPOSITORY, python, require_programs
 from tests.support.cases import relative_difference
 from tests.support.requeued import train
@@ -43,13 +45,16 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 class SubmittedJob:
-    """A job whose batch script is what `itwinai slurm` makes of a command, as far as requeueing is concerned."""
+    """A job that runs a command as those of `itwinai slurm` do, or a script of that."""
 
-    def __init__(self, folder: Path, command: list[str], *options: str, max_requeues: int = 10) -> None:
+    def __init__(self, folder: Path, command: list[str] | str, *options: str, max_requeues: int = 10) -> None:
         self.output = folder / "output"
         script = folder / "job.sh"
-        supervised = python("-m", "itwinai.slurm.requeue", "--max-requeues", str(max_requeues), "--", *command)
-        script.write_text(f"#!/bin/bash\nexec {shlex.join(supervised)}\n")
+        if isinstance(command, str):
+            script.write_text(command)
+        else:
+            supervised = python("-m", "itwinai.slurm.requeue", "--max-requeues", str(max_requeues), "--", *command)
+            script.write_text(f"#!/bin/bash\nexec {shlex.join(supervised)}\n")
         given = ["--requeue", "--open-mode=append", f"--output={self.output}", *options]
         self.id = _said("sbatch", "--parsable", *given, str(script)).strip()
 
@@ -128,9 +133,11 @@ def test_three_limits_and_a_preemption(tmp_path: Path) -> None:
     A limit comes as the signal that SLURM sends before it: a real one takes more than a minute each.
     """
     reference = train(1, tmp_path / "reference", 0, logs=False)
-    worker = python(str(REPOSITORY / "tests/support/requeued.py"), "2", str(tmp_path), "4")
-    command = ["srun", "-n2", "--kill-on-bad-exit=1", *worker]
-    job = SubmittedJob(tmp_path, command, "-N1", "-n2", "-wn1", "-pall,low")
+    command = [str(REPOSITORY / "tests/support/requeued.py"), "2", str(tmp_path), "4"]
+    sbatch: dict[str, str | None] = {"nodelist": "n1", "partition": "all,low"}
+    options = JobOptions(nodes=1, gpus_per_node=0, tasks_per_node=2, sbatch=sbatch)
+    script = JobScript("requeued", "srun", command, options, max_requeues=10, checks_nodes=False)
+    job = SubmittedJob(tmp_path, script.text())
     for number, act in enumerate(
         (
             ["scancel", "--signal=USR1", "--batch", job.id],  # what --signal=B:USR1@120 does

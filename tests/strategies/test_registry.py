@@ -62,7 +62,7 @@ def test_trainer_has_the_strategy_that_it_was_given() -> None:
 
 @pytest.mark.parametrize("inside", ["ray", "fsdp", RayStrategy("ddp"), SingleDeviceStrategy()])
 def test_ray_is_around_strategies_of_itwinai_only(inside: Any) -> None:
-    with pytest.raises(ConfigurationError, match="has to be one of itwinai's"):
+    with pytest.raises(ConfigurationError, match="must be one of itwinai's"):
         RayStrategy(inside)
 
 

@@ -66,7 +66,7 @@ class DroughtLSTM(L.LightningModule):
         self.register_buffer("knows_statistics", torch.tensor(False))
         weights = [(target_weights or {}).get(name, 1.0) for name in targets]
         self.register_buffer("weights", torch.tensor(weights) / sum(weights), persistent=False)
-        self.val_scores, self.test_scores = (self._scores(kinds) for kinds in ([NSE], [NSE, KGE, RMSE]))
+        self.scores = nn.ModuleDict()
         self._initialize()
 
     @property
@@ -75,7 +75,11 @@ class DroughtLSTM(L.LightningModule):
         return self.hparams
 
     def setup(self, stage: str) -> None:
-        """Take the statistics of the training part from the datamodule, unless a checkpoint has brought them."""
+        """Take the statistics of the training part from the datamodule, unless a checkpoint has brought them.
+
+        Scores are made here, where they are used: they take memory for each cell of the grid.
+        """
+        self.scores = self._scores({"fit": [NSE], "validate": [NSE], "test": [NSE, KGE, RMSE]}.get(stage, []))
         if stage != "fit" or self.knows_statistics:
             return
         statistics = getattr(getattr(self.trainer, "datamodule", None), "statistics", None)
@@ -110,11 +114,11 @@ class DroughtLSTM(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss and the scores of one validation batch."""
-        self._evaluate("val", self.val_scores, batch)
+        self._evaluate("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss and the scores of one test batch."""
-        self._evaluate("test", self.test_scores, batch)
+        self._evaluate("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Return each target's series after the warm-up, shape (batch, days), in the units of the store."""
@@ -151,13 +155,13 @@ class DroughtLSTM(L.LightningModule):
         errors = torch.where(known, normalized[:, -targets.shape[1] :] - truth, 0).square()
         return (errors.mean(dim=(0, 1)) * self.weights).sum()
 
-    def _evaluate(self, part: str, scores: nn.ModuleDict, batch: Batch) -> None:
+    def _evaluate(self, part: str, batch: Batch) -> None:
         normalized, truth = self._normalized(batch["forcings"], batch["statics"]), batch["targets"]
         size = len(truth)
         self.log(f"{part}_loss", self._loss(normalized, truth), prog_bar=True, sync_dist=True, batch_size=size)
         predicted = (normalized * self.target_std + self.target_mean)[:, -truth.shape[1] :]
         for column, target in enumerate(self.options.targets):
-            for kind, score in cast("Mapping[str, CellScore]", scores[target]).items():
+            for kind, score in cast("Mapping[str, CellScore]", self.scores[target]).items():
                 score.update(predicted[:, :, column], truth[:, :, column], batch["cell"])
                 self.log(f"{part}_{kind}_{target}", score, batch_size=size)
 

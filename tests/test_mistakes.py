@@ -1,0 +1,190 @@
+"""What a new user hands to the trainer wrongly: one error that says what is wrong, why, and what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from torch.utils.data import DataLoader, Dataset
+
+from itwinai import ItwinaiTrainer, Predictor
+from itwinai.callbacks import ModelCheckpoint
+from itwinai.errors import CheckpointError, ConfigurationError
+from tests.support.cases import Regression, loader, make_trainer
+
+
+class Windows(Dataset[Any]):
+    """A dataset whose samples have unequal lengths."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.ones(2 + index % 2, 3), torch.ones(1)
+
+
+class Data(L.LightningDataModule):
+    def __init__(self, loaders: Any = None) -> None:
+        super().__init__()
+        self.loaders = loaders
+
+    def train_dataloader(self) -> Any:
+        return self.loaders
+
+
+class ThirdArgument(Regression):
+    def validation_step(self, batch: Any, batch_idx: int, station: str) -> None:  # type: ignore[override]
+        pass
+
+
+class NoHyperparameters(Regression):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
+
+
+class NothingReturned(Regression):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        super().training_step(batch, batch_idx)
+
+
+def trainer() -> ItwinaiTrainer:
+    return make_trainer("auto", 1, max_epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("run", "told"),
+    [
+        (lambda: trainer().fit(Regression(), Windows()), r"got a Dataset \(Windows\).*DataLoader\(dataset"),
+        (lambda: trainer().fit(Regression(), np.ones(3)), r"got data \(ndarray\) where a DataLoader.*TensorDataset"),
+        (lambda: trainer().fit(Regression(), (torch.ones(3), torch.ones(3))), r"got data \(Tensor\)"),
+        (lambda: trainer().fit(Regression(), loader(8), np.ones(3)), r"got data \(ndarray\)"),
+        (lambda: trainer().predict(Regression(), [Windows()]), r"got a Dataset \(Windows\)"),
+        (lambda: trainer().fit(Regression(), Data(Windows())), r"Data\.train_dataloader returned a Dataset \(Windows"),
+        (lambda: trainer().fit(Regression(), Data()), r"Data\.train_dataloader returned None\. Return a DataLoader"),
+        (lambda: trainer().fit(Data(), Regression()), r"Data is data\. Write trainer\.fit\(module, datamodule\)"),
+        (
+            lambda: trainer().fit(Regression(), train_dataloader=loader(8)),
+            r"no argument 'train_dataloader'\. Did you mean 'train_dataloaders'\?",
+        ),
+        (lambda: ItwinaiTrainer(callbacks=[ModelCheckpoint]), r"callbacks\[0\] is the class ModelCheckpoint\. Pass an"),
+        (
+            lambda: trainer().fit(ThirdArgument(), loader(8), loader(8)),
+            r"ThirdArgument\.validation_step\(batch, batch_idx, station\) is called with .*nothing gives it 'station'",
+        ),
+    ],
+)
+def test_the_message_says_what_to_do(run: Callable[[], Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told) as raised:
+        run()
+    assert raised.value.__cause__ is None and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("run", "note"),
+    [
+        (
+            lambda: trainer().fit(Regression(), DataLoader(Windows(), 4)),
+            "itwinai: samples of Windows have different shapes ([2, 3], [3, 3]) and cannot be stacked",
+        ),
+        (
+            lambda: trainer().fit(NoHyperparameters(), loader(8)),
+            "itwinai: self.hparams has no 'lr'; it is empty: self.s",
+        ),
+    ],
+)
+def test_a_line_below_the_exception_says_what_to_do(run: Callable[[], Any], note: str) -> None:
+    with pytest.raises((RuntimeError, AttributeError)) as raised:
+        run()
+    assert vars(raised.value)["__notes__"][-1].startswith(note)
+    assert raised.value.__cause__ is None
+
+
+def test_datasets_of_batches_and_streams_are_loaders() -> None:
+    class Stream(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(loader(8))
+
+    trainer().fit(Regression(), Stream())
+    trainer().fit(Regression(), [loader(8), loader(8)][0])
+
+
+def test_a_training_step_that_never_returns_a_loss() -> None:
+    with (
+        pytest.warns(UserWarning, match="training_step returned None: this batch changes no weights"),
+        pytest.raises(ConfigurationError, match="returned None in every batch of the epoch.*Add `return loss`"),
+    ):
+        trainer().fit(NothingReturned(), loader(8))
+
+
+class SometimesSkipped(Regression):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx) if batch_idx == 2 else None
+
+
+class OtherClass(Regression):
+    pass
+
+
+def said(run: Callable[[], Any], caplog: pytest.LogCaptureFixture) -> str:
+    """Return what a run has said in the log."""
+    with caplog.at_level("INFO"):
+        run()
+    return caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:training_step returned None")
+def test_some_steps_may_be_skipped() -> None:
+    trainer().fit(SometimesSkipped(), loader(8))
+
+
+def test_early_stopping_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    stopping = EarlyStopping("val_error", mode="max", patience=1)
+    run = make_trainer("auto", 1, max_epochs=9, callbacks=[stopping])
+    text = said(lambda: run.fit(Regression(), loader(8), loader(8)), caplog)
+    assert f"itwinai: EarlyStopping(mode='max') stopped the run after epoch {run.current_epoch}: Monitored m" in text
+    assert "did not improve in the last 1 records" in text and "Signaling" not in text
+
+
+def test_a_second_run_says_which_checkpoint_is_the_new_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for second in (False, True):
+        callback = ModelCheckpoint(str(tmp_path), filename="best", save_last=True)
+        run = make_trainer("auto", 1, max_epochs=1, callbacks=[callback], enable_checkpointing=True)
+        caplog.clear()
+        text = said(lambda run=run: run.fit(Regression(), loader(8)), caplog)  # type: ignore[misc]
+        assert ("best-v1.ckpt (best.ckpt in its folder is of an earlier run" in text) is second
+        assert ("last-v1.ckpt (last.ckpt in its folder is of an earlier run" in text) is second
+    os.utime(tmp_path / "last-v1.ckpt", (2e9, 2e9))  # the clock of the file system may be coarse
+    with pytest.warns(
+        UserWarning, match=r"last\.ckpt is not the newest of its name: .*last-v1\.ckpt was written later"
+    ):
+        Predictor.load(tmp_path / "last.ckpt").close()
+    with pytest.warns(UserWarning, match=r"is of tests\.test_mistakes\.Other|is of tests\.support\.cases\.Regression"):
+        make_trainer("auto", 1, max_epochs=2).fit(OtherClass(), loader(8), ckpt_path=tmp_path / "last-v1.ckpt")
+    with pytest.raises(CheckpointError, match=r"is a folder, and not a checkpoint\. Name one in it \(best-v1\.ckpt, "):
+        make_trainer("auto", 1, max_epochs=2).fit(Regression(), loader(8), ckpt_path=tmp_path)
+
+
+class NotANumber(Regression):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        x = x.clone()
+        if batch_idx == 2:
+            x[0, 0] = float("nan")
+            batch[0].copy_(x)
+        return super().training_step((x, y), batch_idx)
+
+
+def test_an_anomaly_shows_the_users_line_and_the_batch(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError, match="returned nan values") as raised:
+        make_trainer("auto", 1, max_epochs=1, detect_anomaly=True).fit(NotANumber(), loader(8))
+    assert "itwinai: batch 2 has 1 NaN in batch[0], shape (8, 8): look at the data first" in raised.value.__notes__
+    shown = capfd.readouterr().err
+    assert "return super().training_step((x, y), batch_idx)" in shown
+    assert len(shown.splitlines()) < 12 and "lightning/pytorch" not in shown
