@@ -23,8 +23,8 @@ def check(session: Session) -> str:
     if "validate" in reference.not_evaluated:
         raise NotApplicableError(reference.not_evaluated["validate"])
     first, *others = [one for one in reference.evaluated if one.metrics]
-    others += two_workers(session)
-    for other in [one for one in others if one.metrics]:
+    others += [one for one in two_workers(session) if one.metrics]
+    for other in others:
         for key in differing(other.metrics, first.metrics):
             _fail(session, key, first, other)
     return f"{len(first.metrics)} metrics with {ways([first, *others])}"

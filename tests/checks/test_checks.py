@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,8 +171,18 @@ def sleeper() -> None:
     time.sleep(600)
 
 
+def sleepers() -> list[str]:
+    """Return the ids of what `sleeper` starts, wherever it is in the tree of processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            found += [path.parent.name] if b"os.fork() or time.sleep(600)" in path.read_bytes() else []
+    return found
+
+
 def test_children_that_hang_or_die_leave_nothing(tmp_path: Path) -> None:
     before = descendants(os.getpid())
+    sleeping = sleepers()
     with pytest.raises(RunFailedError, match="did not end within 1 s") as failed:
         run_apart("hangs", sleeper, tmp_path, limit=1)
     assert failed.value.at == place_of_sleep()
@@ -188,7 +199,7 @@ def test_children_that_hang_or_die_leave_nothing(tmp_path: Path) -> None:
         run_group("fails", lambda rank: 1 // rank.rank, 2, tmp_path, limit=60)
     assert failed.value.at.startswith("tests/checks/test_checks.py:")
     assert run_group("works", lambda rank: os.environ["RANK"], 2, tmp_path, limit=60) == ["0", "1"]
-    assert descendants(os.getpid()) == before
+    assert descendants(os.getpid()) == before and sleepers() == sleeping
 
 
 def test_a_process_with_threads_is_not_copied(tmp_path: Path) -> None:
