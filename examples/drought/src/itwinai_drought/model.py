@@ -14,6 +14,8 @@ from itwinai_drought.metrics import KGE, NSE, RMSE, CellScore
 
 Batch = dict[str, Tensor]
 
+_SCORES: Mapping[str, Sequence[type[CellScore]]] = {"fit": (NSE,), "validate": (NSE,), "test": (NSE, KGE, RMSE)}
+
 
 class DroughtLSTM(L.LightningModule):
     """Predict several targets of each day from the weather until then, with one network for all cells.
@@ -79,7 +81,7 @@ class DroughtLSTM(L.LightningModule):
 
         Scores are made here, where they are used: they take memory for each cell of the grid.
         """
-        self.scores = self._scores({"fit": [NSE], "validate": [NSE], "test": [NSE, KGE, RMSE]}.get(stage, []))
+        self.scores = self._scores(_SCORES.get(stage, ()))
         if stage != "fit" or self.knows_statistics:
             return
         statistics = getattr(getattr(self.trainer, "datamodule", None), "statistics", None)
