@@ -584,13 +584,12 @@ class ResumableSampler(DistributedBatchSampler):
 
     def __iter__(self) -> Iterator[Any]:
         position, skipped = self._resumed or (None, 0)
-        self._begun_with = self._generator_begun_with = None
+        self._resumed = self._begun_with = self._generator_begun_with = None
         self.iterations += 1
-        return self._indices(position, skipped * (self.batch_size or 1))
+        return itertools.islice(self._order(position), skipped * (self.batch_size or 1), None)
 
-    def _indices(self, position: Position | None, skipped: int) -> Iterator[Any]:
-        self._resumed = None
-        yield from itertools.islice(self._order(position), skipped, None)
+    def end_resume(self) -> None:
+        """Do nothing: torch's batch sampler, which takes these indices, begins when it is asked for a batch."""
 
     def _sampler_type(self) -> type | None:
         return type(self.batches)

@@ -150,9 +150,11 @@ def requeue(job: str, exclude: Sequence[str] = (), excluded: str = "") -> bool:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which SLURM sends to a job that is queued again, at once
     if subprocess.run(["scontrol", "requeue", job], timeout=_ASKING).returncode != 0:
         return False
-    if exclude:  # which SLURM accepts only for a job that waits; a job that was queued again waits for two minutes
+    if exclude:  # which SLURM accepts only for a job that waits
         nodes = ",".join([*([excluded] if excluded else []), *exclude])
-        if subprocess.run(["scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}"], timeout=_ASKING).returncode:
+        # In the second of its end a node would refuse the next try: the credential of this one was revoked then.
+        changes = [f"ExcNodeList={nodes}", "StartTime=now+10"]
+        if subprocess.run(["scontrol", "update", f"JobId={job}", *changes], timeout=_ASKING).returncode:
             _say(f"{', '.join(exclude)} could not be excluded from the next try; see above")
     return True
 
