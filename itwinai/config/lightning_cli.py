@@ -66,6 +66,7 @@ PREDICTIONS_LOST = """\
 itwinai: nothing keeps the predictions of this run: add --output predictions.parquet (or .zarr, .pt, .safetensors),
 unless your predict_step writes them itself.
 """
+_ELSE = {"test": ", or evaluate the validation data: itwinai validate", "validate": ", or itwinai test"}
 _OF_SUBCOMMANDS = ("ckpt_path", "weights_only", "verbose", "return_predictions", *OUTPUT_ARGUMENTS)
 
 
@@ -203,7 +204,13 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
 
     def _check_data(self, loader: str) -> None:
         if self.datamodule is None and not is_overridden(loader, self.model):
-            raise ConfigurationError(no_data(type(self.model).__name__, loader))
+            raise ConfigurationError(no_data(type(self.model), loader))
+        owners = [one for one in (self.datamodule, self.model) if one is not None]
+        if loader != "predict_dataloader" and not any(is_overridden(loader, one) for one in owners):
+            command = self.config["subcommand"]
+            raise ConfigurationError(
+                f"itwinai {command}: {type(owners[0]).__name__} has no {loader}. Write one{_ELSE.get(command, '')}."
+            )
 
     def after_validate(self) -> None:
         """Write the metrics."""
