@@ -230,8 +230,8 @@ def test_whole_configs(text: str, told: str, folder: Path, capsys: pytest.Captur
             [*FIT, "--trainer.callbacks.1.patience", "1"],
             "a flag cannot name a callback by its number (the paths of `itwinai tune` can). Set patience in the config",
         ),
-        ([*FIT, "--ckpt", "config.yaml"], "itwinai fit: Data has no train_dataloader. Write one."),
-        (["test", *FIT[1:]], "itwinai test: Data has no test_dataloader. Write one, or evaluate the validation data"),
+        (FIT, "itwinai fit: Data has no train_dataloader. Write one."),
+        (["test", *FIT[1:]], "itwinai test: Data has no test_dataloader. Write one."),
         ([*FIT, "--devices", "2", "--trainer.accelerator", "gpu"], "with devices=2 needs 2 GPUs, and torch"),
         ([*FIT, "--devices", "-3"], "--devices: devices=-3 is not a number of workers. Give 1 or more"),
         ([*FIT, "--devices", "two"], "--devices: devices=two is not a number of workers. Give 1 or more"),
@@ -328,9 +328,9 @@ def test_arguments_that_a_checkpoint_overrides(folder: Path, capsys: pytest.Capt
     # A script has saved it, and not the command.
     torch.save({"hyper_parameters": {"hidden": 4}}, folder / "model.ckpt")
     assert "Data has no val_dataloader" in refused(argv, capsys)  # it has come as far as that
-    torch.save({"hyper_parameters": {"_class_path": f"{MODULE}.Strict", "hidden": 4}}, folder / "model.ckpt")
+    torch.save({"hyper_parameters": {"_class_path": f"{MODULE}.NoSuper", "hidden": 4}}, folder / "model.ckpt")
     told = refused([*argv, "--model", f"{MODULE}.River"], capsys)
-    assert f"--model: the model is {MODULE}.River, and the checkpoint model.ckpt is one of {MODULE}.Strict" in told
+    assert f"--model: the model is {MODULE}.River, and the checkpoint model.ckpt is one of {MODULE}.NoSuper" in told
 
 
 def test_the_class_of_a_missing_section_is_looked_for_where_the_other_is(
