@@ -117,10 +117,7 @@ def test_datasets_of_batches_and_streams_are_loaders() -> None:
 
 
 def test_a_training_step_that_never_returns_a_loss() -> None:
-    with (
-        pytest.warns(UserWarning, match="training_step returned None: this batch changes no weights"),
-        pytest.raises(ConfigurationError, match="returned None in every batch of the epoch.*Add `return loss`"),
-    ):
+    with pytest.raises(ConfigurationError, match="returned None in every batch of the epoch.*Add `return loss`"):
         trainer().fit(NothingReturned(), loader(8))
 
 
@@ -140,7 +137,7 @@ def said(run: Callable[[], Any], caplog: pytest.LogCaptureFixture) -> str:
     return caplog.text
 
 
-@pytest.mark.filterwarnings("ignore:training_step returned None")
+@pytest.mark.filterwarnings("ignore:`training_step` returned")
 def test_some_steps_may_be_skipped() -> None:
     trainer().fit(SometimesSkipped(), loader(8))
 
