@@ -34,7 +34,13 @@ def __getattr__(name: str) -> Any:
         from itwinai.checks.checker import check
 
         return check
-    raise AttributeError(f"module 'itwinai' has no attribute '{name}'")
+    import difflib
+
+    if name == "Trainer":  # Python keeps the text of an AttributeError from those who write `from itwinai import ...`
+        raise ImportError("itwinai has no 'Trainer'. Did you mean 'ItwinaiTrainer'?", name="itwinai")
+    meant = next(iter(difflib.get_close_matches(name, __all__, n=1)), None)
+    hint = f" Did you mean '{meant}'?" if meant and not name.startswith("_") else ""
+    raise AttributeError(f"module 'itwinai' has no attribute '{name}'.{hint}")
 
 
 def __dir__() -> list[str]:

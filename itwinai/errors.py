@@ -202,6 +202,11 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
     A name of which the user wrote only the beginning or the end counts before one that is only similar.
     """
     given, known = str(name).lower(), list(names)
+    # The same file in another folder.
+    base = str(name).rpartition("/")[2]
+    same = [own for own in known if own != name and own.rpartition("/")[2] == base and "." in base]
+    if same:
+        return f" Did you mean '{same[0]}'?"
     part_of = [own for own in known if len(given) > 1 and own.lower().startswith(given)]
     part_of += [own for own in known if len(given) > 1 and own.lower().endswith(given)]
     found = part_of[0] if part_of else nearest(given, known)

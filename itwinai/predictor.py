@@ -172,6 +172,7 @@ class Predictor:
         frame = next((leaf for _, leaf in rows.leaves_of(inputs) if frames.is_frame(leaf)), None)
         return output if frame is None else frames.frame_of(output, layout, frame.index)
 
+    @hides_framework_frames
     def export(self, path: str | Path, example: Any = None) -> None:
         """Write the module's ``forward`` for ONNX (``.onnx``) or as ``torch.export`` saves it (``.pt2``).
 
@@ -184,6 +185,7 @@ class Predictor:
 
         Raises:
             ConfigurationError: there is no example, or the ending is unknown.
+            PredictorError: forward fails with the example.
             ExportError: the outputs of the program differ from those of the module.
             MissingPackageError: a package that ONNX needs is not installed.
         """

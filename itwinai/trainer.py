@@ -659,10 +659,12 @@ def _check_gpus(accelerator: object, devices: object) -> None:
     if accelerator not in ("gpu", "cuda") or MPSAccelerator.is_available():
         return
     found = CUDAAccelerator.auto_device_count()
-    wanted = devices if isinstance(devices, int) and devices > 0 else 1
+    number = str(devices)
+    wanted = int(number) if number.isdigit() and int(number) > 0 else 1
     if wanted > found:
+        gpus = "a GPU" if wanted == 1 else f"{wanted} GPUs"
         raise MisconfiguredTrainerError(
-            f"accelerator={accelerator!r} with devices={devices!r} needs {wanted} GPUs, and torch {torch.__version__} "
-            f"finds {found} on this machine. Ask for fewer, use accelerator='cpu', or check CUDA_VISIBLE_DEVICES and "
-            "that torch is built for CUDA."
+            f"accelerator={accelerator!r} with devices={devices} needs {gpus}, and torch {torch.__version__} finds "
+            f"{found or 'none'} on this machine. Ask for fewer, use accelerator='cpu', or check CUDA_VISIBLE_DEVICES "
+            "and that torch is built for CUDA."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from itwinai import ItwinaiTrainer, Predictor
 from itwinai.callbacks import ModelCheckpoint
-from itwinai.errors import CheckpointError, ConfigurationError
+from itwinai.errors import CheckpointError, ConfigurationError, ItwinaiError
 from tests.support.cases import Regression, loader, make_trainer
 
 
@@ -116,10 +117,7 @@ def test_datasets_of_batches_and_streams_are_loaders() -> None:
 
 
 def test_a_training_step_that_never_returns_a_loss() -> None:
-    with (
-        pytest.warns(UserWarning, match="training_step returned None: this batch changes no weights"),
-        pytest.raises(ConfigurationError, match="returned None in every batch of the epoch.*Add `return loss`"),
-    ):
+    with pytest.raises(ConfigurationError, match="returned None in every batch of the epoch.*Add `return loss`"):
         trainer().fit(NothingReturned(), loader(8))
 
 
@@ -139,7 +137,7 @@ def said(run: Callable[[], Any], caplog: pytest.LogCaptureFixture) -> str:
     return caplog.text
 
 
-@pytest.mark.filterwarnings("ignore:training_step returned None")
+@pytest.mark.filterwarnings("ignore:`training_step` returned")
 def test_some_steps_may_be_skipped() -> None:
     trainer().fit(SometimesSkipped(), loader(8))
 
@@ -181,6 +179,7 @@ class NotANumber(Regression):
         return super().training_step((x, y), batch_idx)
 
 
+@pytest.mark.filterwarnings("always:Error detected")
 def test_an_anomaly_shows_the_users_line_and_the_batch(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="returned nan values") as raised:
         make_trainer("auto", 1, max_epochs=1, detect_anomaly=True).fit(NotANumber(), loader(8))
@@ -188,3 +187,51 @@ def test_an_anomaly_shows_the_users_line_and_the_batch(capfd: pytest.CaptureFixt
     shown = capfd.readouterr().err
     assert "return super().training_step((x, y), batch_idx)" in shown
     assert len(shown.splitlines()) < 12 and "lightning/pytorch" not in shown
+
+
+def test_what_is_given_in_the_place_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/best.ckpt").touch()
+    (tmp_path / "broken.ckpt").touch()
+    (tmp_path / "model.py").touch()
+    for path, told in {
+        "best.ckpt": r"There is no checkpoint best\.ckpt .*Did you mean 'checkpoints/best\.ckpt'\?",
+        "checkpoint/best.ckpt": r"Did you mean 'checkpoints/best\.ckpt'\?",
+        "model.py": r"model\.py is not a checkpoint, .* There is broken\.ckpt, checkpoints/best\.ckpt",
+        "checkpoints": r"checkpoints is a folder, and not a checkpoint\. Name one in it \(best\.ckpt\)",
+    }.items():
+        with pytest.raises(CheckpointError, match=told):
+            Predictor.load(path)
+
+
+class Forward(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.LSTM(2, 1, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[0]
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        return self(batch[0]).reshape(len(batch[0]), -1) @ torch.ones(30, 1)
+
+
+def test_errors_of_a_predictor_are_short(tmp_path: Path) -> None:
+    with Predictor(Forward()) as predictor:
+        with pytest.raises(RuntimeError) as raised:
+            predictor((np.zeros((30, 2)),))
+        assert vars(raised.value)["__notes__"][-1].endswith("for a single one pass (x[None],).")
+        for name, told in {
+            "river.onnx": r"Forward\.forward fails with the example, of shape \(2, 30, 3\): .*Expected 2, got 3",
+            "river.tflite": "Unknown file extension",
+        }.items():
+            with pytest.raises(ItwinaiError, match=told) as raised:
+                predictor.export(tmp_path / name, example=np.zeros((2, 30, 3)))
+            assert "\n" not in str(raised.value)
+            assert not [one for one in traceback.extract_tb(raised.value.__traceback__) if one.filename != __file__]
+
+
+def test_lightnings_name_of_the_trainer() -> None:
+    with pytest.raises(ImportError, match="Did you mean 'ItwinaiTrainer'"):
+        from itwinai import Trainer  # noqa: F401

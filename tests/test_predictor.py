@@ -112,7 +112,7 @@ def test_init_args_take_the_place_of_hyperparameters(folder: Path) -> None:
     ("name", "options", "error", "message"),
     [
         ("wole.ckpt", {}, MissingCheckpointError, r"no checkpoint .*Did you mean '.*/whole.ckpt'"),
-        ("", {}, CheckpointError, r"is a folder, .* gone.ckpt, lightning.ckpt"),
+        ("", {}, CheckpointError, r"is a folder, .*\(gone.ckpt, lightning.ckpt"),
         ("nothing.ckpt", {}, CheckpointError, "no 'state_dict'"),
         ("lightning.ckpt", {}, ConfigurationError, "does not name the class of its module. Pass module_class"),
         ("gone.ckpt", {}, ConfigurationError, "'tests.support.predicted.Gone'.*has no class 'Gone'.* module_class"),

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -21,10 +20,11 @@ from itwinai.checkpoints import portable_file, sharded
 from itwinai.checkpoints import state as checkpoint_state
 from itwinai.checkpoints.async_writer import BackgroundWriter
 from itwinai.checkpoints.discovery import AUTO, newest_valid
-from itwinai.checkpoints.naming import EXTENSION, FOLDER, MODULE_CLASS, class_name_of, warn_of_newer_version
+from itwinai.checkpoints.given_path import check_path
+from itwinai.checkpoints.naming import FOLDER, MODULE_CLASS, class_name_of
 from itwinai.collectives import gather_of
 from itwinai.compat import lightning_checkpoints, lightning_loops
-from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError, did_you_mean
+from itwinai.errors import CheckpointError, ConfigurationError
 from itwinai.interfaces import Gathering
 from itwinai.launchers import slurm_job
 from itwinai.warn import warn_user
@@ -213,25 +213,8 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
     def locate(self, path: str | os.PathLike[str]) -> str | None:
         path = os.fspath(path)  # `ckpt_path` accepts a Path as well
         if path != AUTO:
-            filesystem, place = fsspec.core.url_to_fs(path)
-            if not filesystem.exists(place):
-                meant = did_you_mean(path, _checkpoints_beside(path) if "://" not in path else ())
-                raise MissingCheckpointError(
-                    f"There is no checkpoint {path} (in {os.getcwd()}).{meant} Give the path of one, or 'auto' for the "
-                    "newest valid one of this run's folders."
-                )
-            if filesystem.isdir(place) and not sharded.is_sharded(path):
-                inside = sorted(name.rpartition("/")[2] for name in filesystem.ls(place, detail=False))
-                checkpoints = [name for name in inside if name.endswith(EXTENSION)]
-                if checkpoints or not inside:  # strategies of Lightning have folders of their own
-                    there = (
-                        f"Name one in it ({_shortened(checkpoints)})" if checkpoints else "It is empty: name another"
-                    )
-                    raise CheckpointError(
-                        f"{path} is a folder, and not a checkpoint. {there}, or 'auto' for the newest."
-                    )
-            if self.trainer.is_global_zero:
-                warn_of_newer_version(path)
+            advice = "Give the path of one, or 'auto' for the newest valid one of this run's folders."
+            check_path(path, advice, folders=True)
             return path
         if self.selected != path:
             located: str | None = self.selected  # the workers have agreed on it already
@@ -389,10 +372,6 @@ def selected_path(trainer: Trainer) -> str | None:
     if not isinstance(connector, PortableConnector) or connector.selected is None:
         return None if trainer.ckpt_path is None else str(trainer.ckpt_path)
     return connector.locate(str(connector.selected))
-
-
-def _checkpoints_beside(path: str) -> list[str]:
-    return [str(one) for one in Path(path).parent.glob(f"*{EXTENSION}")]
 
 
 def folders_of(trainer: Trainer) -> list[str]:

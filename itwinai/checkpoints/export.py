@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from itwinai.checkpoints.convert import written_beside
 from itwinai.compat.noise import known_noise_silenced
-from itwinai.errors import ConfigurationError, ExportError, require
+from itwinai.errors import ConfigurationError, ExportError, PredictorError, require
 from itwinai.warn import warn_user
 
 ENDINGS = (".onnx", ".pt2")
@@ -31,6 +31,7 @@ def export(module: nn.Module, target: str | Path, example: Any = None) -> None:
 
     Raises:
         ConfigurationError: there is no example, or the extension is unknown.
+        PredictorError: forward fails with the example.
         ExportError: the outputs of the program differ from those of the module.
         MissingPackageError: a package that ONNX needs is not installed.
     """
@@ -42,7 +43,8 @@ def export(module: nn.Module, target: str | Path, example: Any = None) -> None:
     if example is None:
         raise ConfigurationError(
             f"{type(module).__name__} has no example_input_array, and an export needs an example of forward's inputs. "
-            "Set self.example_input_array = torch.zeros(1, ...) in its __init__, or pass example."
+            "Set self.example_input_array = torch.zeros(1, ...) in its __init__, or export from Python: "
+            "Predictor.load(...).export(..., example=array)."
         )
     arguments = example if isinstance(example, tuple) else (example,)
     if not all(isinstance(argument, Tensor) for argument in arguments):
@@ -53,9 +55,28 @@ def export(module: nn.Module, target: str | Path, example: Any = None) -> None:
     example = tuple(
         _with_rows(argument, max(2, len(argument))) if argument.ndim else argument for argument in arguments
     )
+    _try_example(module, example)
     write = _write_program if target.suffix == ".pt2" else _write_onnx
     with torch.no_grad(), known_noise_silenced():
         written_beside(target, lambda part: write(module, example, Path(part)))
+
+
+def _try_example(module: nn.Module, example: Sequence[Tensor]) -> None:
+    """Call forward once: the exporters tell of its errors on many pages.
+
+    Raises:
+        PredictorError: it fails.
+    """
+    try:
+        with torch.no_grad():
+            module(*example)
+    except Exception as error:  # whatever the user's code raises
+        shapes = ", ".join(str(tuple(argument.shape)) for argument in example)
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise PredictorError(
+            f"{type(module).__name__}.forward fails with the example, of shape {shapes}: {text[0]}. Give an example of "
+            "what forward takes."
+        ) from None
 
 
 def _write_program(module: nn.Module, example: Sequence[Tensor], path: Path) -> None:

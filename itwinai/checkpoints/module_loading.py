@@ -9,14 +9,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.migration import migrate_checkpoint
 
 from itwinai.checkpoints import sharded
-from itwinai.checkpoints.naming import EXTENSION, MODULE_CLASS, warn_of_newer_version
+from itwinai.checkpoints.given_path import check_path
+from itwinai.checkpoints.naming import MODULE_CLASS
 from itwinai.compat import lightning_checkpoints
-from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError, did_you_mean
+from itwinai.errors import CheckpointError, ConfigurationError, did_you_mean
 
 
 def load_module(
@@ -167,20 +167,5 @@ def _check_arguments(
 
 
 def _read(path: str, weights_only: bool) -> dict[str, Any]:
-    filesystem, place = fsspec.core.url_to_fs(path)
-    if not filesystem.exists(place):
-        beside = [] if "://" in path else [str(one) for one in Path(path).parent.glob(f"*{EXTENSION}")]
-        there = f" Checkpoints beside it: {', '.join(sorted(beside)[:5])}." if beside else ""
-        raise MissingCheckpointError(
-            f"There is no checkpoint {path} (in {Path.cwd()}).{did_you_mean(path, beside)}{there} The last line of a "
-            "run names its checkpoint."
-        )
-    if filesystem.isdir(place) and not sharded.is_sharded(path):
-        inside = sorted(name.rpartition("/")[2] for name in filesystem.ls(place, detail=False))
-        checkpoints = [name for name in inside if name.endswith(EXTENSION)]
-        raise CheckpointError(
-            f"{path} is a folder, and not one of shards. "
-            + (f"Name one of its checkpoints: {', '.join(checkpoints[:5])}." if checkpoints else "Name a checkpoint.")
-        )
-    warn_of_newer_version(path)
+    check_path(path, "The last line of a run names its checkpoint.")
     return sharded.read_any(path, weights_only)

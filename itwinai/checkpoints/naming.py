@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING
-
-from itwinai.warn import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -45,31 +43,6 @@ def text_of_earlier(path: str) -> str:
     name = PurePath(path).name
     plain = re.sub(r"-v\d+(?=\.ckpt$)", "", name)
     return "" if plain == name else f" ({plain} in its folder is of an earlier run, or of another epoch)"
-
-
-def newer_version_of(path: str) -> str | None:
-    """Return the newest version of a checkpoint, as ``best-v1.ckpt`` for ``best.ckpt``, if it is newer; else None.
-
-    Args:
-        path: of a local checkpoint.
-    """
-    file = Path(path)
-    if "://" in path or not file.exists():
-        return None
-    versions = [
-        one for one in file.parent.glob(f"{file.stem}-v*{EXTENSION}") if one.stem[len(file.stem) + 2 :].isdigit()
-    ]
-    newest = max(versions, key=lambda one: one.stat().st_mtime, default=None)
-    return str(newest) if newest is not None and newest.stat().st_mtime > file.stat().st_mtime else None
-
-
-def warn_of_newer_version(path: str) -> None:
-    """Warn where a checkpoint is read that a later run has not replaced, but written a version of."""
-    if (newer := newer_version_of(path)) is not None:
-        warn_user(
-            f"{path} is not the newest of its name: {newer} was written later, probably by a later run, which keeps "
-            "what is there. If you want that one, name it; 'auto' takes the newest."
-        )
 
 
 def is_preempted(path: str) -> bool:

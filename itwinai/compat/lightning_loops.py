@@ -11,7 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops import _EvaluationLoop, _FitLoop, _Loop, _PredictionLoop
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
-from lightning.pytorch.loops.optimization.automatic import ClosureResult
+from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
 from lightning.pytorch.loops.progress import _OptimizerProgress
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
@@ -356,7 +356,10 @@ def check_skipped_step(trainer: Trainer) -> None:
             "`training_step` returned None. With several workers the others would wait for the gradients for "
             "ever: return a loss in every step, for example one multiplied by zero."
         )
-    warn_user("training_step returned None: this batch changes no weights. Is `return loss` missing at its end?")
+    message = "`training_step` returned `None`: this batch changes no weights. Is `return loss` missing at its end?"
+    if message not in Closure.warning_cache:
+        Closure.warning_cache.add(message)
+        warn_user(message)
 
 
 def optimize_manually(loop: _TrainingEpochLoop, batch: Any, batch_idx: int) -> Any:

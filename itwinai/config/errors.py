@@ -29,6 +29,7 @@ from itwinai.config.source import (
     SWITCHES,
     Given,
     flags_of,
+    given_by,
     read_config,
 )
 from itwinai.errors import did_you_mean, nearest
@@ -40,6 +41,19 @@ _WIDTH = 100
 _OTHER_COMMANDS = ("tune", "benchmark", "slurm", "config", "checkpoint", "doctor", "install", "plugins")
 _MANY = 20  # names that are not listed where one of them was probably meant
 _NO_VALUE = object()
+# Values that other libraries use, with ours.
+_SAME = {
+    "fp16": "16-mixed",
+    "float16": "16-mixed",
+    "half": "16-mixed",
+    "amp": "16-mixed",
+    "mixed": "16-mixed",
+    "bfloat16": "bf16-mixed",
+    "fp32": "32-true",
+    "float32": "32-true",
+    "float64": "64-true",
+    "double": "64-true",
+}
 
 
 @dataclass
@@ -82,6 +96,13 @@ def mistake_in_flags(
             continue
         name = SHORT_FLAGS.get(flag, flag)
         argument = flags.get(name)
+        if name.startswith("--trainer.callbacks.") and name.split(".")[2].isdigit():
+            rest = ".".join(name.split(".")[3:]) or "NAME"
+            return (
+                f"{flag}: a flag cannot name a callback by its number (the paths of `itwinai tune` can). Set {rest} in "
+                f"the config, or in a second one (-c CONFIG -c more.yaml); --trainer.callbacks.{rest} sets it for the "
+                "last callback."
+            )
         if argument is None and not _reaches_into(name, known):
             return (
                 f"{flag}: there is no such flag.{_flag_meant(flag, shown)} `itwinai fit --help` shows what most people "
@@ -129,8 +150,9 @@ def failure_in_class(error: BaseException, config: Given) -> str | None:
         The user's frames and the exception; or the exception alone where frameworks refuse what the config says; None
         where neither is so.
     """
-    while error.__cause__ is not None and "Union subtypes" in str(error):
-        error = error.__cause__  # jsonargparse tries types one by one, and tells of all of them
+    # jsonargparse tries types one by one and tells of all of them, and may hide where a class failed.
+    while error.__cause__ is not None and ("Union subtypes" in str(error) or "Problem with given class" in str(error)):
+        error = error.__cause__
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if is_users(frame.filename)]
     kind = type(error).__name__
@@ -138,6 +160,8 @@ def failure_in_class(error: BaseException, config: Given) -> str | None:
         made = _class_that_was_made(error, config)
         lines = [line for frame in own[-3:] for line in _frame_text(frame)]
         message = f"{kind}: {textwrap.shorten(str(error), 400)}"
+        if "before Module.__init__() call" in str(error):
+            message = f"call super().__init__() first in its __init__ ({error})."
         head = f"{made} failed: {message}" if made else message
         return "\n".join([head, *lines, f"{FULL_TRACEBACK}=1 shows all frames."])
     if kind not in ("MisconfigurationException", "ValueError", "TypeError", "ModuleNotFoundError", "ImportError"):
@@ -231,7 +255,7 @@ def _value(given: Given, hint: Any, key: str, root: Given | None = None) -> Iter
         yield _Mistake(given.at, key, why)
         return
     choices = [choice for one in _members(hint) if get_origin(one) is Literal for choice in get_args(one)]
-    meant = did_you_mean(value, map(str, choices)) if choices and isinstance(value, str) else ""
+    meant = did_you_mean(_SAME.get(value, value), map(str, choices)) if choices and isinstance(value, str) else ""
     yield _Mistake(
         given.at,
         key,
@@ -262,7 +286,7 @@ def _class_value(
             else:
                 yield _Mistake(one.at, f"{key}.{name}", f"{text} Arguments of {path} are below it.")
             return
-    found = _imported(path, classes)
+    found = _imported(path, classes, spec["class_path"].at)
     if isinstance(found, str):
         yield _Mistake(spec["class_path"].at, f"{key}.class_path", found)
         return
@@ -285,7 +309,8 @@ def _arguments_of(
     arguments = _class_arguments(cls, skipped)
     if arguments is None:
         return
-    accepted = _wrapped(f"Accepted: {', '.join(map(_argument_text, arguments.values())) or 'no arguments'}", "  ")[:8]
+    texts = [_argument_text(one) for one in arguments.values() if one.default != "==SUPPRESS=="]
+    accepted = _wrapped(f"Accepted: {', '.join(texts) or 'no arguments'}", "  ")[:8]
     args = spec.get("init_args", Given("", {}))
     at = spec["class_path"].at
     if args.value is not None and not isinstance(args.value, dict):
@@ -361,28 +386,50 @@ def _without_class(given: Given, classes: Sequence[type], key: str, root: Given 
 def no_model(arguments: Sequence[str]) -> str:
     """Return the message for a command line without a model."""
     files = [value for flag, value in flags_of(arguments) if flag in CONFIG_FLAGS]
-    found = class_here("LightningModule", {}) or "module.Class"
+    found, others = _classes_to_name("LightningModule", given_by(arguments).find("data"))
     if not files:
-        here = sorted(str(path) for pattern in ("*.yaml", "*.yml") for path in Path().glob(pattern))
+        here = sorted((str(path) for pattern in ("*.yaml", "*.yml") for path in Path().glob(pattern)), key=_by_name)
         hint = f" Config files here: {', '.join(here[:5])}." if here else ""
         return f"no config is given. Give one with -c CONFIG, or name classes: --model {found}.{hint}"
     return (
-        f"{files[-1]}: there is no section 'model'. Write\n  model:\n    class_path: {found}\nor give --model {found}."
+        f"{files[-1]}: there is no section 'model'. Write\n  model:\n    class_path: {found}{others}\n"
+        f"or give --model {found}."
     )
 
 
-def no_data(model: str, loader: str) -> str:
+def no_data(model: type, loader: str) -> str:
     """Return the message for a run without data.
 
     Args:
-        model: name of the model's class.
+        model: the model's class.
         loader: the method that gives the data.
     """
-    found = class_here("LightningDataModule", {}) or "module.Class"
+    path = f"{model.__module__}.{model.__name__}"
+    found, others = _classes_to_name("LightningDataModule", Given("", {"class_path": Given("", path)}))
     return (
-        f"there is no data: the config has no section 'data', and {model} has no {loader}. Write\n  data:\n"
-        f"    class_path: {found}\nor give --data {found}."
+        f"there is no data: the config has no section 'data', and {model.__name__} has no {loader}. Write\n  data:\n"
+        f"    class_path: {found}{others}\nor give --data {found}."
     )
+
+
+def _by_name(path: str) -> tuple[bool, str]:
+    """Sort ``config.yaml`` before the others."""
+    return Path(path).stem != "config", path
+
+
+def _classes_to_name(base: str, other: Given | None) -> tuple[str, str]:
+    """Return the class that a missing section probably is of, and a comment with further ones.
+
+    Args:
+        base: name of what it is derived from.
+        other: the section that is there: its file counts before others.
+    """
+    section = other.find("class_path") if other is not None else None
+    file = str(section.value).rpartition(".")[0] if section is not None else ""
+    found = sorted(_derived_here(base), key=lambda path: path.rpartition(".")[0] != file)
+    if not found:
+        return "module.Class", ""
+    return found[0], f"  # or {', '.join(found[1:5])}" if found[1:] else ""
 
 
 def class_here(base: str, arguments: Mapping[str, Any]) -> str | None:
@@ -393,17 +440,24 @@ def class_here(base: str, arguments: Mapping[str, Any]) -> str | None:
         arguments: names of arguments that it has.
     """
     best: tuple[float, str] | None = None
+    for path, names in _derived_here(base).items():
+        share = sum(name in names for name in arguments) / max(len(arguments), 1)
+        if best is None or share > best[0]:
+            best = share, path
+    return None if best is None else best[1]
+
+
+def _derived_here(base: str) -> dict[str, list[str]]:
+    """Return the classes in files of the current folder that are derived from one, with their arguments."""
+    derived: dict[str, list[str]] = {}
     found = _classes_here()
     for path, (bases, names) in found.items():
         line = set(bases)
         for other, (its_bases, _) in found.items():  # what it inherits from a class of the user's own
             line |= set(its_bases) if other.rpartition(".")[2] in bases else set()
-        if base not in line:
-            continue
-        share = sum(name in names for name in arguments) / max(len(arguments), 1)
-        if best is None or share > best[0]:
-            best = share, path
-    return None if best is None else best[1]
+        if base in line:
+            derived[path] = names
+    return derived
 
 
 def _classes_here() -> dict[str, tuple[list[str], list[str]]]:
@@ -423,8 +477,8 @@ def _classes_here() -> dict[str, tuple[list[str], list[str]]]:
     return found
 
 
-def _imported(path: Any, classes: Sequence[type]) -> Any:
-    """Return the class of a path; or, as a text, why there is none."""
+def _imported(path: Any, classes: Sequence[type], at: str = "") -> Any:
+    """Return the class of a path, which a config has at some place; or, as a text, why there is none."""
     if not isinstance(path, str):
         return f"{path!r} is not a path of a class. Accepted: text as module.Class."
     module, _, name = path.rpartition(".")
@@ -449,6 +503,12 @@ def _imported(path: Any, classes: Sequence[type]) -> Any:
                 *(f"{one.__module__}.{one.__name__}" for base in classes for one in _subclasses(base)),
             ]
             folder = "" if "." in error.name else f" in {Path.cwd()} or among the installed packages"
+            beside = Path(at.rpartition(":")[0]).parent if at and at[0] != "-" else Path()
+            if beside != Path() and any((beside / one).exists() for one in (f"{error.name}.py", error.name)):
+                return (
+                    f"there is no module '{error.name}'{folder}. There is one beside the config: run itwinai in "
+                    f"{beside}, or set PYTHONPATH={beside}."
+                )
             meant = did_you_mean(path, candidates) if nearest(path, candidates, 0.7) else ""
             return f"there is no module '{error.name}'{folder}.{meant}"
         return _import_failure(module, error)

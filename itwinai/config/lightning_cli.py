@@ -67,6 +67,10 @@ PREDICTIONS_LOST = """\
 itwinai: nothing keeps the predictions of this run: add --output predictions.parquet (or .zarr, .pt, .safetensors),
 unless your predict_step writes them itself.
 """
+_ELSE = {
+    "test": ("val_dataloader", ", or evaluate the validation data: itwinai validate"),
+    "validate": ("test_dataloader", ", or evaluate the test data: itwinai test"),
+}
 _OF_SUBCOMMANDS = ("ckpt_path", "weights_only", "verbose", "return_predictions", *OUTPUT_ARGUMENTS)
 
 
@@ -207,7 +211,13 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
 
     def _check_data(self, loader: str) -> None:
         if self.datamodule is None and not is_overridden(loader, self.model):
-            raise ConfigurationError(no_data(type(self.model).__name__, loader))
+            raise ConfigurationError(no_data(type(self.model), loader))
+        owners = [one for one in (self.datamodule, self.model) if one is not None]
+        if loader != "predict_dataloader" and not any(is_overridden(loader, one) for one in owners):
+            command = str(self.config["subcommand"])
+            other, hint = _ELSE.get(command, ("", ""))
+            hint = hint if other and any(is_overridden(other, one) for one in owners) else ""
+            raise ConfigurationError(f"itwinai {command}: {type(owners[0]).__name__} has no {loader}. Write one{hint}.")
 
     def after_validate(self) -> None:
         """Write the metrics."""

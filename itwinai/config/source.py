@@ -309,6 +309,17 @@ def _syntax_error(error: yaml.YAMLError, text: str, name: str) -> str:
     line = lines[mark.line] if mark.line < len(lines) else ""
     problem = str(getattr(error, "problem", "") or error)
     begun = getattr(error, "context_mark", None)
+    before = mark.line - 1
+    while before >= 0 and not lines[before].strip():
+        before -= 1
+    if "<block end>" in problem and before >= 0 and _key_of(line) and _key_of(lines[before]):
+        steps = [len(one) - len(one.lstrip(" ")) for one in (lines[before], line)]
+        if steps[0] > steps[1] and not lines[before].rstrip().endswith(":"):
+            return (
+                f"{name}:{before + 1}: '{_key_of(lines[before])}' is indented by {steps[0]} spaces, and "
+                f"'{_key_of(line)}' after it (line {mark.line + 1}) by {steps[1]}. Keys of one section start in the "
+                f"same column.\n    {lines[before]}\n    {line}"
+            )
     if "\t" in line[: mark.column + 1]:
         reason = "there is a tab. YAML is indented with spaces."
     elif begun is not None and begun.line != mark.line:
@@ -321,3 +332,9 @@ def _syntax_error(error: yaml.YAMLError, text: str, name: str) -> str:
     else:
         reason = f"this is not valid YAML: {problem}. Check the indentation, and quote text that contains ': '."
     return f"{name}:{mark.line + 1}: {reason}\n    {line}".replace("\t", "<tab>").rstrip()
+
+
+def _key_of(line: str) -> str:
+    """Return the key of a line, or nothing."""
+    found = re.match(r" *([\w.-]+):(?: |$)", line)
+    return found[1] if found else ""

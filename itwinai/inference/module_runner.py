@@ -69,7 +69,9 @@ class ModuleRunner:
         try:
             output = self._predict(inputs)
         except Exception as error:
-            add_note(error, f"{self._called()} was called with {rows.description(inputs)}.{self._hint(inputs)}")
+            add_note(
+                error, f"{self._called()} was called with {rows.description(inputs)}.{self._hint(inputs, failed=True)}"
+            )
             raise
         form = rows.form_of(inputs, sizes=False)
         layout = self._layouts.get(form)
@@ -124,7 +126,9 @@ class ModuleRunner:
     def _called(self) -> str:
         return f"{type(self.module).__name__}.{self._method}"
 
-    def _hint(self, inputs: Any) -> str:
+    def _hint(self, inputs: Any, failed: bool = False) -> str:
+        if failed and isinstance(inputs, (tuple, list)):
+            return " The first dimension counts the samples: for a single one pass (x[None],)."
         if not isinstance(inputs, Tensor) or self.function == self.module.forward:
             return ""
         return (

@@ -14,6 +14,7 @@ from itwinai.cli.main import main
 
 MODULE = "mistaken_river"  # imported in this process: a name that no other test has
 SOURCE = """
+import torch
 import lightning.pytorch as pl
 
 
@@ -25,6 +26,11 @@ class River(pl.LightningModule):
 class Strict(River):
     def __init__(self, gauge: str, hidden: int = 16):
         super().__init__()
+
+
+class NoSuper(pl.LightningModule):
+    def __init__(self, hidden: int = 16):
+        self.layer = torch.nn.Linear(1, hidden)
 
 
 class Broken(River):
@@ -154,6 +160,17 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         ("logger: false", f"{CALLBACK}EarlyStopping", "EarlyStopping needs the argument 'monitor'"),
         (".River", ".Broken", "config.yaml:7: {}.Broken failed: ValueError: hidden has to be even, not 8 File"),
+        (
+            ".River",
+            ".NoSuper",
+            "{}.NoSuper failed: call super().__init__() first in its __init__ (cannot assign module",
+        ),
+        (
+            "  max_epochs",
+            "   max_epochs",
+            "config.yaml:3: 'max_epochs' is indented by 3 spaces, and 'accelerator' after",
+        ),
+        ("logger: false", "precision: fp16", "'fp16' is not accepted here. Did you mean '16-mixed'?"),
     ],
 )
 def test_mistakes_in_a_config(old: str, new: str, told: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,6 +226,13 @@ def test_whole_configs(text: str, told: str, folder: Path, capsys: pytest.Captur
             [*FIT, "--trainer.max_epochs"],
             "--trainer.max_epochs: the value is missing. Accepted: a whole number or null.",
         ),
+        (
+            [*FIT, "--trainer.callbacks.1.patience", "1"],
+            "a flag cannot name a callback by its number (the paths of `itwinai tune` can). Set patience in the config",
+        ),
+        (FIT, "itwinai fit: Data has no train_dataloader. Write one."),
+        (["test", *FIT[1:]], "itwinai test: Data has no test_dataloader. Write one."),
+        ([*FIT, "--devices", "2", "--trainer.accelerator", "gpu"], "with devices=2 needs 2 GPUs, and torch"),
         ([*FIT, "--devices", "-3"], "--devices: devices=-3 is not a number of workers. Give 1 or more"),
         ([*FIT, "--devices", "two"], "--devices: devices=two is not a number of workers. Give 1 or more"),
         ([*FIT, "--strategy", "hovorod"], "--strategy: There is no strategy named 'hovorod'. Did you mean 'horovod'?"),
@@ -303,7 +327,31 @@ def test_arguments_that_a_checkpoint_overrides(folder: Path, capsys: pytest.Capt
         main(argv)
     # A script has saved it, and not the command.
     torch.save({"hyper_parameters": {"hidden": 4}}, folder / "model.ckpt")
-    assert "No `validation_step()`" in refused(argv, capsys)  # it has come as far as that
+    assert "Data has no val_dataloader" in refused(argv, capsys)  # it has come as far as that
+    torch.save({"hyper_parameters": {"_class_path": f"{MODULE}.NoSuper", "hidden": 4}}, folder / "model.ckpt")
+    told = refused([*argv, "--model", f"{MODULE}.River"], capsys)
+    assert f"--model: the model is {MODULE}.River, and the checkpoint model.ckpt is one of {MODULE}.NoSuper" in told
+
+
+def test_the_class_of_a_missing_section_is_looked_for_where_the_other_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "a_file_before.py").write_text(SOURCE)
+    (folder / "config.yaml").write_text(CONFIG.partition("data:")[0])
+    assert f"class_path: {MODULE}.Data # or a_file_before.Data or give --data {MODULE}.Data." in refused(FIT, capsys)
+
+
+def test_a_config_of_another_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = CONFIG.replace(MODULE, "a_module_over_there")
+    (folder / "config.yaml").write_text(text)
+    (folder / "a_module_over_there.py").write_text(SOURCE)
+    (folder / "below").mkdir()
+    monkeypatch.chdir(folder / "below")
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(folder)])
+    told = refused(["fit", "-c", "../config.yaml"], capsys)
+    assert "There is one beside the config: run itwinai in .., or set PYTHONPATH=..." in told
 
 
 def test_mistakes_in_several_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
