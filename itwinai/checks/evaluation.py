@@ -22,7 +22,10 @@ def check(session: Session) -> str:
     reference = session.reference()
     if "validate" in reference.not_evaluated:
         raise NotApplicableError(reference.not_evaluated["validate"])
-    first, *others = [one for one in reference.evaluated if one.metrics]
+    evaluated = [one for one in reference.evaluated if one.metrics]
+    if not evaluated:
+        raise NotApplicableError("validation logs nothing")
+    first, *others = evaluated
     others += [one for one in two_workers(session) if one.metrics]
     for other in others:
         for key in differing(other.metrics, first.metrics):

@@ -24,7 +24,10 @@ def check(session: Session) -> str:
     reference = session.reference()
     if "predict" in reference.not_evaluated:
         raise NotApplicableError(reference.not_evaluated["predict"])
-    first, *others = [one for one in reference.evaluated if one.predictions]
+    predicted = [one for one in reference.evaluated if one.predictions]
+    if not predicted:
+        raise NotApplicableError("predict_step returns nothing")
+    first, *others = predicted
     others += _two_workers(session)
     expected = rows(first.predictions)
     if not expected or any(len(value) != reference.predicted_samples for value in expected.values()):
