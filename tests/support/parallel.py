@@ -1,4 +1,4 @@
-"""Tests side by side: ``pytest --jobs 2`` collects once, and runs each file in a copy of the process that has.
+"""Tests side by side: ``pytest --jobs 3`` collects once, and runs each file in a copy of the process that has.
 
 A copy has all that is imported, and none of what the tests of other files leave behind: threads, a Ray, settings of
 the process. So its own workers can be copies of it, which those of a process with threads, as in pytest-xdist, cannot.
