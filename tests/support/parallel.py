@@ -29,6 +29,8 @@ from tests.support.warm import WARM
 # The files that take longest are begun with, in this order, for none to be left alone at the end.
 LONGEST = (
     "test_situations",
+    "test_requeue",
+    "test_jobs",
     "test_runs",
     "test_tuner",
     "test_parity",
