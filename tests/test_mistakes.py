@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import traceback
 from collections.abc import Callable
@@ -62,12 +63,8 @@ def trainer() -> ItwinaiTrainer:
 @pytest.mark.parametrize(
     ("run", "told"),
     [
-        (lambda: trainer().fit(Regression(), Windows()), r"got a Dataset \(Windows\).*DataLoader\(dataset"),
         (lambda: trainer().fit(Regression(), np.ones(3)), r"got data \(ndarray\) where a DataLoader.*TensorDataset"),
-        (lambda: trainer().fit(Regression(), (torch.ones(3), torch.ones(3))), r"got data \(Tensor\)"),
         (lambda: trainer().fit(Regression(), loader(8), np.ones(3)), r"got data \(ndarray\)"),
-        (lambda: trainer().predict(Regression(), [Windows()]), r"got a Dataset \(Windows\)"),
-        (lambda: trainer().fit(Regression(), Data(Windows())), r"Data\.train_dataloader returned a Dataset \(Windows"),
         (lambda: trainer().fit(Regression(), Data()), r"Data\.train_dataloader returned None\. Return a DataLoader"),
         (lambda: trainer().fit(Data(), Regression()), r"Data is data\. Write trainer\.fit\(module, datamodule\)"),
         (
@@ -107,7 +104,38 @@ def test_a_line_below_the_exception_says_what_to_do(run: Callable[[], Any], note
     assert raised.value.__cause__ is None
 
 
+@pytest.mark.parametrize(
+    ("run", "told"),
+    [
+        (lambda: trainer().fit(Regression(), Windows()), r"got a Dataset \(Windows\): .*DataLoader\(dataset"),
+        (lambda: trainer().fit(Regression(), (torch.ones(3), torch.ones(3))), r"got a Tensor: .*TensorDataset"),
+        (lambda: trainer().predict(Regression(), [Windows()]), r"got a Dataset \(Windows\)"),
+        (lambda: trainer().fit(Regression(), Data(Windows())), r"Data\.train_dataloader returned a Dataset \(Windows"),
+    ],
+)
+def test_items_that_are_taken_as_batches_are_warned_of(
+    run: Callable[[], Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("itwinai.warn._shown", {})
+    with pytest.warns(UserWarning, match=told), contextlib.suppress(Exception):  # what comes of it is the module's
+        run()
+
+
+class Batches(Dataset[Any]):
+    """A dataset whose items are whole batches."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        if index >= len(self):
+            raise IndexError
+        return next(iter(loader(8)))
+
+
 def test_datasets_of_batches_and_streams_are_loaders() -> None:
+    trainer().fit(Regression(), Batches())
+
     class Stream(torch.utils.data.IterableDataset[Any]):
         def __iter__(self) -> Any:
             return iter(loader(8))

@@ -1,4 +1,4 @@
-"""What is given in the place of a DataLoader, and is none: a dataset, an array, nothing."""
+"""What is given in place of a DataLoader: a dataset, an array, nothing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from itwinai.errors import WrongTypeError
+from itwinai.warn import warn_user
 
 
 def check_loaders(loaders: Any, hook: str = "", owner: object = None) -> None:
-    """Raise an error for data that Lightning would iterate as if each element were a batch.
+    """Warn of data that Lightning iterates as if each element were a batch; raise an error where that cannot be meant.
 
     Args:
         loaders: what was passed to the trainer, or returned by a hook: one loader, or lists and dicts of them.
@@ -21,18 +22,23 @@ def check_loaders(loaders: Any, hook: str = "", owner: object = None) -> None:
         owner: the object whose method that is.
 
     Raises:
-        WrongTypeError: a hook returned nothing; or there is a dataset, an array, a tensor or a DataFrame.
+        WrongTypeError: a hook returned nothing; or there is an array or a DataFrame.
     """
     came = f"{type(owner).__name__}.{hook} returned " if hook else "the trainer got "
     if loaders is None and hook:
         raise WrongTypeError(f"{came}None. Return a DataLoader: is the `return` missing?")
     for one in _leaves(loaders):
         if isinstance(one, Dataset) and not isinstance(one, IterableDataset):
-            raise WrongTypeError(
-                f"{came}a Dataset ({type(one).__name__}), which has single samples and no batches. Wrap it: "
-                "DataLoader(dataset, batch_size=32); batch_size=None if each of its items is a whole batch."
+            warn_user(
+                f"{came}a Dataset ({type(one).__name__}): each of its items is taken as a whole batch. If they are "
+                "single samples, wrap it: DataLoader(dataset, batch_size=32)."
             )
-        if isinstance(one, (np.ndarray, Tensor)) or _is_frame(one):
+        if isinstance(one, Tensor):
+            warn_user(
+                f"{came}a Tensor: each of its rows is taken as a whole batch. If they are single samples, write "
+                "DataLoader(TensorDataset(x, y), batch_size=32)."
+            )
+        if isinstance(one, np.ndarray) or _is_frame(one):
             raise WrongTypeError(
                 f"{came}data ({type(one).__name__}) where a DataLoader or a datamodule belongs. Make a loader: "
                 "DataLoader(TensorDataset(torch.as_tensor(x), torch.as_tensor(y)), batch_size=32)."

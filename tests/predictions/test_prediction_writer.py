@@ -112,7 +112,7 @@ def test_resumed_after_an_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """What was predicted is not predicted again, with another batch size and several workers."""
     output = tmp_path / "p.parquet"
     assert interrupt(output, monkeypatch) == list(range(12))
-    assert "the same call resumes it" in caplog.text
+    assert "run the same call to resume" in caplog.text
     predict(output, Model(fails_at=5.0), loader(batch_size=7), "ddp", 2)  # sample 5 is done
     assert values(output) == [2.0 * one for one in range(20)]
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["p.parquet", "p.parquet.json"]

@@ -315,7 +315,7 @@ SITUATIONS = (
     Situation(
         "Early stopping monitors a value of each worker by itself",
         stopping_monitors_own,
-        {"ddp": "UnequalValuesError which EarlyStopping monitors"},
+        {"ddp": "UnequalValuesError EarlyStopping monitors"},
     ),
     Situation(
         "`self.all_gather` in a validation whose last batch is uneven",

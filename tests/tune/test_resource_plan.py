@@ -224,12 +224,12 @@ def test_a_trial_that_has_no_room(resources: TrialResources, amounts: list[Amoun
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"workers": 0}, "cannot have 0 workers"),
+        ({"workers": 0}, "must be at least 1; got 0"),
         ({"per_worker": {"GPU": 2}}, "a worker uses one device. Ask for 2 workers per trial with 1 GPU each"),
         ({"workers": 2, "per_worker": {"GPU": 0.5}}, "cannot share a GPU"),
         ({"per_worker": {"gpus": 1}}, "no resource 'gpus'. Did you mean 'GPU'?"),
-        ({"per_worker": {"CPU": -1}}, "-1 of the resource 'CPU'"),
-        ({"per_worker": {"CPU": "two"}}, "'two' of the resource 'CPU'"),
+        ({"per_worker": {"CPU": -1}}, "resource 'CPU' per worker must be a number of at least 0; got -1"),
+        ({"per_worker": {"CPU": "two"}}, "resource 'CPU' per worker must be a number of at least 0; got 'two'"),
         ({"per_worker": {"CPU": 0}}, "needs nothing"),
         ({"per_worker": {"CPU": 1e-6}}, "steps of 0.0001"),
     ],

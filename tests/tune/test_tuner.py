@@ -260,7 +260,7 @@ def test_a_function_is_searched_over(tmp_path: Path) -> None:
         ({"overrides": {"trainer.max_epochs": "three"}}, r"'three' for 'trainer\.max_epochs'"),
         ({"num_sample": 3}, "Did you mean 'num_samples'"),
         ({"mode": "lowest"}, "'min' or 'max'"),
-        ({"workers_per_trial": 0}, "1 or more"),
+        ({"workers_per_trial": 0}, "at least 1"),
         ({"num_samples": -1}, "give a time_budget"),
         ({"time_budget": "soon"}, "write '90s'"),
         ({"space": {"model.lr": {"quniform": [8, 32, 8]}, "model.width": {"uniform": [8, 32]}}}, "a whole number"),
