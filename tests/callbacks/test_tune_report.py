@@ -195,8 +195,8 @@ def test_two_workers_report_once_and_stop_together(tmp_path: Path, strategy: str
         ({"on": "0steps"}, "not a moment to report at"),
         ({"mode": "low"}, "choose 'min' or 'max'"),
         ({"best_only": True}, "name the metrics"),
-        ({"checkpoint_every": -1}, "0 or more"),
-        ({"keep": 0}, "1 or more"),
+        ({"checkpoint_every": -1}, "at least 0"),
+        ({"keep": 0}, "at least 1"),
     ],
 )
 def test_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
