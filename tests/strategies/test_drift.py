@@ -109,7 +109,9 @@ def test_other_shape_or_freedom_is_found() -> None:
     mine = ({"a": (2, 3), "b": (1,)}, [0.1])
     drift.compare_trained([mine, ({"a": [2, 3], "b": [1]}, [0.1])], TRAINER)
     for others in ({"a": (2, 3)}, {"a": (2, 3), "b": (2,)}):
-        with pytest.raises(DriftError, match="Not all ranks train the same parameters in epoch 3, step 40: b exist, have"):
+        with pytest.raises(
+            DriftError, match="Not all ranks train the same parameters in epoch 3, step 40: b exist, have"
+        ):
             drift.compare_trained([mine, (others, [0.1])], TRAINER)
 
 
