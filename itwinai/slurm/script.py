@@ -17,7 +17,7 @@ JobKind = Literal["srun", "ray", "single"]
 """How a job starts its workers: by srun, a task for each; by a Ray cluster on its nodes; or its command does so."""
 
 NOTICE = 120
-"""Seconds before the time limit in which a run is to save: SLURM signals up to 60 s too late."""
+"""Seconds before the time limit when SLURM signals a run to save: it may signal up to 60 s earlier than asked."""
 
 
 @dataclass(frozen=True)
