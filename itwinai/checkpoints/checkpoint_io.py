@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
@@ -24,7 +25,7 @@ from itwinai.checkpoints.given_path import check_path
 from itwinai.checkpoints.naming import FOLDER, MODULE_CLASS, class_name_of
 from itwinai.collectives import gather_of
 from itwinai.compat import lightning_checkpoints, lightning_loops
-from itwinai.errors import CheckpointError, ConfigurationError
+from itwinai.errors import CheckpointError, ConfigurationError, MissingCheckpointError
 from itwinai.interfaces import Gathering
 from itwinai.launchers import slurm_job
 from itwinai.warn import warn_user
@@ -220,6 +221,12 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
             located: str | None = self.selected  # the workers have agreed on it already
             return located
         self.selected = located = self.trainer.strategy.broadcast(self._newest())
+        if located is None and self.trainer.state.fn != TrainerFn.FITTING:
+            folders = ", ".join(folders_of(self.trainer)) or "this run has no folder for checkpoints"
+            raise MissingCheckpointError(
+                f"ckpt_path='auto' finds no valid checkpoint ({folders}). Give the path of one; or leave ckpt_path out "
+                "to use the weights that the module has."
+            )
         if located is None:
             rank_zero_info("itwinai: there is no valid checkpoint yet; training starts from scratch")
         return located

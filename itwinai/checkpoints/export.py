@@ -37,7 +37,10 @@ def export(module: nn.Module, target: str | Path, example: Any = None) -> None:
     """
     target = Path(target)
     if target.suffix not in ENDINGS:
-        raise ConfigurationError(f"Unknown file extension in {target}: use .safetensors, .onnx or .pt2.")
+        raise ConfigurationError(
+            f"Unknown file extension in {target}: use .onnx or .pt2. `itwinai checkpoint export` also writes "
+            ".safetensors: the weights alone."
+        )
     if example is None:
         example = getattr(module, "example_input_array", None)
     if example is None:

@@ -507,7 +507,7 @@ def _imported(path: Any, classes: Sequence[type], at: str = "") -> Any:
             if beside != Path() and any((beside / one).exists() for one in (f"{error.name}.py", error.name)):
                 return (
                     f"there is no module '{error.name}'{folder}. There is one beside the config: run itwinai in "
-                    f"{beside}, or set PYTHONPATH={beside}."
+                    f"{beside}, or set PYTHONPATH={beside}"
                 )
             meant = did_you_mean(path, candidates) if nearest(path, candidates, 0.7) else ""
             return f"there is no module '{error.name}'{folder}.{meant}"

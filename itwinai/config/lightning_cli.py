@@ -178,7 +178,8 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
         if str(given.value).rpartition(".")[2] != used.rpartition(".")[2]:
             raise ConfigurationError(
                 f"{given.at}: the model is {given.value}, and the checkpoint {config['ckpt_path']} is one of {used}. "
-                f"Name a checkpoint of {given.value}, or this class: --model {used}."
+                f"Name a checkpoint of {given.value}, or this class: --model {used}. In Python, "
+                f"Predictor.load(path, {str(given.value).rpartition('.')[2]}) loads it into another class."
             )
 
     def add_subcommand_arguments(self, parser: LightningArgumentParser, subcommand: str) -> None:

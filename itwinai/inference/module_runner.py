@@ -128,7 +128,8 @@ class ModuleRunner:
 
     def _hint(self, inputs: Any, failed: bool = False) -> str:
         if failed and isinstance(inputs, (tuple, list)):
-            return " The first dimension counts the samples: for a single one pass (x[None],)."
+            number = rows.count_rows(inputs)
+            return f" The first dimension counts the samples, here {number}: for a single one pass (x[None],)."
         if not isinstance(inputs, Tensor) or self.function == self.module.forward:
             return ""
         return (

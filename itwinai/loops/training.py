@@ -7,12 +7,14 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch.distributed as dist
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
-from itwinai.checkpoints.checkpoint_io import ResumeState
+from itwinai.checkpoints.checkpoint_io import PortableCheckpointIO, ResumeState
+from itwinai.checkpoints.naming import EXTENSION, PREEMPTED
 from itwinai.checkpoints.state import StopPoint, training_samplers
 from itwinai.compat import (
     lightning_checkpoints,
@@ -426,6 +428,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
     def is_within_step(self) -> bool:
         """Return whether gradients wait for the next batch, and would be missing in a checkpoint that is saved here."""
         saves = any(isinstance(callback, Preemptible) for callback in lightning_trainer.callbacks(self.trainer))
+        saves = saves or _folder_of_lightning(self.trainer) is not None
         return saves and lightning_loops.is_accumulating(self.trainer)
 
     @override
@@ -518,4 +521,21 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         for callback in lightning_trainer.callbacks(trainer):
             if isinstance(callback, Preemptible):
                 callback.on_preemption(trainer, trainer.lightning_module)
+        if (folder := _folder_of_lightning(trainer)) is not None:
+            trainer.save_checkpoint(f"{folder}/{PREEMPTED}{EXTENSION}")
+            if isinstance(plugin := trainer.strategy.checkpoint_io, PortableCheckpointIO):
+                plugin.wait()
         raise stopped_by(signum)
+
+
+def _folder_of_lightning(trainer: Trainer) -> str | None:
+    """Return where a run that is stopped is saved if Lightning's own callbacks save checkpoints: they know no signals.
+
+    Returns:
+        None if a callback of ours saves it, or none saves anything.
+    """
+    callbacks = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+    if any(isinstance(one, Preemptible) for one in callbacks):
+        return None
+    folders = [str(one.dirpath) for one in callbacks if one.dirpath and (one.save_top_k or one.save_last)]
+    return folders[0].rstrip("/") if folders else None

@@ -43,7 +43,7 @@ class End(Enum):
     PREEMPTION = "a preemption"
     NODE_FAILURE = "a failure of a node"
     CANCELLED = "scancel"
-    STOPPED = "SIGTERM, which neither the time limit nor a preemption explains"
+    STOPPED = "SIGTERM, as by srun when a task has failed: its error is in the output above"
     FAILED = "a failure of the command"
 
     @property

@@ -18,7 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from itwinai import ItwinaiTrainer
 from itwinai.callbacks import ModelCheckpoint
-from itwinai.errors import CheckpointError
+from itwinai.errors import CheckpointError, MissingCheckpointError
 from tests.support.cases import Regression, loader, make_trainer
 
 SAMPLES, BATCH, EPOCHS = 30, 4, 4  # 8 steps per epoch, the last of two samples
@@ -182,12 +182,18 @@ class Sends(L.Callback):
             os.kill(os.getpid(), signal.SIGUSR1)
 
 
+@pytest.mark.parametrize("stock", [False, True])
 @pytest.mark.parametrize("batch", [0, 1, 2, 7])
-def test_signal_waits_for_the_whole_step(batch: int, tmp_path: Path) -> None:
+def test_signal_waits_for_the_whole_step(batch: int, stock: bool, tmp_path: Path) -> None:
+    saving = (
+        L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_epochs=2)
+        if stock
+        else ModelCheckpoint(tmp_path, every="2epochs")
+    )
     options = {"accumulate_grad_batches": 3, "enable_checkpointing": True}
     _, whole = run(LOADERS["shuffled"], [], accumulate_grad_batches=3)
     with pytest.raises(SystemExit):
-        run(LOADERS["shuffled"], [Sends(batch), ModelCheckpoint(tmp_path, every="2epochs")], **options)
+        run(LOADERS["shuffled"], [Sends(batch), saving], **options)
     _, resumed = run(LOADERS["shuffled"], [], tmp_path / "preempted.ckpt", accumulate_grad_batches=3)
     assert len(resumed.drawn) == (3 * 8 - (8 if batch == 7 else 3))
     for name, value in whole.state_dict().items():
@@ -295,6 +301,13 @@ def test_auto_takes_the_newest_valid_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="step=30.ckpt is damaged"):
         (tmp_path / "step=30.ckpt").write_bytes(b"")
         run(LOADERS["shuffled"], [], tmp_path / "step=30.ckpt")
+
+
+def test_auto_without_a_checkpoint_is_an_error_but_for_a_fit(tmp_path: Path) -> None:
+    trainer = make_trainer("auto", 1, callbacks=[ModelCheckpoint(tmp_path)], enable_checkpointing=True)
+    for entry_point in (trainer.validate, trainer.predict):
+        with pytest.raises(MissingCheckpointError, match="'auto' finds no valid checkpoint .*Give the path"):
+            entry_point(Random(), LOADERS["shuffled"](), ckpt_path="auto")
 
 
 @pytest.mark.parametrize("name", ["run", ""])

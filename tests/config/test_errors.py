@@ -351,7 +351,7 @@ def test_a_config_of_another_folder(
     monkeypatch.chdir(folder / "below")
     monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(folder)])
     told = refused(["fit", "-c", "../config.yaml"], capsys)
-    assert "There is one beside the config: run itwinai in .., or set PYTHONPATH=..." in told
+    assert "There is one beside the config: run itwinai in .., or set PYTHONPATH=.." in told
 
 
 def test_mistakes_in_several_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import MeanMetric
 
-from itwinai.checkpoints.naming import MODULE_CLASS
+from itwinai.checkpoints.naming import EXTENSION, MODULE_CLASS, PREEMPTED
 from itwinai.checkpoints.state import KEY
 from itwinai.profiling.step_timer import StepClock
 from tests.loops.freezing import bits, freeze
@@ -837,6 +837,10 @@ def run(scenario: Scenario, trainer_class: type[Trainer], folder: Path) -> dict[
             if loaders is not None:
                 _attempt(journal, scenario.after, trainer, module, lambda: entry_point(module, loaders, verbose=False))
             ends.append(see_end(trainer, module))
+        for path in folder.glob(
+            f"**/{PREEMPTED}{EXTENSION}"
+        ):  # of a run that SIGTERM stops, which lightning does not save
+            path.unlink()
         checkpoints = {
             str(path.relative_to(folder)): freeze(lightnings_part(path)) for path in sorted(folder.glob("**/*.ckpt"))
         }
@@ -852,6 +856,8 @@ def run(scenario: Scenario, trainer_class: type[Trainer], folder: Path) -> dict[
         shutil.rmtree(folder)
     # lightning saves in the midst of hooks, and we when all are done.
     saving = [entry[:2] for entry in journal.entries if is_about_saving(entry)]
+    if any(action.what == "terminate" for action in scenario.actions):
+        saving = []
     entries = [entry for entry in journal.entries if not is_about_saving(entry)]
     return {"entries": entries, "saving": saving, "ends": ends, "checkpoints": checkpoints, "files": files}
 

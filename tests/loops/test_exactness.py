@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from lightning.pytorch import Trainer
 
 from itwinai import ItwinaiTrainer
@@ -58,6 +58,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(scenario: Scenario, folder: Path) -> dict[str, Any]:
     """Run a scenario under both trainers and compare."""
+    # Where SIGTERM stops a run that saves checkpoints, ours ends the optimizer step first, and lightning does not.
+    saves = any(extra.startswith("checkpoint") for extra in scenario.extras)
+    does = {action.what for action in scenario.actions}
+    accumulates = "accumulation" in scenario.extras or "accumulate_grad_batches" in dict(scenario.options)
+    assume(not (saves and "terminate" in does and (accumulates or "accumulate" in does)))
     stock = run(scenario, Trainer, folder / "run")
     lean = run(scenario, ItwinaiTrainer, folder / "run")
     found = difference(stock, lean)
