@@ -264,7 +264,7 @@ def summarize(rows: Sequence[Row]) -> str:
 
 
 def succeeded(rows: Sequence[Row]) -> bool:
-    """Tell whether no run failed and all weights agree."""
+    """Return whether no run failed and all weights agree."""
     return not any(row.error or (row.difference or 0.0) > TOLERANCE for row in rows)
 
 

@@ -168,9 +168,8 @@ class TimedProgressBar(TQDMProgressBar):
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not (trainer.sanity_checking or self._writes_lines):
-            self.train_progress_bar.n = (
-                trainer.fit_loop.batch_idx + 1
-            )  # it does not move during validation, and would lag
+            # It does not move during validation, and would lag.
+            self.train_progress_bar.n = trainer.fit_loop.batch_idx + 1
         super().on_validation_start(trainer, pl_module)
         self._restart()
 

@@ -11,7 +11,7 @@ from itwinai.checks.subject import Built, Subject
 
 
 def is_iterable(subject: Subject) -> bool:
-    """Tell whether the training data is an iterable dataset, which no sampler can deal out."""
+    """Return whether the training data is an iterable dataset, which no sampler can deal out."""
     return isinstance(getattr(_training_loader(subject.build()), "dataset", None), IterableDataset)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from itwinai.checks.differences import differing
-from itwinai.checks.processes import RunFailedError
 from itwinai.checks.recorder import read_logged_keys
 from itwinai.checks.session import Session
 from itwinai.checks.training import Evaluated
@@ -43,10 +42,8 @@ def ways(evaluated: Sequence[Evaluated]) -> str:
 
 def two_workers(session: Session) -> list[Evaluated]:
     """Return what two workers have evaluated with the weights of one process; nothing if they do not train."""
-    try:
-        return session.group("ddp")[0].evaluated if session.subject.options.get("use_distributed_sampler", True) else []
-    except RunFailedError:
-        return []
+    ranks = session.two_workers() if session.subject.options.get("use_distributed_sampler", True) else []
+    return ranks[0].evaluated if ranks else []
 
 
 def _fail(session: Session, key: str, first: Evaluated, other: Evaluated) -> None:

@@ -6,7 +6,6 @@ import torch
 
 from itwinai.checks.differences import rows
 from itwinai.checks.evaluation import ways
-from itwinai.checks.processes import RunFailedError
 from itwinai.checks.session import WORKERS, Session
 from itwinai.checks.source_lines import method_line
 from itwinai.checks.training import Evaluated
@@ -40,10 +39,7 @@ def check(session: Session) -> str:
 
 
 def _two_workers(session: Session) -> list[Evaluated]:
-    try:
-        ranks = session.group("ddp")
-    except RunFailedError:
-        return []  # logged_keys and same_weights tell
+    ranks = session.two_workers()
     predictions = [next((one.predictions for one in rank.evaluated if one.predictions), []) for rank in ranks]
     return [Evaluated(f"{WORKERS} workers", predictions=interleave(predictions))] if any(predictions) else []
 

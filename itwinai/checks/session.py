@@ -115,6 +115,13 @@ class Session:
         made: list[Trained] = self._once(strategy, f"training under {strategy}", lambda: self._group(strategy, run))
         return made
 
+    def two_workers(self) -> list[Trained]:
+        """Return what two workers under DDP have left, by rank; nothing if they fail, which other checks tell."""
+        try:
+            return self.group("ddp")
+        except RunFailedError:
+            return []
+
     def resumed_group(self, strategy: str, checkpoint: str) -> Trained:
         """Return what a strategy makes of a checkpoint of the reference."""
         run = Run(self.root, strategy, WORKERS, resume=str(self.checkpoint(checkpoint)))

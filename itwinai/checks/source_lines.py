@@ -24,7 +24,7 @@ def place(file: str, line: int) -> str:
 
 
 def shown(file: str) -> bool:
-    """Tell whether a file is one that the user may have written."""
+    """Return whether a file is one that the user may have written."""
     return is_users(file)
 
 
@@ -108,7 +108,7 @@ _CHANGING = ("append", "extend", "add", "update", "insert", "pop", "clear", "set
 
 
 def _changes(node: ast.AST, name: str) -> bool:
-    """Tell whether a statement assigns ``self.NAME``, a part of it, registers it, or calls what changes it."""
+    """Return whether a statement assigns ``self.NAME``, a part of it, registers it, or calls what changes it."""
     targets: list[ast.expr] = []
     if isinstance(node, ast.Assign):
         targets = [part for target in node.targets for part in getattr(target, "elts", [target])]

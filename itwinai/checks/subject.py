@@ -74,7 +74,7 @@ class Built:
         return self.data if isinstance(self.data, L.LightningDataModule) else None
 
     def has_loader(self, stage: str) -> bool:
-        """Tell whether there is data for ``train``, ``val`` or ``predict``."""
+        """Return whether there is data for ``train``, ``val`` or ``predict``."""
         if isinstance(self.data, tuple):
             return self.data[{"train": 0}.get(stage, 1)] is not None
         return any(is_overridden(f"{stage}_dataloader", one) for one in (self.module, self.data) if one is not None)

@@ -289,7 +289,7 @@ def open_runs(trainer: Trainer) -> None:
 
 
 def can_continue_run(logger: Logger) -> bool:
-    """Tell whether a logger has yet to open a run, and could continue one: lightning's of MLflow and W&B."""
+    """Return whether a logger has yet to open a run, and could continue one: lightning's of MLflow and W&B."""
     if isinstance(logger, MLFlowLogger):
         return logger._run_id is None
     if isinstance(logger, WandbLogger):

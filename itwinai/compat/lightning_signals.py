@@ -109,7 +109,7 @@ def signal_connector(trainer: Trainer) -> SignalConnector:
 
 
 def asks_to_requeue(trainer: Trainer) -> bool:
-    """Tell whether SLURM has asked to have the job queued again, as it does before the time limit."""
+    """Return whether SLURM has asked to have the job queued again, as it does before the time limit."""
     connector = trainer._signal_connector
     return isinstance(connector, SignalConnector) and connector.requeues
 

@@ -17,7 +17,7 @@ _PAUSE = 0.5
 
 
 def spans_nodes(world_size: int) -> bool:
-    """Tell whether torchrun, srun or their like say that there are workers on other nodes too.
+    """Return whether torchrun, srun or their like say that there are workers on other nodes too.
 
     Args:
         world_size: number of workers.
@@ -162,7 +162,7 @@ def own_address(variable: str = "GLOO_SOCKET_IFNAME") -> str:
 
 
 def _is_own(address: str) -> bool:
-    """Tell whether an address is one of this machine."""
+    """Return whether an address is one of this machine."""
     with suppress(OSError):
         family, kind, _, _, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:

@@ -24,8 +24,8 @@ SUPERVISED_SINCE = "ITWINAI_SLURM_SINCE"
 
 
 def inside_slurm_step() -> bool:
-    """Tell whether srun has started this process, as a task of a step."""
-    return os.environ.get("SLURM_STEP_ID", os.environ.get("SLURM_STEPID", "")).isdigit()
+    """Return whether srun has started this process, as a task of a step."""
+    return _step().isdigit()
 
 
 def job_id() -> str:
@@ -49,8 +49,7 @@ def run_name() -> str | None:
         return os.environ[SUPERVISED_RUN]
     if not inside_slurm_step() or "SLURM_JOB_ID" not in os.environ:
         return None
-    step = os.environ.get("SLURM_STEP_ID", os.environ.get("SLURM_STEPID", ""))
-    return f"{os.environ.get('SLURM_CLUSTER_NAME', 'slurm')}-{job_id()}.{step}"
+    return f"{os.environ.get('SLURM_CLUSTER_NAME', 'slurm')}-{job_id()}.{_step()}"
 
 
 def earlier_tries() -> int:
@@ -78,3 +77,7 @@ def requeue_job() -> None:
         )
     elif subprocess.call(["scontrol", "requeue", job]) != 0:
         print(f"itwinai: the job {job} could not be queued again; see above", file=sys.stderr)
+
+
+def _step() -> str:
+    return os.environ.get("SLURM_STEP_ID", os.environ.get("SLURM_STEPID", ""))

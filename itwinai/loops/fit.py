@@ -198,8 +198,7 @@ class LeanFitLoop(lightning_loops.FitLoop):
         self._end_epoch(over)
 
     def _end_epoch(self, over: bool) -> None:
-        if (
-            over and self.saved_position is not None
-        ):  # the last batch was followed by a validation that only a stop brings
+        # Then the last batch was followed by a validation that only a stop brings.
+        if over and self.saved_position is not None:
             self.saved_position = replace(self.capture("epoch"), random=self.saved_position.random)
         self.mark_done("epoch")

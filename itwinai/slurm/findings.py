@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from itwinai.reporting.formatting import count_text
+
 SLOW = 1.5
 """A node is slow if it takes this many times what the others take. Clocks and neighbours alone make 10-20 %."""
 
@@ -103,16 +105,17 @@ def _tasks(plan: Plan, told: Mapping[str, Mapping[str, Any]]) -> Iterator[Findin
     if tasks and asked and tasks != asked:
         yield Finding(
             "error",
-            f"srun starts {_count(tasks, 'task')} on each node, and {_count(asked, 'device')} are asked for there",
+            f"srun starts {count_text(tasks, 'task')} on each node, and {count_text(asked, 'device')} are asked for "
+            "there",
             f"Each device needs a task of its own: use --ntasks-per-node={asked}, or trainer.devices={tasks}",
         )
     most = max(gpus.values(), default=0)
     if most and tasks and tasks != most:
-        text = f"srun starts {_count(tasks, 'task')} on each node, and the job has {_count(most, 'GPU')} there"
+        text = f"srun starts {count_text(tasks, 'task')} on each node, and the job has {count_text(most, 'GPU')} there"
         advice = f"Each GPU needs a task of its own: use --ntasks-per-node={most}, or --gpus-per-node={tasks}"
         yield Finding("error", text, advice)
     elif most and not tasks and asked and asked > most:
-        text = f"{_count(asked, 'worker')} are to run on each node, and the job has {_count(most, 'GPU')} there"
+        text = f"{count_text(asked, 'worker')} are to run on each node, and the job has {count_text(most, 'GPU')} there"
         yield Finding("error", text, f"Ask for --gpus-per-node={asked}, or for fewer workers")
     if len(set(gpus.values())) > 1:
         fewer = tuple(node for node in gpus if gpus[node] < most)
@@ -216,10 +219,10 @@ def _threads(plan: Plan) -> Iterator[Finding]:
     share = max(cores // tasks, 1)
     if threads is None:
         if tasks > 1:
-            text = f"OMP_NUM_THREADS is not set, and {tasks} tasks share {_count(cores, 'core')} on each node"
+            text = f"OMP_NUM_THREADS is not set, and {tasks} tasks share {count_text(cores, 'core')} on each node"
             yield Finding("warning", text, f"Set OMP_NUM_THREADS={share}")
     elif threads * tasks > cores:
-        text = f"{_count(tasks, 'task')} with OMP_NUM_THREADS={threads} want more than the {cores} cores of a node"
+        text = f"{count_text(tasks, 'task')} with OMP_NUM_THREADS={threads} want more than the {cores} cores of a node"
         yield Finding("warning", text, f"Set OMP_NUM_THREADS={share}, or ask for --cpus-per-task={threads}")
 
 
@@ -231,10 +234,6 @@ def _clocks(told: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
                 f"the clock of {node} is {abs(parts['skew']):.0f} s {'ahead' if parts['skew'] > 0 else 'behind'}",
                 "Files of several nodes are ordered by their times; tell whoever runs the cluster",
             )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _list(nodes: Sequence[str]) -> str:

@@ -96,7 +96,7 @@ class Job:
         return ran[-1:] or links[-1:]
 
     def is_over(self) -> bool:
-        """Tell whether it has ended, or SLURM has forgotten it."""
+        """Return whether it has ended, or SLURM has forgotten it."""
         found = self._found()
         return joined_state([one.state for one in found]) in (*OVER, FORGOTTEN)
 

@@ -110,12 +110,8 @@ def _addresses(request: Request, rank: int) -> dict[str, Any]:
         socket.getaddrinfo(request.address, request.port, type=socket.SOCK_STREAM)
     except OSError as error:
         text = f"the host name {request.address!r} of rank 0 does not resolve ({error})"
-        problems.append(
-            (
-                text,
-                "Set MASTER_ADDR (--env, or environment: of the site) to a name or an address of rank 0's node",
-            )
-        )
+        advice = "Set MASTER_ADDR (--env, or environment: of the site) to a name or an address of rank 0's node"
+        problems.append((text, advice))
         rank = -1  # its port cannot be looked at
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         try:

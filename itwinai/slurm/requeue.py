@@ -135,7 +135,7 @@ def failed_nodes_of(record: JobRecord) -> list[str]:
 
 
 def is_failed_state(state: str) -> bool:
-    """Tell whether a state of a node, such as ``DOWN*`` or ``MIXED+DRAIN``, is that of one that does not work."""
+    """Return whether a state of a node, such as ``DOWN*`` or ``MIXED+DRAIN``, is that of one that does not work."""
     return state.endswith("*") or any(word in state for word in _FAILED_STATES)
 
 
@@ -279,7 +279,7 @@ def _output(*command: str) -> str:
 
 
 def _answers(node: str) -> bool:
-    """Tell whether SLURM can start a task on a node of this job."""
+    """Return whether SLURM can start a task on a node of this job."""
     step = ["srun", "--overlap", "--quiet", "-N1", "-n1", "-w", node, "true"]
     try:
         return subprocess.run(step, capture_output=True, timeout=_PROBE_TIMEOUT).returncode == 0

@@ -17,7 +17,7 @@ from itwinai.benchmark.runs.run_executor import PlannedRun
 from itwinai.benchmark.runs.slurm_worker import JobRuns
 from itwinai.errors import ConfigurationError, SlurmError
 from itwinai.reporting.formatting import count_text
-from itwinai.slurm.commands import FORGOTTEN, OVER, check_programs, joined_state, submit_script, task_records
+from itwinai.slurm.commands import check_programs, joined_state, submit_script, task_records
 from itwinai.slurm.job import Job as SlurmJob
 from itwinai.slurm.quoting import bash_words, sbatch_line
 
@@ -151,12 +151,16 @@ class Job:
         return cls(plain["number"], plain["workers"], folder)
 
     @property
+    def _job(self) -> SlurmJob:
+        return SlurmJob(self.number, self.folder)
+
+    @property
     def planned_runs(self) -> Sequence[PlannedRun]:
         """What it is to do."""
         return JobRuns.read(self.folder / RUNS).planned_runs
 
     def has_runs(self) -> bool:
-        """Tell whether it may still run: all that it has measured has not been collected."""
+        """Return whether it may still run: all that it has measured has not been collected."""
         return (self.folder / RUNS).exists()
 
     def forget_runs(self) -> None:
@@ -168,9 +172,9 @@ class Job:
         return joined_state([one.state for one in task_records(self.number)])
 
     def is_over(self) -> bool:
-        """Tell whether it has ended."""
-        return self.state() in (*OVER, FORGOTTEN)
+        """Return whether it has ended."""
+        return self._job.is_over()
 
     def cancel(self) -> None:
         """Remove it from the queue, or end it."""
-        SlurmJob(self.number, self.folder).cancel()
+        self._job.cancel()
