@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.support.mlflow_server import Server
 
 from tests.support import marked
+from tests.support.hung import end_and_tell
 from tests.support.parallel import pytest_addoption, pytest_runtestloop  # noqa: F401 - hooks of pytest
 from tests.support.warm import REPOSITORY, WARM, WarmProcess
 
@@ -91,7 +92,7 @@ def run_command() -> RunCommand:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
         if not fresh and environment["PYTHONPATH"].startswith(str(REPOSITORY)) and WARM.can_run(command, environment):
             return _run_warm(command, cwd or REPOSITORY, environment, timeout)
-        process = subprocess.run(
+        process = subprocess.Popen(
             command,
             cwd=cwd or REPOSITORY,
             env=environment,
@@ -99,9 +100,14 @@ def run_command() -> RunCommand:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
         )
-        return Finished(process.returncode, process.stdout, time.monotonic() - started)
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            stacks = end_and_tell(process.pid)
+            output, _ = process.communicate()
+            pytest.fail(f"{' '.join(command)}: not ended after {timeout:.0f} s\n{stacks}\nPrinted:\n{output[-4000:]}")
+        return Finished(process.returncode, output, time.monotonic() - started)
 
     return run
 
@@ -118,8 +124,10 @@ def _run_warm(command: list[str], cwd: Path, environment: dict[str, str], timeou
         selector.register(file, selectors.EVENT_READ)
         while True:
             if not selector.select(max(0, started + timeout - time.monotonic())):
-                os.killpg(process.pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(command, timeout, output)
+                stacks = end_and_tell(process.pid)
+                pytest.fail(
+                    f"{' '.join(command)}: not ended after {timeout:.0f} s\n{stacks}\nPrinted:\n{output.decode()[-4000:]}"
+                )
             if not (chunk := file.read(1 << 16)):
                 break
             output += chunk
