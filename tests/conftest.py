@@ -124,10 +124,8 @@ def _run_warm(command: list[str], cwd: Path, environment: dict[str, str], timeou
         selector.register(file, selectors.EVENT_READ)
         while True:
             if not selector.select(max(0, started + timeout - time.monotonic())):
-                stacks = end_and_tell(process.pid)
-                pytest.fail(
-                    f"{' '.join(command)}: not ended after {timeout:.0f} s\n{stacks}\nPrinted:\n{output.decode()[-4000:]}"
-                )
+                stacks, printed = end_and_tell(process.pid), output.decode()[-4000:]
+                pytest.fail(f"{' '.join(command)}: not ended after {timeout:.0f} s\n{stacks}\nPrinted:\n{printed}")
             if not (chunk := file.read(1 << 16)):
                 break
             output += chunk

@@ -245,6 +245,9 @@ class DistributedBatchSampler(Sampler[Batch]):
         if self._is_plain_range() and not self.even_batches:
             yield from self._ranges()
             return
+        # The worker that has most batches does not begin empty loaders at the end: the others may not wait for it.
+        if _has_length(self.batches) and not len(self.batches):  # type: ignore[arg-type]
+            return
         for index, group in enumerate(self._groups(position)):
             if index < skipped:
                 continue
@@ -530,13 +533,15 @@ class OwnPartBatchSampler(DistributedBatchSampler):
     def __len__(self) -> int:
         if self.length is None:
             raise TypeError(f"{name_of(self.batches)} has no length.")
-        return self.length if self.even_batches else len(self.batches)  # type: ignore[arg-type]
+        return self.length
 
     def _may_know_ranks(self) -> bool:
         return False
 
     def _batches(self, position: Position | None, skipped: int) -> Iterator[Batch]:
         self.weights = {}
+        if self.length == 0:
+            return
         order = self._order_of_rank_0(False, position)
         if self._left_out is not None:
             done, first = self._left_out

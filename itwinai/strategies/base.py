@@ -267,8 +267,11 @@ class LaunchedStrategy(lightning_launching.ConfiguresLauncher, lightning_launchi
     def on_predict_end(self) -> None:
         super().on_predict_end()
         assert self.lightning_module is not None
-        for loader in lightning_dataloaders.prediction_loaders(self.lightning_module.trainer):
-            if (sampler := sampler_of(loader)) is not None:
+        trainer = self.lightning_module.trainer
+        loaders = lightning_dataloaders.prediction_loaders(trainer)
+        for loader, batches in zip(loaders, trainer.predict_loop.max_batches, strict=True):
+            # The worker that has most batches does not begin a loader at the end that has none.
+            if batches and (sampler := sampler_of(loader)) is not None:
                 check_drawn(loader, sampler)
         self._end_to_draw()
 

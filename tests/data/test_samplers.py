@@ -880,6 +880,21 @@ def test_sampler_that_divides_itself_gives_every_sample_once_and_alike(size: int
         assert per_sample == pytest.approx([1 / total] * len(per_sample))
 
 
+def test_no_rank_waits_for_another_where_a_loader_is_empty() -> None:
+    def broadcast(own: Any) -> Any:
+        raise AssertionError("rank 0 does not begin it")
+
+    options: dict[str, Any] = {"borrow_samples": False, "broadcast": broadcast, "gather": broadcast}
+    batches = BatchSampler(range(0), 2, False)
+    assert list(DistributedBatchSampler(batches, 2, 1, split=False, even_batches=False, **options)) == []
+    assert list(OwnPartBatchSampler(batches, 2, 1, length=0, even_batches=False, **options)) == []
+
+
+def test_sampler_that_divides_itself_is_as_long_on_all_ranks() -> None:
+    options: dict[str, Any] = {"borrow_samples": False, "broadcast": list, "gather": list, "even_batches": False}
+    assert len(OwnPartBatchSampler(BatchSampler(range(0), 2, False), 2, 1, length=1, **options)) == 1
+
+
 def test_rank_without_any_sample_is_an_error() -> None:
     options: dict[str, Any] = {
         "length": 1,

@@ -37,9 +37,17 @@ GROUPS = {
 }
 
 
+# A rank that has had its last batch ends, while another one begins the empty loaders that follow.
+ENDS_EMPTY = [
+    Case((30, 0, 0), 2, loader_workers, False, "reversed", "tensor", ".parquet", None, False)
+    for loader_workers in (0, 2)
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("workers", GROUPS)
 def test_groups_under_torchrun(workers: int, run_command: RunCommand, tmp_path: Path) -> None:
-    (tmp_path / "cases.pickle").write_bytes(pickle.dumps(draw_cases(30 if workers == 2 else 15)))
+    drawn = [*ENDS_EMPTY, *draw_cases(30 if workers == 2 else 15)]
+    (tmp_path / "cases.pickle").write_bytes(pickle.dumps(drawn))
     script = ["tests/predictions/joined.py", str(tmp_path), str(workers), GROUPS[workers]]
     ended = run_command(
         python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), *script)
