@@ -85,15 +85,17 @@ def format_end(trials: Sequence[Trial], broken: Sequence[str]) -> str:
     lines = [""]
     measured = [trial.measured for trial in trials if trial.measured is not None]
     if measured:
-        largest = max((one.weight_difference for one in measured if not one.deviation), default=0.0)
         lines += [
             # For two workers the factor 2 (n - 1) / n is 1.
             "  latency    all-reduce of one number",
             f"  bandwidth  all-reduce of {LARGE // 2**20} MiB; the bus bandwidth of {WORKERS} workers is the same",
             "  start      from fit() to the first step",
-            f"  weights    after {STEPS} steps as with one process: they differ by {largest:.0e} at most",
-            "",
         ]
+        if same := [one.weight_difference for one in measured if not one.deviation]:
+            lines.append(
+                f"  weights    after {STEPS} steps as with one process: they differ by {max(same):.0e} at most"
+            )
+        lines.append("")
     for trial in trials:
         if trial.measured is not None and trial.measured.deviation:
             lines += [
