@@ -7,7 +7,10 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from itwinai.compat.lightning_trainer import MisconfiguredTrainerError
 from itwinai.errors import ConfigurationError, did_you_mean
 from itwinai.tracebacks import add_note, chain
 
@@ -25,8 +28,10 @@ _ADVICE = {
 }
 """What to change in a training step whose loss torch cannot differentiate, by torch's message."""
 
+_LOADERS = tuple(f"{stage}_dataloader" for stage in ("train", "val", "test", "predict"))
 _UNEQUAL = re.compile(r"stack expects each tensor to be equal size, but got (\[[^]]*\]) at entry 0 and (\[[^]]*\])")
 _STEP = re.compile(r"((?:training|validation|test|predict)_step)\(\) missing \d+ required positional arguments?: (.*)")
+_NO_DATA = re.compile(r"`((?:train|val|test|predict)_dataloader)` must be implemented")
 _HPARAM = re.compile(r"'AttributeDict' object has no attribute '(\w+)'")
 
 
@@ -41,6 +46,8 @@ def explain(trainer: Trainer, error: Exception) -> None:
         ConfigurationError: in the place of an exception whose traceback has no line of the user.
     """
     text = str(error)
+    if isinstance(error, MisconfigurationException) and (found := _NO_DATA.search(text)):
+        raise MisconfiguredTrainerError(_no_data(trainer, found[1])) from None
     if isinstance(error, torch.OutOfMemoryError):
         add_note(error, _memory_advice(trainer))
     elif isinstance(error, RuntimeError):
@@ -57,6 +64,28 @@ def explain(trainer: Trainer, error: Exception) -> None:
         _explain_step(trainer, found[1], found[2])
     elif isinstance(error, AttributeError) and (found := _HPARAM.search(text)):
         _explain_hparam(trainer, error, found[1])
+
+
+def _no_data(trainer: Trainer, loader: str) -> str:
+    """Return the message for a run for which nothing gives the data.
+
+    Args:
+        trainer: of the run.
+        loader: the method that would.
+    """
+    module, data = _module_of(trainer), getattr(trainer, "datamodule", None)
+    name = trainer.state.fn.value if trainer.state.fn else "fit"
+    if data is not None:
+        others = [other for other in _LOADERS if other != loader and is_overridden(other, data)]
+        has = f" (it has {' and '.join(others)})" if others else ""
+        return (
+            f"trainer.{name} has no data: {type(data).__name__} has no {loader}{has}. Define it there, or pass a "
+            f"loader in the place of the datamodule: trainer.{name}(module, loader)."
+        )
+    return (
+        f"trainer.{name} has no data: it got none, and {type(module).__name__} has no {loader}. Pass a loader, "
+        f"trainer.{name}(module, loader), or a datamodule, trainer.{name}(module, datamodule=data)."
+    )
 
 
 def _explain_step(trainer: Trainer, step: str, missing: str) -> None:

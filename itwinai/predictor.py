@@ -64,6 +64,7 @@ class Predictor:
         ConfigurationError: the device is not available, or an argument is out of range.
     """
 
+    @hides_framework_frames
     def __init__(
         self,
         module: nn.Module,
@@ -271,7 +272,13 @@ def _trainer(device: str | torch.device, precision: PrecisionInput | None) -> Tr
                 plugins=[LightningEnvironment()],  # also within a job of several processes
             )
     except (MisconfigurationException, ValueError) as error:
-        raise ConfigurationError(f"device={device!r}, precision={precision!r}: {error}") from error
+        if chosen is not None and not _is_there(chosen):
+            raise ConfigurationError(
+                f"device={device!r} is not there: torch {torch.__version__} finds no such device on this machine. "
+                "Leave it out ('auto') for what there is, or give 'cpu'.",
+                argument="device",
+            ) from None
+        raise ConfigurationError(f"device={device!r}, precision={precision!r}: {error}") from None
     finally:
         log.setLevel(level)
     trainer.state.fn = TrainerFn.PREDICTING
@@ -285,6 +292,14 @@ def _parsed(device: str | torch.device) -> torch.device:
     except RuntimeError as error:
         text = str(error).splitlines()[0]
         raise ConfigurationError(f"device={device!r}: {text} Or 'auto'.", argument="device") from None
+
+
+def _is_there(device: torch.device) -> bool:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return False
+    return True
 
 
 def _device_of(inputs: Any) -> torch.device | None:

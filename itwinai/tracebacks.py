@@ -88,7 +88,9 @@ def hide_framework_frames(error: BaseException) -> None:
     notes = getattr(error, "__notes__", [])
     if hidden and not isinstance(error, ItwinaiError) and not any(VARIABLE in note for note in notes):
         note = f"[{hidden} frames of libraries are hidden; {VARIABLE}=1 shows them]"
-        vars(error)["__notes__"] = [note, *notes]  # Python 3.10 neither has add_note nor prints notes
+        # What helps comes first, on one line with it. Python 3.10 neither has add_note nor prints notes.
+        helpful = [one for one in notes[:1] if not one.startswith("[")]
+        vars(error)["__notes__"] = [" ".join([*helpful, note]), *notes[len(helpful) :]]
 
 
 def add_note(error: BaseException, note: str) -> None:

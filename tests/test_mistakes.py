@@ -76,6 +76,14 @@ def trainer() -> ItwinaiTrainer:
             lambda: trainer().fit(ThirdArgument(), loader(8), loader(8)),
             r"ThirdArgument\.validation_step\(batch, batch_idx, station\) is called with .*nothing gives it 'station'",
         ),
+        (
+            lambda: trainer().validate(Regression()),
+            r"got none, and Regression has no val_dataloader\. Pass a loader, tra",
+        ),
+        (
+            lambda: trainer().predict(Regression(), datamodule=Data(loader(8))),
+            r"Data has no predict_dataloader \(it has train_dataloader\)\. Define it there, or pass a loader in the",
+        ),
     ],
 )
 def test_the_message_says_what_to_do(run: Callable[[], Any], told: str) -> None:
@@ -207,11 +215,28 @@ class NotANumber(Regression):
         return super().training_step((x, y), batch_idx)
 
 
+def test_auto_does_not_go_on_from_a_run_that_has_diverged(tmp_path: Path) -> None:
+    def fit(module: Regression, epochs: int) -> ItwinaiTrainer:
+        saving = ModelCheckpoint(tmp_path, save_top_k=-1)
+        run = make_trainer("auto", 1, max_epochs=epochs, callbacks=[saving], enable_checkpointing=True)
+        run.fit(module, loader(8), ckpt_path="auto")
+        return run
+
+    fit(Regression(), 1)
+    fit(NotANumber(), 3)
+    assert len(list(tmp_path.glob("*.ckpt"))) == 3
+    module = Regression()
+    with pytest.warns(UserWarning, match=r"NaN or infinite: .*epoch=2\S+ \S+epoch=1\S+ .*is used instead: \S+epoch=0"):
+        fit(module, 2)
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
 @pytest.mark.filterwarnings("always:Error detected")
 def test_an_anomaly_shows_the_users_line_and_the_batch(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="returned nan values") as raised:
         make_trainer("auto", 1, max_epochs=1, detect_anomaly=True).fit(NotANumber(), loader(8))
-    assert "itwinai: batch 2 has 1 NaN in batch[0], shape (8, 8): look at the data first" in raised.value.__notes__
+    (note,) = raised.value.__notes__
+    assert note.startswith("itwinai: batch 2 has 1 NaN in batch[0], shape (8, 8): look at the data first")
     shown = capfd.readouterr().err.partition("itwinai: Error detected")[2]  # handlers of the log may complain before
     assert "return super().training_step((x, y), batch_idx)" in shown
     assert len(shown.splitlines()) < 12 and "lightning/pytorch" not in shown
@@ -249,7 +274,7 @@ def test_errors_of_a_predictor_are_short(tmp_path: Path) -> None:
     with Predictor(Forward()) as predictor:
         with pytest.raises(RuntimeError) as raised:
             predictor((np.zeros((30, 2)),))
-        assert vars(raised.value)["__notes__"][-1].endswith("for a single one pass (x[None],).")
+        assert vars(raised.value)["__notes__"][-1].partition(" [")[0].endswith("a single one pass (x[None],).")
         for name, told in {
             "river.onnx": r"Forward\.forward fails with the example, of shape \(2, 30, 3\): .*Expected 2, got 3",
             "river.tflite": "Unknown file extension",

@@ -262,12 +262,14 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         if not self.trainer.is_global_zero:
             return None
         folders = folders_of(self.trainer)
+        module = self.trainer.lightning_module
+        names = [] if module is None else [name for name, _ in module.named_parameters()]
         # A job that SLURM runs again continues its own runs, beside which there may be those of other jobs.
-        if slurm_job.earlier_tries() and (own := newest_valid(_own_folders(self.trainer), self.since)):
+        if slurm_job.earlier_tries() and (own := newest_valid(_own_folders(self.trainer), self.since, names)):
             return own
-        newest = newest_valid(folders, self.since)
+        newest = newest_valid(folders, self.since, names)
         if newest is None and self.since:  # the workers died before the first save: begin where they did
-            return newest_valid(folders) if self.first == AUTO else self.first
+            return newest_valid(folders, 0.0, names) if self.first == AUTO else self.first
         return newest
 
     @override

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from itwinai.checkpoints import portable_file
 from itwinai.checkpoints.naming import is_checkpoint
 from itwinai.checkpoints.portable_file import Manifest
-from itwinai.checkpoints.sharded import manifest_of, verify_any
+from itwinai.checkpoints.sharded import is_sharded, manifest_of, verify_any
 from itwinai.errors import CheckpointError, DamagedCheckpointError
 from itwinai.io.atomic import PART
 from itwinai.warn import warn_user
@@ -53,14 +54,16 @@ def checkpoints_in(folder: str) -> Iterator[Found | CheckpointError]:
             yield Found(path, manifest)
 
 
-def newest_valid(folders: Iterable[str], since: float = 0.0) -> str | None:
+def newest_valid(folders: Iterable[str], since: float = 0.0, parameters: Collection[str] = ()) -> str | None:
     """Return the path of the newest checkpoint that can be resumed from and verifies; None if there is none.
 
-    Damaged ones are named in a warning.
+    Damaged ones are named in a warning. So are those of a run that has diverged, whose parameters are NaN or infinite:
+    an older one is taken, or the newest where all are like that.
 
     Args:
         folders: where to look.
         since: only those that were written later; seconds since 1970.
+        parameters: names of weights that have to be finite. Buffers need not be: a mask may hold infinities.
     """
     found: dict[str, Found] = {}
     for folder in folders:
@@ -69,16 +72,27 @@ def newest_valid(folders: Iterable[str], since: float = 0.0) -> str | None:
                 found[checkpoint.path] = checkpoint
             elif isinstance(checkpoint, DamagedCheckpointError):
                 warn_user(f"skipped: {checkpoint.path} is damaged: {checkpoint.reason}")
+    diverged: list[str] = []
     for checkpoint in _newest_first(found.values(), since):
         try:
             verify_any(checkpoint.path)
+            name = parameters and _first_not_finite(checkpoint.path, parameters)
         except DamagedCheckpointError as error:
             warn_user(f"skipped: {error.path} is damaged: {error.reason}")
         except FileNotFoundError:
             continue
         else:
-            return checkpoint.path
-    return None
+            if not name:
+                _warn_of_diverged(diverged, checkpoint)
+                return checkpoint.path
+            diverged.append(checkpoint.path)
+    if diverged:
+        warn_user(
+            f"All checkpoints hold parameters that are NaN or infinite, and the newest is used: {diverged[0]}. A run "
+            "cannot recover from that. Start it again without a checkpoint, with a lower learning rate or "
+            "gradient_clip_val; in another folder, if it resumes by 'auto'."
+        )
+    return diverged[0] if diverged else None
 
 
 def newest_unverified(folders: Iterable[str], since: float) -> str | None:
@@ -90,6 +104,24 @@ def newest_unverified(folders: Iterable[str], since: float) -> str | None:
     """
     found = [one for folder in folders for one in checkpoints_in(folder) if isinstance(one, Found)]
     return next((checkpoint.path for checkpoint in _newest_first(found, since)), None)
+
+
+def _first_not_finite(path: str, parameters: Collection[str]) -> str | None:
+    """Return the name of a parameter that holds NaN or infinite values; None if there is none, or it is sharded."""
+    if is_sharded(path):
+        return None
+    weights = portable_file.read_weights(path)
+    return next((name for name in parameters if name in weights and not weights[name].isfinite().all()), None)
+
+
+def _warn_of_diverged(diverged: list[str], taken: Found) -> None:
+    if diverged:
+        about = taken.manifest.about
+        warn_user(
+            f"skipped, as their parameters are NaN or infinite: {', '.join(diverged)}. The newest whose parameters are "
+            f"finite is used instead: {taken.path} (epoch {about.get('epoch')}, step {about.get('global_step')}). The "
+            "run may diverge again: lower the learning rate or set gradient_clip_val. For another one give its path."
+        )
 
 
 def _newest_first(found: Iterable[Found], since: float) -> list[Found]:

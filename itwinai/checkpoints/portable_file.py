@@ -275,6 +275,27 @@ def read(path: str | PurePath, weights_only: bool = True) -> dict[str, Any]:
     return content
 
 
+def read_weights(path: str | PurePath) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint that is verified; nothing if it holds objects that are not safe to load.
+
+    Those of a local file are read as they are used.
+
+    Args:
+        path: of the file.
+    """
+    filesystem, place = url_to_fs(str(path))
+    try:
+        if isinstance(filesystem, LocalFileSystem):
+            content = torch.load(place, map_location="cpu", weights_only=True, mmap=True)
+        else:
+            with filesystem.open(place, "rb") as file:
+                content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return {}
+    weights = content.get("state_dict", {}) if isinstance(content, dict) else {}
+    return {name: value for name, value in weights.items() if torch.is_tensor(value)}
+
+
 def unsafe_types(path: str | PurePath) -> list[str]:
     """Return the names of all that loading a checkpoint without `weights_only` would import."""
     with fsspec.open(str(path), "rb") as file:

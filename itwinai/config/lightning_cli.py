@@ -64,8 +64,8 @@ OUTPUT_ARGUMENTS: Mapping[str, tuple[Any, str, tuple[str, ...]]] = {
 """Arguments of subcommands that write a file: type, help, and which subcommands have it."""
 
 PREDICTIONS_LOST = """\
-itwinai: nothing keeps the predictions of this run: add --output predictions.parquet (or .zarr, .pt, .safetensors),
-unless your predict_step writes them itself.
+itwinai: WARNING: nothing keeps the predictions of this run: add --output predictions.parquet (or .zarr, .pt,
+.safetensors), unless your predict_step writes them itself.
 """
 _ELSE = {
     "test": ("val_dataloader", ", or evaluate the validation data: itwinai validate"),
@@ -291,9 +291,9 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
             vars(owner)["setup"] = partial(_setup_as, owner.setup, stage)
 
     def after_predict(self) -> None:
-        """Say it again, where it is seen."""
+        """Say it again, in the last lines."""
         if not _keeps_predictions(self.trainer, self.model):
-            _say("itwinai: no callback has written predictions; what to add is said above, before the run")
+            _say(PREDICTIONS_LOST.replace("keeps the predictions", "has kept the predictions"))
 
     def instantiate_classes(self) -> None:
         """Make data, model and trainer.

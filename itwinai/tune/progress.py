@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from itwinai.errors import MissingMetricError
 from itwinai.reporting.formatting import count_text, short_names, span_text, value_text
 from itwinai.reporting.search.ranking import paths_of
 from itwinai.trials.records import Report, SearchRecord, Status, TrialRecord
@@ -186,6 +187,8 @@ class Events:
         present = {trial.number: (trial.status, trial.failures) for trial in view.record.trials}
         before = self._before
         self._before = present
+        if is_hopeless(view.record):  # the search ends, and its error says why
+            return []
         if before is None:
             self._best = _lead(view)
             return []
@@ -210,6 +213,12 @@ class Events:
             return None
         self._best, self._printed_at = lead, time.monotonic()
         return lead[0]
+
+
+def is_hopeless(record: SearchRecord) -> bool:
+    """Return whether a metric is wanted that no trial logs: the first error of this kind says it for all."""
+    nothing = not any(trial.reports for trial in record.trials)
+    return nothing and any(MissingMetricError.__name__ in trial.error for trial in record.trials)
 
 
 def cleaned(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from itwinai.errors import require
 from itwinai.trials.records import SearchRecord
-from itwinai.tune.progress import Events, SearchProgress, View, cleaned, progress_of
+from itwinai.tune.progress import Events, SearchProgress, View, cleaned, is_hopeless, progress_of
 from itwinai.tune.progress_table import frame
 
 Show = Callable[[View, SearchProgress], None]
@@ -124,6 +124,9 @@ def _lines(stream: TextIO, every: float) -> Iterator[Show]:
             write(f"running: {progress.counts()}")
         for event in events.since_last(view):
             write(event.text)
+        if is_hopeless(view.record):  # its error says all
+            latest = ""
+            return
         latest = "; ".join(filter(None, [progress.counts(), view.best_text(), progress.times()]))
         if time.monotonic() - printed >= every:
             write(latest)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import cloudpickle
 import yaml
 
-from itwinai.errors import MissingMetricError, TrialError
+from itwinai.errors import TrialError
 from itwinai.io.atomic import write_whole
 from itwinai.launchers.cpu_affinity import available_cores
-from itwinai.reporting.formatting import path_text
+from itwinai.reporting.formatting import key_of, path_text, short_names
+from itwinai.reporting.search.ranking import paths_of
 from itwinai.run_info.redaction import without_secrets
 from itwinai.run_info.run import command_line, time_now, versions
 from itwinai.strategies.registry import uses_ray
@@ -22,6 +23,7 @@ from itwinai.trials.records import SearchRecord
 from itwinai.tune.distributions import Choice, Range
 from itwinai.tune.leaderboard import leaderboard_text, write_leaderboard
 from itwinai.tune.mlflow_runs import ParentRun, open_parent_run, search_id
+from itwinai.tune.progress import is_hopeless
 from itwinai.tune.progress_display import SearchView
 from itwinai.tune.ray_search import Search
 from itwinai.tune.record_file import read_record, write_record
@@ -89,7 +91,7 @@ class SearchRun:
         )
         parent = open_parent_run(self.target.logger, self.settings.name, self.folder, self._shown_settings())
         view = SearchView(plan.num_trials, plan.at_once, self.settings.seconds)
-        stopper = SearchStopper(self.settings, lambda: _is_hopeless(recorder.record()))
+        stopper = SearchStopper(self.settings, lambda: is_hopeless(recorder.record()))
         recorder.on_update = None if self.quiet else view.show
         with nullcontext() if self.quiet else view:
             self.search.run(self._trial_spec(parent), recorder, stopper, self.resume)
@@ -138,12 +140,15 @@ class SearchRun:
         write_leaderboard(record, self.folder / LEADERBOARD)
         shown = "" if config is None else yaml.safe_dump(without_secrets(config), sort_keys=False)
         write_report(record, self.folder / REPORT, shown)
-        self._say(leaderboard_text(record))
-        self._say(self._places(record, bool(text), interrupted, parent))
+        has_failed = not ranked and not interrupted
+        if not has_failed:  # or else its error follows
+            self._say(leaderboard_text(record))
+        if not is_hopeless(record):
+            self._say(self._places(record, bool(text), interrupted, parent))
         if parent is not None:  # at last, as its server may be away
             ended: Literal["FINISHED", "FAILED"] = "FINISHED" if ranked else "FAILED"
             parent.finish(record, "KILLED" if interrupted else ended, [self.folder / LEADERBOARD, self.folder / REPORT])
-        if not ranked and not interrupted:
+        if has_failed:
             raise _all_failed(record)
         return SearchResult(record, config, interrupted)
 
@@ -155,6 +160,10 @@ class SearchRun:
         if ranked and ranked[0].checkpoint:
             places["checkpoint"] = Path(ranked[0].checkpoint)
         lines = [f"{name:<12} {path_text(path)}" for name, path in places.items()]
+        if ranked:  # with all digits, as the config has them: those of the leaderboard are rounded
+            names = short_names(paths_of(record))
+            texts = [f"{names[path]}={key_of(value)}" for path, value in ranked[0].parameters.items()]
+            lines.append(f"{'best values':<12} {', '.join(texts)}")
         if parent is not None:
             lines.append(f"{'mlflow':<12} {parent.location_text()}")
         if interrupted:
@@ -206,12 +215,6 @@ def _ranges(space: SearchSpace) -> dict[str, records.Range]:
         elif isinstance(drawn, Range):
             ranges[parameter.path] = records.Range(drawn.lower, drawn.upper, drawn.log)
     return ranges
-
-
-def _is_hopeless(record: SearchRecord) -> bool:
-    """Return whether a metric is wanted that no trial logs: the first error of this kind says it for all."""
-    nothing = not any(trial.reports for trial in record.trials)
-    return nothing and any(MissingMetricError.__name__ in trial.error for trial in record.trials)
 
 
 def _all_failed(record: SearchRecord) -> TrialError:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from itwinai.config.paths import with_values
 from itwinai.tune.settings import Settings
 
 _CALLBACK = "itwinai.callbacks.TuneReportCallback"
+
+_FOLDERS = ("dirpath", "save_dir", "output_dir")
+"""Arguments of callbacks and profilers that say where they write."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class BaseConfig:
         }
         callbacks = copy.deepcopy(trainer.get("callbacks") or [])
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        for one in (*callbacks, trainer.get("profiler")):
+            self._move_output(one, folder)
         if not any(str(one.get("class_path", "")).endswith("TuneReportCallback") for one in callbacks):
             callbacks.append(self._reporting())
         trainer["callbacks"] = callbacks
@@ -76,6 +82,13 @@ class BaseConfig:
     def cpu_threads(self) -> int:
         """Threads of each worker."""
         return max(1, int(self.settings.resources_per_worker.get("CPU", 1)))
+
+    def _move_output(self, entry: Any, folder: str) -> None:
+        """Let what a config creates write into a folder that no other trial has."""
+        arguments = (entry.get("init_args") or {}) if isinstance(entry, Mapping) else {}
+        for name in _FOLDERS:
+            if isinstance(given := arguments.get(name), str):
+                arguments[name] = folder_of_trial(given, folder, self.settings.name)
 
     def _reporting(self) -> dict[str, Any]:
         settings = self.settings
@@ -91,3 +104,18 @@ class BaseConfig:
                 "keep": None if settings.copies_checkpoints else settings.keep_checkpoints,
             },
         }
+
+
+def folder_of_trial(given: str, folder: str, search: str) -> str:
+    """Return where a trial writes for which a config says where all runs do.
+
+    A relative path is one within the trial's folder; in another place, or at a URL, the trial gets a folder of its own.
+
+    Args:
+        given: the path in the config.
+        folder: of the trial.
+        search: its name.
+    """
+    if "://" not in given and not Path(given).is_absolute():
+        return f"{folder.rstrip('/')}/{given}"
+    return "/".join([given.rstrip("/"), search, Path(folder).name])

@@ -104,7 +104,7 @@ def _filled(entry: Entry, run: TrialContext) -> dict[str, Any]:
 def _csv(entry: Entry, run: TrialContext) -> dict[str, Any]:
     place = _below_folder(entry, run)
     if "version" in entry.arguments:  # where it is fixed, Lightning deletes what an earlier start has written
-        place["name"] = f"{place['name']}/{entry.arguments['version']}"
+        place["name"] = "/".join(filter(None, [place.get("name"), str(entry.arguments["version"])]))
     return {**place, "version": None}
 
 
@@ -123,6 +123,8 @@ def _below_folder(entry: Entry, run: TrialContext) -> dict[str, Any]:
     given = entry.arguments
     if "save_dir" not in given:
         return {"save_dir": str(run.folder), "name": given.get("name", entry.kind)}
+    if not Path(given["save_dir"]).is_absolute():
+        return {"save_dir": str(run.folder / given["save_dir"])}
     return {"name": "/".join(filter(None, [given.get("name"), run.search, run.trial]))}
 
 

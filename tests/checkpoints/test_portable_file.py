@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import random
@@ -145,6 +146,17 @@ def test_newest_valid_passes_over_damaged_ones(tmp_path: Path) -> None:
         assert newest_valid([str(tmp_path)]) == str(paths[2])
     assert newest_valid([str(tmp_path)], since=102.5) is None
     assert newest_valid([str(tmp_path / "nothing")]) is None
+
+
+def test_newest_valid_passes_over_parameters_that_are_not_finite(tmp_path: Path) -> None:
+    for step, weight in enumerate((1.0, 2.0, math.nan, -math.inf)):
+        weights = {"net.weight": torch.tensor([1.0, weight]), "mask": torch.tensor([-math.inf])}
+        whole = {**content(step), "state_dict": weights}
+        portable_file.write(whole, tmp_path / f"{step}.ckpt", ABOUT, written_at=100.0 + step)
+    with pytest.warns(UserWarning, match=r"NaN or infinite: \S*3.ckpt, \S*2.ckpt\. The newest .* \S*1.ckpt \(epoch"):
+        assert newest_valid([str(tmp_path)], parameters=["net.weight", "sharded"]) == str(tmp_path / "1.ckpt")
+    with pytest.warns(UserWarning, match=r"All checkpoints hold parameters that are NaN or infinite.*3\.ckpt"):
+        assert newest_valid([str(tmp_path)], since=102, parameters=["net.weight"]) == str(tmp_path / "3.ckpt")
 
 
 def test_failed_write_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

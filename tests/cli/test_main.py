@@ -233,7 +233,8 @@ def test_predict_writes_a_file(run_command: RunCommand, tmp_path: Path) -> None:
     command = python("-m", "itwinai.cli.main", "predict", "-c", "config.yaml")
     ended = run_command(command, cwd=tmp_path)
     assert ended.code == 0, ended.output
-    assert PREDICTIONS_LOST.strip() in ended.output and "no callback has written predictions" in ended.output
+    assert PREDICTIONS_LOST.strip() in ended.output
+    assert "nothing has kept the predictions of this run: add --output" in ended.output.strip().splitlines()[-2]
     ended = run_command([*command, "--output", "p.parquet"], cwd=tmp_path)
     assert ended.code == 1 and "error: no checkpoint is given, so these would be the predictions of an" in ended.output
     command += ["--ckpt", "none"]

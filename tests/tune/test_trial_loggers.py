@@ -22,6 +22,8 @@ from itwinai.errors import ConfigurationError
 from itwinai.loggers.jsonl import read_records
 from itwinai.loggers.registry import EXPERIMENT, LOGGERS
 from itwinai.tune.mlflow_runs import ParentRun, open_parent_run, search_id
+from itwinai.tune.settings import Settings
+from itwinai.tune.trial_config import BaseConfig
 from itwinai.tune.trial_loggers import TrialContext, TrialLoggers, logger_entries
 from itwinai.tune.trial_names import trial_name
 from tests.support import wandb_files
@@ -209,14 +211,20 @@ OWN = f"{__name__}.OwnCSVLogger"
 @pytest.mark.parametrize(
     ("class_path", "given", "expected"),
     [
-        ("lightning.pytorch.loggers.CSVLogger", {"save_dir": "logs"}, {"name": "digits/T", "version": None}),
-        ("lightning.pytorch.loggers.csv_logs.CSVLogger", {"save_dir": "logs"}, {"name": "digits/T", "version": None}),
-        ("pytorch_lightning.loggers.CSVLogger", {"save_dir": "logs"}, {"name": "digits/T", "version": None}),
-        (OWN, {"save_dir": "logs", "prefix": "p"}, {"name": "digits/T", "version": None}),
+        ("lightning.pytorch.loggers.CSVLogger", {"save_dir": "/logs"}, {"name": "digits/T", "version": None}),
+        ("lightning.pytorch.loggers.CSVLogger", {"save_dir": "logs"}, {"save_dir": "F/logs", "version": None}),
+        ("lightning.pytorch.loggers.csv_logs.CSVLogger", {"save_dir": "/logs"}, {"name": "digits/T", "version": None}),
+        ("pytorch_lightning.loggers.CSVLogger", {"save_dir": "/logs"}, {"name": "digits/T", "version": None}),
+        (OWN, {"save_dir": "/logs", "prefix": "p"}, {"name": "digits/T", "version": None}),
         (
             "lightning.pytorch.loggers.CSVLogger",
-            {"save_dir": "logs", "name": "mine", "version": "v"},
+            {"save_dir": "/logs", "name": "mine", "version": "v"},
             {"name": "mine/digits/T/v", "version": None},
+        ),
+        (
+            "lightning.pytorch.loggers.CSVLogger",
+            {"save_dir": "logs", "version": "v"},
+            {"save_dir": "F/logs", "name": "v", "version": None},
         ),
         (
             "lightning.pytorch.loggers.CSVLogger",
@@ -225,10 +233,10 @@ OWN = f"{__name__}.OwnCSVLogger"
         ),
         (
             "lightning.pytorch.loggers.TensorBoardLogger",
-            {"save_dir": "logs", "name": "mine", "version": "v", "sub_dir": "s"},
+            {"save_dir": "/logs", "name": "mine", "version": "v", "sub_dir": "s"},
             {"name": "mine/digits/T", "version": "v"},
         ),
-        ("itwinai.loggers.JSONLLogger", {"save_dir": "logs", "name": None}, {"name": "digits/T", "version": 0}),
+        ("itwinai.loggers.JSONLLogger", {"save_dir": "/logs", "name": None}, {"name": "digits/T", "version": 0}),
         ("itwinai.loggers.ProvenanceLogger", {"agent": "me"}, {"save_dir": "F", "name": "provenance", "version": 0}),
         ("lightning.pytorch.loggers.CometLogger", {"project": "p"}, {}),
         ("somewhere.that.is.not.there.Logger", {"save_dir": "logs"}, {}),
@@ -255,6 +263,21 @@ def test_short_paths_are_those_of_lightning(run: TrialContext) -> None:
         "itwinai.loggers.JSONLLogger",
         "Unknown",
     ]
+
+
+def test_a_trial_writes_within_its_folder_or_one_of_its_name() -> None:
+    """Two trials with one ``dirpath`` took each other's checkpoints for versions of their own."""
+    saving = [{"class_path": "ModelCheckpoint", "init_args": {"dirpath": where}} for where in ("a/b", "/x", "s3://y/")]
+    profiler = {"class_path": "SimpleProfiler", "init_args": {"dirpath": ".", "filename": "p"}}
+    base = {"seed_everything": 1, "trainer": {"callbacks": saving, "profiler": profiler, "default_root_dir": "runs"}}
+    settings = Settings.from_mapping({"metric": "loss", "name": "digits", "space": {LR: {"uniform": [0, 1]}}})
+    trainer = BaseConfig(base, settings).of_trial({}, "/searches/digits/t", False)["trainer"]
+    assert [one["init_args"].get("dirpath") for one in (*trainer["callbacks"], trainer["profiler"])] == [
+        *("/searches/digits/t/a/b", "/x/digits/t", "s3://y/digits/t"),
+        *(None, "/searches/digits/t/."),  # None of what reports
+    ]
+    assert trainer["default_root_dir"] == "/searches/digits/t"
+    assert saving[0]["init_args"]["dirpath"] == "a/b"
 
 
 def test_wandb_class_keeps_what_the_user_gave(run: TrialContext) -> None:
@@ -286,7 +309,8 @@ def test_default_is_that_of_lightning(run: TrialContext) -> None:
 
 def test_names_and_classes_mix_and_a_name_counts_once(run: TrialContext) -> None:
     entries = logger_entries(["csv", " CSV", {"class_path": "CSVLogger", "init_args": {"save_dir": "x"}}, 5], run)
-    assert [entry if entry == 5 else entry["init_args"]["save_dir"] for entry in entries] == [str(run.folder), "x", 5]
+    folders = [entry if entry == 5 else entry["init_args"]["save_dir"] for entry in entries]
+    assert folders == [str(run.folder), f"{run.folder}/x", 5]
 
 
 def test_unknown_names_are_errors_with_the_nearest(run: TrialContext) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def test_a_search_and_what_it_leaves(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert "max_epochs=3" in (Path(one.folder) / "output.log").read_text()
         assert yaml.safe_load((Path(one.folder) / "config.yaml").read_text())["model"]["init_args"]["width"] in (2, 4)
     printed = capsys.readouterr().out
+    assert f"best values  lr={json.dumps(result.best_parameters[LR])}, width=" in printed  # not rounded
     assert "at once     4 trials: the CPUs are the limit" in printed
     assert "rank  trial" in printed and "best_config.yaml" in printed
     # Another one of this name would overwrite it.
@@ -186,9 +188,15 @@ def test_a_search_in_which_all_fails_says_why(tmp_path: Path) -> None:
         search(tmp_path, config(fail_at=0), space={LR: {"uniform": [0.1, 0.2]}}, num_samples=2, max_failures=0)
 
 
-def test_a_metric_that_is_never_logged_ends_the_search(tmp_path: Path) -> None:
-    with pytest.raises(TrialError, match=r"needs the metric 'valloss'.*Did you mean 'val_loss'"):
-        search(tmp_path, metric="valloss", space={LR: {"uniform": [0.1, 0.2]}}, num_samples=40)
+def test_a_metric_that_is_never_logged_ends_the_search_in_a_few_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"storage": str(tmp_path), "space": {LR: {"uniform": [0.1, 0.2]}}, "num_samples": 40}
+    with pytest.raises(TrialError, match=r"needs the metric 'valloss'.*Did you mean 'val_loss'") as raised:
+        Tuner(config(), metric="valloss", **settings).fit()
+    text = capsys.readouterr().out + f"error: {raised.value}"
+    assert text.count("needs the metric") == 1, text
+    assert len(text.splitlines()) <= 8, text
     record = read_search(tmp_path / "search")
     assert len(record.trials) < 20
     assert "failed" in {one.status for one in record.trials} <= {"failed", "stopped"}
@@ -211,15 +219,19 @@ def test_two_objectives(tmp_path: Path) -> None:
 
 
 def test_overrides_and_limits_hold_for_trials_only(tmp_path: Path) -> None:
+    checkpoint = {"dirpath": "own/checkpoints", "filename": "best"}
+    saving = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoint}]
     result = search(
         tmp_path,
         config(epochs=6),
         space={LR: {"grid": [0.1, 0.2]}},
         num_samples=1,
-        overrides={"trainer.max_epochs": 4},
+        overrides={"trainer.max_epochs": 4, "trainer.callbacks": saving},
         max_reports=2,
         report_on="epoch",
     )
+    for one in result.record.trials:  # and not together in the working folder
+        assert [path.name for path in (Path(one.folder) / "own/checkpoints").iterdir()] == ["best.ckpt"]
     assert [len(one.reports) for one in result.record.trials] == [2, 2]
     assert {one.status for one in result.record.trials} == {"stopped"}
     assert result.best_config is not None and result.best_config["trainer"]["max_epochs"] == 6
