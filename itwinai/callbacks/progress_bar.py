@@ -15,12 +15,11 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+from tqdm import TqdmWarning, tqdm
 from typing_extensions import override
 
 from itwinai.data.batch_size import samples_in
-from itwinai.launchers.environment import NOTEBOOK
+from itwinai.launchers.environment import NOTEBOOK, in_notebook
 from itwinai.loops.deferred_save import when_hooks_are_done
 
 NEVER = math.inf
@@ -318,7 +317,7 @@ class TimedProgressBar(TQDMProgressBar):
 
 def is_watched() -> bool:
     """Return whether lines that change can be seen: in a terminal, or in a notebook."""
-    return sys.stdout.isatty() or "ipykernel" in sys.modules or NOTEBOOK in os.environ
+    return sys.stdout.isatty() or in_notebook() or NOTEBOOK in os.environ
 
 
 @contextmanager
@@ -329,6 +328,11 @@ def above_bars() -> Iterator[None]:
     def show_above(*args: Any, **kwargs: Any) -> None:
         with tqdm.external_write_mode(file=sys.stderr):
             show(*args, **kwargs)
+
+    with warnings.catch_warnings():
+        # In a notebook without ipywidgets it warns that tqdm cannot draw a widget, which this bar does not do.
+        warnings.simplefilter("ignore", TqdmWarning)
+        from tqdm.contrib.logging import logging_redirect_tqdm
 
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     warnings.showwarning = show_above
