@@ -69,6 +69,10 @@ class SlurmError(ItwinaiError, RuntimeError):
     """SLURM refused a job, or does not answer."""
 
 
+class PipelineError(ItwinaiError, RuntimeError):
+    """A step of a pipeline has failed, or needs the outputs of one that has not run."""
+
+
 class WorkerError(ItwinaiError, RuntimeError):
     """A worker process ended without a result: it was killed, or could not even start."""
 

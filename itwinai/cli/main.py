@@ -19,6 +19,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("itwinai.cli.fit", "write the predictions of a model to a file"),
     "tune": ("itwinai.cli.tune", "search for good hyperparameters of a run from a config file"),
     "benchmark": ("itwinai.cli.benchmark", "compare strategies and numbers of workers; see how far a model scales"),
+    "run": ("itwinai.cli.run", "run the steps of a pipeline that have changed"),
     "slurm": ("itwinai.cli.slurm", "write, submit and follow jobs of a SLURM machine"),
     "check": ("itwinai.cli.check", "check that a module trains, resumes and evaluates alike, wherever it runs"),
     "config": ("itwinai.cli.config", "add class names to a config of your own LightningCLI"),

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 Class = TypeVar("Class", bound=type)
 
@@ -66,3 +66,9 @@ def parser_arguments(parser: ArgumentParser, subcommand: str | None = None) -> l
         )
         for one in parser._actions
     ]
+
+
+def instantiate(parser: ArgumentParser, values: Namespace) -> Namespace:
+    """Return parsed values with objects in the place of classes: the method has another name since 4.49."""
+    made = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    return made(values)

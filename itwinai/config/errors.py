@@ -38,7 +38,7 @@ from itwinai.tracebacks import VARIABLE as FULL_TRACEBACK
 from itwinai.tracebacks import is_users
 
 _WIDTH = 100
-_OTHER_COMMANDS = ("tune", "benchmark", "slurm", "config", "checkpoint", "doctor", "install", "plugins")
+_OTHER_COMMANDS = ("tune", "benchmark", "run", "slurm", "config", "checkpoint", "doctor", "install", "plugins")
 _MANY = 20  # names that are not listed where one of them was probably meant
 _NO_VALUE = object()
 # Values that other libraries use, with ours.
