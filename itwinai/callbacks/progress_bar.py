@@ -15,8 +15,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+from tqdm import TqdmWarning, tqdm
 from typing_extensions import override
 
 from itwinai.data.batch_size import samples_in
@@ -329,6 +328,11 @@ def above_bars() -> Iterator[None]:
     def show_above(*args: Any, **kwargs: Any) -> None:
         with tqdm.external_write_mode(file=sys.stderr):
             show(*args, **kwargs)
+
+    with warnings.catch_warnings():
+        # In a notebook without ipywidgets it warns that tqdm cannot draw a widget, which this bar does not do.
+        warnings.simplefilter("ignore", TqdmWarning)
+        from tqdm.contrib.logging import logging_redirect_tqdm
 
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     warnings.showwarning = show_above

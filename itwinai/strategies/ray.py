@@ -33,8 +33,8 @@ class RayStrategy(LaunchedStrategy):
         strategy: the strategy inside: ``"ddp"``, ``"deepspeed"`` (any stage), ``"horovod"``, or an instance.
         address: an existing cluster, as for ``ray.init``; by default that of RAY_ADDRESS or of an earlier
             ``ray.init``. Without one, Ray is started on this machine with the CPUs that the workers request.
-        placement: how to spread workers over nodes: PACK puts as many as possible on one node, SPREAD as few. The
-            STRICT_ variants fail if that is not possible.
+        placement: how to spread workers over nodes: ``PACK`` puts as many as possible on one node, ``SPREAD`` as few.
+            ``STRICT_PACK`` and ``STRICT_SPREAD`` fail if that is not possible.
         resources_per_worker: by default ``{"CPU": 1}``, and ``{"GPU": 1}`` with GPUs. A fraction of a GPU, e.g. 0.5,
             puts several workers on one GPU; they use gloo, as NCCL does not support that. Each worker uses one device:
             more than one GPU is an error.

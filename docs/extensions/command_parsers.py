@@ -1,0 +1,70 @@
+"""The parsers of the command line, as the commands themselves make them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any, NoReturn
+from unittest import mock
+
+from itwinai.cli.arguments import ArgumentParser
+from itwinai.cli.main import command_names, main
+from itwinai.config.lightning_cli import ConfiguredCLI, command_line
+
+LIGHTNING = ("fit", "validate", "test", "predict")
+# What a command looks up itself. `tests/docs/test_reference.py` compares them with the errors for unknown names.
+OTHERS = {"benchmark": ("report", "compare", "simulate", "links"), "slurm": ("sites", "status", "follow", "cancel")}
+
+
+class ParserMade(BaseException):
+    """Carries the parser of a command out of it, before it parses; not an error that a command handles."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parser = parser
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Return a parser for each command and subcommand: ``{"fit": ..., "benchmark links": ...}``."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    lightning = _lightning()
+    for command in command_names():
+        if command in LIGHTNING:
+            found[command] = lightning[command]
+            continue
+        for words in ([command], *([command, other] for other in OTHERS.get(command, ()))):
+            found |= _with_subcommands(" ".join(words), _parser_of(words))
+    return found
+
+
+def _with_subcommands(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    yield name, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, other in action.choices.items():
+                yield from _with_subcommands(f"{name} {word}", other)
+
+
+def _parser_of(words: list[str]) -> argparse.ArgumentParser:
+    with mock.patch.object(ArgumentParser, "parse_known_args", _give_out):
+        try:
+            main(words)
+        except ParserMade as made:
+            return made.parser
+    raise RuntimeError(f"itwinai {' '.join(words)} parses nothing with itwinai.cli.arguments.ArgumentParser")
+
+
+def _lightning() -> dict[str, argparse.ArgumentParser]:
+    def give_out(self: ConfiguredCLI, parser: argparse.ArgumentParser, args: Any) -> NoReturn:
+        raise ParserMade(parser)
+
+    with mock.patch.object(ConfiguredCLI, "parse_arguments", give_out):
+        try:
+            command_line(["fit"])
+        except ParserMade as made:
+            actions = made.parser._actions
+            return next(dict(a.choices) for a in actions if isinstance(a, argparse._SubParsersAction))
+    raise RuntimeError("Lightning's command line makes no parser")
+
+
+def _give_out(self: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
+    raise ParserMade(self)
