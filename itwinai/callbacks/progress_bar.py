@@ -19,7 +19,7 @@ from tqdm import TqdmWarning, tqdm
 from typing_extensions import override
 
 from itwinai.data.batch_size import samples_in
-from itwinai.launchers.environment import NOTEBOOK
+from itwinai.launchers.environment import NOTEBOOK, in_notebook
 from itwinai.loops.deferred_save import when_hooks_are_done
 
 NEVER = math.inf
@@ -317,7 +317,7 @@ class TimedProgressBar(TQDMProgressBar):
 
 def is_watched() -> bool:
     """Return whether lines that change can be seen: in a terminal, or in a notebook."""
-    return sys.stdout.isatty() or "ipykernel" in sys.modules or NOTEBOOK in os.environ
+    return sys.stdout.isatty() or in_notebook() or NOTEBOOK in os.environ
 
 
 @contextmanager

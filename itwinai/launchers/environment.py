@@ -31,6 +31,11 @@ WorkerKind = Literal["auto", "fork", "script", "payload"]
 """What the workers of this machine are made of; see `itwinai.launchers.local.LocalLauncher`."""
 
 
+def in_notebook() -> bool:
+    """Return whether this process is a kernel of Jupyter. A process that starts kernels imports ``ipykernel`` too."""
+    return "ipykernel.kernelapp" in sys.modules
+
+
 @dataclass(frozen=True)
 class RankInfo:
     """One worker's ranks in its group.

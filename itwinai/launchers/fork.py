@@ -34,6 +34,7 @@ import torch
 import torch.distributed as dist
 
 from itwinai.compat import python as compat_python
+from itwinai.launchers.environment import in_notebook
 
 # Threads that hold no lock while they wait, by the package of their class, or by their name.
 _HARMLESS_PACKAGES = ("tqdm", "ipykernel", "IPython")
@@ -61,7 +62,7 @@ def why_not_fork() -> str | None:
     if (horovod := sys.modules.get("horovod.torch")) is not None and horovod.is_initialized():
         return "Horovod is initialized in this process"
     threads = [thread.name for thread in threading.enumerate() if not _is_harmless(thread)]
-    if threads and "ipykernel" in sys.modules:
+    if threads and in_notebook():
         return "a notebook runs threads"
     if threads:
         return f"another thread runs in this process ({', '.join(threads[:3])})"

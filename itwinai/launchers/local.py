@@ -30,7 +30,7 @@ from itwinai.interfaces import Worker
 from itwinai.io.atomic import write_whole
 from itwinai.launchers import worker
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals, stopped_by
-from itwinai.launchers.environment import NOTEBOOK, RankInfo, WorkerKind, environment_variables
+from itwinai.launchers.environment import NOTEBOOK, RankInfo, WorkerKind, environment_variables, in_notebook
 from itwinai.launchers.fork import ForkedProcess, fork, why_not_fork
 from itwinai.launchers.fork_server import ForkedWorker, ForkServerClient, can_fork, title_worker
 from itwinai.launchers.payload import Payload, Result
@@ -178,7 +178,7 @@ class LocalLauncher(PayloadLauncher):
 
     def _environment(self) -> dict[str, str]:
         environment = {**os.environ, **self.variables}
-        if "ipykernel" in sys.modules:
+        if in_notebook():
             environment[NOTEBOOK] = "1"
         if self.num_nodes == 1:
             # Gloo looks its own host name up, and laptops are often unable to resolve theirs.

@@ -199,7 +199,7 @@ def test_lines_come_from_rank_0_alone(capfd: pytest.CaptureFixture[str]) -> None
 
 
 def test_workers_of_a_notebook_draw_a_bar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))  # a fake: a kernel is another process
+    monkeypatch.setitem(sys.modules, "ipykernel.kernelapp", types.ModuleType("kernelapp"))  # a fake kernel
     trainer = make_trainer("ddp", 2, enable_progress_bar=True, max_epochs=1, launcher="payload")
     trainer.fit(Regression(), loader(8))
     assert "Epoch 0: 100%" in capfd.readouterr().out
