@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 import nbformat
+import tutorial_slurm
 from jupyter_client import AsyncKernelManager
 from myst_nb.core.read import read_myst_markdown_notebook
 from nbclient import NotebookClient
@@ -111,8 +112,10 @@ def run(text: str, name: str) -> nbformat.NotebookNode:
     """Run all cells of a tutorial, in a folder that is removed afterwards, and return them with their outputs."""
     notebook = read(text, name)
     setup = nbformat.v4.new_code_cell(SETUP)
-    whole = nbformat.v4.new_notebook(cells=[setup, *notebook.cells], metadata=notebook.metadata)
-    with tempfile.TemporaryDirectory(prefix="tutorial-") as folder:
+    left_out = tutorial_slurm.TAG if tutorial_slurm.missing_for(notebook) else None
+    cells = [cell for cell in notebook.cells if left_out not in cell.metadata.get("tags", [])]
+    whole = nbformat.v4.new_notebook(cells=[setup, *cells], metadata=notebook.metadata)
+    with tempfile.TemporaryDirectory(prefix="tutorial-") as folder, tutorial_slurm.slurm_for(notebook) as variables:
         place = Path(folder, name)
         place.mkdir()
         logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbclient says which kernel it starts
@@ -124,7 +127,7 @@ def run(text: str, name: str) -> nbformat.NotebookNode:
         )
         try:
             # What cells print comes as messages. The kernel repeats it on its own streams.
-            client.execute(env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            client.execute(env={**_environment(), **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             raise TutorialError(_failure(notebook, name, error)) from None
         notebook.metadata.language_info = whole.metadata.language_info  # by which code is coloured
@@ -168,7 +171,9 @@ def _failure(notebook: nbformat.NotebookNode, name: str, error: Exception) -> st
 def _of_a_page(output: nbformat.NotebookNode, place: Path) -> nbformat.NotebookNode:
     """Return an output as it looks when it has been printed, with the pages that it frames within it."""
     if output.output_type == "stream":
-        lines = ESCAPES.sub("", output.text).replace("\r\n", "\n").split("\n")
+        # The folder is one that a reader could have.
+        text = output.text.replace(str(place), f"~/{place.name}")
+        lines = ESCAPES.sub("", text).replace("\r\n", "\n").split("\n")
         output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
     elif "text/html" in output.get("data", {}):
 
@@ -184,9 +189,9 @@ def _of_a_page(output: nbformat.NotebookNode, place: Path) -> nbformat.NotebookN
 
 def _key(text: str) -> str:
     """Return a hash of all that a tutorial's output depends on."""
-    key = hashlib.sha256(text.encode())
+    key = hashlib.sha256(f"{text}\0{tutorial_slurm.missing_for(read(text, ''))}".encode())
     files = [path for path in (REPOSITORY / "itwinai").rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    for path in [Path(__file__), *sorted(files)]:
+    for path in [*sorted(Path(__file__).parent.glob("tutorial_*.py")), *sorted(files)]:
         key.update(f"\0{path.relative_to(REPOSITORY)}\0".encode())
         key.update(path.read_bytes())
     key.update("\n".join([sys.version, *_versions()]).encode())

@@ -224,7 +224,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
 
     def after_save(self, trainer: Trainer, filepath: str) -> None:
         """Remove the checkpoints that are not kept any more."""
-        if self.keep is None or is_preempted(filepath):
+        if self.keep is None or not self._is_counted(filepath):
             return
         self._saved = [path for path in self._saved if path != filepath] + [filepath]
         while len(self._saved) > self.keep:
@@ -236,7 +236,7 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
         if self.keep is None:
             return state
         # With the one that this state is about to be in.
-        pending = [self.saving_to] if self.saving_to and not is_preempted(self.saving_to) else []
+        pending = [self.saving_to] if self.saving_to and self._is_counted(self.saving_to) else []
         return {**state, "saved": [path for path in self._saved if path not in pending] + pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -247,6 +247,10 @@ class ModelCheckpoint(lightning_checkpoints.ModelCheckpoint):
             super().load_state_dict(state_dict)
         if self.dirpath == state_dict.get("dirpath"):
             self._saved = list(state_dict.get("saved", self._saved))
+
+    def _is_counted(self, filepath: str) -> bool:
+        """Return whether a checkpoint is one of those of which ``keep`` are kept: ``last.ckpt`` is a copy of one."""
+        return not is_preempted(filepath) and filepath != self.last_model_path
 
     def _steps_to_wait(self, trainer: Trainer) -> int:
         """Return the number of steps until about half of the time that is left has passed."""

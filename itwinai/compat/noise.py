@@ -37,6 +37,8 @@ _NOISE_WARNINGS = (
 
 # What lines of the log begin with that say what is not there, or recommend a product.
 _NOISE_MESSAGES = (
+    # The handlers are replaced, and `itwinai slurm` has its jobs queued again.
+    "SLURM auto-requeueing enabled",
     "GPU available: False",
     "TPU available: False",
     "💡 Tip: For seamless cloud",
@@ -46,6 +48,7 @@ _NOISE_MESSAGES = (
 )
 
 _NOISY_LOGGERS = (
+    "lightning.pytorch.trainer.connectors.signal_connector",
     "lightning.pytorch.utilities.rank_zero",
     "DeepSpeed",
     "torch.onnx._internal.exporter._registration",

@@ -109,10 +109,15 @@ def test_it_is_the_default(tmp_path: Path) -> None:
     ).checkpoint_callback
 
 
-@pytest.mark.parametrize(("strategy", "workers"), [("auto", 1), ("ddp", 2)])
-def test_newest_are_kept(strategy: str, workers: int, tmp_path: Path) -> None:
-    fit(ModelCheckpoint(tmp_path, filename="{step}", every="5steps", keep=2), strategy, workers)
-    assert names(tmp_path) == ["step=30.ckpt", "step=35.ckpt"]
+@pytest.mark.parametrize(("strategy", "workers", "save_last"), [("auto", 1, True), ("ddp", 2, False)])
+def test_newest_are_kept(strategy: str, workers: int, save_last: bool, tmp_path: Path) -> None:
+    callback = ModelCheckpoint(tmp_path, filename="{step}", every="5steps", keep=2, save_last=save_last)
+    fit(callback, strategy, workers)
+    assert names(tmp_path) == ["last.ckpt"] * save_last + ["step=30.ckpt", "step=35.ckpt"]
+    if save_last:  # which is none of the two, in a resumed run neither
+        again = ModelCheckpoint(tmp_path, filename="{step}", every="5steps", keep=2, save_last=True)
+        fit(again, strategy, workers, epochs=4, resume="auto")
+        assert names(tmp_path) == ["last.ckpt", "step=45.ckpt", "step=50.ckpt"]
 
 
 def test_a_finished_run_is_resumed_from_its_end(tmp_path: Path) -> None:

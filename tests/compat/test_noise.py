@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.connectors import signal_connector
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities import rank_zero as pytorch_rank_zero
 
@@ -32,8 +34,10 @@ def test_noise_is_silenced_for_a_while(caplog: pytest.LogCaptureFixture, monkeyp
     with compat_noise.known_noise_silenced():
         Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
         logging.getLogger("DeepSpeed").warning("Setting accelerator to CPU. If you have GPU")
+        signal_connector.log.info("SLURM auto-requeueing enabled. Setting signal handlers.")
         pytorch_rank_zero.rank_zero_info("the user's own")
     assert [record.getMessage() for record in caplog.records] == ["the user's own"]
+    assert 'log.info("SLURM auto-requeueing enabled.' in inspect.getsource(signal_connector)
     assert list(warnings.filters) == filters
     pytorch_rank_zero.rank_zero_info("GPU available: False, used: False")
     assert len(caplog.records) == 2
