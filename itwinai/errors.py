@@ -90,6 +90,26 @@ class TrialError(ItwinaiError, RuntimeError):
         return type(self), (self.summary, self.details, self.output)
 
 
+class CompileStepError(ConfigurationError):
+    """A training step cannot be compiled as it is written.
+
+    Attributes:
+        reason: what stands in the way, without the advice.
+    """
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(
+            f"compile_step=True: {reason}. {remedy} Or set compile_step='auto', which trains such a module without "
+            "compiling it.",
+            argument="compile_step",
+        )
+        self.reason = reason
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.reason, self.remedy)
+
+
 class UnusedParametersError(ItwinaiError, RuntimeError):
     """Parameters got no gradient, and the strategy was not told to expect that."""
 

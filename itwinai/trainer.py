@@ -254,6 +254,9 @@ class ItwinaiTrainer(Trainer):
             fork does not survive; then it sends a payload if everything can be pickled; otherwise it reruns the script.
         cpu_threads: number of torch threads in each worker. By default the workers share the machine's cores. A
             different number of threads may round sums differently.
+        compile_step: run forward, backward, clipping and the optimizer's update as one compiled graph, which pays for
+            small models: compiling takes seconds. ``True`` refuses modules that cannot be compiled, ``"auto"`` trains
+            them as without.
 
     Raises:
         ConfigurationError: the strategy is unknown, or the flags contradict each other or the outer launcher.
@@ -315,6 +318,7 @@ class ItwinaiTrainer(Trainer):
         watch: bool = False,
         launcher: WorkerKind | None = None,
         cpu_threads: int | None = None,
+        compile_step: bool | Literal["auto"] = False,
     ) -> None:
         if split_batches and not use_distributed_sampler:
             raise MisconfiguredTrainerError(
@@ -333,6 +337,11 @@ class ItwinaiTrainer(Trainer):
             )
         self.max_restarts = max_restarts
         self.cpu_threads = cpu_threads
+        if compile_step not in (True, False, "auto"):
+            raise MisconfiguredTrainerError(
+                f"compile_step must be True, False or 'auto'; got {compile_step!r}.", argument="compile_step"
+            )
+        self.compile_step = compile_step
         check_devices(accelerator, devices, strategy)
         self._fit_began = 0.0
         self.preemption_signals = [_signal(name) for name in preemption_signals]
@@ -446,7 +455,8 @@ class ItwinaiTrainer(Trainer):
         else:
             warn_user(
                 f"itwinai's fast loops are verified with Lightning {', '.join(lightning_loops.VERIFIED_LOOPS)}, not "
-                f"with {lightning.__version__}. This run uses Lightning's own loops, which are slower."
+                f"with {lightning.__version__}. This run uses Lightning's own loops, which are slower"
+                f"{', and compile no steps' if compile_step else ''}."
             )
 
         lightning_dataloaders.make_loaders_within(self, loaders.shared_random_numbers, check_loaders)

@@ -32,6 +32,7 @@ OWN = [
     "watch",
     "launcher",
     "cpu_threads",
+    "compile_step",
 ]
 
 

@@ -29,6 +29,7 @@ from itwinai.data.weights import StepWeights
 from itwinai.interfaces import Abortable, ComparesRanks, Coordinated, LogStepReporter, Preemptible
 from itwinai.launchers.base import stopped_by
 from itwinai.loggers.log_step import is_log_step
+from itwinai.loops.compiled.optimization import CompiledGraphs
 from itwinai.loops.coordinated_stop import StopAgreement
 from itwinai.loops.desync_detection import MissingWorkers
 from itwinai.loops.epoch_end_sync import EpochEnds, EpochPosition
@@ -73,7 +74,7 @@ class TrainingPlan:
             self.strategy_batch_start = InScope(name, module, call)
         self.clock = loop.clock = clock_for(trainer, loop.clock)
         self.reporters = [callback for callback in self.callbacks if isinstance(callback, LogStepReporter)]
-        self.optimization = LeanOptimization(trainer, spans) if module.automatic_optimization else None
+        self.optimization = loop.optimization(spans)
         self.run_section = spans.around(loop.optimize, "run_training_batch")
         self.on_train_batch_end = collect_hook("on_train_batch_end", trainer, spans)
         self.exchanges = loop.results.exchanges
@@ -97,6 +98,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
     ends: EpochEnds | None = None
     store_monitor: StoreMonitor | None = None
     clock: StepClock | None = None
+    graphs: CompiledGraphs | None = None
     _fits = 0
     _epoch = 0
     _ended = False
@@ -264,7 +266,7 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
             self.store_monitor = self.agreement = self.ends = self.results.missing = self.val_loop.results.missing = (
                 None
             )
-        self.clock = None
+        self.clock = self.graphs = None
         super().teardown()
 
     @override
@@ -408,10 +410,21 @@ class LeanTrainingEpochLoop(lightning_loops.TrainingEpochLoop):
         if plan.optimization is not None:
             if not plan.optimization.holds():
                 clock = plan.optimization.clock
-                plan.optimization = LeanOptimization(self.trainer, ProfilerSpans(self.trainer))
+                plan.optimization = self.optimization(ProfilerSpans(self.trainer))
+                assert plan.optimization is not None
                 plan.optimization.clock = clock
             return plan.optimization.run(batch, batch_idx, self.is_accumulating())
         return lightning_loops.optimize_manually(self, batch, batch_idx)
+
+    def optimization(self, spans: ProfilerSpans) -> LeanOptimization | None:
+        """Return what optimizes the batches of an epoch: graphs if they are asked for; None for manual optimization."""
+        trainer = self.trainer
+        compiles = getattr(trainer, "compile_step", False)
+        if compiles and self.graphs is None:
+            self.graphs = CompiledGraphs(trainer, required=compiles is True)
+        if self.graphs is not None:
+            return self.graphs.optimization(spans)
+        return LeanOptimization(trainer, spans) if trainer.lightning_module.automatic_optimization else None
 
     def is_last_of_epoch(self) -> bool:
         """Return whether the batch in work is the last of its epoch."""

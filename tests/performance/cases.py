@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 RAW, ACCELERATE, LIGHTNING, ITWINAI = "raw", "accelerate", "lightning", "itwinai"
-CONTENDERS = (RAW, ACCELERATE, LIGHTNING, ITWINAI)
+COMPILED = "compiled"  # itwinai with compile_step=True
+CONTENDERS = (RAW, ACCELERATE, LIGHTNING, ITWINAI, COMPILED)
+UNCOMPILED = CONTENDERS[:-1]
 
 Clock = Literal["cpu", "wall"]
 Quantity = Literal["time of a step", "collectives of an epoch", "time to the first step"]
@@ -33,6 +35,7 @@ class Case:
         log: the module logs its loss on step and epoch.
         defaults: leave logger, checkpoints, progress bar and model summary at their defaults; otherwise all are off.
         metrics: number of values that are logged per epoch with ``sync_dist=True``.
+        model: the network.
     """
 
     name: str
@@ -47,14 +50,17 @@ class Case:
     log: bool = False
     defaults: bool = False
     metrics: int = 0
+    model: Literal["mlp", "lstm", "cnn"] = "mlp"
 
 
 _CASES = (
     Case("off", "everything off", 1.2),
     Case("log", "self.log on step and epoch", 1.5, log=True),
     Case("default", "defaults, self.log to the bar", 1.6, log=True, defaults=True),
-    Case("ddp", "DDP, 2 workers, everything off", 1.15, workers=2, clock="wall"),
-    Case("validate", "evaluation loop", 1.3, evaluate=True),
+    Case("lstm", "LSTM as in examples/streamflow", 1.2, contenders=(RAW, ITWINAI, COMPILED), model="lstm"),
+    Case("cnn", "small CNN", 1.2, contenders=(RAW, ITWINAI, COMPILED), model="cnn"),
+    Case("ddp", "DDP, 2 workers, everything off", 1.15, contenders=UNCOMPILED, workers=2, clock="wall"),
+    Case("validate", "evaluation loop", 1.3, contenders=UNCOMPILED, evaluate=True),
     Case(
         "metrics",
         "20 metrics with sync_dist, 2 workers",

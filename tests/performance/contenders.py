@@ -10,15 +10,16 @@ import argparse
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.performance.cases import ACCELERATE, CASES, ITWINAI, LIGHTNING, RAW, WATCHING, Case
+from tests.performance.cases import ACCELERATE, CASES, COMPILED, ITWINAI, LIGHTNING, RAW, WATCHING, Case
 from tests.performance.gate import Gate
-from tests.performance.model import Batches, Network, make_loader, make_optimizer, mse_loss
+from tests.performance.model import Batches, make_loader, make_network, make_optimizer, mse_loss
 
 if TYPE_CHECKING:  # raw PyTorch shall not pay for what it does not use
     import lightning as L
@@ -43,7 +44,7 @@ class Run:
 
 def run_raw(run: Run) -> None:
     """Train as in PyTorch's tutorials, without logging anything: the yardstick of all cases."""
-    network: torch.nn.Module = Network()
+    network: torch.nn.Module = make_network(run.case.model)
     if run.case.workers > 1:
         dist.init_process_group("gloo")
         network = DistributedDataParallel(network)
@@ -72,7 +73,7 @@ def run_accelerate(run: Run) -> None:
     with_board = case.defaults and importlib.util.find_spec("tensorboard") is not None
     accelerator = Accelerator(cpu=True, log_with="tensorboard" if with_board else None, project_dir=run.folder)
     accelerator.init_trackers("benchmark")
-    network = Network()
+    network = make_network(case.model)
     network, optimizer = accelerator.prepare(network, make_optimizer(network))
     # Accelerate cannot deal out a loader with batch_size=None, so several workers get the raw loop's loader.
     loader = make_loader(run.batches, case.workers)
@@ -122,6 +123,13 @@ def run_itwinai(run: Run) -> None:
     _run_trainer(run, ItwinaiTrainer)
 
 
+def run_compiled(run: Run) -> None:
+    """Train with ItwinaiTrainer, each step as one graph."""
+    from itwinai import ItwinaiTrainer
+
+    _run_trainer(run, partial(ItwinaiTrainer, compile_step=True))
+
+
 def _run_trainer(run: Run, trainer_class: Callable[..., L.Trainer]) -> None:
     from lightning.pytorch.callbacks import RichProgressBar
     from lightning.pytorch.trainer.connectors import callback_connector
@@ -153,7 +161,7 @@ def _run_trainer(run: Run, trainer_class: Callable[..., L.Trainer]) -> None:
     if case.quantity == "collectives of an epoch":
         module = modules.MeteredRegression(case.metrics)
     else:
-        module = modules.LoggedRegression(progress_bar=case.defaults) if case.log else modules.Regression()
+        module = modules.LoggedRegression(progress_bar=case.defaults) if case.log else modules.Regression(case.model)
     loader = make_loader(run.batches)
     if case.evaluate:
         trainer.validate(module, loader, verbose=False)
@@ -161,7 +169,13 @@ def _run_trainer(run: Run, trainer_class: Callable[..., L.Trainer]) -> None:
         trainer.fit(module, loader)
 
 
-RUNNERS = {RAW: run_raw, ACCELERATE: run_accelerate, LIGHTNING: run_lightning, ITWINAI: run_itwinai}
+RUNNERS = {
+    RAW: run_raw,
+    ACCELERATE: run_accelerate,
+    LIGHTNING: run_lightning,
+    ITWINAI: run_itwinai,
+    COMPILED: run_compiled,
+}
 
 
 def main() -> None:
@@ -186,7 +200,7 @@ def main() -> None:
     else:
         gate = Gate(given.socket, given.steps, given.chunks)
         run_length, epochs = gate.items, 1
-    run = Run(case, Batches(run_length * case.workers, gate), epochs, given.folder)
+    run = Run(case, Batches(run_length * case.workers, gate, case.model), epochs, given.folder)
     if case is WATCHING:
         from tests.performance.watching import run_watched
 

@@ -9,10 +9,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from tests.performance.gate import Gate
 
-__all__ = ["Batches", "Network", "make_loader", "make_optimizer", "mse_loss"]
+__all__ = ["Batches", "Network", "make_loader", "make_network", "make_optimizer", "mse_loss"]
 
 FEATURES, HIDDEN, BATCH_SIZE = 16, 32, 16
 DISTINCT_BATCHES = 64
+SHAPES = {"mlp": (FEATURES,), "lstm": (30, 5), "cnn": (1, 28, 28)}  # of one sample
 
 
 class Network(nn.Sequential):
@@ -20,6 +21,37 @@ class Network(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(nn.Linear(FEATURES, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
+
+
+class Recurrent(nn.Module):
+    """The LSTM of the streamflow example: a week of forcings in, the discharge of the last day out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(SHAPES["lstm"][-1], 32, batch_first=True)
+        self.head = nn.Linear(32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, _ = self.lstm(x)
+        return self.head(output[:, -1])
+
+
+def make_network(model: str) -> nn.Module:
+    """Return a network by its name in the cases."""
+    if model == "lstm":
+        return Recurrent()
+    if model == "cnn":
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(16 * 7 * 7, 1),
+        )
+    return Network()
 
 
 def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
@@ -33,12 +65,13 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
     Args:
         length: number of batches of an epoch, of all workers together.
         gate: is told of every batch that is fetched; None measures nothing.
+        model: the network that they are for.
     """
 
-    def __init__(self, length: int, gate: Gate | None = None) -> None:
+    def __init__(self, length: int, gate: Gate | None = None, model: str = "mlp") -> None:
         generator = torch.Generator().manual_seed(1)
-        inputs = torch.randn(DISTINCT_BATCHES, BATCH_SIZE, FEATURES, generator=generator)
-        self.batches = [(x.clone(), x.sum(1, keepdim=True).sin()) for x in inputs]
+        inputs = torch.randn(DISTINCT_BATCHES, BATCH_SIZE, *SHAPES[model], generator=generator)
+        self.batches = [(x.clone(), x.flatten(1).sum(1, keepdim=True).sin()) for x in inputs]
         self.length = length
         self.gate = gate
 

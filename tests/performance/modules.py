@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tests.performance.model import Batches, Network, make_loader, make_optimizer, mse_loss
+from tests.performance.model import Batches, make_loader, make_network, make_optimizer, mse_loss
 
 
 class Regression(L.LightningModule):
-    """The network, and nothing logged."""
+    """The network, and nothing logged.
 
-    def __init__(self) -> None:
+    Args:
+        model: which network.
+    """
+
+    def __init__(self, model: str = "mlp") -> None:
         super().__init__()
-        self.network = Network()
+        self.network = make_network(model)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         x, y = batch

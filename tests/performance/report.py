@@ -18,7 +18,7 @@ from tests.performance.measure import Effort, Result, Summary
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = dict(zip(CONTENDERS, ("#8c8c8c", "#e0a030", "#8064b0", "#2080a0"), strict=True))
+_COLOURS = dict(zip(CONTENDERS, ("#8c8c8c", "#e0a030", "#8064b0", "#2080a0", "#30a060"), strict=True))
 
 
 def describe_machine() -> dict[str, str]:
