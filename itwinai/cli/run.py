@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,13 +52,14 @@ def main(argv: list[str]) -> int:
 
     Raises:
         ConfigurationError: the pipeline or an argument is wrong.
-        PipelineError: a step has failed.
+        PipelineError: a step needs the outputs of one that was not asked for, and has not run.
     """
     arguments, flags = _split(argv)
     given = _parser().parse_args(arguments)
 
     from itwinai.cli.signals import stop_on_signals
     from itwinai.pipelines import Pipeline
+    from itwinai.pipelines.scheduler import StepsFailedError
     from itwinai.pipelines.steps_file import overrides_of
 
     if given.export and given.on:
@@ -71,8 +73,13 @@ def main(argv: list[str]) -> int:
         return 0
     if given.on:
         return _submit(pipeline, given)
-    with stop_on_signals():
-        result = pipeline.run(given.steps, jobs=given.jobs, force=given.force)
+    try:
+        with stop_on_signals():
+            result = pipeline.run(given.steps, jobs=given.jobs, force=given.force)
+    except StepsFailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        # SLURM's supervisor has to know that a signal has ended a step, and which.
+        return max(error.codes.values()) if min(error.codes.values()) > 128 else 1
     print(_summary(result, pipeline))
     return 0
 

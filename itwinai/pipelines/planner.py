@@ -193,11 +193,21 @@ class Planner:
             digest = self.hasher.digest(Path(path))
             if digest != ABSENT or path in step.inputs:  # else it may be one that the step writes
                 inputs[path] = digest
-        paths = [*class_paths_in(config)]
-        paths += _classes_of(config["config"]) if step.command else [step.class_path.value]
-        code, packages = SourceCode().of(paths)
+        code, packages = SourceCode().of(self._code_paths(step, config))
         packages |= {"itwinai"} if step.command else set()
         return Fingerprint(config_texts(config), inputs, code, self.distributions.versions(packages, step.packages))
+
+    def references(self, name: str) -> list[Reference]:
+        """Return the references of a step."""
+        return [reference for reference, _ in references_in(self.file.steps[name].arguments)]
+
+    def code_files(self, name: str) -> list[Path]:
+        """Return the files of the user's code that a step runs."""
+        step = self.file.steps[name]
+        config = self._with_references(step, self.targets[name])
+        if step.command:
+            config["config"] = self._command(step, self.file.steps, str)[0].resolved()
+        return SourceCode().files(self._code_paths(step, config))
 
     def values(self, name: str) -> dict[str, Any]:
         """Return the arguments of a step with the outputs that they refer to.
@@ -299,6 +309,12 @@ class Planner:
         given = {name: replace(one.plain(), value_of) for name, one in step.arguments.value.items() if name != "config"}
         paths = [str(replace(one.plain(), lambda reference: self._output(reference))) for one in known]
         return self.targets[step.name].target(config=paths, **given), len(known) == len(files)
+
+    @staticmethod
+    def _code_paths(step: Step, config: Mapping[str, Any]) -> list[str]:
+        """Return the functions and classes that a step begins with."""
+        own = _classes_of(config["config"]) if step.command else [step.class_path.value]
+        return [*class_paths_in(config), *own]
 
     def _with_references(self, step: Step, target: StepTarget) -> dict[str, Any]:
         """Return all arguments with defaults, and references as they are written."""

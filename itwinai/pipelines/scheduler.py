@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,21 @@ _STOP = 60.0
 """Seconds that steps have to save a checkpoint after Ctrl-C."""
 
 _TICK = 0.05
+
+
+class StepsFailedError(PipelineError):
+    """Steps have failed.
+
+    Attributes:
+        codes: their exit codes, by name; 128 and more for a signal.
+    """
+
+    def __init__(self, message: str, codes: Mapping[str, int]) -> None:
+        super().__init__(message)
+        self.codes = dict(codes)
+
+    def __reduce__(self) -> tuple[type, tuple[str, dict[str, int]]]:
+        return type(self), (str(self), self.codes)
 
 
 @dataclass
@@ -59,7 +74,7 @@ class Scheduler:
         """Run the steps of a plan; the steps that do not need one that fails run to their end.
 
         Raises:
-            PipelineError: a step has failed; the message says which, and what did not run therefore.
+            StepsFailedError: a step has failed; the message says which, and what did not run therefore.
         """
         waiting = [one.name for one in plan.steps if one.status in ("runs", "may run")]
         settled = {one.name for one in plan.steps if one.name not in waiting}
@@ -88,7 +103,7 @@ class Scheduler:
                 self._stop()
                 raise
         if self.failed:
-            raise PipelineError(self._failure(skipped))
+            raise StepsFailedError(self._failure(skipped), self.failed)
 
     def _has_room(self, name: str) -> bool:
         steps = self.planner.file.steps
@@ -142,7 +157,7 @@ class Scheduler:
                     ended.append(name)
                     self.say(f"{name}: done in {span_text(record.seconds)}")
             if code:
-                if code > 0:
+                if 0 < code <= 128:  # by itself, and not by a signal
                     fail(one.request)
                 self.failed[name] = 128 - code if code < 0 else code
                 self.say(f"{name}: failed with {_code_text(code)}")

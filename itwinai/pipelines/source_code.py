@@ -111,6 +111,11 @@ class SourceCode:
                     waiting += self._mentions(module, module.definitions[one])
         return dict(sorted(found.items())), packages
 
+    def files(self, paths: Iterable[str]) -> list[Path]:
+        """Return the files of the user's code behind functions and classes; see `of`."""
+        names = {one.partition(":")[0] for one in self.of(paths)[0]}
+        return sorted({module.file for name in names if (module := self._modules[name]) is not None})
+
     def _mentions(self, module: _Module, nodes: Sequence[ast.stmt]) -> list[tuple[str, str]]:
         """Return what statements use: names of their module, of imported ones, and what they import themselves."""
         found: list[tuple[str, str]] = []

@@ -63,7 +63,7 @@ class StepTarget:
             own = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
             raise ConfigurationError(f"{module_name} has no '{name}'.{did_you_mean(name, own)}")
         if inspect.isclass(target):
-            method = next((one for one in _METHODS if callable(getattr(target, one, None))), None)
+            method = next((one for one in _METHODS if any(one in vars(base) for base in target.__mro__)), None)
             if method is None:
                 raise ConfigurationError(f"the class {name} has no method run() or __call__(), which a step needs.")
             return cls(path, target, method)

@@ -85,6 +85,7 @@ class StepsFile:
         slurm: options of the jobs of all steps.
         graph: which step needs which.
         plain: everything, as plain values.
+        overrides: values by path that were set over those of the file.
     """
 
     name: str
@@ -94,6 +95,7 @@ class StepsFile:
     slurm: Mapping[str, Any]
     graph: Graph
     plain: Mapping[str, Any]
+    overrides: Mapping[str, Any]
 
 
 def read_steps(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> StepsFile:
@@ -128,7 +130,9 @@ def read_steps(source: str | Path | Mapping[str, Any], overrides: Mapping[str, A
         raise ConfigurationError(f"{_at(top['folder'])}folder must be the path of a folder; got {folder!r}.")
     slurm = _mapping(top["slurm"], "slurm") if "slurm" in top else {}
     graph = Graph.of({name: _needs_of(step) for name, step in steps.items()})
-    return StepsFile(path.stem if path else "pipeline", path, steps, folder, slurm, graph, root.plain())
+    return StepsFile(
+        path.stem if path else "pipeline", path, steps, folder, slurm, graph, root.plain(), overrides or {}
+    )
 
 
 def _read(path: str) -> Given:

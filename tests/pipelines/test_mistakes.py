@@ -1,0 +1,123 @@
+"""What is wrong with a pipeline is one short error, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from itwinai.cli.main import main
+from itwinai.errors import ConfigurationError, ItwinaiError, PipelineError
+from itwinai.pipelines import Pipeline
+from itwinai.pipelines.outputs import encode
+from tests.pipelines.project import Project
+
+PIPELINE = """steps:
+  split:
+    class_path: project.steps.split
+    init_args:
+      raw: raw.txt
+  count:
+    class_path: project.steps.Count
+    init_args:
+      data: ${steps.split.train}
+  score:
+    class_path: project.steps.score
+    init_args:
+      data: ${steps.split.test}
+      weight: 2.0
+  report:
+    class_path: project.steps.report
+    init_args:
+      count: ${steps.count}
+      score: ${steps.score.score}
+      notes: notes.txt
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("split.train", "split.trian", "p.yaml:9: steps.count: ${steps.split.trian}: the step 'split' has no output"),
+        ("split.train", "split.trian", "Did you mean 'train'? It returns train, test."),
+        ("steps.split.test", "steps.slit.test", "p.yaml:13: steps.score needs the step 'slit', which does not exist."),
+        ("${steps.split.test}", "${steps.report}", "steps need each other in a circle: score needs report needs score"),
+        ("${steps.count}", "${steps.split.test}", "p.yaml:18: steps.report.init_args.count: ${steps.split.test} is"),
+        ("${steps.count}", "${steps.split.test}", "is a Path. Accepted: int."),
+        ("weight: 2.0", "weight: heavy", "p.yaml:14: steps.score.init_args.weight: 'heavy' is not accepted here."),
+        ("weight: 2.0", "wieght: 2.0", "p.yaml:14: steps.score.init_args.wieght: score() has no argument 'wieght'."),
+        ("raw: raw.txt", "share: 1", "p.yaml:2: steps.split: split() needs 'raw', which is not given."),
+        ("  score:\n", "  count:\n", "p.yaml:10: 'count' is there twice; the first is in line 6. Keep one."),
+        ("steps.Count", "steps.Cuont", "p.yaml:7: steps.count.class_path: project.steps has no 'Cuont'. Did you mean"),
+        ("project.steps.Count", "projetc.Count", "there is no module 'projetc'"),
+        (
+            "    init_args:\n      raw",
+            "    init_arg:\n      raw",
+            "p.yaml:4: steps.split has no key 'init_arg'. Did you",
+        ),
+        ("    class_path: project.steps.split", "    fti: a.yaml", "steps.split has none of class_path, fit, validate"),
+        ("${steps.count}", "${step.count}", "p.yaml:18: '${step.count}' is not a reference."),
+        ("steps:\n", "stesp:\n", "p.yaml:1: a pipeline has no key 'stesp'. Did you mean 'steps'?"),
+        ("project.steps.Count", "project.steps.Split", "the class Split has no method run() or __call__()"),
+    ],
+)
+def test_a_mistake_in_the_file(project: Project, old: str, new: str, message: str) -> None:
+    (project.folder / "p.yaml").write_text(PIPELINE.replace(old, new, 1))
+    with pytest.raises(ConfigurationError) as raised:
+        Pipeline.from_yaml("p.yaml").plan()
+    assert message in str(raised.value)
+    assert len(str(raised.value).splitlines()) <= 3 and not (project.folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps.score.wieght", "3"], "--steps.score.wieght: steps.score.init_args.wieght: score() has no argument"),
+        (["--steps.scroe.weight", "3"], "--steps.scroe.weight: there is no step 'scroe'. Did you mean 'score'?"),
+        (["--steps.score.weight", "much"], "--steps.score.weight: steps.score.init_args.weight: 'much' is not"),
+        (["scroe"], "There is no step 'scroe'. Did you mean 'score'?"),
+        (["score..count"], "score..count: no step leads from score to count"),
+        (["report"], "The step 'report' needs the outputs of 'count', which has not run."),
+        (["--export", "snakemake", "--on", "slurm"], "--export writes a file, and --on runs the steps"),
+    ],
+)
+def test_a_mistake_in_the_command(
+    project: Project, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    (project.folder / "p.yaml").write_text(PIPELINE)
+    assert main(["run", "p.yaml", *arguments]) == 1
+    printed = capsys.readouterr().err
+    assert f"error: {message}" in printed and len(printed.splitlines()) <= 3
+
+
+def test_a_plan_is_a_table_and_flags_win(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    (project.folder / "p.yaml").write_text(PIPELINE)
+    project.pipeline["steps"]["score"]["init_args"]["weight"] = 2.0
+    project.run()
+    command = ["run", "p.yaml", "--folder", "runs", "--dry-run"]
+    versions = pytest.MonkeyPatch()
+    with versions.context() as patch:
+        patch.setattr("importlib.metadata.packages_distributions", lambda: {"other_package": ["other_package"]})
+        patch.setattr("importlib.metadata.version", lambda name: "1")
+        assert main([*command, "--steps.score.weight", "3"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "step    what     why",
+        "split   cached",
+        "count   cached",
+        "score   runs     weight 2.0 → 3.0",
+        "report  may run  if the outputs of score change",
+        "4 steps: 1 to run, 1 may run, 2 cached",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda project: project.folder / "nothing", "returned the path"),
+        (lambda project: [object()], "returned a builtins.object. Steps return paths, numbers, texts"),
+    ],
+)
+def test_what_cannot_be_kept(project: Project, returned: Callable[[Project], object], message: str) -> None:
+    with pytest.raises(PipelineError, match=message) as raised:
+        encode(returned(project), project.folder, "split")
+    assert isinstance(raised.value, ItwinaiError)
