@@ -9,7 +9,7 @@ import pytest
 import tutorial_runner
 
 NOISE = re.compile(
-    r"Warning|WARNING|GPU available|TPU available|litlogger|litmodels|Tip: |DeepSpeed info|\[INFO\]|\[WARNING\]"
+    r"\wWarning|WARNING|GPU available|TPU available|litlogger|litmodels|Tip: |DeepSpeed info|\[INFO\]|\[WARNING\]"
     r"|INFO worker\.py|Traceback|\x1b"
 )
 
