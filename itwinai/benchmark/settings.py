@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from itwinai.benchmark.records import SINGLE, Cell, Scaling
-from itwinai.errors import ConfigurationError
+from itwinai.errors import ConfigurationError, did_you_mean
+
+_EXAMPLE = "benchmark: {strategies: [ddp, horovod], workers: [1, 2, 4]}"
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,36 @@ class Settings:
         for path, values in self.axes.items():
             _check_listed(f"--axis {path}", [yaml_text(value) for value in values])
 
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], where: str = "The section 'benchmark'") -> Settings:
+        """Return the settings that a ``benchmark:`` section has.
+
+        Args:
+            mapping: settings by name; a list may be a single value.
+            where: what the section is called in errors.
+
+        Raises:
+            ConfigurationError: an entry is unknown or missing, or its value is invalid.
+        """
+        if not isinstance(mapping, Mapping):
+            raise ConfigurationError(f"{where} is {mapping!r}, and not a section such as {_EXAMPLE}.")
+        fields = {one.name: one for one in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for name, value in mapping.items():
+            if name not in fields:
+                raise ConfigurationError(
+                    f"{where} has an entry '{name}', which is unknown.{did_you_mean(name, fields)} Known are "
+                    f"{', '.join(fields)}."
+                )
+            listed = str(fields[name].type).startswith("tuple")
+            values[name] = tuple(value if isinstance(value, (list, tuple)) else [value]) if listed else value
+            if not _fits(values[name], str(fields[name].type)):
+                raise ConfigurationError(f"{where}.{name} is {value!r}; {_TAKES[str(fields[name].type)]}.")
+        for name in ("strategies", "workers"):
+            if not values.get(name):
+                raise ConfigurationError(f"{where} needs an entry '{name}', as in {_EXAMPLE}.")
+        return cls(**values)
+
     @property
     def extrapolated_workers(self) -> tuple[int, ...]:
         """The numbers of workers to extrapolate to."""
@@ -123,3 +156,36 @@ def _check_listed(flag: str, values: Sequence[Any]) -> None:
     twice = {str(value) for value in values if list(values).count(value) > 1}
     if twice:
         raise ConfigurationError(f"{flag} has {', '.join(sorted(twice))} twice.")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Return whether a value of a config is of the type of a setting."""
+    return _FITS[kind](value)
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "tuple[str, ...]": lambda value: all(isinstance(one, str) for one in value),
+    "tuple[Scaling, ...]": lambda value: all(isinstance(one, str) for one in value),
+    "tuple[int, ...]": lambda value: all(map(_is_whole, value)),
+    "Mapping[str, Sequence[Any]]": lambda value: (
+        isinstance(value, Mapping) and all(isinstance(one, (list, tuple)) for one in value.values())
+    ),
+    "int": _is_whole,
+    "int | None": lambda value: value is None or _is_whole(value),
+    "float": lambda value: _is_whole(value) or isinstance(value, float),
+    "str": lambda value: isinstance(value, str),
+}
+_TAKES = {
+    "tuple[str, ...]": "write names, as in [ddp, horovod]",
+    "tuple[Scaling, ...]": "write strong, weak, or [strong, weak]",
+    "tuple[int, ...]": "write whole numbers, as in [1, 2, 4]",
+    "Mapping[str, Sequence[Any]]": "write lists of values by path, as in {trainer.precision: [32-true, bf16-mixed]}",
+    "int": "write a whole number",
+    "int | None": "write a whole number, or null",
+    "float": "write a number",
+    "str": "write a name",
+}

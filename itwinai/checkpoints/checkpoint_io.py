@@ -20,7 +20,7 @@ from typing_extensions import override
 from itwinai.checkpoints import portable_file, sharded
 from itwinai.checkpoints import state as checkpoint_state
 from itwinai.checkpoints.async_writer import BackgroundWriter
-from itwinai.checkpoints.discovery import AUTO, newest_valid
+from itwinai.checkpoints.discovery import AUTO, UNNAMED, newest_valid
 from itwinai.checkpoints.given_path import check_path
 from itwinai.checkpoints.naming import FOLDER, MODULE_CLASS, class_name_of
 from itwinai.collectives import gather_of
@@ -213,7 +213,7 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
     @override
     def locate(self, path: str | os.PathLike[str]) -> str | None:
         path = os.fspath(path)  # `ckpt_path` accepts a Path as well
-        if path != AUTO:
+        if path not in (AUTO, UNNAMED):
             advice = "Give the path of one, or 'auto' for the newest valid one of this run's folders."
             check_path(path, advice, folders=True)
             return path
@@ -221,6 +221,9 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
             located: str | None = self.selected  # the workers have agreed on it already
             return located
         self.selected = located = self.trainer.strategy.broadcast(self._newest())
+        if path == UNNAMED:
+            self._say_what_was_found(located)
+            return located
         if located is None and self.trainer.state.fn != TrainerFn.FITTING:
             folders = ", ".join(folders_of(self.trainer)) or "this run has no folder for checkpoints"
             raise MissingCheckpointError(
@@ -230,6 +233,19 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         if located is None:
             rank_zero_info("itwinai: there is no valid checkpoint yet; training starts from scratch")
         return located
+
+    def _say_what_was_found(self, path: str | None) -> None:
+        if path is not None:
+            shown = path if "://" in path else os.path.relpath(path)
+            rank_zero_info(f"itwinai: the weights are those of {shown}, the newest; --ckpt names others")
+        elif self.trainer.state.fn == TrainerFn.PREDICTING:
+            raise MissingCheckpointError(
+                "no checkpoint is given, and there is none of this config's runs, so these would be the predictions of "
+                "an untrained model. Train it first, or add --ckpt PATH; --ckpt none if the model loads its weights "
+                "itself."
+            )
+        else:
+            rank_zero_info("itwinai: there is no checkpoint yet: this evaluates the initial weights of the model")
 
     @override
     def restore(self, *args: Any, **kwargs: Any) -> None:

@@ -20,6 +20,9 @@ from itwinai.warn import warn_user
 AUTO = "auto"
 """In the place of a path: the newest valid checkpoint of the run's folders, or none."""
 
+UNNAMED = "the newest"
+"""The same where nobody has named a checkpoint, and weights that were trained are wanted."""
+
 
 @dataclass(frozen=True)
 class Found:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from itwinai.errors import ConfigurationError, nearest
+
+_only_parsers: ContextVar[bool] = ContextVar("only_parsers", default=False)
+
+
+class _ParserFound(BaseException):
+    """Nothing was parsed: this was asked for the parser."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -20,6 +31,8 @@ class ArgumentParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
         """Parse, and keep the arguments for the error."""
+        if _only_parsers.get():
+            raise _ParserFound(self)
         self._given = list(args or [])
         return super().parse_known_args(args, namespace)
 
@@ -33,6 +46,23 @@ class ArgumentParser(argparse.ArgumentParser):
             if flag not in known and (meant := nearest(flag, known, 0.8)) and not flag.startswith("--trainer.")
         ]
         self.exit(2, f"error: {message.rstrip('.')}.{hints[0] if hints else ''} See `{self.prog} --help`.\n")
+
+
+def parser_of(command: Callable[[list[str]], int], arguments: list[str]) -> argparse.ArgumentParser:
+    """Return the parser by which a command would parse arguments.
+
+    Args:
+        command: the function of a command of itwinai.
+        arguments: its arguments, in which a command below it may be named.
+    """
+    token = _only_parsers.set(True)
+    try:
+        command(arguments)
+    except _ParserFound as found:
+        return found.parser
+    finally:
+        _only_parsers.reset(token)
+    raise TypeError(f"{command.__module__}.{command.__name__} has no parser of this module")
 
 
 def values_of_axis(text: str) -> tuple[str, list[Any]]:

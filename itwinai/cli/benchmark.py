@@ -8,10 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from itwinai.cli.arguments import ArgumentParser, values_of_axis
+from itwinai.config.source import Given, given_by, named_configs
 from itwinai.errors import ConfigurationError, did_you_mean
+
+if TYPE_CHECKING:
+    from itwinai.benchmark.settings import Settings
 
 _EPILOG = """
 other commands:
@@ -27,9 +31,24 @@ examples:
   itwinai benchmark -c config.yaml --strategies ddp,horovod --workers 4,8,16 --workers-per-node 4 \\
       --slurm partition=gpu,account=me,gpus-per-node=4,time=01:00:00
 
+A config may have a section with what the flags say, under which flags win:
+
+  benchmark:
+    strategies: [ddp, horovod]
+    workers: [1, 2, 4]
+    axes: {trainer.precision: [32-true, bf16-mixed]}
+
 Ray's workers run on the cluster of --address or RAY_ADDRESS, if there is one. All other flags are those of
 `itwinai fit`, for all runs: --trainer.accelerator=gpu. docs/how-to/benchmark.md says more.
 """
+
+OTHERS: dict[str, tuple[str, str]] = {
+    "report": (__name__, "_report"),
+    "compare": (__name__, "_compare"),
+    "simulate": ("itwinai.cli.benchmark_simulate", "simulate"),
+    "links": ("itwinai.cli.benchmark_simulate", "links"),
+}
+"""Commands below this one, each with its module and its function there."""
 
 
 def main(argv: list[str]) -> int:
@@ -41,28 +60,24 @@ def main(argv: list[str]) -> int:
     Raises:
         ConfigurationError: the arguments are invalid.
     """
-    others: dict[str, tuple[str, str]] = {
-        "report": (__name__, "_report"),
-        "compare": (__name__, "_compare"),
-        "simulate": ("itwinai.cli.benchmark_simulate", "simulate"),
-        "links": ("itwinai.cli.benchmark_simulate", "links"),
-    }
-    if argv and argv[0] in others:
-        module, name = others[argv[0]]
+    if argv and argv[0] in OTHERS:
+        module, name = OTHERS[argv[0]]
         command: Callable[[list[str]], int] = getattr(import_module(module), name)
         return command(argv[1:])
     if argv and not argv[0].startswith("-"):
         raise ConfigurationError(
-            f"There is no `itwinai benchmark {argv[0]}`.{did_you_mean(argv[0], others)} There are {', '.join(others)}; "
+            f"There is no `itwinai benchmark {argv[0]}`.{did_you_mean(argv[0], OTHERS)} There are {', '.join(OTHERS)}; "
             "without any of them, flags say what to run: `itwinai benchmark --help`."
         )
     return _run(argv)
 
 
 def _run(argv: list[str]) -> int:
-    given, arguments = _parser().parse_known_args(argv)
+    parser = _parser()
+    given, arguments = parser.parse_known_args(argv)
     _need_packages()
-    settings = _settings(given)
+    configs = [part for config in named_configs(given.config, "itwinai benchmark") for part in ("-c", config)]
+    settings = _settings(parser, given, given_by(configs).find("benchmark"))
     if given.address:
         os.environ["RAY_ADDRESS"] = given.address
     # As for a script: the config names classes in files of the current folder.
@@ -73,7 +88,6 @@ def _run(argv: list[str]) -> int:
     from itwinai.cli.signals import stop_on_signals
     from itwinai.config.lightning_cli import parsed
 
-    configs = [part for config in given.config for part in ("-c", config)]
     command_line = parsed([*configs, *arguments])
     config = command_line.as_dict()
     name = _name(config)
@@ -94,7 +108,7 @@ def _run(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="itwinai benchmark",
-        usage="itwinai benchmark -c CONFIG --strategies NAMES --workers NUMBERS [flags]",
+        usage="itwinai benchmark [-c CONFIG] --strategies NAMES --workers NUMBERS [flags]",
         description="Run a model under several strategies with several numbers of workers, and compare them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -104,13 +118,13 @@ def _parser() -> argparse.ArgumentParser:
         "-c",
         "--config",
         action="append",
-        required=True,
-        help="config file of `itwinai fit`; later ones override earlier ones",
+        metavar="FILE",
+        help="config file of `itwinai fit`; later ones override earlier ones [config.yaml]",
     )
-    add("--strategies", required=True, help="names, separated by commas")
-    add("--workers", required=True, help="numbers of workers, over all nodes, separated by commas")
-    add("--repeats", type=int, default=3, help="runs of each cell (3); fewer leave no room for statistics")
-    add("--scaling", default="strong", help="strong (the workers divide one batch), weak, or strong,weak")
+    add("--strategies", metavar="NAMES", help="names, separated by commas")
+    add("--workers", metavar="NUMBERS", help="numbers of workers, over all nodes, separated by commas")
+    add("--repeats", type=int, help="runs of each cell (3); fewer leave no room for statistics")
+    add("--scaling", help="strong (the workers divide one batch), weak, or strong,weak (strong)")
     add(
         "--axis",
         action="append",
@@ -118,12 +132,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH=VALUES",
         help="vary anything else too: trainer.precision=32-true,bf16-mixed; given several times, all combinations",
     )
-    add("--steps", type=int, default=50, help="minimum number of steps to measure (50)")
-    add("--seconds", type=float, default=3.0, help="minimum number of seconds to measure (3)")
-    add("--warmup", type=int, default=10, help="steps before the measurement (10)")
-    add("--limit", type=float, default=600.0, help="seconds after which a run counts as hanging and is ended (600)")
+    add("--steps", type=int, help="minimum number of steps to measure (50)")
+    add("--seconds", type=float, help="minimum number of seconds to measure (3)")
+    add("--warmup", type=int, help="steps before the measurement (10)")
+    add("--limit", type=float, help="seconds after which a run counts as hanging and is ended (600)")
     add("--threads", type=int, help="threads of each worker in all cells; by default cores // most workers of a node")
-    add("--baseline", default="single", help="baseline of speed-ups: single, one process, or a strategy")
+    add("--baseline", help="baseline of speed-ups: single, one process, or a strategy (single)")
     add("--extrapolate", help="numbers of workers to extrapolate to; by default up to eight times the largest")
     add("--folder", help="for records, table and report; by default benchmarks/NAME_OF_THE_MODEL")
     add("--resume", action="store_true", help="run what is missing in the folder; more may be requested than before")
@@ -134,25 +148,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings(given: argparse.Namespace) -> Any:
+def _settings(parser: argparse.ArgumentParser, given: argparse.Namespace, section: Given | None) -> Settings:
+    """Return the settings of a benchmark: those of the config's section, and flags over them."""
     from itwinai.benchmark.settings import Settings
 
     if given.workers_per_node is not None and given.workers_per_node < 1:
         raise ConfigurationError(f"--workers-per-node must be at least 1; got {given.workers_per_node}.")
-    return Settings(
-        strategies=tuple(_names(given.strategies)),
-        workers=_numbers("--workers", given.workers),
-        repeats=given.repeats,
-        scalings=tuple(_names(given.scaling)),  # type: ignore[arg-type]
-        axes=dict(values_of_axis(one) for one in given.axis),
-        steps=given.steps,
-        seconds=given.seconds,
-        warmup=given.warmup,
-        limit=given.limit,
-        baseline=given.baseline,
-        extrapolate=_numbers("--extrapolate", given.extrapolate) if given.extrapolate else (),
-        threads=given.threads,
-    )
+    flags: dict[str, Any] = {
+        "strategies": given.strategies and _names(given.strategies),
+        "workers": given.workers and _numbers("--workers", given.workers),
+        "scalings": given.scaling and _names(given.scaling),
+        "axes": dict(values_of_axis(one) for one in given.axis),
+        "extrapolate": given.extrapolate and _numbers("--extrapolate", given.extrapolate),
+    }
+    flags |= {name: getattr(given, name) for name in ("repeats", "steps", "seconds", "warmup", "limit", "baseline")}
+    flags |= {"threads": given.threads}
+    values = {} if section is None or section.value is None else section.plain()
+    where = "the section 'benchmark'" if section is None else f"{section.at}: benchmark"
+    given_flags = {name: value for name, value in flags.items() if value not in (None, {})}
+    whole = {**values, **given_flags} if isinstance(values, dict) else values
+    for name, example in (("strategies", "ddp,horovod"), ("workers", "1,2,4")):
+        # A key that is misspelt is told as such.
+        if isinstance(whole, dict) and not whole.get(name) and set(whole) <= set(flags):
+            parser.error(f"nothing says which {name} to compare: give --{name} {example}, or a section in the config")
+    return Settings.from_mapping(whole, where)
 
 
 def _names(text: str) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from itwinai.checks.registry import CHECKS, choose
 from itwinai.cli.arguments import ArgumentParser
+from itwinai.config.source import named_configs
 from itwinai.errors import ConfigurationError
 
 _EPILOG = """
@@ -42,10 +43,7 @@ def main(argv: list[str]) -> int:
     if given.list:
         print(list_text())
         return 0
-    if not given.config:
-        raise ConfigurationError(
-            "Name the config of the module: itwinai check -c config.yaml; --list lists the checks."
-        )
+    given.config = named_configs(given.config, "itwinai check")
     checks = None if given.checks is None else given.checks.split(",")
     choose(checks)
     expected = dict(_expected(one) for one in given.expect_failure)
@@ -107,7 +105,7 @@ def _expected(text: str) -> tuple[str, str]:
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="itwinai check",
-        usage="itwinai check -c CONFIG [flags]",
+        usage="itwinai check [-c CONFIG] [flags]",
         description="Check that a module trains, resumes and evaluates alike, wherever it runs.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -116,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
         "-c",
         "--config",
         action="append",
-        default=[],
-        help="config file of `itwinai fit`; given several times, the later ones win",
+        metavar="FILE",
+        help="config file of `itwinai fit`; given several times, the later ones win [config.yaml]",
     )
     parser.add_argument("--checks", metavar="A,B", help="the checks to run (default: all)")
     parser.add_argument("--strategies", metavar="A,B", help="the strategies to compare (default: all installed)")

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from itwinai.config.source import expand_short_flags, flags_of
+from itwinai.config.source import expand_short_flags, flags_of, with_default_config
 from itwinai.strategies.registry import uses_ray
 from itwinai.unify import unify_lightning
 
@@ -30,16 +30,17 @@ _WHAT = {
 }
 
 # Defaults are in brackets.
-_HELP = """usage: itwinai {command} -c CONFIG [flags]
+_HELP = """usage: itwinai {command} [-c CONFIG] [flags]
 
 {what} Flags win over the config; what a config takes as trainer: max_epochs: 5 is the flag --trainer.max_epochs 5.
 
 model and data
-  -c, --config FILE                 config file; given several times, the later ones win
+  -c, --config FILE                 config file; given several times, the later ones win [config.yaml, if it is there
+                                    and no --model is given]
   --model MODULE.CLASS              class of the model, if the config does not name it
   --data MODULE.CLASS               class of the data, if the config does not name it
   --model.NAME VALUE                an argument of the model; --data.NAME of the data
-  --ckpt PATH                       checkpoint to start from; auto for the newest valid one
+  --ckpt PATH                       checkpoint to start from; auto for the newest valid one{ckpt}
   --seed_everything N               seed [true: drawn for each run]
 
 {more}workers
@@ -99,7 +100,8 @@ metrics
 def short_help(command: str) -> str:
     """Return what most people set, by groups."""
     more = {"predict": _OF_PREDICT, "validate": _OF_EVALUATION, "test": _OF_EVALUATION}.get(command, "")
-    return _HELP.format(command=command, what=_WHAT[command], more=more)
+    ckpt = "" if command == "fit" else " [auto, if there\n" + " " * 36 + "is one; none for the initial weights]"
+    return _HELP.format(command=command, what=_WHAT[command], more=more, ckpt=ckpt)
 
 
 def main(argv: list[str]) -> int:
@@ -115,6 +117,7 @@ def main(argv: list[str]) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     arguments = ["--help" if argument == HELP_ALL else argument for argument in argv]
+    arguments[1:] = with_default_config(arguments[1:])
     if UNIFY in arguments:
         arguments.remove(UNIFY)
         unify_lightning()

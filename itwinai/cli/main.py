@@ -10,9 +10,11 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from itwinai.plugins import COMMANDS, Plugin, find_plugin, find_plugins
+from itwinai import plugins
+from itwinai.plugins import Plugin, find_plugin, find_plugins
 
-_COMMANDS: dict[str, tuple[str, str]] = {
+COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("itwinai.cli.init", "write a folder to begin with: module, data and config, which run at once"),
     "fit": ("itwinai.cli.fit", "train a LightningModule from a config file"),
     "validate": ("itwinai.cli.fit", "evaluate on the validation data"),
     "test": ("itwinai.cli.fit", "evaluate on the test data"),
@@ -22,28 +24,31 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("itwinai.cli.run", "run the steps of a pipeline that have changed"),
     "slurm": ("itwinai.cli.slurm", "write, submit and follow jobs of a SLURM machine"),
     "check": ("itwinai.cli.check", "check that a module trains, resumes and evaluates alike, wherever it runs"),
-    "config": ("itwinai.cli.config", "add class names to a config of your own LightningCLI"),
+    "config": ("itwinai.cli.config", "explain a key of a config; write the schema by which editors check configs"),
     "checkpoint": ("itwinai.cli.checkpoint", "inspect, verify, convert and export checkpoints"),
     "predictions": ("itwinai.cli.predictions", "verify and inspect files of predictions"),
     "plugins": ("itwinai.cli.plugins", "list what installed packages add, or start such a package"),
+    "completion": ("itwinai.cli.completion", "print what completes commands and flags in bash, zsh or fish"),
     "doctor": ("itwinai.cli.doctor", "show what is installed, and try every strategy"),
     "install": ("itwinai.cli.install", "build and install Horovod, which has no ready-made package"),
 }
+"""Commands, each with the module that runs it, and what it does."""
 
 
 def command_names() -> tuple[str, ...]:
     """Return the names of the commands, those of plugins aside."""
-    return tuple(_COMMANDS)
+    return tuple(COMMANDS)
 
 
 def usage() -> str:
     """Return the text of ``itwinai --help``."""
-    rows = "\n".join(f"  {name:<13}{text}" for name, (_, text) in _COMMANDS.items())
+    rows = "\n".join(f"  {name:<13}{text}" for name, (_, text) in COMMANDS.items())
     return (
         "usage: itwinai COMMAND ...\n\n"
         "Run any LightningModule unchanged on DDP, DeepSpeed, Horovod or Ray, chosen by one flag.\n\n"
         f"commands:\n{rows}\n\n{_plugin_rows()}"
         "examples:\n"
+        "  itwinai init timeseries demo && cd demo && itwinai fit\n"
         "  itwinai fit -c config.yaml --strategy horovod --devices 2\n"
         "  itwinai tune -c config.yaml\n"
         "  itwinai benchmark -c config.yaml --strategies ddp,horovod --workers 1,2,4\n"
@@ -54,7 +59,7 @@ def usage() -> str:
 
 def _plugin_rows() -> str:
     """Return the commands that installed packages add, none of which is imported for that."""
-    added = [plugin for plugin in find_plugins(COMMANDS) if plugin.name not in _COMMANDS]
+    added = [plugin for plugin in find_plugins(plugins.COMMANDS) if plugin.name not in COMMANDS]
     width = max([13, *(len(plugin.name) + 2 for plugin in added)])
     rows = [f"  {plugin.name:<{width}}{plugin.summary or plugin.source}\n" for plugin in added]
     return "".join(["commands of plugins:\n", *dict.fromkeys(rows), "\n"]) if rows else ""
@@ -79,11 +84,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"itwinai {__version__}")
         return 0
     try:
-        if argv[0] in _COMMANDS:
-            module = import_module(_COMMANDS[argv[0]][0])
+        if argv[0] in COMMANDS:
+            module = import_module(COMMANDS[argv[0]][0])
             arguments = argv if module.__name__ == "itwinai.cli.fit" else argv[1:]
             return int(module.main(arguments))
-        plugin = None if argv[0].startswith("-") else find_plugin(COMMANDS, argv[0])
+        plugin = None if argv[0].startswith("-") else find_plugin(plugins.COMMANDS, argv[0])
         if plugin is not None:
             return _run_plugin(plugin, argv[1:])
     except KeyboardInterrupt:
@@ -110,22 +115,26 @@ def _run_plugin(plugin: Plugin, arguments: list[str]) -> int:
 
 def report(error: Exception) -> None:
     """Print what ended a command: the user's code that failed, or the message where none of it has run."""
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
     from itwinai.errors import ItwinaiError
     from itwinai.tracebacks import hide_framework_frames, is_of_framework
 
     hide_framework_frames(error)
     entry = error.__traceback__
-    if isinstance(error, (ItwinaiError, MisconfigurationException)) and (entry is None or is_of_framework(entry)):
+    known = isinstance(error, ItwinaiError) or _is_lightnings(error)
+    if known and (entry is None or is_of_framework(entry)):
         print(f"error: {error}", file=sys.stderr)
     else:
         traceback.print_exception(error)
 
 
+def _is_lightnings(error: Exception) -> bool:
+    """Return whether Lightning refuses a configuration; to ask it, it would have to be imported."""
+    return any(one.__name__ == "MisconfigurationException" for one in type(error).__mro__)
+
+
 def misplaced_command(argv: Sequence[str]) -> str | None:
     """Return the message for a command that comes after flags; None if there is none."""
-    command = next((one for one in argv if one in _COMMANDS), None) if argv[0].startswith("-") else None
+    command = next((one for one in argv if one in COMMANDS), None) if argv[0].startswith("-") else None
     return command and f"the command comes first: itwinai {command} {' '.join(one for one in argv if one != command)}"
 
 
@@ -133,7 +142,7 @@ def unknown_command(name: str) -> str:
     """Return the message for a command that does not exist, with the nearest that does."""
     from itwinai.errors import did_you_mean
 
-    names = [*_COMMANDS, *(plugin.name for plugin in find_plugins(COMMANDS))]
+    names = [*COMMANDS, *(plugin.name for plugin in find_plugins(plugins.COMMANDS))]
     hint = did_you_mean(name, names)
     return f"there is no command '{name}'.{hint} The commands are {', '.join(names)}; see `itwinai --help`."
 

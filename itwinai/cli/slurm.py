@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itwinai.cli.arguments import ArgumentParser, values_of_axis
+from itwinai.config.source import named_configs
 from itwinai.errors import ConfigurationError, did_you_mean
 
 if TYPE_CHECKING:
     from itwinai.slurm.job import Job
 
-_USAGE = """itwinai slurm [COMMAND] -c CONFIG [--submit] [flags]
+_USAGE = """itwinai slurm [COMMAND] [-c CONFIG] [--submit] [flags]
        itwinai slurm [flags] -- SCRIPT.py [arguments]
        itwinai slurm status|follow|cancel [FOLDER]
        itwinai slurm sites [NAME] [-c CONFIG]"""
@@ -82,12 +83,7 @@ def main(argv: list[str]) -> int:
         ConfigurationError: what is asked for makes no sense.
         SlurmError: SLURM refuses the job, or does not answer.
     """
-    others: dict[str, Callable[[list[str]], int]] = {
-        "sites": _sites,
-        "status": _status,
-        "follow": _follow,
-        "cancel": _cancel,
-    }
+    others = _others()
     if argv and argv[0] in others:
         return others[argv[0]](argv[1:])
 
@@ -108,6 +104,10 @@ def main(argv: list[str]) -> int:
     return _make(command, argv, script)
 
 
+def _others() -> dict[str, Callable[[list[str]], int]]:
+    return {"sites": _sites, "status": _status, "follow": _follow, "cancel": _cancel}
+
+
 def _make(command: str, argv: list[str], script: list[str]) -> int:
     parser = _parser()
     given, arguments = parser.parse_known_args(argv)
@@ -115,9 +115,8 @@ def _make(command: str, argv: list[str], script: list[str]) -> int:
         if arguments or given.config:
             parser.error(f"a script comes with its own arguments, after it: {' '.join(arguments) or '-c'}")
         command, arguments = "python", script
-    elif not given.config:
-        parser.error("-c CONFIG is missing; a script of your own comes after --")
     else:
+        given.config = named_configs(given.config, f"itwinai slurm {command}")
         _check_flags(parser, command, arguments)
         arguments = [*(word for path in given.config for word in ("-c", path)), *arguments]
 
@@ -173,7 +172,7 @@ def _parser() -> ArgumentParser:
         "--config",
         action="append",
         metavar="FILE",
-        help="config file of the command; given several times, the later ones win",
+        help="config file of the command; given several times, the later ones win [config.yaml]",
     )
     add("--submit", action="store_true", help="submit the script, and return; without, it is printed")
     add(

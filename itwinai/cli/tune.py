@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from itwinai.cli.arguments import ArgumentParser
+from itwinai.config.source import named_configs
 from itwinai.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
     """
     parser = ArgumentParser(
         prog="itwinai tune",
-        usage="itwinai tune -c CONFIG [flags]",
+        usage="itwinai tune [-c CONFIG] [flags]",
         description="Search for good hyperparameters: many trials at once, each with one or several workers.",
         epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -61,19 +62,20 @@ def main(argv: list[str]) -> int:
         "-c",
         "--config",
         action="append",
-        required=True,
-        help="config file of `itwinai fit` with a section 'tune'; later ones override earlier ones",
+        metavar="FILE",
+        help="config file of `itwinai fit` with a section 'tune'; later ones override earlier ones [config.yaml]",
     )
     parser.add_argument("--resume", action="store_true", help="resume an interrupted search")
     parser.add_argument("--retrain-best", action="store_true", help="train with the best config at the end")
     parser.add_argument("--address", help="of a Ray cluster; by default RAY_ADDRESS, or Ray is started here")
     given, others = parser.parse_known_args(argv)
+    configs = named_configs(given.config, "itwinai tune")
     settings, arguments = _settings(others)
 
     from itwinai.slurm.result import leave_result
     from itwinai.tune import Tuner
 
-    result = Tuner(given.config, address=given.address, arguments=arguments, **settings).fit(resume=given.resume)
+    result = Tuner(configs, address=given.address, arguments=arguments, **settings).fit(resume=given.resume)
     if result.interrupted:
         return 130
     code = _retrain(result) if given.retrain_best else 0

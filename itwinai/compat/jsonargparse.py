@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -35,6 +36,7 @@ class ParserArgument:
         required: whether it has to be given.
         default: what it is otherwise.
         takes_value: whether its flags are followed by a value.
+        help: what it is, as the docstring says.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ParserArgument:
     required: bool
     default: Any
     takes_value: bool
+    help: str = ""
 
 
 def parser_arguments(parser: ArgumentParser, subcommand: str | None = None) -> list[ParserArgument]:
@@ -63,6 +66,7 @@ def parser_arguments(parser: ArgumentParser, subcommand: str | None = None) -> l
             one.required,
             one.default,
             one.nargs != 0,
+            "" if one.help in (None, argparse.SUPPRESS) else str(one.help),
         )
         for one in parser._actions
     ]
@@ -72,3 +76,23 @@ def instantiate(parser: ArgumentParser, values: Namespace) -> Namespace:
     """Return parsed values with objects in the place of classes: the method has another name since 4.49."""
     made = getattr(parser, "instantiate", None) or parser.instantiate_classes
     return made(values)
+
+
+def environment_variable(parser: ArgumentParser, name: str) -> str | None:
+    """Return the environment variable that an argument of a parser is read from; None if it reads none.
+
+    JSONARGPARSE_DEFAULT_ENV=true lets all parsers read them.
+
+    Args:
+        parser: the parser.
+        name: of the argument, with dots.
+    """
+    if not parser.default_env:
+        return None
+    prefix = f"{parser.env_prefix.replace('-', '_')}_" if isinstance(parser.env_prefix, str) else ""
+    return f"{prefix}{name}".replace(".", "__").upper()
+
+
+def subparsers_of(action: argparse.Action) -> Mapping[str, argparse.ArgumentParser] | None:
+    """Return the parsers of the subcommands that an argument of a parser stands for; None if it is another argument."""
+    return action.choices if isinstance(action, argparse._SubParsersAction) else None

@@ -45,6 +45,8 @@ _NOISE_MESSAGES = (
     "Setting accelerator to CPU",
     "torchvision is not installed. Skipping",
     "Trainer already configured with model summary callbacks: [<class 'itwinai.",
+    # Followed by a line that says what was loaded from there.
+    "Restoring states from the checkpoint path at",
 )
 
 _NOISY_LOGGERS = (

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import ast
 import collections.abc
-import datetime
 import inspect
 import os
 import textwrap
 import traceback
-import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import jsonargparse
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
 
-from itwinai.compat.jsonargparse import ParserArgument, parser_arguments
+from itwinai.compat.jsonargparse import ParserArgument
 from itwinai.config.source import (
     CLASS_KEYS,
     CLASS_SECTIONS,
@@ -32,6 +32,7 @@ from itwinai.config.source import (
     given_by,
     read_config,
 )
+from itwinai.config.type_hints import class_arguments, classes_of, members_of, short_type, type_text
 from itwinai.errors import did_you_mean, nearest
 from itwinai.plugins import CALLBACKS, find_plugins
 from itwinai.tracebacks import VARIABLE as FULL_TRACEBACK
@@ -109,7 +110,7 @@ def mistake_in_flags(
                 "set, and --help-all everything."
             )
         if value is None and (argument is None or argument.takes_value) and not name.endswith((".help", "_config")):
-            accepted = "" if argument is None else f" Accepted: {_type_text(argument.type)}."
+            accepted = "" if argument is None else f" Accepted: {type_text(argument.type)}."
             what = " Accepted: the path of a config file." if flag in CONFIG_FLAGS else accepted
             return f"{flag}: the value is missing.{what}"
     return None
@@ -228,15 +229,15 @@ def _value(given: Given, hint: Any, key: str, root: Given | None = None) -> Iter
         key: where it is in the config.
         root: the whole config, for a section that is a class.
     """
-    classes, skipped = _classes(hint)
+    classes, skipped = classes_of(hint)
     if classes:
         given = _from_file(given)
     value = given.value
-    if value is None and (type(None) in _members(hint) or root is not None):
+    if value is None and (type(None) in members_of(hint) or root is not None):
         return
     of_class = isinstance(value, dict) and ("class_path" in value or not _takes_mapping(hint))
     lists = [
-        one for one in _members(hint) if get_origin(one) in (list, collections.abc.Sequence, collections.abc.Iterable)
+        one for one in members_of(hint) if get_origin(one) in (list, collections.abc.Sequence, collections.abc.Iterable)
     ]
     if classes and (of_class or (isinstance(value, str) and root is not None)):
         if isinstance(value, dict) and "class_path" not in value and lists:
@@ -254,13 +255,13 @@ def _value(given: Given, hint: Any, key: str, root: Given | None = None) -> Iter
     if classes and isinstance(value, str) and "." in value and isinstance(why := _imported(value, classes), str):
         yield _Mistake(given.at, key, why)
         return
-    choices = [choice for one in _members(hint) if get_origin(one) is Literal for choice in get_args(one)]
+    choices = [choice for one in members_of(hint) if get_origin(one) is Literal for choice in get_args(one)]
     meant = did_you_mean(_SAME.get(value, value), map(str, choices)) if choices and isinstance(value, str) else ""
     yield _Mistake(
         given.at,
         key,
         f"{given.plain()!r} is not accepted here.{meant}",
-        _wrapped(f"Accepted: {_type_text(hint)}", "  "),
+        _wrapped(f"Accepted: {type_text(hint)}", "  "),
     )
 
 
@@ -306,7 +307,7 @@ def _arguments_of(
     cls: type, path: str, spec: Mapping[str, Given], skipped: int, key: str, root: Given | None
 ) -> Iterator[_Mistake]:
     """Yield what is wrong with the arguments of a class."""
-    arguments = _class_arguments(cls, skipped)
+    arguments = class_arguments(cls, skipped)
     if arguments is None:
         return
     texts = [_argument_text(one) for one in arguments.values() if one.default != "==SUPPRESS=="]
@@ -426,7 +427,7 @@ def _classes_to_name(base: str, other: Given | None) -> tuple[str, str]:
     """
     section = other.find("class_path") if other is not None else None
     file = str(section.value).rpartition(".")[0] if section is not None else ""
-    found = sorted(_derived_here(base), key=lambda path: path.rpartition(".")[0] != file)
+    found = sorted(classes_here(base), key=lambda path: path.rpartition(".")[0] != file)
     if not found:
         return "module.Class", ""
     return found[0], f"  # or {', '.join(found[1:5])}" if found[1:] else ""
@@ -440,15 +441,19 @@ def class_here(base: str, arguments: Mapping[str, Any]) -> str | None:
         arguments: names of arguments that it has.
     """
     best: tuple[float, str] | None = None
-    for path, names in _derived_here(base).items():
+    for path, names in classes_here(base).items():
         share = sum(name in names for name in arguments) / max(len(arguments), 1)
         if best is None or share > best[0]:
             best = share, path
     return None if best is None else best[1]
 
 
-def _derived_here(base: str) -> dict[str, list[str]]:
-    """Return the classes in files of the current folder that are derived from one, with their arguments."""
+def classes_here(base: str) -> dict[str, list[str]]:
+    """Return the classes in files of the current folder that are derived from one, with their arguments.
+
+    Args:
+        base: its name.
+    """
     derived: dict[str, list[str]] = {}
     found = _classes_here()
     for path, (bases, names) in found.items():
@@ -475,6 +480,17 @@ def _classes_here() -> dict[str, tuple[list[str], list[str]]]:
                 names = [one.arg for init in inits for one in (*init.args.args, *init.args.kwonlyargs)]
                 found[f"{file.stem}.{node.name}"] = bases, names
     return found
+
+
+def imported_class(path: str) -> type | str:
+    """Return the class of a path; or, as a text, why there is none.
+
+    Args:
+        path: as module.Class, or the name of one of Lightning's, torch's or itwinai's own.
+    """
+    bases = (Callback, Logger, Strategy, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
+    found = _imported(path, bases)
+    return found if isinstance(found, (type, str)) else f"{path} is {found!r}, and not a class."
 
 
 def _imported(path: Any, classes: Sequence[type], at: str = "") -> Any:
@@ -541,21 +557,6 @@ def _subclasses(base: type) -> Iterator[type]:
         yield from _subclasses(one)
 
 
-def _class_arguments(cls: type, skipped: int) -> dict[str, ParserArgument] | None:
-    """Return the arguments of a class; None if they cannot be known."""
-    skip: set[Any] = {skipped} if skipped else set()
-    if issubclass(cls, torch.optim.Optimizer):
-        skip = {"params"}
-    elif issubclass(cls, torch.optim.lr_scheduler.LRScheduler):
-        skip = {"optimizer"}
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    try:
-        names = parser.add_class_arguments(cls, fail_untyped=False, skip=skip)
-    except (ValueError, TypeError, AttributeError):
-        return None
-    return {one.name: one for one in parser_arguments(parser) if one.name in names}
-
-
 def _fits(value: Any, hint: Any) -> bool:
     """Return whether a value is of a type, as the parser sees it."""
     if hint is Any or hint is inspect.Parameter.empty:
@@ -572,37 +573,9 @@ def _fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def _members(hint: Any) -> list[Any]:
-    """Return the types of a union, or the only one."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return [member for one in get_args(hint) for member in _members(one)]
-    return [hint]
-
-
-def _classes(hint: Any) -> tuple[list[type], int]:
-    """Return the classes whose objects a type takes, and how many of their arguments come from elsewhere."""
-    found: list[type] = []
-    skipped = 0
-    for one in _members(hint):
-        origin = get_origin(one)
-        if origin is collections.abc.Callable and len(get_args(one)) == 2:
-            taken, returned = get_args(one)
-            found += _classes(returned)[0]
-            skipped = len(taken) if isinstance(taken, list) else 1
-        elif origin in (list, collections.abc.Sequence, collections.abc.Iterable) and get_args(one):
-            found += [cls for cls in _classes(get_args(one)[0])[0] if cls not in found]
-        elif (
-            isinstance(one, type)
-            and one.__module__ != "builtins"
-            and not issubclass(one, (Path, datetime.timedelta, os.PathLike))
-        ):
-            found.append(one)
-    return found, skipped
-
-
 def _takes_mapping(hint: Any) -> bool:
     return any(
-        one is dict or get_origin(one) in (dict, collections.abc.Mapping) or one is Any for one in _members(hint)
+        one is dict or get_origin(one) in (dict, collections.abc.Mapping) or one is Any for one in members_of(hint)
     )
 
 
@@ -635,59 +608,8 @@ def _example_class(classes: Sequence[type]) -> str:
 
 
 def _argument_text(argument: ParserArgument) -> str:
-    kind = "" if argument.type is None else f": {_short_type(argument.type)}"
+    kind = "" if argument.type is None else f": {short_type(argument.type)}"
     return f"{argument.name}{kind}" if argument.required else f"{argument.name}{kind} = {argument.default!r}"
-
-
-def _short_type(hint: Any) -> str:
-    """Return a type as code has it, without modules."""
-    if hint is type(None):
-        return "None"
-    if get_origin(hint) in (Union, types.UnionType):
-        return " | ".join(_short_type(one) for one in get_args(hint))
-    if get_origin(hint) is Literal:
-        return " | ".join(map(repr, get_args(hint)))
-    if get_origin(hint) is not None and isinstance(get_origin(hint), type) and get_args(hint):
-        inside = ", ".join(_short_type(one) if not isinstance(one, list) else "..." for one in get_args(hint))
-        return f"{get_origin(hint).__name__}[{inside}]"
-    return getattr(hint, "__name__", str(hint))
-
-
-_WORDS: dict[Any, str] = {
-    type(None): "null",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    dict: "a mapping",
-    list: "a list",
-    datetime.timedelta: "a time as '0:30:00'",
-    Any: "anything",
-}
-
-
-def _type_text(hint: Any) -> str:
-    """Return in words what a type takes."""
-    members = _members(hint)
-    if float in members and int in members:
-        members.remove(int)
-    words: list[str] = []
-    for one in members:
-        origin, inside = get_origin(one), get_args(one)
-        if origin is Literal:
-            words += [str(choice) for choice in inside]
-        elif origin in (list, collections.abc.Sequence, collections.abc.Iterable, tuple, set) and inside:
-            words.append("a list")
-        elif origin in (dict, collections.abc.Mapping):
-            words.append("a mapping")
-        elif isinstance(one, type) and issubclass(one, os.PathLike) or origin is os.PathLike:
-            words.append("a path")
-        elif one in _WORDS:
-            words.append(_WORDS[one])
-        else:
-            words.append(f"the class_path of a {getattr(one, '__name__', str(one))}")
-    words = [*[word for word in dict.fromkeys(words) if word != "null"], *(["null"] if "null" in words else [])]
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _reaches_into(flag: str, known: Sequence[ParserArgument]) -> bool:

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from itwinai.callbacks import PredictionWriter
+from itwinai.checkpoints.discovery import UNNAMED
 from itwinai.compat import lightning_cli
 from itwinai.compat import noise as compat_noise
 from itwinai.compat.jsonargparse import parser_arguments
@@ -75,7 +76,7 @@ _OF_SUBCOMMANDS = ("ckpt_path", "weights_only", "verbose", "return_predictions",
 
 
 class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
-    """Lightning's command line, whose config may have sections for `itwinai tune` and `itwinai slurm`.
+    """Lightning's command line, whose config may have sections for `itwinai tune`, `slurm` and `benchmark`.
 
     A mistake in the config or the flags is a `ConfigurationError` that says where it is and what is accepted there.
 
@@ -98,6 +99,7 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
         """Let the sections be there; a run leaves them aside."""
         parser.add_argument("--tune", type=dict | None, default=None, help="what `itwinai tune` is to search for")
         parser.add_argument("--slurm", type=dict | None, default=None, help="what `itwinai slurm` asks for")
+        parser.add_argument("--benchmark", type=dict | None, default=None, help="what `itwinai benchmark` compares")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; short flags are accepted, and classes for sections of the config that name none."""
@@ -199,16 +201,17 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
     def before_validate(self) -> None:
         """Check that there is data to validate on."""
         self._check_data("val_dataloader")
-        self._say_what_is_evaluated()
+        self._choose_weights()
 
     def before_test(self) -> None:
         """Check that there is data to test on."""
         self._check_data("test_dataloader")
-        self._say_what_is_evaluated()
+        self._choose_weights()
 
-    def _say_what_is_evaluated(self) -> None:
-        if self._option("ckpt_path") is None:
-            _say("itwinai: no --ckpt is given: this evaluates the initial weights of the model")
+    def _choose_weights(self) -> None:
+        """Let the newest checkpoint of this config's runs be used where none is named; ``none`` is none at all."""
+        used = self.config_init[str(self.config["subcommand"])]
+        used["ckpt_path"] = {"none": None, None: UNNAMED}.get(used.get("ckpt_path"), used.get("ckpt_path"))
 
     def _check_data(self, loader: str) -> None:
         if self.datamodule is None and not is_overridden(loader, self.model):
@@ -247,7 +250,8 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
     def before_predict(self) -> None:
         """Check that there is data; write the predictions, or say before a long run that they will be lost."""
         self._check_data("predict_dataloader")
-        self._check_weights()
+        if self._option("output") is not None or self._option("ckpt_path") == "none":
+            self._choose_weights()
         if (split := self._option("split")) is not None:
             self._predict_split(split)
         elif not any(is_overridden("predict_dataloader", one) for one in (self.model, self.datamodule) if one):
@@ -262,22 +266,6 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
             writer.check_output()
         elif not _keeps_predictions(self.trainer, self.model):
             _say(PREDICTIONS_LOST)
-
-    def _check_weights(self) -> None:
-        """Raise an error where the predictions of an untrained model would be written as if they were those of another.
-
-        Raises:
-            ConfigurationError: there is an output and no checkpoint; ``none`` says that there is none.
-        """
-        used = self.config_init[str(self.config["subcommand"])]
-        if used.get("ckpt_path") == "none":
-            used["ckpt_path"] = None
-        elif used.get("ckpt_path") is None and self._option("output") is not None:
-            raise ConfigurationError(
-                "no checkpoint is given, so these would be the predictions of an untrained model. Add --ckpt PATH, or "
-                "--ckpt auto for the newest of this config's runs; --ckpt none if the model loads its weights itself.",
-                argument="ckpt_path",
-            )
 
     def _predict_split(self, split: str) -> None:
         """Let the data of another stage be predicted."""
@@ -375,7 +363,7 @@ class ParsedCLI(ConfiguredCLI):
         """Build nothing."""
 
     def as_dict(self, *, without_defaults: bool = False) -> dict[str, Any]:
-        """Return the config as plain values, as a file would have it, without the sections ``tune`` and ``slurm``.
+        """Return the config as plain values, as a file would have it, without the sections that other commands read.
 
         Args:
             without_defaults: leave out what a run has anyway.
@@ -396,7 +384,7 @@ class ParsedCLI(ConfiguredCLI):
             )
             values = different(values, defaults) if without_defaults else values
         plain: dict[str, Any] = {**values, "seed_everything": self.seed}
-        for name in ("tune", "slurm", *_OF_SUBCOMMANDS):
+        for name in ("tune", "slurm", "benchmark", *_OF_SUBCOMMANDS):
             plain.pop(name, None)
         return plain
 
@@ -415,6 +403,20 @@ class ParsedCLI(ConfiguredCLI):
         except ArgumentError as error:
             message = mistake_in_values(as_given(config), parser_arguments(self.parser)) or parser_message(error)
             raise ConfigurationError(f"{what}, which does not fit there: {message}") from None
+
+
+class _UnparsedCLI(ParsedCLI):
+    """Lightning's command line of which only the parser is wanted."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Take nothing."""
+        self.given = as_given({})
+        self.config = jsonargparse.Namespace(seed_everything=False)
+
+
+def config_parser() -> LightningArgumentParser:
+    """Return the parser of configs."""
+    return _make(_UnparsedCLI, {}, run=False, save_config_callback=None).parser
 
 
 def different(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

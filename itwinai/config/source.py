@@ -25,6 +25,9 @@ SWITCHES = {"--watch": "--trainer.watch=true", "--overwrite": "--overwrite=true"
 """Flags without a value, and what they stand for."""
 
 CONFIG_FLAGS = ("-c", "--config")
+DEFAULT_CONFIG = "config.yaml"
+"""Read where no config is named, from the current folder."""
+
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 CLASS_SECTIONS = ("model", "data", "optimizer", "lr_scheduler")
 
@@ -153,6 +156,36 @@ def read_config(path: str) -> Given:
             "'trainer:'."
         )
     return root
+
+
+def with_default_config(arguments: Sequence[str]) -> list[str]:
+    """Return flags with the config of the current folder in front, if they name neither a config nor a model.
+
+    Args:
+        arguments: the flags of a command line, without its command.
+    """
+    named = any(flag in (*CONFIG_FLAGS, "--model") for flag, _ in flags_of(arguments))
+    return list(arguments) if named or not Path(DEFAULT_CONFIG).is_file() else ["-c", DEFAULT_CONFIG, *arguments]
+
+
+def named_configs(given: Sequence[str] | None, command: str) -> list[str]:
+    """Return the config files that a command was given, or that of the current folder.
+
+    Args:
+        given: the values of its flag.
+        command: as it is typed, for the error.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    if given:
+        return list(given)
+    if Path(DEFAULT_CONFIG).is_file():
+        return [DEFAULT_CONFIG]
+    raise ConfigurationError(
+        f"No config is given, and there is no {DEFAULT_CONFIG} in {Path.cwd()}. Give one: {command} -c CONFIG."
+        f"{_nearby(Path())}"
+    )
 
 
 def check_config_files(arguments: Sequence[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# It registers what a fork does with its locks: imported by one thread while another one starts Ray, that would fail.
+import concurrent.futures.thread  # noqa: F401
 import logging
 import os
 import threading

@@ -256,7 +256,8 @@ class LeanLoggerConnector(lightning_logging.LoggerConnector):
         if not trainer.loggers or trainer.fast_dev_run or batches >= every:
             return False
         results = trainer.fit_loop.epoch_loop.results
-        on_step = [metric.meta.name for metric in results.values() if metric.meta.on_step and metric.meta.logger]
+        metas = [metric.meta for metric in results.values()]
+        on_step = [meta.name for meta in metas if meta.on_step and meta.logger and not meta.on_epoch]
         if on_step:
             warn_user(
                 f"An epoch has {batches} steps, but log_every_n_steps={every}: '{on_step[0]}' is not logged in every "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.callbacks import Checkpoint
@@ -64,3 +66,20 @@ def test_arguments_of_a_parser_and_of_its_subcommand() -> None:
     )
     found = {one.name: one for one in compat_jsonargparse.parser_arguments(parser, "run")}
     assert found["name"].required and not found["help"].takes_value and "size" not in found
+
+
+def test_help_subparsers_and_environment_of_a_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = ArgumentParser(exit_on_error=False, env_prefix="MY")
+    parser.add_argument("--a.size", type=int, default=3, help="how large")
+    (size,) = [one for one in compat_jsonargparse.parser_arguments(parser) if one.name == "a.size"]
+    assert size.help == "how large"
+    assert compat_jsonargparse.environment_variable(parser, "a.size") is None
+    parser.default_env = True
+    name = compat_jsonargparse.environment_variable(parser, "a.size")
+    assert name == "MY_A__SIZE"
+    monkeypatch.setenv(name, "5")
+    assert parser.parse_args([]).a.size == 5
+    plain = argparse.ArgumentParser()
+    plain.add_subparsers().add_parser("run", description="runs")
+    found = [one for one in map(compat_jsonargparse.subparsers_of, plain._actions) if one is not None]
+    assert [list(one) for one in found] == [["run"]] and found[0]["run"].description == "runs"

@@ -201,12 +201,8 @@ def test_whole_configs(text: str, told: str, folder: Path, capsys: pytest.Captur
         (["fit", "-c", "."], ". is a folder, but -c needs a config file. Config files here: config.yaml."),
         (["fit", "-c"], "-c: the value is missing. Accepted: the path of a config file."),
         (
-            ["fit"],
-            "Give one with -c CONFIG, or name classes: --model {}.River. Config files here: config.yaml.",
-        ),
-        (
-            ["benchmark", "--strategies", "ddp", "--workers", "1"],
-            "required: -c/--config. See `itwinai benchmark --help`.",
+            ["benchmark", "--strategies", "ddp"],
+            "nothing says which workers to compare: give --workers 1,2,4, or a section",
         ),
         (["fti", *FIT[1:]], "there is no command 'fti'. Did you mean 'fit'?"),
         (["-c", "config.yaml", "fit"], "the command comes first: itwinai fit -c config.yaml"),
@@ -246,13 +242,19 @@ def test_whole_configs(text: str, told: str, folder: Path, capsys: pytest.Captur
         ),
         (
             ["benchmark", *FIT[1:], "--strategies", "ddp", "--worker", "1"],
-            "required: --workers. Did you mean '--workers' by '--worker'?",
+            "in the config. Did you mean '--workers' by '--worker'?",
         ),
     ],
 )
 def test_mistakes_on_the_command_line(argv: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     output = refused(argv, capsys)
     assert told.format(MODULE) in output, output
+
+
+def test_no_config_at_all(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "config.yaml").rename(folder / "other.yaml")
+    told = "Give one with -c CONFIG, or name classes: --model {}.River. Config files here: other.yaml."
+    assert told.format(MODULE) in refused(["fit"], capsys)
 
 
 def test_a_module_whose_import_fails_is_told_with_its_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,53 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from itwinai.cli.arguments import ArgumentParser
 from itwinai.config.source import CLASS_SECTIONS, Given, read_config
 from itwinai.errors import ConfigurationError
-
-_DESCRIPTION = """
-LightningCLI(Model, Data) reads configs that do not say which classes they are for. This writes the classes into one, so
-that `itwinai fit -c CONFIG` works. Comments stay.
-
-What a LightningCLI of your own does beyond that is not in the config: values that link_arguments copies have to be
-written in both sections, and callbacks of add_lightning_class_args in trainer.callbacks.
-"""
-
-
-def main(argv: list[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: the arguments after ``config``.
-
-    Raises:
-        ConfigurationError: the config or a class is wrong; nothing is written then.
-    """
-    parser = ArgumentParser(prog="itwinai config", description=_DESCRIPTION)
-    parser.add_argument("--adopt", metavar="CONFIG", required=True, help="the config file")
-    for name, message in (("model", "LightningModule"), ("data", "LightningDataModule")):
-        parser.add_argument(f"--{name}", metavar="MODULE.CLASS", help=f"the {message} of the section '{name}'")
-    for name in CLASS_SECTIONS[2:]:
-        parser.add_argument(f"--{name}", metavar="MODULE.CLASS", help=f"the class of the section '{name}', if any")
-    parser.add_argument("--output", metavar="FILE", help="write to this file; by default the config itself is changed")
-    given = parser.parse_args(argv)
-    classes = {name: getattr(given, name) for name in CLASS_SECTIONS if getattr(given, name)}
-
-    text = adopted(given.adopt, classes)
-    _check(given.adopt, text)
-    target = Path(given.output or given.adopt)
-    if text == Path(given.adopt).read_text(encoding="utf-8") and not given.output:
-        print(f"{target} names its classes already; it is left as it is")
-        return 0
-    target.write_text(text, encoding="utf-8")
-    print(f"written: {target}; it is ready for `itwinai fit -c {target}`")
-    return 0
 
 
 def adopted(path: str, classes: Mapping[str, str]) -> str:
@@ -139,12 +99,16 @@ def _written_anew(wanted: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(wanted), sort_keys=False)
 
 
-def _check(path: str, text: str) -> None:
-    """Raise an error if `itwinai fit` would not accept the new config."""
-    # As for a script: the config names classes in files of the current folder.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+def check_adopted(path: str, text: str) -> None:
+    """Raise an error if `itwinai fit` would not accept the new config.
 
+    Args:
+        path: of the config.
+        text: what it is to become.
+
+    Raises:
+        ConfigurationError: there is a mistake in it.
+    """
     from itwinai.config.lightning_cli import parsed
 
     try:
