@@ -107,6 +107,33 @@ def add_to_result(metric: _ResultMetric, value: Tensor, batch_size: int) -> None
         meta.sync.should = True
 
 
+def is_summed(metric: _ResultMetric, total: Tensor, weight: Tensor) -> bool:
+    """Return whether a key keeps nothing but the last value, or sums that have the types and devices of these."""
+    value, size = metric.value, metric.cumulated_batch_size
+    return (
+        not metric.meta.sync.should
+        and (metric.meta.is_mean_reduction or not metric.meta.on_epoch)
+        and value.dtype is total.dtype
+        and value.device == total.device
+        and (not metric.meta.on_epoch or size.dtype is weight.dtype)
+    )
+
+
+def set_sums(metric: _ResultMetric, value: Tensor, total: Tensor, weight: Tensor) -> None:
+    """Set what `add_to_result` would have computed of a value."""
+    metric._computed = None
+    metric._update_count += 1
+    metric.has_reset = False
+    meta = metric.meta
+    if meta.on_step:
+        metric._forward_cache = value
+        if not meta.on_epoch:
+            metric.value = value
+            return
+    metric.value = total
+    metric.cumulated_batch_size = weight
+
+
 def is_synced(metric: _ResultMetric) -> bool:
     """Return whether a key is reduced over all workers. Those of a group of workers are exchanged by Lightning."""
     sync = metric.meta.sync

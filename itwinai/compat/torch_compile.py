@@ -117,7 +117,9 @@ def compile_graph(graph: Any, inputs: Sequence[Tensor], fakes: FakeTensors) -> C
         "compile_threads": 1,
     }
     with config.patch(settings), tracing(TracingContext(fakes.mode)), torch.no_grad():
-        return compile_fx_inner(graph, stand_ins)
+        compiled: Any = compile_fx_inner(graph, stand_ins)
+    # Without the span of a profiler around it, which takes as long as a small graph.
+    return compiled.current_callable or compiled
 
 
 def needs_values(error: BaseException) -> bool:

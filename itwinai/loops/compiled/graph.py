@@ -14,9 +14,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
-from itwinai.compat import lightning_loops, torch_compile
+from itwinai.compat import lightning_logging, lightning_loops, torch_compile
 from itwinai.errors import CompileStepError
 from itwinai.loops.compiled.live_number import LiveNumber
+from itwinai.loops.compiled.logged_values import LoggedValue
 from itwinai.loops.compiled.observation import Deferred, Guards, Observation
 from itwinai.loops.compiled.updates import update_of
 from itwinai.tracebacks import frames_of, is_users
@@ -94,6 +95,7 @@ class StepGraph:
         self.calls: list[Callable[[Outputs, dict[int, Any]], None]] = []
         self.result: Template = _constant({})
         self.loss: Template = _constant(None)
+        self.logged: list[LoggedValue] = []
         self.is_empty = False
         self.graded: list[Tensor] = []  # parameters whose gradients are outputs, and where these begin
         self.gradients_at = 0
@@ -115,7 +117,7 @@ class StepGraph:
         def traced() -> list[Tensor]:
             batch = torch_compile.unflatten(stand_ins, structure)
             if part.forward:
-                self._forward(observation, fakes, batch, gradients)
+                self._forward(observation, fakes, batch, gradients, torch_compile.unflatten(list(leaves), structure))
             if part.update and not self.is_empty:
                 self._update(observation, fakes, gradients)
             with torch.no_grad():
@@ -139,6 +141,7 @@ class StepGraph:
         self._inputs = list(inputs)
         self._leaves = [(place[id(leaf)], number) for number, leaf in enumerate(leaves) if id(leaf) in place]
         self._cells = [(place[id(own[name])], own, name) for own, name in observation.cells if id(own[name]) in place]
+        self._sums = [(one, place.get(id(one.total)), place.get(id(one.weight))) for one in self.logged]
         self._grads = [(place[id(p.grad)], p) for p, _ in gradients.values() if id(p.grad) in place]
         self.changed = self._changed(graph, inputs)
         for position, _ in self._leaves:
@@ -174,6 +177,7 @@ class StepGraph:
         fakes: torch_compile.FakeTensors,
         batch: Any,
         gradients: dict[int, tuple[Tensor, Tensor]],
+        real_batch: Any,
     ) -> None:
         """Run `training_step` and backward on stand-ins; add the gradients to those that are there."""
         step, part = self.step, self.part
@@ -181,7 +185,7 @@ class StepGraph:
         with observation.watching(), torch_compile.without_other_compilers(), step.context():
             output = step.module.training_step(*step.arguments(batch, index))
         for call in observation.calls:
-            self.calls.append(self._call(call, len(self.calls)))
+            self.calls.append(self._call(call, len(self.calls), fakes, real_batch))
         for own, name, value in observation.written:
             self._written.append((own, name, self._output(value)))
         if output is None:
@@ -305,9 +309,23 @@ class StepGraph:
             return lambda outputs, returned: {name: part(outputs, returned) for name, part in named.items()}
         return _constant(value)
 
-    def _call(self, call: tuple[Any, ...], number: int) -> Callable[[Outputs, dict[int, Any]], None]:
+    def _call(
+        self, call: tuple[Any, ...], number: int, fakes: torch_compile.FakeTensors, batch: Any
+    ) -> Callable[[Outputs, dict[int, Any]], None]:
         """Return how to repeat a call of `self.log` or of a metric."""
         kind, target, what, args, kwargs = call
+        again = any(one.name == target for one in self.logged)  # sums of the call before would be missing
+        if kind == "log" and not again and LoggedValue.takes(what, args, kwargs):
+            options = dict(kwargs)
+            given = options.pop("batch_size", None)
+            samples = lightning_logging.common_size(batch) if given is None else given
+            if samples is not None:
+                logged = LoggedValue(self.step.module, target, given, options)
+                logged.first = len(self.outputs)
+                with torch.no_grad():
+                    self.outputs += logged.trace(what, fakes.of(logged.total), fakes.of(logged.weight), samples)
+                self.logged.append(logged)
+                return lambda outputs, returned: logged.log(outputs)
         scope = vars(self.step.module)
         positional, named = self._template(tuple(args)), self._template(dict(kwargs))
         if kind == "metric":
@@ -344,6 +362,10 @@ class StepGraph:
             inputs[position] = own[name]
         for position, parameter in self._grads:
             inputs[position] = parameter.grad  # type: ignore[assignment]
+        for logged, total, weight in self._sums:
+            sums = logged.prepare()
+            if total is not None and weight is not None:
+                inputs[total], inputs[weight] = sums
         outputs = self._compiled(inputs)
         torch.autograd.graph.increment_version(self.changed)
         for own, name, index in self._written:

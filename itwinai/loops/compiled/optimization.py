@@ -63,13 +63,19 @@ class CompiledGraphs:
         self.graphs.clear()
         rank_zero_info(f"itwinai: compile_step='auto' does not compile the training step: {error.reason}")
 
-    def find(self, part: Part, step: Step, leaves: list[Any], structure: Any, key: Any) -> StepGraph:
+    def find(self, part: Part, step: Step, batch: Any, key: Any) -> StepGraph:
         """Return a graph that does what the Python code would do now; make it if there is none.
+
+        Args:
+            part: what of the step it does.
+            step: the step.
+            batch: what it is for.
+            key: what the graphs of such batches have in common.
 
         Raises:
             CompileStepError: it cannot be made, or there are too many.
         """
-        found = self.graphs.setdefault(key, [])
+        found = self.graphs.get(key, [])
         for graph in found:
             if graph.holds():
                 if graph is not found[0]:  # so that it is the first that is tried next time
@@ -85,12 +91,12 @@ class CompiledGraphs:
             )
         if found:
             self.changing.update(found[0].sources[about] for about in broken if about in found[0].sources)
-        graph = StepGraph(part, step, leaves, structure)
+        graph = StepGraph(part, step, *torch_compile.flatten(batch))
         reason = (
             f", as {broken[0]} has changed" if broken else " for batches of another shape" if self._others(part) else ""
         )
         rank_zero_info(f"itwinai: compiled the training step in {graph.seconds:.1f} s{reason}")
-        found.insert(0, graph)
+        self.graphs[key] = [graph, *found]
         return graph
 
     def _others(self, part: Part) -> bool:
@@ -136,12 +142,16 @@ class CompiledOptimization(LeanOptimization):
         self.batch_idx = graphs.batch_idx = batch_idx
         self.window = window = self.trainer.accumulate_grad_batches
         first = batch_idx % window == 0
-        part = Part(True, first, not (accumulating or self.is_split), window)
+        updates = not (accumulating or self.is_split)
         try:
-            leaves, structure, shapes = describe(batch)
+            leaves, shapes = describe(batch)
             had = () if first else tuple(p.grad is not None for p in self.module.parameters())
-            key = (self._key, structure, shapes, part, had)
-            graph = graphs.find(part, self.definition, leaves, structure, key)
+            key = (*self._key, shapes, first, updates, window, had)
+            found = graphs.graphs.get(key)
+            if found is not None and found[0].holds():
+                graph = found[0]
+            else:
+                graph = graphs.find(Part(True, first, updates, window), self.definition, batch, key)
         except CompileStepError as error:
             graphs.give_up(error)
             return super().run(batch, batch_idx, accumulating)
@@ -209,17 +219,20 @@ class CompiledOptimization(LeanOptimization):
         """Clip and update by a graph of its own, from the gradients that hooks may have changed."""
         part = Part(False, False, True, self.window)
         gradients = tuple(p.grad is not None for group in self.raw_optimizer.param_groups for p in group["params"])
-        update = self.graphs.find(part, self.definition, [], torch_compile.flatten(())[1], (self._key, part, gradients))
+        update = self.graphs.find(part, self.definition, (), (*self._key, part, gradients))
         with torch.no_grad():
             update([])
 
 
-def describe(batch: Any) -> tuple[list[Any], Any, Any]:
-    """Return the leaves of a batch, how they are put together, and what a graph takes for granted about them.
+def describe(batch: Any) -> tuple[list[Any], Any]:
+    """Return the leaves of a batch, and what a graph takes for granted about them and how they are put together.
 
     Raises:
         CompileStepError: something in it can be no input of a graph.
     """
+    kind = type(batch)
+    if (kind is list or kind is tuple) and all(type(leaf) is Tensor for leaf in batch):  # the most usual
+        return batch, (kind, *((leaf.shape, leaf.dtype, leaf.stride(), leaf.device) for leaf in batch))
     leaves, structure = torch_compile.flatten(batch)
     shapes: list[Any] = []
     for leaf in leaves:
@@ -232,4 +245,4 @@ def describe(batch: Any) -> tuple[list[Any], Any, Any]:
                 f"the batch holds a {type(leaf).__name__}, which is no tensor",
                 "Let the dataset return tensors in lists, tuples and dicts.",
             )
-    return leaves, structure, tuple(shapes)
+    return leaves, (structure, *shapes)
