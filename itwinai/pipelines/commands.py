@@ -30,11 +30,13 @@ class Trained(NamedTuple):
     Attributes:
         checkpoint: the best checkpoint by the monitored metric; the last one where none is monitored.
         metrics: logged last, by name.
+        config: with the overrides, for `test` and `predict`.
         folder: of checkpoints and logs.
     """
 
     checkpoint: Path
     metrics: dict[str, float]
+    config: Path
     folder: Path
 
 
@@ -209,7 +211,7 @@ class Fit(Command):
                 "itwinai fit has written no checkpoint, which the other steps need. Leave trainer.enable_checkpointing "
                 "on."
             )
-        return Trained(checkpoint, found["metrics"], output)
+        return Trained(checkpoint, found["metrics"], output / CONFIG, output)
 
 
 class Validate(Command):

@@ -38,8 +38,19 @@ class Fingerprint:
 
     def changes(self, before: Fingerprint) -> list[str]:
         """Return what differs from an earlier one, each in a few words; what is not known yet differs from nothing."""
-        found = [f"{name} {_arrow(old, new)}" for name, old, new in _differences(before.config, self.config)]
-        found += [f"{name} {_verb(old, new)}" for name, old, new in _differences(before.inputs, self.inputs)]
+        is_partial = UNKNOWN in self.config.values()  # another step makes its config
+        found = [
+            f"{name} {_arrow(old, new)}"
+            for name, old, new in _differences(before.config, self.config)
+            if not (is_partial and name.startswith("config."))
+        ]
+        found += [
+            f"{name} {_verb(old, new)}"
+            for name, old, new in _differences(before.inputs, self.inputs)
+            if not (is_partial and new is None)
+        ]
+        if is_partial:
+            return found
         found += _code_changes(before.code, self.code)
         found += [f"{name} {_arrow(old, new)}" for name, old, new in _differences(before.versions, self.versions)]
         return found

@@ -182,8 +182,10 @@ class Planner:
         step, target = self.file.steps[name], self.targets[name]
         arguments = self._with_references(step, target)
         config = dict(arguments)
+        is_whole = True
         if step.command:
-            config["config"] = self._command(step, changing, str)[0].resolved()
+            command, is_whole = self._command(step, changing, str)
+            config["config"] = command.resolved() if is_whole else {}
             config.pop("overrides", None)
         inputs = {}
         for reference, _ in references_in(step.arguments):
@@ -195,7 +197,10 @@ class Planner:
                 inputs[path] = digest
         code, packages = SourceCode().of(self._code_paths(step, config))
         packages |= {"itwinai"} if step.command else set()
-        return Fingerprint(config_texts(config), inputs, code, self.distributions.versions(packages, step.packages))
+        texts = config_texts(config)
+        if not is_whole:  # another step makes it
+            texts["config"] = UNKNOWN
+        return Fingerprint(texts, inputs, code, self.distributions.versions(packages, step.packages))
 
     def references(self, name: str) -> list[Reference]:
         """Return the references of a step."""

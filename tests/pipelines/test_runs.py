@@ -179,7 +179,7 @@ def test_an_interrupted_training_resumes_and_predicts(folder: Path) -> None:
     overrides = {"trainer.max_epochs": 3, "model.die_once": str(folder / "killed")}
     steps = {
         "train": {"fit": "config.yaml", "overrides": overrides},
-        "check": {"validate": "config.yaml", "ckpt": "${steps.train.checkpoint}"},
+        "check": {"validate": "${steps.train.config}", "ckpt": "${steps.train.checkpoint}"},
     }
     lines: list[str] = []
     pipeline = Pipeline.from_dict({"steps": steps})
@@ -196,6 +196,10 @@ def test_an_interrupted_training_resumes_and_predicts(folder: Path) -> None:
     assert not (folder / "elsewhere").exists()  # or it would resume from other runs
     assert pipeline.run(say=lines.append).ran == ()
 
+    steps["train"]["overrides"] = {**overrides, "trainer.max_epochs": 4}
+    plan = Pipeline.from_dict({"steps": steps}).plan()
+    assert plan.of("train").reasons == ["config.trainer.max_epochs 3 → 4"]
+    assert plan.of("check").status == "may run"  # its config is made by the training
     steps["train"]["overrides"] = {**overrides, "model.widht": 3}
     with pytest.raises(ValueError, match=r"steps.train: in the config of the step .*'widht'"):
         Pipeline.from_dict({"steps": steps}).run(say=lines.append)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -279,3 +280,59 @@ def _place(store: GridStore, cell: int) -> str:
 
 def _month(date: np.datetime64) -> str:
     return str(date.astype("M8[M]"))
+
+
+def write_figures(
+    store: str,
+    predictions: str,
+    output: Path,
+    *,
+    indices: str | None = None,
+    predicted_indices: str | None = None,
+    cells: Sequence[int] | None = None,
+    days: int = 730,
+    index: str = "ssmi",
+    month: str | None = None,
+) -> list[Path]:
+    """Draw predictions against the truth, and return the files.
+
+    Args:
+        store: the store that was predicted from.
+        predictions: on its grid.
+        output: folder of the figures.
+        indices: those of the store, for maps and series of droughts.
+        predicted_indices: those of the predictions.
+        cells: numbers of cells; by default a low, a middle and a high score.
+        days: length of the series; the last ones.
+        index: the index on the map.
+        month: of the map, such as 2009-07; by default the driest.
+
+    Raises:
+        ConfigurationError: the stores do not belong together.
+    """
+    truth, predicted = GridStore(store), GridStore(predictions)
+    figures = {
+        "series": series_figure(truth, predicted, cells or _typical_cells(truth, predicted), days),
+        "scores": scores_figure(truth, predicted),
+        "density": density_figure(truth, predicted),
+    }
+    if indices and predicted_indices:
+        true, ours = (xr.open_zarr(path, chunks=None) for path in (indices, predicted_indices))
+        figures["drought"] = drought_figure(true, ours, index, month)
+        figures["drought_series"] = drought_series_figure(true, ours)
+    output.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(output / f"{name}.png")
+        figure.savefig(paths[-1])
+    return paths
+
+
+def _typical_cells(truth: GridStore, predicted: GridStore) -> list[int]:
+    """Return the cells at the 10th, 50th and 90th percentile of the first target's score."""
+    target = next(str(name) for name, array in predicted.dataset.data_vars.items() if array.ndim == 3)
+    score = nash_sutcliffe(truth, predicted, target).ravel()
+    order = np.argsort(np.where(np.isfinite(score), score, np.inf))[: int(np.isfinite(score).sum())]
+    if not len(order):
+        raise ConfigurationError("The predictions have no day in common with the truth of the store.")
+    return list(dict.fromkeys(int(order[round(part * (len(order) - 1))]) for part in (0.1, 0.5, 0.9)))

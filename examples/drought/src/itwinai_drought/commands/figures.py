@@ -5,19 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-import xarray as xr
-
-from itwinai.errors import ConfigurationError
-from itwinai_drought.data.store import GridStore
-from itwinai_drought.figures import (
-    density_figure,
-    drought_figure,
-    drought_series_figure,
-    nash_sutcliffe,
-    scores_figure,
-    series_figure,
-)
+from itwinai_drought.figures import write_figures
 
 
 def main(arguments: list[str]) -> int:
@@ -27,22 +15,18 @@ def main(arguments: list[str]) -> int:
         ConfigurationError: the stores do not belong together.
     """
     options = _parser().parse_args(arguments)
-    truth, predicted = GridStore(options.store), GridStore(options.predictions)
-    cells = [int(cell) for cell in options.cells.split(",")] if options.cells else _typical_cells(truth, predicted)
-    figures = {
-        "series": series_figure(truth, predicted, cells, options.days),
-        "scores": scores_figure(truth, predicted),
-        "density": density_figure(truth, predicted),
-    }
-    if options.indices and options.predicted_indices:
-        true, ours = (xr.open_zarr(path, chunks=None) for path in (options.indices, options.predicted_indices))
-        figures["drought"] = drought_figure(true, ours, options.index, options.month)
-        figures["drought_series"] = drought_series_figure(true, ours)
-    options.output.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        path = options.output / f"{name}.png"
-        figure.savefig(path)
-        print(path)
+    paths = write_figures(
+        options.store,
+        options.predictions,
+        options.output,
+        indices=options.indices,
+        predicted_indices=options.predicted_indices,
+        cells=[int(cell) for cell in options.cells.split(",")] if options.cells else None,
+        days=options.days,
+        index=options.index,
+        month=options.month,
+    )
+    print("\n".join(map(str, paths)))
     return 0
 
 
@@ -62,13 +46,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--index", default="ssmi", help="the index on the map (default: ssmi)")
     parser.add_argument("--month", help="month of the map, such as 2009-07 (default: the driest)")
     return parser
-
-
-def _typical_cells(truth: GridStore, predicted: GridStore) -> list[int]:
-    """Return the cells at the 10th, 50th and 90th percentile of the first target's score."""
-    target = next(str(name) for name, array in predicted.dataset.data_vars.items() if array.ndim == 3)
-    score = nash_sutcliffe(truth, predicted, target).ravel()
-    order = np.argsort(np.where(np.isfinite(score), score, np.inf))[: int(np.isfinite(score).sum())]
-    if not len(order):
-        raise ConfigurationError("The predictions have no day in common with the truth of the store.")
-    return list(dict.fromkeys(int(order[round(part * (len(order) - 1))]) for part in (0.1, 0.5, 0.9)))
