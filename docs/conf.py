@@ -40,6 +40,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4  # links to headings work as they do on GitHub
 # Tutorials are run by `executed_tutorials`.
 nb_execution_mode = "off"
+suppress_warnings = ["misc.highlighting_failure"]  # of a `!command` that goes on in the next line
 nb_merge_streams = True
 nb_render_markdown_format = "myst"
 
@@ -51,6 +52,7 @@ autodoc_preserve_defaults = True
 default_role = "code"  # docstrings have names in single backticks
 napoleon_numpy_docstring = False
 
+highlight_language = "none"  # of blocks that name no language: what a terminal shows
 copybutton_prompt_text = r"\$ |>>> "
 copybutton_prompt_is_regexp = True
 

@@ -76,7 +76,7 @@ def _flags(action: argparse.Action) -> str:
     if action.nargs != 0:
         choices = ",".join(map(str, action.choices)) if action.choices else ""
         shown = action.metavar or (f"{{{choices}}}" if choices else action.dest.rpartition(".")[2].upper())
-        value = f" {shown}" if isinstance(shown, str) else " " + " ".join(shown)
+        value = " " + (shown if isinstance(shown, str) else " ".join(shown)).replace("\b", "")
         if action.nargs == "?":
             value = f" [{value.strip()}]"
     return ", ".join(f"`{name}{value if name == names[-1] else ''}`" for name in names)

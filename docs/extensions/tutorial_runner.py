@@ -30,6 +30,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE = REPOSITORY / "itwinai"
 TUTORIALS = REPOSITORY / "docs/tutorials"
 CACHE = REPOSITORY / "docs/_build/tutorials"
 CELL_TIMEOUT_S = 300  # for a machine that is busy: cells take seconds
@@ -190,9 +191,9 @@ def _of_a_page(output: nbformat.NotebookNode, place: Path) -> nbformat.NotebookN
 def _key(text: str) -> str:
     """Return a hash of all that a tutorial's output depends on."""
     key = hashlib.sha256(f"{text}\0{tutorial_slurm.missing_for(read(text, ''))}".encode())
-    files = [path for path in (REPOSITORY / "itwinai").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    files = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     for path in [*sorted(Path(__file__).parent.glob("tutorial_*.py")), *sorted(files)]:
-        key.update(f"\0{path.relative_to(REPOSITORY)}\0".encode())
+        key.update(f"\0{os.path.relpath(path, PACKAGE)}\0".encode())
         key.update(path.read_bytes())
     key.update("\n".join([sys.version, *_versions()]).encode())
     return key.hexdigest()
