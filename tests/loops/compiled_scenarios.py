@@ -35,7 +35,9 @@ def for_graphs(scenario: Scenario) -> Scenario:
         precision=(),
         options=tuple(options.items()),
         logs=tuple(
-            replace(log, value="loss", positional=False) if log.hook == "training_step" and log.value != "float" else log
+            replace(log, value="loss", positional=False)
+            if log.hook == "training_step" and log.value != "float"
+            else log
             for log in scenario.logs
             if log.hook not in _REFUSED and (log.hook != "training_step" or log.value != "graph")
         ),
