@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import lightning
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator
@@ -47,11 +48,12 @@ from itwinai.compat.lightning_trainer import MisconfiguredTrainerError
 from itwinai.data.distributed_loaders import DistributedLoaders
 from itwinai.data.loader_checks import check_loaders
 from itwinai.error_advice import explain
-from itwinai.errors import PayloadError, UnknownArgumentError, WrongTypeError, did_you_mean
+from itwinai.errors import ConfigurationError, PayloadError, UnknownArgumentError, WrongTypeError, did_you_mean
 from itwinai.interfaces import Coordinated
 from itwinai.launchers.base import raising_worker_failures
 from itwinai.launchers.cpu_affinity import available_cores, oversubscription_text
 from itwinai.launchers.environment import WorkerKind, find_outer_environment, launcher_name
+from itwinai.launchers.failure_order import take_turn
 from itwinai.launchers.slurm_job import earlier_tries, inside_slurm_step, requeue_job, run_name
 from itwinai.loggers.continued_runs import continue_runs
 from itwinai.loggers.hparams_redaction import hide_secrets
@@ -117,13 +119,35 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
                 self._say_how_to_resume(entry_point)
             raise
         except Exception as error:
-            explain(self, error)
-            raise
+            told = _explained(self, error)
+            if (store := _store_of_joined_output(self)) is not None:
+                take_turn(told, store, self.global_rank)
+            if told is error:
+                raise
+            raise told from None
         finally:
             self._portable().since = 0.0
         return returned
 
     return cast(Function, wrapped)
+
+
+def _store_of_joined_output(trainer: ItwinaiTrainer) -> dist.Store | None:
+    """Return the store of workers that print to the same log; None where each failure goes to the caller."""
+    strategy = trainer.strategy
+    if trainer.world_size == 1 or not isinstance(strategy, LaunchedStrategy) or strategy.cluster_environment is None:
+        return None
+    joined = launcher_name(strategy.cluster_environment) in ("srun", "torchrun")
+    return strategy.coordination_store() if joined else None
+
+
+def _explained(trainer: ItwinaiTrainer, error: Exception) -> Exception:
+    """Return an exception with what to change, or one that says so in its place."""
+    try:
+        explain(trainer, error)
+    except ConfigurationError as told:
+        return told
+    return error
 
 
 BUSY = 1.5

@@ -104,6 +104,20 @@ class PredictionWriter(BasePredictionWriter):
 
         return ShardFolder(self.output.with_name(f"{self.output.name}.partial"))
 
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that the trainer tells which samples a batch has.
+
+        Raises:
+            ConfigurationError: it is Lightning's own.
+        """
+        if stage == "predict" and not isinstance(trainer.predict_loop, LeanPredictionLoop):
+            raise ConfigurationError(
+                "PredictionWriter needs ItwinaiTrainer with a version of Lightning that it knows: only its loop tells "
+                "which samples a batch has. Replace Trainer by ItwinaiTrainer (from itwinai import ItwinaiTrainer), "
+                "which takes the same arguments."
+            )
+
     def check_output(self) -> None:
         """Raise a `ConfigurationError` if the file exists, nothing is resumed, and it is not to be replaced."""
         if self.output.exists() and not self.overwrite and self._folder.task() is None:
@@ -201,8 +215,8 @@ class PredictionWriter(BasePredictionWriter):
         from itwinai.predictions.columns import columns_of, picked, rows_in
         from itwinai.predictions.shards import ROW_BITS, ShardBuffer
 
-        loop = trainer.predict_loop
-        drawn = loop.drawn if isinstance(loop, LeanPredictionLoop) else None
+        assert isinstance(trainer.predict_loop, LeanPredictionLoop)
+        drawn = trainer.predict_loop.drawn
         if drawn is None:
             number = batch_idx * trainer.world_size + trainer.global_rank
             drawn = Drawn("sample", number, batch_indices) if batch_indices else Drawn("rank", number)

@@ -116,15 +116,17 @@ def _run_plugin(plugin: Plugin, arguments: list[str]) -> int:
 def report(error: Exception) -> None:
     """Print what ended a command: the user's code that failed, or the message where none of it has run."""
     from itwinai.errors import ItwinaiError
+    from itwinai.launchers.failure_order import print_failure
     from itwinai.tracebacks import hide_framework_frames, is_of_framework
 
     hide_framework_frames(error)
     entry = error.__traceback__
     known = isinstance(error, ItwinaiError) or _is_lightnings(error)
     if known and (entry is None or is_of_framework(entry)):
-        print(f"error: {error}", file=sys.stderr)
+        notes = [note for note in getattr(error, "__notes__", []) if note.startswith("[rank ")]
+        print_failure(error, "\n".join([f"error: {error}", *notes]) + "\n")
     else:
-        traceback.print_exception(error)
+        print_failure(error, "".join(traceback.format_exception(error)))
 
 
 def _is_lightnings(error: Exception) -> bool:

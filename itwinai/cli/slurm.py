@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _USAGE = """itwinai slurm [COMMAND] [-c CONFIG] [--submit] [flags]
        itwinai slurm [flags] -- SCRIPT.py [arguments]
-       itwinai slurm status|follow|cancel [FOLDER]
+       itwinai slurm status|follow|cancel|resume [FOLDER]
        itwinai slurm sites [NAME] [-c CONFIG]"""
 
 _EPILOG = """
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> int:
 
 
 def _others() -> dict[str, Callable[[list[str]], int]]:
-    return {"sites": _sites, "status": _status, "follow": _follow, "cancel": _cancel}
+    return {"sites": _sites, "status": _status, "follow": _follow, "cancel": _cancel, "resume": _resume}
 
 
 def _make(command: str, argv: list[str], script: list[str]) -> int:
@@ -147,6 +147,8 @@ def _make(command: str, argv: list[str], script: list[str]) -> int:
     if given.site == "auto":
         site = "\n".join(f"  {line}" for line in job_script.site.text().splitlines())
         print(f"site proposed from sinfo; `itwinai slurm sites auto` prints it for a file:\n{site}", file=sys.stderr)
+    if caveat := job_script.caveat():
+        print(f"itwinai: warning: {caveat}", file=sys.stderr)
     if not submits:
         print(job_script.text(), end="")
         return 0
@@ -303,13 +305,24 @@ def _status(argv: list[str]) -> int:
     print(state_text(job, job.record()))
     print(f"files       {_shown(job.folder)}")
     for one in job.tasks or [job]:
+        label = "" if one.task is None else f"task {one.task}"
+        rows = [*one.labels]
         if one.is_over():
             result = one.result()
-            label = "" if one.task is None else f"task {one.task}"
-            metrics = ", ".join(f"{name}={value:.6g}" for name, value in result.metrics.items())
-            print(f"{label:<12}{metrics or f'{result.state.lower()}, no metrics'}")
-            if result.best_checkpoint:
-                print(f"{'':<12}{result.best_checkpoint}")
+            rows += (
+                [", ".join(f"{name}={value:.6g}" for name, value in result.metrics.items())] if result.metrics else []
+            )
+            rows += [result.best_checkpoint] if result.best_checkpoint else []
+            if not result.succeeded:
+                code = "" if result.exit_code is None else f", exit code {result.exit_code}"
+                rows.append(f"{result.state.lower()}{code}{result.reason and f': {result.reason}'}")
+                rows.append(f"log: {_shown(one.log_files()[0])}")
+            rows = rows or ["completed, no metrics"]
+        elif one.task is not None:
+            rows.append(one.state.lower())
+        for row in rows:
+            print(f"{label:<12}{row}")
+            label = ""
     return 0
 
 
@@ -321,6 +334,17 @@ def _cancel(argv: list[str]) -> int:
     job = _job_of(argv, "cancel", "Remove a job from the queue, or end it.")
     job.cancel()
     print(f"job {job.number} is cancelled")
+    return 0
+
+
+def _resume(argv: list[str]) -> int:
+    job = _job_of(argv, "resume", "Submit the job of a folder again, to go on from its newest checkpoint.")
+
+    from itwinai.slurm.submission import resume_job
+
+    resumed = resume_job(job)
+    print(f"job {resumed.number} submitted; it goes on with the run in {_shown(resumed.folder)}")
+    _say_how(resumed)
     return 0
 
 

@@ -76,13 +76,7 @@ def check_main_address(address: str, port: int, limit: float = LIMIT, source: st
         ResourceError: nothing has answered.
     """
     here = socket.gethostname()
-    try:
-        resolved = str(socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][4][0])
-    except OSError as error:
-        raise ConfigurationError(
-            f"The host name {address!r} of rank 0 does not resolve on {here} ({error}). Set MASTER_ADDR to a name or "
-            f"an address of rank 0's node that all nodes know; `getent hosts {address}` shows what one knows."
-        ) from None
+    resolved = resolved_address(address, port, here)
     own = (source, 0) if source is not None and (":" in source) == (":" in resolved) else None
     deadline = time.monotonic() + limit
     while True:
@@ -106,6 +100,27 @@ def check_main_address(address: str, port: int, limit: float = LIMIT, source: st
         "other by these addresses (set MASTER_ADDR to one by which they do, and GLOO_SOCKET_IFNAME to the interface "
         f"with it; `ip addr` lists them). `nc -vz {address} {port}` tries it."
     )
+
+
+def resolved_address(name: str, port: int, here: str = "") -> str:
+    """Return the IP address of rank 0.
+
+    Args:
+        name: its host name, or an IP address.
+        port: the port on which it listens, or is about to.
+        here: name of this host, for the message.
+
+    Raises:
+        ConfigurationError: the name does not resolve.
+    """
+    try:
+        return str(socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise ConfigurationError(
+            f"The host name {name!r} of rank 0 does not resolve{here and f' on {here}'} ({error}). Set MASTER_ADDR (of "
+            "a job: --env, or environment: of the site) to a name or an address of rank 0's node that all nodes know; "
+            f"`getent hosts {name}` shows what one knows."
+        ) from None
 
 
 def check_interface(variable: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -70,9 +71,11 @@ def _metrics(module: LightningModule) -> Iterator[tuple[str, Metric]]:
 
 
 def _joined(ranks: Sequence[Mapping[str, Any]], first: bool) -> dict[str, Any]:
-    """Return what all workers have logged as if one had, for rank 0; the others begin with nothing."""
-    if not first:
-        return {}
+    """Return what all workers have logged as if one had, for rank 0; the others begin with what adds nothing to it.
+
+    They have the keys too: a key that is not logged again has to be on all of them, or none. ``whole`` is what it is
+    where the workers are not to reduce it.
+    """
     joined: dict[str, Any] = {}
     for key in dict.fromkeys(key for own in ranks for key in own):
         states = [own[key] for own in ranks if key in own]
@@ -81,7 +84,17 @@ def _joined(ranks: Sequence[Mapping[str, Any]], first: bool) -> dict[str, Any]:
         for name in ("value", "weight"):
             if name in states[0]:
                 joined[key][name] = _reduced([state[name] for state in states], operation if name == "value" else "sum")
-    return joined
+    if first:
+        return joined
+    of_all = {key: state for key, state in joined.items() if not state["sync"]["rank_zero_only"]}
+    return {key: {**state, **_neutral(state), "whole": state} for key, state in of_all.items()}
+
+
+def _neutral(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the value and weight that leave a reduction as it is."""
+    start = {"max": -math.inf, "min": math.inf}.get(state["options"]["reduce_fx"], 0.0)
+    values = {"value": start, "weight": 0.0}
+    return {name: torch.full_like(state[name], value) for name, value in values.items() if name in state}
 
 
 def _reduced(values: list[Tensor], operation: str) -> Tensor:

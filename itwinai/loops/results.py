@@ -105,6 +105,8 @@ class LeanResults(lightning_logging.ResultCollection):
         """
         while self.restored:
             key, state = self.restored.popitem()
+            if not state["sync"]["_should"]:
+                state = state.get("whole", state)
             if state["grouped"]:
                 raise CheckpointError(
                     f"The checkpoint was saved in mid-epoch, and {state['options']['name']!r} was logged with "

@@ -19,11 +19,19 @@ if TYPE_CHECKING:
     from itwinai.slurm.options import JobOptions as JobOptions
     from itwinai.slurm.result import JobResult as JobResult
     from itwinai.slurm.site import Site as Site
+    from itwinai.slurm.submission import resume_job as resume_job
     from itwinai.slurm.submission import submit as submit
 
-_WHERE = {"Job": "job", "JobOptions": "options", "JobResult": "result", "Site": "site", "submit": "submission"}
+_WHERE = {
+    "Job": "job",
+    "JobOptions": "options",
+    "JobResult": "result",
+    "Site": "site",
+    "resume_job": "submission",
+    "submit": "submission",
+}
 
-__all__ = ["Job", "JobOptions", "JobResult", "Site", "submit"]
+__all__ = ["Job", "JobOptions", "JobResult", "Site", "resume_job", "submit"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from itwinai.errors import ConfigurationError, SlurmError
 from itwinai.io.atomic import write_whole
 from itwinai.io.versioned_json import document_text, reading
 from itwinai.slurm.commands import FORGOTTEN, OVER, UNKNOWN, TaskRecord, ask, joined_state, task_records
+from itwinai.slurm.log import reason_of_failure
 from itwinai.slurm.result import JobResult, exit_code_file, read_result
 
 FILE = "job.json"
@@ -31,6 +32,7 @@ class Job:
         indices: of its tasks, if it is an array.
         task: its index, if it is a task of an array.
         followers: numbers of the jobs of a chain after it, which resume what it could not end.
+        labels: of each task of an array, in the order of ``indices``, the values of its axes; of a task its own.
     """
 
     number: str
@@ -39,6 +41,7 @@ class Job:
     indices: Sequence[int] = ()
     task: int | None = None
     followers: Sequence[str] = ()
+    labels: Sequence[str] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Job:
@@ -53,17 +56,29 @@ class Job:
         with reading(f"{path} is not the file of a job"):
             plain = json.loads(path.read_text(encoding="utf-8"))
             indices, followers = tuple(plain["indices"]), tuple(plain["followers"])
-            return cls(str(plain["number"]), folder, plain["name"], indices, followers=followers)
+            labels = tuple(plain.get("labels", ()))
+            return cls(str(plain["number"]), folder, plain["name"], indices, followers=followers, labels=labels)
 
     def write(self) -> None:
         """Write the file by which `read` finds it again."""
-        values = {"number": self.number, "name": self.name, "indices": list(self.indices)}
-        write_whole(self.folder / FILE, document_text({**values, "followers": list(self.followers)}))
+        values = {
+            "number": self.number,
+            "name": self.name,
+            "indices": list(self.indices),
+            "followers": list(self.followers),
+            "labels": list(self.labels),
+        }
+        write_whole(self.folder / FILE, document_text(values))
 
     @property
     def tasks(self) -> list[Job]:
         """The tasks of an array, each as a job."""
-        return [replace(self, number=f"{self.number}_{index}", indices=(), task=index) for index in self.indices]
+        return [
+            replace(
+                self, number=f"{self.number}_{index}", indices=(), task=index, labels=self.labels[place : place + 1]
+            )
+            for place, index in enumerate(self.indices)
+        ]
 
     @property
     def state(self) -> str:
@@ -179,7 +194,8 @@ class Job:
 
     def _result(self) -> JobResult:
         record = self.record()
-        return read_result(self.folder / f"result{self._suffixes()[0]}.json", record.state, record.exit_code)
+        found = read_result(self.folder / f"result{self._suffixes()[0]}.json", record.state, record.exit_code)
+        return found if found.succeeded else replace(found, reason=reason_of_failure(self.log_files()[0]))
 
 
 def _left_code(result: Path) -> int | None:

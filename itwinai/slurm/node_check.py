@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -103,22 +104,23 @@ def _shared_folder(request: Request, rank: int) -> dict[str, Any]:
 def _addresses(request: Request, rank: int) -> dict[str, Any]:
     """Look whether names resolve, interfaces are there, and rank 0's port is free."""
     from itwinai.errors import ItwinaiError
-    from itwinai.launchers.reach import check_interface
+    from itwinai.launchers.reach import check_interface, resolved_address
 
     problems = []
-    try:
-        socket.getaddrinfo(request.address, request.port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        text = f"the host name {request.address!r} of rank 0 does not resolve ({error})"
-        advice = "Set MASTER_ADDR (--env, or environment: of the site) to a name or an address of rank 0's node"
-        problems.append((text, advice))
-        rank = -1  # its port cannot be looked at
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+
+    def note(check: Callable[[], object]) -> bool:
         try:
-            check_interface(variable)
+            check()
         except ItwinaiError as error:
             text, _, advice = str(error).partition(". ")
-            problems.append((text, advice.rstrip(".")))
+            problems.append((text[0].lower() + text[1:] if text.startswith("The ") else text, advice.rstrip(".")))
+            return False
+        return True
+
+    if not note(lambda: resolved_address(request.address, request.port)):
+        rank = -1  # its port cannot be looked at
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        note(partial(check_interface, variable))
     taken = ""
     if rank == 0:
         with socket.socket() as probe:

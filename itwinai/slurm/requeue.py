@@ -10,8 +10,10 @@ your code, for any command (a search, a Ray cluster), and also where the trainin
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,8 +25,10 @@ from enum import Enum
 from pathlib import Path
 from types import FrameType
 
+from itwinai.io.atomic import write_whole
+from itwinai.io.versioned_json import document_text
 from itwinai.launchers.slurm_job import MAX_REQUEUES, SUPERVISED_RUN, SUPERVISED_SINCE, SUPERVISED_TRY, job_id, restarts
-from itwinai.slurm.result import leave_exit_code
+from itwinai.slurm.result import job_folder, leave_exit_code, result_file
 
 CHAIN = "ITWINAI_CHAIN"
 """The environment variable of the jobs of a chain: ``NAME/NUMBER``, counted from 1."""
@@ -220,11 +224,12 @@ def supervise(command: Sequence[str], max_requeues: int = MAX_REQUEUES) -> int:
         The exit code of the job.
     """
     job, tries = job_id(), restarts()
-    chain, _, number = os.environ.get(CHAIN, "").partition("/")
+    chain = os.environ.get(CHAIN, "").partition("/")[0]
+    run = _begun_run(job, tries)
     variables = {
-        SUPERVISED_RUN: chain or f"{os.environ.get('SLURM_CLUSTER_NAME', 'slurm')}-{job}",
+        SUPERVISED_RUN: run.name,
         SUPERVISED_SINCE: f"{time.time():.3f}",
-        SUPERVISED_TRY: str(tries + (int(number) - 1 if number else 0)),
+        SUPERVISED_TRY: str(run.jobs_before + tries),
     }
     if tries > max_requeues:  # SLURM itself does so when a node fails
         _say(f"job {job} was queued again {tries} times; --max-requeues allows {max_requeues}")
@@ -249,13 +254,55 @@ def supervise(command: Sequence[str], max_requeues: int = MAX_REQUEUES) -> int:
     if chain:
         _end_link(job, end, failed)
     elif end.resumes and tries >= max_requeues:
-        _say(f"it was queued again {tries} times and is not any more. Submit it again to resume.")
+        folder = job_folder()
+        how = (
+            f"itwinai slurm resume {shlex.quote(str(folder))}"
+            if folder
+            else "submit it again, with resume='auto' in the trainer (itwinai fit: --ckpt_path auto)"
+        )
+        _say(f"it was queued again {tries} times and is not any more. To resume: {how}")
     elif end.resumes and requeue(job, failed, record.excluded):
         without = f" without {', '.join(failed)}" if failed else ""
         _say(f"it is queued again{without} ({tries + 1} of {max_requeues})")
     elif end.resumes:
         _say("it could not be queued again; see above. Where requeueing is forbidden, submit with --chain 5.")
     return code
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run as the jobs that belong to it know it.
+
+    Attributes:
+        name: of the run, by which loggers continue in one.
+        job: the last that worked on it.
+        jobs_before: how many did before that one, each with its restarts.
+    """
+
+    name: str
+    job: str
+    jobs_before: int
+
+
+def _begun_run(job: str, tries: int) -> _Run:
+    """Return the run that this job begins, or goes on with: a job leaves in its folder which run it has worked on.
+
+    Args:
+        job: see `job_id`.
+        tries: how often it was queued again.
+    """
+    chain, _, number = os.environ.get(CHAIN, "").partition("/")
+    run = _Run(chain or f"{os.environ.get('SLURM_CLUSTER_NAME', 'slurm')}-{job}", job, int(number or 1) - 1)
+    result = result_file()
+    if result is None:
+        return run
+    path = result.with_name(result.name.replace("result", "run", 1))
+    if path.exists():
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        before = int(plain["jobs_before"]) + (0 if plain["job"] == job else int(plain["restarts"]) + 1)
+        run = _Run(str(plain["run"]), job, before)
+    write_whole(path, document_text({"run": run.name, "job": job, "jobs_before": run.jobs_before, "restarts": tries}))
+    return run
 
 
 def _end_link(job: str, end: End, failed: Sequence[str]) -> None:

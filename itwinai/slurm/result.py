@@ -27,6 +27,7 @@ class JobResult:
         metrics: what was logged last; of a search, the best trial's objective.
         best_checkpoint: path of the best checkpoint; None if there is none.
         best_parameters: of a search, those of the best trial.
+        reason: of a job that has not succeeded, the error in its log; empty if that says nothing.
     """
 
     state: str
@@ -34,11 +35,24 @@ class JobResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
     best_checkpoint: str | None = None
     best_parameters: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
 
     @property
     def succeeded(self) -> bool:
         """Whether it has ended as it should."""
         return self.state == "COMPLETED"
+
+
+def result_file() -> Path | None:
+    """Return the file into which the job of this process writes its metrics; None if it has none."""
+    path = os.environ.get(RESULT)
+    return Path(path) if path else None
+
+
+def job_folder() -> Path | None:
+    """Return the folder of the job of this process; None if it has none."""
+    path = result_file()
+    return None if path is None else path.parent
 
 
 def leave_result(
@@ -51,14 +65,14 @@ def leave_result(
         best_checkpoint: path of the best checkpoint.
         best_parameters: of a search, those of the best trial.
     """
-    path = os.environ.get(RESULT)
-    if path:
+    path = result_file()
+    if path is not None:
         values = {
             "metrics": dict(metrics),
             "best_checkpoint": best_checkpoint,
             "best_parameters": dict(best_parameters or {}),
         }
-        write_whole(Path(path), document_text(values))
+        write_whole(path, document_text(values))
 
 
 def leave_exit_code(code: int) -> None:
@@ -69,9 +83,9 @@ def leave_exit_code(code: int) -> None:
     Args:
         code: of the job's command.
     """
-    path = os.environ.get(RESULT)
-    if path:
-        write_whole(exit_code_file(Path(path)), f"{code}\n")
+    path = result_file()
+    if path is not None:
+        write_whole(exit_code_file(path), f"{code}\n")
 
 
 def exit_code_file(result: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ from itwinai.slurm.quoting import bash_word, bash_words, sbatch_line
 from itwinai.slurm.requeue import CHAIN
 from itwinai.slurm.result import RESULT
 from itwinai.slurm.site import NO_SITE, Site
+from itwinai.slurm.times import seconds_of
 
 JobKind = Literal["srun", "ray", "single"]
 """How a job starts its workers: by srun, a task for each; by a Ray cluster on its nodes; or its command does so."""
 
 NOTICE = 120
 """Seconds before the time limit when SLURM signals a run to save: it may signal up to 60 s earlier than asked."""
+
+_EARLIER = 60
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,23 @@ class JobScript:
     def is_array(self) -> bool:
         """Whether it is an array."""
         return bool(self.variants) or "array" in self.options.sbatch
+
+    def caveat(self) -> str:
+        """Return what to say of a time limit that leaves no time between the start and the signal to save; or nothing.
+
+        SLURM may signal 60 s earlier than asked.
+        """
+        given = self.options.sbatch
+        saves = bool(self.max_requeues or self.chain > 1 or given.get("signal"))
+        signal, time = given.get("signal") or f"B:USR1@{NOTICE}", given.get("time")
+        lead = int(found[1]) if (found := re.search(r"@(\d+)", signal)) else 60
+        if not saves or time is None or seconds_of(time) > lead + _EARLIER:
+            return ""
+        return (
+            f"the time limit {time} is too short for the signal to save, which SLURM sends {lead} s before it, or up "
+            f"to {_EARLIER} s earlier: the run is stopped while it starts. Give more time (--time), or a later "
+            "signal (--signal B:USR1@30)."
+        )
 
     def text(self) -> str:
         """Return the script.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,8 @@ def submit(
         chain=chain,
         checks_nodes=checks_nodes,
     )
+    if caveat := script.caveat():
+        warnings.warn(caveat, stacklevel=2)
     return submit_job(script, own)
 
 
@@ -103,9 +107,7 @@ def submit_job(script: JobScript, folder: Path | None = None) -> Job:
     if path.exists():
         raise ConfigurationError(f"There is a job in {folder} already. Give this one another folder (--job-folder).")
     text = script.text()
-    log = str(folder / ("output-%a.txt" if script.is_array else "output.txt"))
-    # In a folder's own name % begins no pattern.
-    options = [f"--output={str(folder).replace('%', '%%')}/{Path(log).name}"]
+    options = [_log_option(folder, script.is_array)]
     folder.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o700)  # flags of the command may hold secrets
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -125,9 +127,47 @@ def submit_job(script: JobScript, folder: Path | None = None) -> Job:
                 "of the section slurm:, such as --partition; `sinfo` lists partitions."
             ) from None
         raise
-    job = Job(numbers[0], folder, script.name, indices_of(script), followers=tuple(numbers[1:]))
+    indices = indices_of(script)
+    job = Job(numbers[0], folder, script.name, indices, None, tuple(numbers[1:]), _labels(script, indices))
     job.write()
     return job
+
+
+def resume_job(job: Job) -> Job:
+    """Submit the script of a job that has ended once more: it goes on with the same run, from its newest checkpoint.
+
+    Args:
+        job: the job; of an array the tasks are submitted that have not succeeded.
+
+    Returns:
+        The new job, in the same folder.
+
+    Raises:
+        ConfigurationError: it waits or runs, or there is nothing left to do.
+        SlurmError: SLURM refuses it.
+    """
+    check_programs("sbatch", "squeue", needed_for="To resume a job")
+    if not job.is_over():
+        raise ConfigurationError(
+            f"The job {job.number} is {job.state.lower()}. It resumes by itself when it is interrupted; end it first "
+            f"(itwinai slurm cancel {job.folder}) if it should begin again."
+        )
+    open_ = [one for one in job.tasks or [job] if one.state != "COMPLETED"]
+    if not open_:
+        raise ConfigurationError(f"The job {job.number} has completed: there is nothing to resume.")
+    options = [_log_option(job.folder, bool(job.indices))]
+    if job.indices:
+        options.append(f"--array={','.join(str(one.task) for one in open_)}")
+    place = [f"{job.folder.name}/1"] if job.followers else []
+    number = submit_script(options, str(job.folder / SCRIPT), [str(job.folder), *place])
+    resumed = replace(job, number=number, followers=())
+    resumed.write()
+    return resumed
+
+
+def _log_option(folder: Path, is_array: bool) -> str:
+    # In a folder's own name % begins no pattern.
+    return f"--output={str(folder).replace('%', '%%')}/{'output-%a.txt' if is_array else 'output.txt'}"
 
 
 def new_folder(name: str, parent: str | None) -> Path:
@@ -172,6 +212,14 @@ def indices_of(script: JobScript) -> tuple[int, ...]:
             raise ConfigurationError(f"--array {text}: write indices as in 0-3, 1,4,7 or 0-15%4.", argument="array")
         found += range(int(first), int(last if dash else first) + 1, int(step or 1))
     return tuple(dict.fromkeys(found))
+
+
+def _labels(script: JobScript, indices: Sequence[int]) -> tuple[str, ...]:
+    """Return the values of the axes of each task of an array; nothing where it has no axes."""
+    if not script.variants:
+        return ()
+    own = [[word.removeprefix("--") for word in words[:-1]] for words in script.variants]  # the last is its folder
+    return tuple(" ".join(own[index]) if index < len(own) else "" for index in indices)
 
 
 def _written(config: Mapping[str, Any], path: Path) -> Path:

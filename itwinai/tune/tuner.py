@@ -14,6 +14,7 @@ from itwinai.config.source import check_config_files
 from itwinai.errors import ConfigurationError, MissingMetricError, TrialError, require
 from itwinai.launchers.environment import environment_variables
 from itwinai.launchers.ray_slurm import agree_on_token, allocated_nodes, ray_over
+from itwinai.launchers.slurm_job import earlier_tries
 from itwinai.tracebacks import hides_framework_frames
 from itwinai.tune.schedulers import SCHEDULERS
 from itwinai.tune.search_result import SearchResult
@@ -101,6 +102,7 @@ class Tuner:
             TrialError: all trials have failed.
         """
         folder = Path(self.settings.folder)
+        resume = resume or (earlier_tries() > 0 and _has_state(folder))  # a job of SLURM that is run again
         _check_folder(folder, resume)
         if not self.quiet:
             print("reading the config, and starting Ray ...", flush=True)
@@ -161,8 +163,12 @@ def _read(path: Path) -> dict[str, Any]:
     return config
 
 
+def _has_state(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.glob("experiment_state-*.json"))
+
+
 def _check_folder(folder: Path, resume: bool) -> None:
-    has_state = folder.is_dir() and any(folder.glob("experiment_state-*.json"))
+    has_state = _has_state(folder)
     if resume and not has_state:
         raise ConfigurationError(
             f"There is no search to resume in {folder}. Start it without --resume (in Python by .fit()), or say with "

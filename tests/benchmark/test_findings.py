@@ -160,6 +160,15 @@ def test_loss_that_differs_from_the_baseline_only_stays_in_the_contest() -> None
     assert "with 2 workers" in finding(record, "fastest")
 
 
+@pytest.mark.parametrize(
+    ("loss", "told"), [(0.52, "it may have trained something else, or rounding has"), (0.7, "it trained")]
+)
+def test_a_loss_that_rounding_may_explain_is_no_verdict(loss: float, told: str) -> None:
+    lines = [Line(name, amdahl(), workers=(2,), loss=0.5) for name in ("ddp", "ray")]
+    found = found_in(synthetic_record(SINGLE, *lines, Line("horovod", amdahl(), workers=(2,), loss=loss)))
+    assert f": {told}" in found.warnings[0]
+
+
 def test_infinite_losses_are_warned_of() -> None:
     record = changed(two(1.3), lambda cell, measured: replace(measured, loss=math.nan))
     (warning,) = found_in(record).warnings

@@ -12,12 +12,14 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from itwinai import ItwinaiTrainer
 from itwinai.callbacks import ModelCheckpoint
+from itwinai.collectives import gather
 from itwinai.errors import CheckpointError, MissingCheckpointError
 from tests.support.cases import Regression, loader, make_trainer
 
@@ -422,3 +424,28 @@ class Findable(Regression):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+class LogsEarly(Regression):
+    """Logs some keys in the first batch only."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if batch_idx == 0 and self.trainer.world_size == 1:
+            for name, reduced in (("mean", "mean"), ("most", "max"), ("sum", "sum")):
+                self.log(f"early/{name}", 3.0, on_step=False, on_epoch=True, reduce_fx=reduced, sync_dist=name != "sum")
+        return super().training_step(batch, batch_idx)
+
+
+class Gathered(Callback):
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        mine = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("early/")}
+        pl_module.early = gather(trainer, mine)
+
+
+def test_keys_that_are_not_logged_again_are_on_all_ranks(tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path, every="2steps", save_top_k=-1)
+    make_trainer("auto", 1, max_epochs=1, callbacks=[saving], enable_checkpointing=True).fit(LogsEarly(), loader(16))
+    first = min(tmp_path.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    module = LogsEarly()
+    make_trainer("ddp", 2, max_epochs=1, callbacks=[Gathered()]).fit(module, loader(8), ckpt_path=first)
+    assert module.early == [{"early/mean": 3.0, "early/most": 3.0, "early/sum": 3.0}] * 2

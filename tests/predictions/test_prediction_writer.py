@@ -16,6 +16,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
@@ -88,6 +89,14 @@ def test_existing_file(tmp_path: Path) -> None:
     assert values(output) == [2.0 * one for one in range(20)]
     predict(output, Model(3.0), overwrite=True)
     assert values(output) == [3.0 * one for one in range(20)]
+
+
+def test_lightnings_own_trainer_is_an_error(tmp_path: Path) -> None:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(accelerator="cpu", callbacks=[PredictionWriter(tmp_path / "p.parquet")], **quiet)
+    with pytest.raises(ConfigurationError, match=r"needs ItwinaiTrainer .* Replace Trainer by ItwinaiTrainer"):
+        trainer.predict(BoringModel(), DataLoader(torch.ones(4, 32), 2))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["p.csv", "p", "p.parqet"])

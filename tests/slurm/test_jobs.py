@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 
 from itwinai.cli.main import main
 from itwinai.errors import ConfigurationError, SlurmError
-from itwinai.slurm import Job, submit
+from itwinai.slurm import Job, resume_job, submit
 from itwinai.slurm.commands import ask
 from tests.conftest import REPOSITORY, RunCommand, python, require_programs
 from tests.support.cases import relative_difference
@@ -99,9 +100,41 @@ def test_trials_of_an_array_end_by_themselves(
     assert job.state == "FAILED" and job.record().exit_code == 1
     with pytest.raises(ConfigurationError, match="an array of 4 tasks"):
         job.result()
+    assert results[3].reason == "ValueError: as the test wants it" and results[0].reason == ""
     assert main(["slurm", "status"]) == 0
-    printed = capsys.readouterr().out
-    assert "failed, exit code 1" in printed and "task 1" in printed and "val_loss=" in printed
+    lines = capsys.readouterr().out.splitlines()
+    folder = job.folder.relative_to(tmp_path)
+    place = lines.index("task 2      model.fail_at=1 model.lr=0.05")
+    assert lines[place + 1 : place + 3] == [
+        f"{'':<12}failed, exit code 1: ValueError: as the test wants it",
+        f"{'':<12}log: {folder}/output-2.txt",
+    ]
+    assert "task 1      model.fail_at=-1 model.lr=0.1" in lines and sum("val_loss=" in line for line in lines) == 2
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_failure_is_told_once_and_the_job_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    failing = {**CONFIG, "model": {**CONFIG["model"], "init_args": {"fail_at": 1}}}
+    folder = tmp_path / "job"
+    arguments = [f"--trainer.default_root_dir={tmp_path}"]
+    job = submit(failing, arguments=arguments, folder=folder, tasks_per_node=2, max_requeues=0, checks_nodes=False)
+    result = job.result()
+    assert (result.state, result.reason) == ("FAILED", "ValueError: as the test wants it")
+    # The whole traceback once, with its rank below it, and a line for the other worker.
+    log = job.logs()
+    assert log.count("Traceback") == 1, log
+    assert re.search(
+        r"^\[rank (\d)\]\n\[rank (?!\1)\d\] likewise: ValueError: as the test wants it$", log, re.MULTILINE
+    ), log
+    # It is corrected, and goes on where it was.
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("fail_at: 1", "fail_at: -1"))
+    assert main(["slurm", "resume", str(folder)]) == 0
+    assert "it goes on with the run in" in capsys.readouterr().out
+    resumed = Job.read(folder)
+    assert resumed.number != job.number and resumed.result().state == "COMPLETED", resumed.logs()
+    assert "Restored all states from the checkpoint" in resumed.logs()
+    with pytest.raises(ConfigurationError, match="has completed: there is nothing to resume"):
+        resume_job(resumed)
 
 
 @pytest.mark.usefixtures("slurm")

@@ -40,6 +40,28 @@ def planned(config: Path, *arguments: str, command: str = "fit", **given: Any) -
     return plan_job(command, ["-c", str(config), *arguments], given, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"time": "2"}, "the time limit 2 is too short for the signal to save, which SLURM sends 120 s before it"),
+        ({"time": "00:03:00"}, "the time limit 00:03:00 is too short"),
+        ({"time": "00:03:01"}, ""),
+        ({"time": "2", "signal": "B:USR1@30"}, ""),
+        ({"time": "00:30:00", "signal": "B:USR1@1800"}, "which SLURM sends 1800 s before it"),
+        ({"time": "2", "max_requeues": 0}, ""),  # nothing is signalled
+    ],
+)
+def test_a_time_limit_that_leaves_no_time_is_told(
+    config: Path, options: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caveat = planned(config, **options).caveat()
+    assert told in caveat and bool(told) == bool(caveat)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    assert main(["slurm", "-c", str(config), *flags]) == 0
+    printed = capsys.readouterr()
+    assert ("itwinai: warning: the time limit" in printed.err) == bool(told) and printed.out.startswith("#!/bin/bash")
+
+
 def test_flags_win_over_the_config_which_wins_over_the_site(config: Path) -> None:
     (config.parent / "sites").mkdir()
     (config.parent / "sites" / "ours.yaml").write_text(

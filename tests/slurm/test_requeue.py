@@ -201,7 +201,7 @@ def test_bound(tmp_path: Path) -> None:
     job.wait_for(lambda: sorted(states()) == ["COMPLETED", "FAILED"])
     assert sorted(re.findall(r"Restarts=(\d+)", _said("scontrol", "show", "job", job.id))) == ["0", "2"]
     assert "queued again (1 of 2)" in job.text and "queued again (2 of 2)" in job.text
-    assert "it was queued again 2 times and is not any more. Submit it again to resume." in job.text
+    assert "it was queued again 2 times and is not any more. To resume: submit it again, with resume='auto'" in job.text
 
 
 def test_chain(tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ UNSTABLE = 2.0
 OTHERS = 0.3
 """Mean cores used by other programs from which on there is a warning: an idle desktop uses less."""
 
+MAYBE_ROUNDING = 0.1
+"""Relative difference of two losses up to which rounding may be the reason: Adam's steps do not shrink with the
+gradients, so that those near zero, whose sign rounding decides, move the weights apart."""
+
 SHOWN = 4
 """Most sentences of a kind."""
 
@@ -72,13 +76,23 @@ def wrong_losses(suspicious: Sequence[SuspiciousLoss], summary: Summary) -> Iter
         )
         yield (
             f"{naming.cells([one.cell])} ended with a loss of {one.loss:.4g}, and {others} with {one.reference:.4g}: "
-            f"it trained something else. {consequence}"
+            f"{_verdict(one)}. {consequence}"
         )
     if more := suspicious[SHOWN:]:
         yield f"The same holds for {count_text(len(more), 'more cell')}: {naming.cells([one.cell for one in more])}."
     lost = [one.cell for one in summary.cells if one.loss is not None and not math.isfinite(one.loss.mean)]
     if lost and not suspicious:
         yield f"The loss of {naming.cells(lost)} is not finite: the training diverges."
+
+
+def _verdict(one: SuspiciousLoss) -> str:
+    """Return what a loss says of a cell: a small difference may have grown out of rounding."""
+    if abs(one.loss - one.reference) <= MAYBE_ROUNDING * abs(one.reference):
+        return (
+            "it may have trained something else, or rounding has grown over the steps, as it does with Adam; "
+            "`itwinai check` compares the weights after a few steps, and tells which"
+        )
+    return "it trained something else"
 
 
 def differs_from_its_like(one: SuspiciousLoss, summary: Summary) -> bool:

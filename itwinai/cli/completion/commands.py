@@ -109,7 +109,9 @@ def _command(name: str, module: str, text: str, shared: Sequence[Flag]) -> Comma
         return Command(name, text, _merged([_HELP, *_OF_RUNS, *switches, *outputs, *shared]))
     main_of = import_module(module).main
     own = _parsed(name, text, parser_of(main_of, []))
-    below = {"benchmark": tuple(benchmark.OTHERS), "slurm": ("sites", "status", "follow", "cancel")}.get(name, ())
+    below = {"benchmark": tuple(benchmark.OTHERS), "slurm": ("sites", "status", "follow", "cancel", "resume")}.get(
+        name, ()
+    )
     others = tuple(_parsed(one, "", parser_of(main_of, [one])) for one in below)
     if name == "init":
         own = replace(own, values=Values(tuple(init.KINDS)))
