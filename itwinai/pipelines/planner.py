@@ -185,7 +185,11 @@ class Planner:
         is_whole = True
         if step.command:
             command, is_whole = self._command(step, changing, str)
-            config["config"] = command.resolved() if is_whole else {}
+            try:
+                config["config"] = command.resolved() if is_whole else {}
+            except ConfigurationError as error:
+                place = step.class_path.at or step.at
+                raise ConfigurationError(f"{place + ': ' if place else ''}steps.{name}: {error}") from None
             config.pop("overrides", None)
         inputs = {}
         for reference, _ in references_in(step.arguments):

@@ -58,6 +58,11 @@ PIPELINE = """steps:
         ("    class_path: project.steps.split", "    fti: a.yaml", "steps.split has none of class_path, fit, validate"),
         ("${steps.count}", "${step.count}", "p.yaml:18: '${step.count}' is not a reference."),
         ("steps:\n", "stesp:\n", "p.yaml:1: a pipeline has no key 'stesp'. Did you mean 'steps'?"),
+        (
+            PIPELINE[PIPELINE.index("    class_path: project.steps.report") :],
+            "    fit: nope.yaml\n",
+            "p.yaml:16: steps.report:",
+        ),
         ("project.steps.Count", "project.steps.Split", "the class Split has no method run() or __call__()"),
     ],
 )
