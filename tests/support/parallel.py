@@ -28,6 +28,7 @@ from tests.support.warm import WARM
 
 # The files that take longest are begun with, in this order, for none to be left alone at the end.
 LONGEST = (
+    "test_tutorials",
     "test_situations",
     "test_requeue",
     "test_jobs",
