@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
         ConfigurationError: what is asked for makes no sense.
         SlurmError: SLURM refuses the job, or does not answer.
     """
-    others = _others()
+    others = commands_below()
     if argv and argv[0] in others:
         return others[argv[0]](argv[1:])
 
@@ -104,7 +104,8 @@ def main(argv: list[str]) -> int:
     return _make(command, argv, script)
 
 
-def _others() -> dict[str, Callable[[list[str]], int]]:
+def commands_below() -> dict[str, Callable[[list[str]], int]]:
+    """Return the commands below this one that write no job."""
     return {"sites": _sites, "status": _status, "follow": _follow, "cancel": _cancel, "resume": _resume}
 
 
