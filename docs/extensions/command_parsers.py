@@ -13,7 +13,10 @@ from itwinai.config.lightning_cli import ConfiguredCLI, command_line
 
 LIGHTNING = ("fit", "validate", "test", "predict")
 # What a command looks up itself. `tests/docs/test_reference.py` compares them with the errors for unknown names.
-OTHERS = {"benchmark": ("report", "compare", "simulate", "links"), "slurm": ("sites", "status", "follow", "cancel")}
+OTHERS = {
+    "benchmark": ("report", "compare", "simulate", "links"),
+    "slurm": ("sites", "status", "follow", "cancel", "resume"),
+}
 
 
 class ParserMade(BaseException):

@@ -28,7 +28,7 @@ def test_short_names_do_not_mean_unlisted_classes() -> None:
     with pytest.raises(ArgumentError):
         parser.parse_args(["--one=Concealed"])
     given = parser.parse_args([f"--one={__name__}.Concealed"])
-    assert type(parser.instantiate_classes(given).one) is Concealed
+    assert type(compat_jsonargparse.instantiate(parser, given).one) is Concealed
 
 
 @pytest.mark.parametrize(
