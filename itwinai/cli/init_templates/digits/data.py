@@ -10,7 +10,7 @@ class DigitsData(L.LightningDataModule):
     """Images of 8x8 pixels and the digits that they show.
 
     Args:
-        batch_size: samples of a batch, on each worker.
+        batch_size: samples of a batch.
     """
 
     def __init__(self, batch_size: int = 32) -> None:

@@ -31,7 +31,7 @@ class ShapesData(L.LightningDataModule):
     """Images to train, validate and test with.
 
     Args:
-        batch_size: images of a batch, on each worker.
+        batch_size: images of a batch.
         count: number of images to train with; a quarter as many to validate and to test with.
         num_workers: processes that read images, of each worker; 0 for none.
     """

@@ -31,7 +31,7 @@ class TableData(L.LightningDataModule):
     Args:
         path: of the file; its first line has the names. If there is no file, one with an example is written.
         target: name of the column to predict.
-        batch_size: rows of a batch, on each worker.
+        batch_size: rows of a batch.
     """
 
     def __init__(self, path: str = "houses.csv", target: str = "price", batch_size: int = 64) -> None:

@@ -38,7 +38,7 @@ class SeriesData(L.LightningDataModule):
     Args:
         past: number of values that the model sees.
         horizon: number of values that it forecasts; as in the model.
-        batch_size: windows of a batch, on each worker.
+        batch_size: windows of a batch.
         hours: length of the series.
     """
 
