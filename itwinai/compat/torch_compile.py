@@ -50,6 +50,7 @@ def trace(function: Callable[[], Sequence[Tensor]], fakes: FakeTensors) -> tuple
         A graph in which nothing is changed in place but its inputs, at its end, and the real tensors that are the
         inputs.
     """
+    import torch._inductor.lowering  # which some of the decompositions look for
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -78,7 +79,7 @@ def _lift_constants(traced: Any, fakes: FakeTensors) -> list[Tensor]:
     """Turn the tensors that a trace has come across into its inputs; return the real ones in their order."""
     inputs: dict[int, tuple[Tensor, Any]] = {}
     graph = traced.graph
-    first = next(node for node in graph.nodes if node.op != "placeholder")
+    first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
     for node in graph.find_nodes(op="get_attr"):
         found = traced
         for name in node.target.split("."):

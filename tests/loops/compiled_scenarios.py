@@ -83,9 +83,11 @@ def far_apart(left: Any, right: Any, path: str = "") -> str | None:
         return None if close else f"{path}: {one} against {other}"
     if isinstance(left, str) and isinstance(right, str) and path.startswith(".files"):
         return None if _numbers_alike(left, right) else f"{path}: {left!r} against {right!r}"
-    if type(left) is type(right) and isinstance(left, (list, tuple)) and len(left) == len(right):
-        pairs = enumerate(zip(left, right, strict=True))
-        return next((found for i, (a, b) in pairs if (found := far_apart(a, b, f"{path}[{i}]"))), None)
+    if type(left) is type(right) and isinstance(left, (list, tuple)):
+        pairs = enumerate(zip(left, right, strict=False))
+        found = next((found for i, (a, b) in pairs if (found := far_apart(a, b, f"{path}[{i}]"))), None)
+        alone = (left[len(right) :], right[len(left) :])
+        return found or (f"{path}: {alone[0]!r} against {alone[1]!r}" if any(alone) else None)
     if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
         return next((found for key in left if (found := far_apart(left[key], right[key], f"{path}.{key}"))), None)
     return f"{path}: {left!r} against {right!r}"

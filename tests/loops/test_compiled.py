@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from itwinai import ItwinaiTrainer
 from itwinai.callbacks import ModelCheckpoint
 from itwinai.errors import CompileStepError, ConfigurationError
 from itwinai.loops.compiled.optimization import MOST_GRAPHS
+from tests.loops import runs
+from tests.loops import scenarios as drawn
+from tests.loops.compiled_scenarios import far_apart, for_graphs, train_on
+from tests.loops.test_exactness import EXAMPLES
+from tests.loops.test_workers import draw_scenarios
 
 CLOSE = 1e-6  # relative, of all weights as one vector
 
@@ -104,10 +110,10 @@ def fit(kind: type[Plain], compiled: Any, journal: Journal | None = None, **opti
         "log_every_n_steps": 1,
     }
     journal = journal or Journal()
-    path = options.pop("ckpt_path", None)
+    path, validates = options.pop("ckpt_path", None), options.pop("validates", False)
     callbacks = [journal, *options.pop("callbacks", [])]
     trainer = ItwinaiTrainer(callbacks=callbacks, compile_step=compiled, **{**settings, **options})
-    trainer.fit(module, loader(), ckpt_path=path)
+    trainer.fit(module, loader(), loader(8) if validates else None, ckpt_path=path)
     return module, trainer, journal
 
 
@@ -178,9 +184,9 @@ class Busy(Plain):
 
 
 def test_everything_at_once() -> None:
-    runs = [fit(Busy, compiled, gradient_clip_val=0.3) for compiled in (True, False)]
-    assert_alike(*runs, close=1e-5)  # Adam divides small differences of small gradients by each other
-    assert runs[0][1].global_step == 54
+    both = [fit(Busy, compiled, gradient_clip_val=0.3) for compiled in (True, False)]
+    assert_alike(*both, close=1e-5)  # Adam divides small differences of small gradients by each other
+    assert both[0][1].global_step == 54
 
 
 class Changing(Plain):
@@ -210,11 +216,11 @@ class Changing(Plain):
 @pytest.mark.parametrize("journal", [Journal, Hooked])
 def test_what_changes_during_a_run(journal: type[Journal]) -> None:
     options: dict[str, Any] = {"accumulate_grad_batches": 2, "max_epochs": 4, "gradient_clip_algorithm": "value"}
-    runs = [fit(Changing, compiled, journal(), **options) for compiled in (True, False)]
-    assert_alike(*runs)
-    for module, _, _ in runs:
+    both = [fit(Changing, compiled, journal(), **options) for compiled in (True, False)]
+    assert_alike(*both)
+    for module, _, _ in both:
         assert module.kept.grad_fn is None
-    assert float(runs[0][0].kept) == pytest.approx(float(runs[1][0].kept), rel=1e-5)
+    assert float(both[0][0].kept) == pytest.approx(float(both[1][0].kept), rel=1e-5)
 
 
 class Measured(Plain):
@@ -236,10 +242,74 @@ class Measured(Plain):
 
 
 def test_metrics_of_the_step() -> None:
-    runs = [fit(Measured, compiled, max_epochs=2) for compiled in (True, False)]
-    assert_alike(*runs)
-    assert len(runs[0][1].callback_metrics) == 6
-    assert float(runs[0][0].absolute.compute()) == pytest.approx(float(runs[1][0].absolute.compute()), rel=1e-5)
+    both = [fit(Measured, compiled, max_epochs=2) for compiled in (True, False)]
+    assert_alike(*both)
+    assert len(both[0][1].callback_metrics) == 6
+    assert float(both[0][0].absolute.compute()) == pytest.approx(float(both[1][0].absolute.compute()), rel=1e-5)
+
+
+class Layers(Plain):
+    """Has layers that keep things for themselves, and validates between steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 3, batch_first=True)
+        self.conv = nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten())
+        self.net = nn.utils.parametrizations.weight_norm(nn.Linear(4, 1))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        return nn.functional.mse_loss(self(batch[0]), batch[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.conv(self.lstm(x.view(-1, 2, 3))[0].transpose(1, 2)))
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("val", nn.functional.mse_loss(self(batch[0]), batch[1]))
+
+
+def test_layers_and_one_graph_for_all_epochs(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        both = [fit(Layers, compiled, max_epochs=3, validates=True) for compiled in (True, False)]
+    assert_alike(*both)
+    assert sum("compiled the training step" in record.message for record in caplog.records) == 2  # shapes
+
+
+class LogsTwice(Plain):
+    """Logs one name twice in a step, with and without a batch size, and another in some steps only."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        for factor in (1.0, 2.0):
+            self.log("loss", factor * loss, on_step=True, on_epoch=True)
+        self.log("sized", loss, on_step=False, on_epoch=True, batch_size=1)
+        self.log("highest", loss, on_step=False, on_epoch=True, reduce_fx="max")
+        if batch_idx % 2:
+            self.log("odd", loss, on_step=True, on_epoch=True)
+        return loss
+
+
+def test_logged_values_whose_sums_are_in_the_graph() -> None:
+    both = [fit(LogsTwice, compiled, max_epochs=3) for compiled in (True, False)]
+    assert_alike(*both)
+    assert {"loss_epoch", "sized", "highest", "odd_step"} <= {*both[0][1].callback_metrics}
+
+
+DRAWN = 3  # graphs take seconds each; all of the focuses were drawn by the dozen when this was written
+
+
+def test_drawn_scenarios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that can be seen of drawn runs, hook by hook, is what it is without a graph."""
+    monkeypatch.setattr(runs.DrawnModule, "train_on", train_on)
+    scenarios = [
+        for_graphs(scenario)
+        for focus in (drawn.OPTIMIZING, drawn.RESUMING)
+        for scenario in draw_scenarios(focus, EXAMPLES or DRAWN)
+    ]
+    for scenario in scenarios:
+        lean = runs.run(scenario, ItwinaiTrainer, tmp_path / "run")
+        compiled = runs.run(scenario, partial(ItwinaiTrainer, compile_step="auto"), tmp_path / "run")
+        if found := far_apart(lean, compiled):
+            pytest.fail(f"without against with a graph: {found}\n{scenario}", pytrace=False)
 
 
 # ------------------------------------------------------------------------------------------------- resuming

@@ -24,7 +24,7 @@ class Network(nn.Sequential):
 
 
 class Recurrent(nn.Module):
-    """The LSTM of the streamflow example: a week of forcings in, the discharge of the last day out."""
+    """A small LSTM of the kind of the streamflow example: a month of forcings in, the last day's discharge out."""
 
     def __init__(self) -> None:
         super().__init__()

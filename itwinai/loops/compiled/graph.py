@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from itwinai.loops.compiled.live_number import LiveNumber
 from itwinai.loops.compiled.logged_values import LoggedValue
 from itwinai.loops.compiled.observation import Deferred, Guards, Observation
 from itwinai.loops.compiled.updates import update_of
-from itwinai.tracebacks import frames_of, is_users
+from itwinai.tracebacks import chain, frames_of, is_users
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 Outputs = list[Tensor]
 Template = Callable[[Outputs, dict[int, Any]], Any]
 """Makes a value of a step from the outputs of the graph, and from what metrics have returned."""
+
+
+MOST_OPERATIONS = 10_000
 
 
 @dataclass(frozen=True)
@@ -129,13 +132,22 @@ class StepGraph:
 
         try:
             graph, inputs = self._trace(traced, fakes)
-            self.holds = self.guards.function()
-            if not self.is_empty:
-                self._compiled = torch_compile.compile_graph(graph, inputs, fakes)
         except CompileStepError:
             raise
         except Exception as error:
             raise _untraceable(error, step.module) from error
+        self.holds = self.guards.function()
+        if len(graph.graph.nodes) > MOST_OPERATIONS:
+            raise CompileStepError(
+                f"the graph has {len(graph.graph.nodes)} operations, which would take minutes to compile: loops and "
+                "recurrent layers are unrolled",
+                "Shorten the sequences.",
+            )
+        if not self.is_empty:
+            try:
+                self._compiled = torch_compile.compile_graph(graph, inputs, fakes)
+            except Exception as error:
+                raise _uncompilable(error, step.module) from error
         self.slots = [slot for slot in observation.inputs.slots if any(slot.tensor is one for one in inputs)]
         place = {id(tensor): index for index, tensor in enumerate(inputs)}
         self._inputs = list(inputs)
@@ -182,7 +194,10 @@ class StepGraph:
         """Run `training_step` and backward on stand-ins; add the gradients to those that are there."""
         step, part = self.step, self.part
         index = observation.live("batch_idx", step.batch_idx)
-        with observation.watching(), torch_compile.without_other_compilers(), step.context():
+        # The recurrent layers of oneDNN can be compiled for inference only.
+        recurrent = any(isinstance(one, torch.nn.RNNBase) for one in step.module.modules())
+        library = torch.backends.mkldnn.flags(enabled=False) if recurrent else nullcontext()
+        with observation.watching(), torch_compile.without_other_compilers(), step.context(), library:
             output = step.module.training_step(*step.arguments(batch, index))
         for call in observation.calls:
             self.calls.append(self._call(call, len(self.calls), fakes, real_batch))
@@ -392,10 +407,6 @@ def _untraceable(error: Exception, module: LightningModule) -> CompileStepError:
         line = f" at {last.file}, line {last.line} ({linecache.getline(last.file, last.line).strip()})"
     text = str(error).strip().splitlines()
     said = f"{type(error).__name__}: {text[0] if text else ''}"
-    if "CxxCompiler" in type(error).__name__:
-        return CompileStepError(
-            "torch's compiler needs a C++ compiler, and finds none", "Install g++, or set CXX to the path of one."
-        )
     if torch_compile.needs_values(error):
         return CompileStepError(
             f"{name} needs the values of a tensor{line}: a graph has them only when it runs",
@@ -404,4 +415,18 @@ def _untraceable(error: Exception, module: LightningModule) -> CompileStepError:
     return CompileStepError(
         f"{name} cannot be traced{line}: {said}",
         "If the step runs without compile_step, write that line in operations of torch.",
+    )
+
+
+def _uncompilable(error: Exception, module: LightningModule) -> CompileStepError:
+    """Return the error for a graph that torch's compiler does not take."""
+    if any("CxxCompiler" in type(one).__name__ for one in chain(error)):
+        return CompileStepError(
+            "torch's compiler needs a C++ compiler, and finds none", "Install g++, or set CXX to the path of one."
+        )
+    text = str(error).strip().splitlines()
+    return CompileStepError(
+        f"torch's compiler fails on {type(module).__name__}.training_step: {type(error).__name__}: "
+        f"{text[0] if text else ''}",
+        "Train without compile_step.",
     )

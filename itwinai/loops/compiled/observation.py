@@ -108,6 +108,7 @@ class Observation:
         self.written: list[tuple[dict[str, Any], str, Tensor]] = []
         self.cells: list[tuple[dict[str, Any], str]] = []
         self.sources: dict[str, tuple[int, str]] = {}  # of guards that a change of an attribute can break
+        self._containers: list[tuple[Any, Any]] = []  # that the step could change, and copies of them
         self._read: dict[tuple[int, str], tuple[Any, Any]] = {}
         self._names = {id(one): name for name, one in module.named_modules(remove_duplicate=False)}
 
@@ -127,6 +128,8 @@ class Observation:
 
     def read(self, owner: nn.Module, own: dict[str, Any], name: str, value: Any) -> Any:
         """Note that an attribute is read; return what the step sees of it."""
+        if _is_of_torch(owner, name):
+            return value
         key = (id(owner), name)
         if key in self._read:
             first, seen = self._read[key]
@@ -141,6 +144,8 @@ class Observation:
             self.guards.add(about, "type({own}.get({name})) in {kinds}", own=own, name=name, kinds=(int, float))
         else:
             self.sources[about] = key
+            if isinstance(value, (list, dict, set)):
+                self._containers.append((value, value.copy()))
             self.watch(about, lambda: own.get(name), value)
         self._read[key] = (value, seen)
         return seen
@@ -199,6 +204,8 @@ class Observation:
                 for name, value in before[id(one)].items():
                     if attributes.get(name) is not value:
                         attributes[name] = value
+            for container, copy in self._containers:
+                _restore(container, copy)
             scope.update(kept)
             if "log" not in kept:
                 scope.pop("log", None)
@@ -292,7 +299,7 @@ class Observation:
                 seen = fakes_of.get(id(holder), {})
                 for name, value in list(holder.items()):
                     was = seen.get(name, before[id(one)].get(name) if holder is own else None)
-                    if value is was or holder is own and name in _OF_MODULES:
+                    if value is was or holder is own and (name in _OF_MODULES or _is_of_torch(one, name)):
                         continue
                     about = ".".join(filter(None, ("self", name_of, name)))
                     if isinstance(value, Tensor) and isinstance(was, Tensor) and _meta(value) == _meta(was):
@@ -358,6 +365,20 @@ def fingerprint(value: Any, depth: int = _DEPTH) -> Any:
 
 def _meta(value: Any) -> Any:
     return (value.shape, value.dtype, value.device, value.requires_grad) if isinstance(value, Tensor) else None
+
+
+def _restore(container: Any, copy: Any) -> None:
+    """Undo what a trace has done to a list, a dict or a set: a stand-in that stays there would be of no use."""
+    if isinstance(container, list):
+        container[:] = copy
+    else:
+        container.clear()
+        container.update(copy)
+
+
+def _is_of_torch(owner: nn.Module, name: str) -> bool:
+    """Return whether an attribute is what a layer of torch keeps for itself, as recurrent ones do."""
+    return name.startswith("_") and type(owner).__module__.startswith("torch.nn.")
 
 
 def _random_states() -> tuple[Any, ...]:

@@ -219,7 +219,14 @@ class CompiledOptimization(LeanOptimization):
         """Clip and update by a graph of its own, from the gradients that hooks may have changed."""
         part = Part(False, False, True, self.window)
         gradients = tuple(p.grad is not None for group in self.raw_optimizer.param_groups for p in group["params"])
-        update = self.graphs.find(part, self.definition, (), (*self._key, part, gradients))
+        try:
+            update = self.graphs.find(part, self.definition, (), (*self._key, part, gradients))
+        except CompileStepError as error:
+            self.graphs.give_up(error)
+            if self.trainer.gradient_clip_val is not None:
+                lightning_loops.clip_gradients(self.trainer, self.raw_optimizer)
+            self.raw_optimizer.step()
+            return
         with torch.no_grad():
             update([])
 
