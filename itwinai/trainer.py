@@ -115,7 +115,9 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
         except SystemExit:
             if self.interrupted:  # by Ctrl-C
                 if self.global_step:  # a worker that was busy may not have said how far it came
-                    rank_zero_info(f"itwinai: stopped in epoch {self.current_epoch}, after {self.global_step} steps")
+                    # Counted as the lines of epochs count them.
+                    epoch, steps = self.current_epoch + 1, self.global_step
+                    rank_zero_info(f"itwinai: stopped in epoch {epoch}, after {steps} steps")
                 self._say_how_to_resume(entry_point)
             raise
         except Exception as error:

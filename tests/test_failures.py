@@ -310,7 +310,7 @@ def test_interrupt(strategy: str, tmp_path: Path) -> None:
         "itwinai: global batch 8 = 2 workers x 4"
     )
     assert said[-1].startswith("itwinai: no checkpoint was saved")
-    assert said[-2].startswith("itwinai: stopped in epoch 0")
+    assert said[-2].startswith("itwinai: stopped in epoch 1")
     assert_no_process_left(process.pid)
 
 

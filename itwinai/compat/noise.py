@@ -28,6 +28,8 @@ _NOISE_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     # The training loop says it after the first epoch, and only if values are logged on steps.
     r"The number of training batches \(\d+\) is smaller than the logging interval",
+    # Followed by the line "Seed set to 0".
+    "No seed found, seed set to",
     # Nothing in it is overwritten: a file of the same name gets a version.
     r"Checkpoint directory .* exists and is not empty",
     # torch's exporter calls what torch deprecates, and takes the parts of an LSTM for attributes of yours.

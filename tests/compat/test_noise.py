@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.trainer.connectors import signal_connector
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities import rank_zero as pytorch_rank_zero
@@ -24,6 +24,7 @@ def test_only_known_warnings_are_silenced() -> None:
         warnings.simplefilter("always")
         with compat_noise.known_noise_silenced():
             CombinedLoader([[1, 2]])
+            seed_everything()
             warnings.warn("the user's own", stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["the user's own"]
 
