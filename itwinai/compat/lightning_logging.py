@@ -108,14 +108,14 @@ def add_to_result(metric: _ResultMetric, value: Tensor, batch_size: int) -> None
 
 
 def is_summed(metric: _ResultMetric, total: Tensor, weight: Tensor) -> bool:
-    """Return whether a key keeps nothing but the last value, or sums that have the types and devices of these."""
-    value, size = metric.value, metric.cumulated_batch_size
+    """Return whether a key is a mean, and keeps sums that have the types and devices of these."""
+    value = metric.value
     return (
         not metric.meta.sync.should
-        and (metric.meta.is_mean_reduction or not metric.meta.on_epoch)
+        and metric.meta.is_mean_reduction
         and value.dtype is total.dtype
         and value.device == total.device
-        and (not metric.meta.on_epoch or size.dtype is weight.dtype)
+        and metric.cumulated_batch_size.dtype is weight.dtype
     )
 
 

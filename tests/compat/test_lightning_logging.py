@@ -190,6 +190,28 @@ def test_value_is_added_to_what_is_kept_as_by_lightning(
 
 
 @pytest.mark.parametrize(("on_step", "on_epoch"), LEVELS)
+def test_sums_that_someone_else_has_computed(on_step: bool, on_epoch: bool) -> None:
+    stock, ours = lightning_logging.ResultCollection(training=True), Adding(training=True)
+    options = {"on_step": on_step, "on_epoch": on_epoch}
+    for number, batch_size in ((3.0, 2), (-7.0, 4)):
+        stock.log("training_step", "loss", torch.tensor(number), batch_size=batch_size, **options)
+        if "training_step.loss" not in ours:  # registered by the first call
+            ours.log("training_step", "loss", torch.tensor(number), batch_size=batch_size, **options)
+            continue
+        metric = ours["training_step.loss"]
+        total, weight = metric.value, metric.cumulated_batch_size if on_epoch else torch.tensor(0)
+        assert lightning_logging.is_summed(metric, torch.zeros(()), torch.tensor(0))
+        assert not lightning_logging.is_summed(metric, torch.zeros((), dtype=torch.float64), torch.tensor(0))
+        value = torch.tensor(number)
+        lightning_logging.set_sums(metric, value, total + value * batch_size, weight + batch_size)
+    assert state(ours) == state(stock)
+    ours.log("training_step", "other", torch.tensor(1.0), batch_size=1, on_epoch=True, reduce_fx="max")
+    ours.log("training_step", "synced", torch.tensor(1.0), batch_size=1, on_epoch=True, sync_dist=True)
+    for name in ("other", "synced"):
+        assert not lightning_logging.is_summed(ours[f"training_step.{name}"], torch.zeros(()), torch.tensor(0))
+
+
+@pytest.mark.parametrize(("on_step", "on_epoch"), LEVELS)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "max", "min"])
 def test_values_that_are_exchanged_together_end_as_those_that_lightning_exchanges(
     reduction: str, on_step: bool, on_epoch: bool
