@@ -287,6 +287,7 @@ def test_list(installed: Path, run_command: RunCommand) -> None:
         "notes itwinai-good 1.2.3 itwinai_good.callbacks:make_callbacks Return what every trainer gets.",
         "ours itwinai-good 1.2.3 itwinai_good.sites harbour.yaml, mare.yaml",
         "tiny itwinai-good 1.2.3 itwinai_good.examples.tiny config.yaml",
+        "all itwinai-good 1.2.3 itwinai_good.examples Begin with `itwinai greet`; configs are in tiny.",
         "soil-moisture itwinai-soil-moisture 0.1.0 itwinai_soil_moisture.cli:main Describe the data.",
     ):
         assert line in lines, ended.output

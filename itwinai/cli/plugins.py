@@ -206,24 +206,30 @@ def _function(plugin: Plugin) -> str:
     return _first_line(loaded)
 
 
-def _folder(plugin: Plugin, pattern: str) -> str:
-    loaded = plugin.load()
-    places = list(getattr(loaded, "__path__", ()))
+def _files(plugin: Plugin, pattern: str) -> str:
+    """Return the names of files beside the modules of a package."""
+    places = list(getattr(plugin.load(), "__path__", ()))
     if not places:
         raise plugin.error(f"{plugin.value} is not a package, whose folder has the files")
-    names = sorted(path.name for place in places for path in Path(place).glob(pattern) if path.name[0] not in "._")
-    if not names:
-        raise plugin.error(f"there are no files {pattern} in {places[0]}")
+    paths = (path for place in places for path in Path(place).glob(pattern) if path.name[0] not in "._")
+    names = sorted(path.name for path in paths if path.suffix != ".py" and not (path / "__init__.py").exists())
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
 def _sites(plugin: Plugin) -> str:
-    return _folder(plugin, "*.yaml")
+    names = _files(plugin, "*.yaml")
+    if not names:
+        raise plugin.error(f"there are no files *.yaml in the folder of {plugin.value}")
+    return names
 
 
 def _example(plugin: Plugin) -> str:
-    return _folder(plugin, "*")
+    """Return the files of an example, such as its configs; where it has modules only, what it says about itself."""
+    text = _files(plugin, "*") or _first_line(plugin.load())
+    if not text:
+        raise plugin.error(f"{plugin.value} has neither files beside its modules nor a docstring that says what it is")
+    return text
 
 
 _CHECKS: dict[str, Callable[[Plugin], str]] = {

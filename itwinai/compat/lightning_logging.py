@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
-from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from lightning.pytorch.trainer.connectors.logger_connector.result import (
     _METRICS,
@@ -316,22 +318,28 @@ def open_runs(trainer: Trainer) -> None:
 
 
 def can_continue_run(logger: Logger) -> bool:
-    """Return whether a logger has yet to open a run, and could continue one: lightning's of MLflow and W&B."""
+    """Return whether a logger has yet to open a run, and could continue one.
+
+    Lightning's of MLflow and W&B can, and those that count the versions of a folder, as its CSVLogger does.
+    """
     if isinstance(logger, MLFlowLogger):
         return logger._run_id is None
     if isinstance(logger, WandbLogger):
         return logger._experiment is None and logger._id is None
-    return False
+    return hasattr(type(logger), "log_dir") and vars(logger).get("_version", "") is None
 
 
-def open_run(logger: Logger) -> str:
-    """Open a run of a logger that `can_continue_run`, and return its id."""
-    assert isinstance(logger, (MLFlowLogger, WandbLogger))
-    _ = logger.experiment
-    return str(logger.version)
+def open_run(logger: Logger) -> int | str:
+    """Open a run of a logger that `can_continue_run`, and return its id: of a folder of versions, the next version."""
+    if isinstance(logger, (MLFlowLogger, WandbLogger)):
+        _ = logger.experiment
+        return str(logger.version)
+    version = logger.version
+    assert version is not None
+    return version
 
 
-def continue_run(logger: Logger, run: str) -> None:
+def continue_run(logger: Logger, run: int | str) -> None:
     """Open a run again that an earlier process has begun.
 
     Args:
@@ -339,12 +347,24 @@ def continue_run(logger: Logger, run: str) -> None:
         run: the id that `open_run` has returned.
     """
     if isinstance(logger, WandbLogger):
-        logger._id = logger._wandb_init["id"] = run
+        logger._id = logger._wandb_init["id"] = str(run)
         _ = logger.experiment
-        return
-    assert isinstance(logger, MLFlowLogger)
-    logger._run_id = run
-    logger.experiment.update_run(run, status="RUNNING")
+    elif isinstance(logger, MLFlowLogger):
+        logger._run_id = str(run)
+        logger.experiment.update_run(run, status="RUNNING")
+    else:
+        vars(logger)["_version"] = run
+        if isinstance(logger, CSVLogger):
+            logger._experiment = _AppendingWriter(logger.log_dir)
+
+
+class _AppendingWriter(ExperimentWriter):
+    """Writes to the file of an earlier process, which Lightning's writer removes."""
+
+    def _check_log_dir_exists(self) -> None:
+        if self._fs.isfile(self.metrics_file_path):
+            with self._fs.open(self.metrics_file_path, "r", newline="") as file:
+                self.metrics_keys = next(csv.reader(file), [])
 
 
 def uploads_at_once(logger: Logger, callback: LightningModelCheckpoint) -> bool:

@@ -19,7 +19,10 @@ FOLDER = ".itwinai"
 
 
 def continue_runs(trainer: Trainer) -> None:
-    """Open the runs of MLflow and W&B on rank 0: those of the earlier job where this one resumes it, else new ones.
+    """Open the runs of the loggers on rank 0: those of the earlier job where this one resumes it, else new ones.
+
+    A run is one of MLflow or W&B, or the version of a logger that writes to a folder. A checkpoint callback without a
+    folder of its own saves in that of the version: it knows its best checkpoints again only in the same one.
 
     Loggers that were given a run of their own keep it, and so do those of a trial, which the search names. Nothing
     happens outside of SLURM.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from itwinai.compat import lightning_logging
 from itwinai.compat import torchmetrics as compat_torchmetrics
+from itwinai.loggers import JSONLLogger
 from itwinai.loops.results import LeanLoggerConnector, LeanResults
 from tests.compat.examples import (
     At,
@@ -581,4 +583,25 @@ def test_runs_are_opened_again(kind: str, tmp_path: Path, monkeypatch: pytest.Mo
         assert later.experiment.id == run
         later.experiment.finish()
     assert not lightning_logging.can_continue_run(new(id="own"))  # the user has chosen one
-    assert not lightning_logging.can_continue_run(CSVLogger(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger, JSONLLogger])
+def test_versions_are_opened_again(kind: Any, tmp_path: Path) -> None:
+    first = kind(tmp_path)
+    assert lightning_logging.can_continue_run(first)
+    assert lightning_logging.open_run(first) == 0
+    assert not lightning_logging.can_continue_run(first)
+    first.log_metrics({"loss": 1.0}, 0)
+    first.finalize("failed")
+    files = {path.name: path.stat().st_size for path in Path(first.log_dir).iterdir()}
+    later = kind(tmp_path)
+    lightning_logging.continue_run(later, 0)
+    assert later.log_dir == first.log_dir
+    later.log_metrics({"loss": 0.5, "error": 2.0}, 1)  # a key more: the header changes
+    later.finalize("success")
+    assert all(size <= Path(first.log_dir, name).stat().st_size for name, size in files.items())
+    if kind is CSVLogger:
+        with Path(later.log_dir, "metrics.csv").open() as file:
+            rows = [(row["step"], row["loss"], row["error"]) for row in csv.DictReader(file)]
+        assert rows == [("0", "1.0", ""), ("1", "0.5", "2.0")]
+    assert not lightning_logging.can_continue_run(kind(tmp_path, version="own"))  # the user has chosen one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shlex
@@ -135,7 +136,7 @@ def test_what_scontrol_says() -> None:
 
 
 def test_three_limits_and_a_preemption(tmp_path: Path) -> None:
-    """The job ends with the weights of a run that was not interrupted, in one run of MLflow.
+    """The job ends with the weights of a run that was not interrupted, in one run of each logger, with the best of all.
 
     A limit comes as the signal that SLURM sends before it: a real one takes more than a minute each.
     """
@@ -171,6 +172,12 @@ def test_three_limits_and_a_preemption(tmp_path: Path) -> None:
     assert run.info.status == "FINISHED"
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
     assert sorted(set(steps)) == list(range(4 * 13))
+    (version,) = (tmp_path / "lightning_logs").iterdir()
+    with (version / "metrics.csv").open() as file:
+        logged = [int(row["step"]) for row in csv.DictReader(file) if row["loss"]]
+    assert logged == list(range(4 * 13))
+    assert Path((tmp_path / "best").read_text()) == version / "checkpoints" / "epoch=0-step=13.ckpt"
+    assert [path.name for path in (version / "checkpoints").glob("epoch=*")] == ["epoch=0-step=13.ckpt"]
 
 
 def test_failures_and_scancel_are_not_queued_again(tmp_path: Path) -> None:

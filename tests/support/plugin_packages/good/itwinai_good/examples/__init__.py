@@ -1,0 +1,1 @@
+"""Begin with `itwinai greet`; configs are in tiny."""
