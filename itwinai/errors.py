@@ -232,6 +232,7 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
     if same:
         return f" Did you mean '{same[0]}'?"
     part_of = [own for own in known if len(given) > 1 and own.lower().startswith(given)]
+    part_of.sort(key=lambda own: not own.startswith(str(name)))  # as it is written, before with other capitals
     part_of += [own for own in known if len(given) > 1 and own.lower().endswith(given)]
     found = part_of[0] if part_of else nearest(given, known)
     return "" if found is None else f" Did you mean '{found}'?"

@@ -91,11 +91,12 @@ class Pipeline:
             force: names of steps that run in any case.
 
         Raises:
-            ConfigurationError: an argument of a step is wrong, or there is no such step.
+            ConfigurationError: an argument of a step or a value of a config is wrong, or there is no such step.
             PipelineError: a step needs the outputs of one that was not asked for, and has not run.
         """
         planner = self._planner()
         plan = planner.plan(steps, force)
+        planner.check_configs(plan)
         planner.hasher.save()
         return plan
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from itwinai.config.source import Given
-from itwinai.errors import ConfigurationError, PipelineError
+from itwinai.errors import ConfigurationError, PipelineError, nearest
 from itwinai.pipelines.commands import Command, check_config, class_paths_in
 from itwinai.pipelines.content_hash import ABSENT, ContentHasher
 from itwinai.pipelines.distributions import Distributions
@@ -119,7 +119,20 @@ class Planner:
                 try:
                     check_config(command)
                 except ConfigurationError as error:
-                    raise ConfigurationError(f"{step.at + ': ' if step.at else ''}steps.{step.name}: {error}") from None
+                    raise self._config_error(step, error) from None
+
+    def _config_error(self, step: Step, error: ConfigurationError) -> ConfigurationError:
+        """Return the error of a config: where an override by reference is to blame, about what the pipeline says."""
+        overrides = step.arguments.value.get("overrides")
+        for path, given in overrides.value.items() if overrides is not None else ():
+            references = [reference for reference, _ in references_in(given)]
+            key = f"{path.replace('.init_args', '')}:"
+            if len(references) == 1 and key in str(error).replace(".init_args", ""):
+                returned = f"{references[0]} is {_a(type_text(self._type_of(references[0])))}"
+                _, accepted, rest = str(error).partition("Accepted: ")
+                place = f"{given.at}: " if given.at else ""
+                return ConfigurationError(f"{place}steps.{step.name}.overrides.{path}: {returned}. {accepted}{rest}")
+        return ConfigurationError(f"{step.at + ': ' if step.at else ''}steps.{step.name}: {error}")
 
     def plan(self, chosen: Sequence[str] = (), forced: Collection[str] = ()) -> Plan:
         """Return what happens to each step.
@@ -161,7 +174,8 @@ class Planner:
         if record is None:
             part = self.folder.part_of(name, fingerprint)
             goes_on = part.is_dir() and self.targets[name].resumes
-            return PlannedStep(name, "runs", ["goes on" if goes_on else "has not run yet"], fingerprint)
+            why = ["goes on" if goes_on else "has not run yet", *self._absent_inputs(name)]
+            return PlannedStep(name, "runs", why, fingerprint)
         changes = fingerprint.changes(record.fingerprint)
         if damage := record.damage(folder, self.hasher):
             changes.append(damage)
@@ -238,6 +252,18 @@ class Planner:
         found = [*_paths(target, config), *(text for text in _texts(config) if _may_be_path(text))]
         own = self._written_before(name)
         return [path for path in dict.fromkeys(found) if path in own or not Path(path).exists()]
+
+    def _absent_inputs(self, name: str) -> list[str]:
+        """Return a note for each path at which there is nothing, but something of a similar name beside it."""
+        step, target = self.file.steps[name], self.targets[name]
+        found: list[str] = []
+        for text in _paths(target, self._with_references(step, target)):
+            path = Path(text)
+            if not path.exists() and path.parent.is_dir():
+                # Another name may be that of a file which the step writes.
+                similar = nearest(path.name, [one.name for one in path.parent.iterdir()], cutoff=0.8)
+                found += [f"there is no {text} (but {similar})"] if similar else []
+        return found
 
     def _as_it_is(self, one: PlannedStep, selected: Sequence[str]) -> PlannedStep:
         record = StepRecord.read(self.folder.of(one.name))

@@ -34,6 +34,15 @@ PIPELINE = """steps:
       notes: notes.txt
 """
 
+MODEL = """
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+
+class Model(BoringModel):
+    def __init__(self, rate: float = 0.1) -> None:
+        super().__init__()
+"""
+
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
@@ -113,6 +122,22 @@ def test_a_plan_is_a_table_and_flags_win(project: Project, capsys: pytest.Captur
         "report  may run  if the outputs of score change",
         "4 steps: 1 to run, 1 may run, 2 cached",
     ]
+
+
+def test_a_plan_checks_configs_and_names_what_is_absent(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    (project.folder / "model.py").write_text(MODEL)
+    (project.folder / "config.yaml").write_text("model: {class_path: model.Model}\n")
+    train = "  train:\n    fit: config.yaml\n    overrides:\n      model.rate: ${steps.%s}\n"
+    (project.folder / "p.yaml").write_text(PIPELINE + train % "split.train")
+    assert main(["run", "p.yaml", "--dry-run"]) == 1
+    said = "p.yaml:24: steps.train.overrides.model.rate: ${steps.split.train} is a Path. Accepted: a number"
+    assert said in capsys.readouterr().err
+    (project.folder / "p.yaml").write_text(PIPELINE + train % "count")
+    assert main(["run", "p.yaml", "--dry-run", "--steps.train.trainer.max_epoch", "3"]) == 1
+    assert "'trainer' has no 'max_epoch'. Did you mean 'max_epochs'?" in capsys.readouterr().err
+    (project.folder / "p.yaml").write_text(PIPELINE.replace("raw.txt", "raww.txt"))
+    assert main(["run", "p.yaml", "--dry-run"]) == 0
+    assert "has not run yet, there is no raww.txt (but raw.txt)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
