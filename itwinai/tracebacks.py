@@ -244,9 +244,9 @@ def is_framework(module: str) -> bool:
     """Return whether a module belongs to a framework that calls the user's code, unlike a library that it calls.
 
     Args:
-        module: its full name.
+        module: its full name; empty for code that a framework has made, which is in no module.
     """
-    return module.partition(".")[0] in _FRAMEWORKS
+    return not module or module.partition(".")[0] in _FRAMEWORKS
 
 
 def is_users(file: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -289,6 +291,16 @@ class Observation:
             )
         self.calls.append(("log", name, value, args, kwargs))
 
+    def _line_of(self, name: str) -> str:
+        """Return the last line of the step that has a name after a dot, which is where it is likely to be changed."""
+        function = type(self.module).training_step
+        try:
+            lines, first = inspect.getsourcelines(function)
+        except (OSError, TypeError):
+            return ""
+        found = [number for number, line in enumerate(lines, first) if re.search(rf"\.{re.escape(name)}\b", line)]
+        return f" ({inspect.getsourcefile(function)}, line {found[-1]})" if found else ""
+
     def _look_for_changes(
         self, modules: list[nn.Module], before: dict[int, dict[str, Any]], fakes_of: dict[int, dict[str, Any]]
     ) -> None:
@@ -308,7 +320,7 @@ class Observation:
                             self.cells.append((holder, name))
                         continue
                     raise CompileStepError(
-                        f"training_step assigns {about}, which only the first step would do",
+                        f"training_step assigns {about}{self._line_of(name)}, which only the first step would do",
                         "Return it from training_step and keep it in on_train_batch_end, or keep a number as a "
                         "tensor: self.register_buffer in __init__, then change it in place.",
                     )
@@ -317,7 +329,8 @@ class Observation:
                 owner, name = self.sources[about]
                 if (owner, name) in self._read:
                     raise CompileStepError(
-                        f"training_step changes {about} in place, which only the first step would do",
+                        f"training_step changes {about} in place{self._line_of(name)}, which only the first step "
+                        "would do",
                         "Return the values from training_step and collect them in on_train_batch_end.",
                     )
 
