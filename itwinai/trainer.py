@@ -65,6 +65,7 @@ from itwinai.loops.prediction import LeanPredictionLoop
 from itwinai.loops.results import LeanLoggerConnector
 from itwinai.loops.training import LeanTrainingEpochLoop
 from itwinai.plugins import check_callback_factories
+from itwinai.run_info.run import resume_command
 from itwinai.strategies.base import LaunchedStrategy
 from itwinai.strategies.registry import make_strategy, uses_ray
 from itwinai.tracebacks import hides_framework_frames
@@ -527,7 +528,8 @@ class ItwinaiTrainer(Trainer):
         if entry_point is not Trainer.fit or not self.is_global_zero:
             return
         if path := newest_unverified(folders_of(self), self._fit_began):
-            rank_zero_info(f"itwinai: resume with ckpt_path={path!r} (itwinai fit --ckpt_path {path})")
+            command = resume_command(path)
+            rank_zero_info(f"itwinai: resume with ckpt_path={path!r}{command and f', or: {command}'}")
         else:
             rank_zero_info(
                 "itwinai: no checkpoint was saved; add ModelCheckpoint(every='10min') to save during training, "

@@ -77,9 +77,30 @@ def collect_facts(trainer: Trainer) -> RunFacts:
     )
 
 
+_FROM_WHERE = ("--ckpt", "--ckpt_path", "--trainer.resume")
+
+
 def command_line() -> str:
     """Return the command line of this process, without secrets."""
     return shlex.join(without_secrets(sys.argv))
+
+
+def resume_command(checkpoint: str) -> str:
+    """Return this process's `itwinai fit ...` so that it resumes from a checkpoint; empty if it is a script.
+
+    Args:
+        checkpoint: path of the checkpoint.
+    """
+    program, *words = without_secrets(sys.argv)
+    if not words or words[0] != "fit" or not program.endswith(("/itwinai", "itwinai/cli/main.py")):
+        return ""
+    kept: list[str] = []
+    for word in words:
+        if kept and kept[-1] in _FROM_WHERE:
+            kept.pop()  # with its value
+        elif word.partition("=")[0] not in _FROM_WHERE or word in _FROM_WHERE:
+            kept.append(word)
+    return shlex.join(["itwinai", *kept, "--ckpt_path", checkpoint])
 
 
 def time_now() -> str:

@@ -112,6 +112,9 @@ class Settings:
                     f"The section 'tune' has an entry '{name}', which is unknown.{did_you_mean(name, names)} Known are "
                     f"{', '.join(names)}."
                 )
+        if not mapping:
+            needs = " ".join(_WHAT.values())
+            raise ConfigurationError(f"There is no section 'tune'. It needs the entries {' and '.join(_WHAT)}. {needs}")
         for name in ("space", "metric"):
             if not mapping.get(name):
                 raise ConfigurationError(f"The section 'tune' needs an entry '{name}'. {_WHAT[name]}")
@@ -166,6 +169,6 @@ def _name_of(spec: Any) -> str:
 
 
 _WHAT = {
-    "space": "It says what is searched over: {model.init_args.lr: {loguniform: [1e-5, 1e-1]}}.",
-    "metric": "It names the logged metric to minimize, or to maximize with mode: max.",
+    "space": "'space' says what is searched over: {model.init_args.lr: {loguniform: [1e-5, 1e-1]}}.",
+    "metric": "'metric' names the logged metric to minimize, or to maximize with mode: max.",
 }

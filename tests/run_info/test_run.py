@@ -206,3 +206,22 @@ def test_single_rank_of_two_asks_alone(tmp_path: Path) -> None:
     strategy, world, per_node, *launcher, pid = (tmp_path / "facts").read_text().split()
     assert (strategy, world, per_node) == ("ddp", "2", "2")
     assert " ".join(launcher).startswith("itwinai (") and int(pid) != os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["fit", "-c", "my config.yaml", "--devices", "2"],
+            "itwinai fit -c 'my config.yaml' --devices 2 --ckpt_path a.ckpt",
+        ),
+        (["fit", "--ckpt", "auto", "--ckpt_path=b.ckpt", "--seed", "1"], "itwinai fit --seed 1 --ckpt_path a.ckpt"),
+        (["fit", "--trainer.resume", "auto"], "itwinai fit --ckpt_path a.ckpt"),
+        (["tune", "-c", "config.yaml"], ""),
+    ],
+)
+def test_command_that_resumes(monkeypatch: pytest.MonkeyPatch, words: list[str], expected: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["/venv/bin/itwinai", *words])
+    assert run.resume_command("a.ckpt") == expected
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    assert run.resume_command("a.ckpt") == ""
