@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import argparse
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.performance import report
+from tests.performance import regression, report
 from tests.performance.cases import CASES, Case
 from tests.performance.measure import Effort, Result, Sample, measure_collectives, measure_steps
 from tests.performance.startup import measure_startup
 from tests.performance.workers import ContenderFailed
 
 QUICK = Effort(repeats=1, chunks=3, steps=20)
+GATE = Effort(repeats=3)
+OTHERS = (
+    ("checkpoints",),
+    ("watching",),
+    ("mlflow_logging", "--repeats", "1"),
+    ("searches", "--repeats", "1"),
+    ("search_report",),
+    ("frameworks",),
+    ("launching",),
+)
+"""What else is compared, each by a module of its own."""
 
 
 def main() -> int:
     """Measure the cases that are asked for, and report them.
 
     Returns:
-        The exit code: 1 if a case could not be measured. A goal that is missed is a result, not a failure.
+        The exit code: 1 if a case could not be measured, or with ``--gate`` if something got slower. A goal that is
+        missed is a result, not a failure.
     """
     given = parse_arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that contenders and their folders are cleared away
-    usual = QUICK if given.quick else Effort()
+    usual = QUICK if given.quick else GATE if given.gate else Effort()
     effort = Effort(given.repeats or usual.repeats, given.chunks or usual.chunks, given.steps or usual.steps)
     machine = report.describe_machine()
     print("\n".join(f"{name:<12} {value}" for name, value in machine.items()), flush=True)
@@ -48,7 +61,18 @@ def main() -> int:
         print(f"\n{report.summary_table(results)}\n\n{report.detail_table(results)}\n\nwritten:", *files, flush=True)
     for failed in failures:
         print(f"\n{failed}", file=sys.stderr)
-    return 1 if failures else 0
+    if given.keep:
+        regression.keep(results)
+        print(f"kept: {regression.KEPT}")
+    if given.gate:
+        comparisons = regression.compare(results)
+        print(f"\n{regression.table(comparisons)}")
+        return 1 if failures or any(one.is_slower for one in comparisons) else 0
+    others = (
+        [] if not given.all else [[sys.executable, "-m", f"tests.performance.{name}", *rest] for name, *rest in OTHERS]
+    )
+    codes = [subprocess.run(command).returncode for command in others]
+    return 1 if failures or any(codes) else 0
 
 
 def measure(case: Case, effort: Effort, tell: Callable[[str], None]) -> list[Sample]:
@@ -71,15 +95,22 @@ def tell(progress: str) -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.performance", description="Compare what the loops cost.")
-    parser.add_argument("--cases", type=case_names, default=list(CASES), help=f"some of {','.join(CASES)}")
+    parser.add_argument("--cases", type=case_names, help=f"some of {','.join(CASES)} (all)")
     parser.add_argument("--repeats", type=int, help="times that every contender is started anew (5)")
     parser.add_argument("--chunks", type=int, help="chunks of steps per repeat, taken by turns (10)")
     parser.add_argument("--steps", type=int, help="steps per chunk (100)")
     parser.add_argument("--quick", action="store_true", help="see whether everything runs; the numbers mean little")
+    parser.add_argument("--all", action="store_true", help="then compare everything else: an hour")
+    parser.add_argument(
+        "--gate", action="store_true", help="compare with the ratios that the repository keeps; exit code 1 if slower"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep these ratios for later gates; on an idle machine")
     parser.add_argument(
         "--out", type=Path, default=Path("benchmark-results"), help="folder for the results (%(default)s)"
     )
-    return parser.parse_args()
+    given = parser.parse_args()
+    given.cases = given.cases or list(regression.CASES if given.gate else CASES)
+    return given
 
 
 def case_names(text: str) -> list[str]:
