@@ -18,7 +18,7 @@ from itwinai.io.atomic import write_whole
 from itwinai.pipelines.outputs import content_of, encode
 from itwinai.pipelines.planner import PlannedStep, Planner
 from itwinai.pipelines.record import RECORD, REQUEST, StepRecord
-from itwinai.pipelines.step_target import ArgumentMistake, StepTarget
+from itwinai.pipelines.step_target import ArgumentMistake, StepTarget, is_of_type, type_text
 
 _TEXTS = (".yaml", ".json", ".jsonl", ".csv", ".html", ".txt", ".md")
 _LARGE = 32 << 20  # bytes
@@ -78,13 +78,19 @@ def perform(request: Request) -> Any:
 
     Raises:
         PipelineError: an argument, which another step has made, is not of its type; or it has returned something that
-            cannot be kept.
+            is not of the type that it says, or cannot be kept.
     """
     part = Path(request.part)
+    target = StepTarget.load(request.class_path)
     try:
-        returned = StepTarget.load(request.class_path).call(request.arguments, part)
+        returned = target.call(request.arguments, part)
     except ArgumentMistake as mistake:
         raise PipelineError(f"steps.{request.step}.{mistake.argument}: {mistake}") from None
+    if not is_of_type(returned, target.returns):
+        raise PipelineError(
+            f"The step '{request.step}' has returned {returned!r:.100}, and {request.class_path} says that it returns "
+            f"{type_text(target.returns)}. Change one of them."
+        )
     return encode(returned, part, request.step)
 
 

@@ -278,7 +278,10 @@ class Planner:
 
     def _check_step(self, step: Step) -> None:
         target = self.targets[step.name]
-        accepted = target.arguments
+        try:
+            accepted = target.arguments
+        except ArgumentMistake as mistake:
+            raise ConfigurationError(f"{step.at + ': ' if step.at else ''}steps.{step.name}: {mistake}") from None
         whole: dict[str, Any] = {}
         for name, given in step.arguments.value.items():
             references = list(references_in(given))
@@ -298,7 +301,7 @@ class Planner:
             given = step.arguments.find(mistake.argument) if mistake.argument else None
             references = [] if given is None else list(references_in(given))
             text = str(mistake)
-            if references:
+            if references and "Accepted: " in text:
                 returned = " and ".join(f"{one} is {_a(type_text(self._type_of(one)))}" for one, _ in references)
                 text = f"{returned}. {text.partition('Accepted: ')[1]}{text.partition('Accepted: ')[2]}"
             key = f"{'' if step.command else 'init_args.'}{mistake.argument}" if mistake.argument else ""

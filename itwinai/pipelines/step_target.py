@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import enum
 import inspect
+import numbers
 import os
 import types
 import typing
@@ -131,12 +132,27 @@ class StepTarget:
             part: {*_folders(function), *(name for name in unchecked if name in inspect.signature(function).parameters)}
             for part, function in self._functions().items()
         }
-        if not self.method:
-            parser.add_function_arguments(self.target, "call", skip=folders["call"])
-        else:
-            parser.add_class_arguments(self.target, "init", skip=folders["init"], instantiate=False)
-            parser.add_method_arguments(self.target, self.method, "call", skip=folders["call"])
+        try:
+            if not self.method:
+                parser.add_function_arguments(self.target, "call", skip=folders["call"])
+            else:
+                parser.add_class_arguments(self.target, "init", skip=folders["init"], instantiate=False)
+                parser.add_method_arguments(self.target, self.method, "call", skip=folders["call"])
+        except ValueError:
+            if not (untyped := self._untyped()):
+                raise
+            raise ArgumentMistake(
+                "", f"{self._label()} does not say the type of '{untyped}'. Write it, as in {untyped}: Path"
+            ) from None
         return parser
+
+    def _untyped(self) -> str | None:
+        """Return the first argument without a type and a default; None if there is none."""
+        parameters = [
+            one for function in self._functions().values() for one in inspect.signature(function).parameters.values()
+        ]
+        bare = [one for one in parameters if one.annotation is one.empty and one.default is one.empty]
+        return next((one.name for one in bare if one.name != "self" and one.kind == one.POSITIONAL_OR_KEYWORD), None)
 
     @staticmethod
     def _known(parser: jsonargparse.ArgumentParser) -> dict[str, tuple[str, Any]]:
@@ -287,6 +303,22 @@ def takes_only_some(hint: Any) -> bool:
         return True
     # jsonargparse's own types: paths that exist, numbers in a range.
     return isinstance(hint, type) and hint.__module__.startswith("jsonargparse")
+
+
+def is_of_type(value: Any, hint: Any) -> bool:
+    """Return whether what a step has returned is of the type that it says, as far as that is checked: not within it."""
+    origin = get_origin(hint)
+    if origin is typing.Annotated:
+        return is_of_type(value, get_args(hint)[0])
+    if origin in (Union, types.UnionType):
+        return any(is_of_type(value, one) for one in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    kind = origin or hint
+    if hasattr(kind, "__total__"):  # a TypedDict
+        return isinstance(value, dict)
+    wider = {int: numbers.Integral, float: numbers.Real}  # of numpy too
+    return not isinstance(kind, type) or isinstance(value, wider.get(kind, kind))
 
 
 def type_text(hint: Any) -> str:

@@ -9,6 +9,7 @@ import pytest
 from itwinai.cli.main import main
 from itwinai.errors import ConfigurationError, ItwinaiError, PipelineError
 from itwinai.pipelines import Pipeline
+from itwinai.pipelines.execution import begin, perform
 from itwinai.pipelines.outputs import encode
 from tests.pipelines.project import Project
 
@@ -34,6 +35,35 @@ PIPELINE = """steps:
       notes: notes.txt
 """
 
+ODD = """
+from typing import NamedTuple, Optional
+import numpy
+
+
+class Pair(NamedTuple):
+    first: int
+    second: int
+
+
+def untyped(raw):
+    return 1
+
+
+def liar() -> int:
+    return "three"
+
+
+def plain() -> Pair:
+    return 1, 2
+
+
+def number() -> float:
+    return numpy.float64(0.5)
+
+
+def maybe() -> Optional[dict[str, int]]:
+    return None
+"""
 MODEL = """
 from lightning.pytorch.demos.boring_classes import BoringModel
 
@@ -67,6 +97,11 @@ class Model(BoringModel):
         ("    class_path: project.steps.split", "    fti: a.yaml", "steps.split has none of class_path, fit, validate"),
         ("${steps.count}", "${step.count}", "p.yaml:18: '${step.count}' is not a reference."),
         ("steps:\n", "stesp:\n", "p.yaml:1: a pipeline has no key 'stesp'. Did you mean 'steps'?"),
+        (
+            PIPELINE[PIPELINE.index("    class_path: project.steps.report") :],
+            "    fit: a.yaml\n    override:\n      model.lr: ${steps.count}\n",
+            "steps.report.override: Fit has no argument 'override'. Did you mean 'overrides'?",
+        ),
         (
             PIPELINE[PIPELINE.index("    class_path: project.steps.report") :],
             "    fit: nope.yaml\n",
@@ -138,6 +173,30 @@ def test_a_plan_checks_configs_and_names_what_is_absent(project: Project, capsys
     (project.folder / "p.yaml").write_text(PIPELINE.replace("raw.txt", "raww.txt"))
     assert main(["run", "p.yaml", "--dry-run"]) == 0
     assert "has not run yet, there is no raww.txt (but raw.txt)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("liar", "The step 'a' has returned 'three', and odd.liar says that it returns int."),
+        ("plain", "The step 'a' has returned (1, 2), and odd.plain says that it returns Pair."),
+        ("number", ""),
+        ("maybe", ""),
+        ("untyped", "p.yaml:2: steps.a: untyped() does not say the type of 'raw'. Write it, as in raw: Path"),
+    ],
+)
+def test_what_a_step_says_of_its_types(project: Project, step: str, message: str) -> None:
+    (project.folder / "odd.py").write_text(ODD)
+    arguments = "    init_args: {raw: 1}\n" if step == "untyped" else ""
+    (project.folder / "p.yaml").write_text(f"steps:\n  a:\n    class_path: odd.{step}\n{arguments}")
+    if not message:
+        planner = Pipeline.from_yaml("p.yaml")._planner()
+        assert perform(begin(planner, planner.plan().of("a"))) in (0.5, None)
+        return
+    with pytest.raises((ConfigurationError, PipelineError)) as raised:
+        planner = Pipeline.from_yaml("p.yaml")._planner()
+        perform(begin(planner, planner.plan().of("a")))
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize(
