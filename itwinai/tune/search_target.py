@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from itwinai.config.paths import spelled_out, value_at, with_values
 from itwinai.errors import ConfigurationError
+from itwinai.strategies.registry import check_strategy_name
 from itwinai.trials.report_interval import parse_moment
 from itwinai.tune.distributions import Choice, Range
 from itwinai.tune.settings import Settings
@@ -140,6 +141,7 @@ class ConfigTarget:
         space = SearchSpace.from_mapping(settings.space)
         base = BaseConfig(cli.as_dict(without_defaults=True), settings)
         _check_values(cli, config, space, settings.overrides)
+        _check_strategies(settings, space)
         return cls(config, base, settings, space)
 
     @property
@@ -214,6 +216,19 @@ def _check_values(cli: ParsedCLI, config: Mapping[str, Any], space: SearchSpace,
                 with_values(config, {parameter.path: value}),
                 f"The search space has {value!r} for '{parameter.path}'",
             )
+
+
+def _check_strategies(settings: Settings, space: SearchSpace) -> None:
+    """Raise an error for a strategy that no trial can have: for a config, any text may name one."""
+    named = [("tune.strategy", settings.strategy)]
+    named += [(f"tune.space.{one.path}", value) for one in space.parameters for value in _examples(one)
+              if one.path == "trainer.strategy"]  # fmt: skip
+    for path, name in named:
+        if isinstance(name, str):
+            try:
+                check_strategy_name(name)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{path}: {error}") from None
 
 
 def _examples(parameter: Parameter) -> list[Any]:

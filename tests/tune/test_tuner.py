@@ -271,6 +271,7 @@ def test_a_function_is_searched_over(tmp_path: Path) -> None:
         ({"overrides": {"trainer.max_epoch": 3}}, r"Did you mean 'trainer\.max_epochs'"),
         ({"overrides": {"trainer.max_epochs": "three"}}, r"'three' for 'trainer\.max_epochs'"),
         ({"num_sample": 3}, "Did you mean 'num_samples'"),
+        ({"strategy": "ddq"}, r"tune\.strategy: There is no strategy named 'ddq'\. Did you mean 'ddp'"),
         ({"mode": "lowest"}, "'min' or 'max'"),
         ({"workers_per_trial": 0}, "at least 1"),
         ({"num_samples": -1}, "give a time_budget"),
