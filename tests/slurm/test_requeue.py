@@ -175,7 +175,7 @@ def test_three_limits_and_a_preemption(tmp_path: Path) -> None:
     (version,) = (tmp_path / "lightning_logs").iterdir()
     with (version / "metrics.csv").open() as file:
         logged = [int(row["step"]) for row in csv.DictReader(file) if row["loss"]]
-    assert logged == list(range(4 * 13))
+    assert sorted(set(logged)) == list(range(4 * 13))  # a preemption may leave too little time to save
     assert Path((tmp_path / "best").read_text()) == version / "checkpoints" / "epoch=0-step=13.ckpt"
     assert [path.name for path in (version / "checkpoints").glob("epoch=*")] == ["epoch=0-step=13.ckpt"]
 
