@@ -196,7 +196,7 @@ def test_a_metric_that_is_never_logged_ends_the_search_in_a_few_lines(
         Tuner(config(), metric="valloss", **settings).fit()
     text = capsys.readouterr().out + f"error: {raised.value}"
     assert text.count("needs the metric") == 1, text
-    assert len(text.splitlines()) <= 8, text
+    assert len(text.splitlines()) <= 9, text  # one of them says how far it is, if it takes long
     record = read_search(tmp_path / "search")
     assert len(record.trials) < 20
     assert "failed" in {one.status for one in record.trials} <= {"failed", "stopped"}
