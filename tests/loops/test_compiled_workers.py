@@ -129,6 +129,25 @@ def test_weights_and_statistics(strategy: str, kind: type[Shared], lean: Any) ->
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=1e-6)
 
 
+class Freezing(Shared):
+    """Unfreezes a layer, and freezes a parameter that had a gradient in the step before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[0].requires_grad_(False)
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.net[0].requires_grad_(True)
+            self.net[2].bias.requires_grad_(False)
+
+
+def test_parameters_that_are_frozen_and_unfrozen() -> None:
+    options: dict[str, Any] = {"accumulate_grad_batches": 1, "max_epochs": 2}
+    both = [run(Freezing, "ddp", compiled, **options)[0] for compiled in (True, False)]
+    assert distance(*both) < CLOSE
+
+
 def test_one_process_has_the_same_weights(lean: Any) -> None:
     alone, _ = run(Shared, "auto", False)
     assert distance(lean[0], alone, weights_only=True) < CLOSE

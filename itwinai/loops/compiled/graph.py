@@ -165,6 +165,7 @@ class StepGraph:
         self._cells = [(place[id(own[name])], own, name) for own, name in observation.cells if id(own[name]) in place]
         self._sums = [(one, place.get(id(one.total)), place.get(id(one.weight))) for one in self.logged]
         self._grads = [(place[id(p.grad)], p) for p, _ in gradients.values() if id(p.grad) in place]
+        self.cleared = self._cleared() if part.first else []
         self.changed = self._changed(graph, inputs)
         for position, _ in self._leaves:
             self._inputs[position] = torch.empty(0)  # so that no batch is kept
@@ -177,6 +178,11 @@ class StepGraph:
         found = {id(p): p for p in self.step.module.parameters() if p.requires_grad}
         found |= {id(p): p for group in self.step.optimizer.param_groups for p in group["params"] if p.requires_grad}
         return list(found.values())
+
+    def _cleared(self) -> list[Tensor]:
+        """Return the parameters of the optimizer, frozen ones above all, that get no gradient in this step."""
+        published = {id(p) for p in (*self.graded, *(self.flat.parameters if self.flat is not None else ()))}
+        return [p for group in self.step.optimizer.param_groups for p in group["params"] if id(p) not in published]
 
     def _trace(self, traced: Callable[[], list[Tensor]], fakes: torch_compile.FakeTensors) -> tuple[Any, list[Tensor]]:
         with torch.enable_grad():
@@ -417,6 +423,8 @@ class StepGraph:
 
     def publish(self, outputs: Outputs) -> None:
         """Set the gradients of the parameters, where callbacks and the next batches look for them."""
+        for parameter in self.cleared:
+            parameter.grad = None  # of the step before
         if self.flat is not None:
             assert self.step.strategy is not None
             self.flat.average(self.step.strategy)
