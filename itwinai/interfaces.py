@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # everything may import this module, so that it imports nothi
     import torch.distributed as dist
     from lightning.fabric.plugins.environments import ClusterEnvironment
     from lightning.pytorch import LightningModule, Trainer
+    from torch import Tensor
 
     from itwinai.data.rank_streams import RankStreams
     from itwinai.launchers.base import PayloadLauncher
@@ -247,6 +248,39 @@ class TimesCommunication(Protocol):
 
     def time_communication(self, clock: StepClock) -> None:
         """Begin to measure: report each exchange to the clock, or let the engine sum them up."""
+
+
+@runtime_checkable
+class AveragesFlat(Protocol):
+    """A strategy that can average the gradients of a step in one tensor, outside of backward.
+
+    ``compile_step`` needs it with several workers: a graph of forward and backward, this average, a graph of the
+    update. `DDPStrategy` and `HorovodStrategy` have it.
+
+    Attributes:
+        find_unused_parameters: whether some parameters may get no gradient, on some workers only.
+    """
+
+    find_unused_parameters: bool
+
+    def check_flat_average(self) -> None:
+        """Raise `CompileStepError` if the options ask for more than an average of the gradients."""
+
+    def begin_flat_step(self, exchanges: bool) -> None:
+        """Do what comes before forward: follow changes of the parameters, share buffers.
+
+        Args:
+            exchanges: whether gradients are averaged in this step; otherwise they accumulate.
+        """
+
+    def batch_weight(self) -> float:
+        """Return the weight of this worker's loss in the step in work."""
+
+    def average_flat(self, tensor: Tensor, name: str) -> None:
+        """Replace a tensor by its average over all workers, which all call it under the same name."""
+
+    def unused_error(self, names: list[str]) -> Exception:
+        """Return the error for parameters without a gradient, where each has to have one."""
 
 
 # ------------------------------------------------------------------------------------------- trainers and datasets

@@ -282,8 +282,8 @@ class ItwinaiTrainer(Trainer):
         cpu_threads: number of torch threads in each worker. By default the workers share the machine's cores. A
             different number of threads may round sums differently.
         compile_step: run forward, backward, clipping and the optimizer's update as one compiled graph, which pays for
-            small models: compiling takes seconds. ``True`` refuses modules that cannot be compiled, ``"auto"`` trains
-            them as without.
+            small models: compiling takes seconds. DDP and Horovod take two, and average gradients between them.
+            ``True`` refuses what cannot be compiled, ``"auto"`` trains it as without.
 
     Raises:
         ConfigurationError: the strategy is unknown, or the flags contradict each other or the outer launcher.

@@ -83,6 +83,11 @@ def selects_ddp(accelerator: Any, devices: Any, num_nodes: int) -> bool:
     return type(connector.strategy) is LightningDDPStrategy  # TPUs have a subclass of it
 
 
+def ddp_option_names(strategy: LightningDDPStrategy) -> set[str]:
+    """Return the names of the options that Lightning passes on to DistributedDataParallel."""
+    return {*strategy._ddp_kwargs}
+
+
 @contextmanager
 def ddp_options(strategy: LightningDDPStrategy, options: dict[str, Any]) -> Iterator[None]:
     """Let Lightning wrap modules with further options of DistributedDataParallel for a while."""

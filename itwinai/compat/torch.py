@@ -35,6 +35,18 @@ def end_reducer(model: DistributedDataParallel) -> None:
     del model.reducer
 
 
+def share_buffers(model: DistributedDataParallel, exchanges: bool) -> None:
+    """Do for the buffers what a forward pass does: those of rank 0 go to all, once per exchange of gradients.
+
+    Args:
+        model: whose forward pass runs without it.
+        exchanges: whether gradients are exchanged after this pass.
+    """
+    if model.will_sync_module_buffers():
+        model._sync_buffers()
+    model.require_forward_param_sync = exchanges
+
+
 def backward_pass() -> int:
     """Return a number of the backward pass that runs in this thread, the innermost of several; -1 if none does."""
     return int(torch._C._current_graph_task_id())

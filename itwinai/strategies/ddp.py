@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -19,7 +20,7 @@ from typing_extensions import Unpack, override
 
 from itwinai.compat import lightning_launching
 from itwinai.compat import torch as compat_torch
-from itwinai.errors import ConfigurationError
+from itwinai.errors import CompileStepError, ConfigurationError
 from itwinai.interfaces import WorkerSource
 from itwinai.launchers.environment import WorkerKind
 from itwinai.launchers.reach import check_network, spans_nodes
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 Compression = Literal["fp16", "bf16", "powersgd"]
+
+_FLAT = {"find_unused_parameters", "gradient_as_bucket_view", "static_graph", "broadcast_buffers", "init_sync"} | {
+    "bucket_cap_mb"
+}
+"""Options of DDP that matter to its reducer only, or are followed without it."""
 
 # PyTorch's own default for gloo, and three times its default for NCCL: the first batch of a large run may be slow.
 DEFAULT_TIMEOUT = 1800.0
@@ -258,7 +264,7 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
                 raise
             assert self._watch is not None
             known = self._watch.parameters.items()
-            raise self._unused_error([name for name, p in known if p.requires_grad and p.grad is None]) from error
+            raise self.unused_error([name for name, p in known if p.requires_grad and p.grad is None]) from error
         finally:
             model.require_backward_grad_sync = exchanges
         if not reduces:
@@ -326,13 +332,14 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
             averager.remove()
             self._averager = None
 
-    def _unused_error(self, names: list[str]) -> Exception:
+    def unused_error(self, names: list[str]) -> Exception:
+        """Return the error for parameters that got no gradient."""
         return unused_error(names, "'ddp_find_unused_parameters_true' or DDPStrategy(find_unused_parameters=True)")
 
     def _look_at_parameters(self) -> None:
         """Follow parameters that are added, replaced, frozen or unfrozen."""
         if self._unused:
-            raise self._unused_error(self._unused)
+            raise self.unused_error(self._unused)
         assert self._watch is not None
         change = self.check_parameter_changes(self._watch)
         if change is None:
@@ -358,6 +365,52 @@ class DDPStrategy(TorchDistributedStrategy, lightning_launching.UnlistedDDPStrat
             self.configure_ddp()
         if self._clock is not None:
             self.time_communication(self._clock)
+
+    # ------------------------------------------------------------------------------- steps without the reducer
+
+    def check_flat_average(self) -> None:
+        """Check that the reducer does nothing but to average.
+
+        Raises:
+            CompileStepError: it does more.
+        """
+        more = {
+            "a ddp_comm_hook": self.comm_hook is not None,
+            "gradient_compression": self.gradient_compression is not None,
+            "static_graph=True": self.static_graph,
+            "options of DDP that a graph does not know": bool(lightning_launching.ddp_option_names(self) - _FLAT),
+            "parameters that DDP is to ignore": hasattr(self.lightning_module, "_ddp_params_and_buffers_to_ignore"),
+        }
+        for option, given in more.items():
+            if given:
+                raise CompileStepError(
+                    f"the strategy {self.strategy_name} is used with {option}, for which gradients have to go through "
+                    "DDP's reducer",
+                    "Leave it out.",
+                )
+
+    def begin_flat_step(self, exchanges: bool) -> None:
+        """Do what comes before a forward pass that runs without DDP.
+
+        Args:
+            exchanges: whether gradients are averaged in this step; otherwise they accumulate.
+        """
+        self._look_at_parameters()
+        if isinstance(self.model, DistributedDataParallel):
+            compat_torch.share_buffers(self.model, exchanges)
+
+    def average_flat(self, tensor: Tensor, name: str) -> None:
+        """Replace a tensor by its average over all workers: divided before the sum, as DDP does.
+
+        Args:
+            tensor: the same shape on all workers.
+            name: what it is; gloo and NCCL go by the order.
+        """
+        began = perf_counter_ns()
+        dist.all_reduce(tensor.mul_(1.0 / self.world_size))
+        if self._clock is not None:
+            waited = perf_counter_ns() - began
+            self._clock.communicated(waited, waited)
 
     @override
     def time_communication(self, clock: StepClock) -> None:

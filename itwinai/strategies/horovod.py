@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack, override
 
-from itwinai.errors import ConfigurationError, require
+from itwinai.errors import CompileStepError, ConfigurationError, require
 from itwinai.interfaces import WorkerSource
 from itwinai.launchers.environment import WorkerKind
 from itwinai.launchers.local import free_port
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Compression = Literal["fp16"]
 Operation = Literal["Average", "Adasum"]
+REMEDY = "HorovodStrategy(find_unused_parameters=True)"
 
 
 class HorovodCollectives(ParallelStrategy):
@@ -318,6 +319,12 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
 
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        watch = self._begin_step()
+        output = super().training_step(*args, **kwargs)
+        self.refuse_parameters_made_in_step(watch)
+        return output
+
+    def _begin_step(self) -> ParameterMonitor:
         watch = self._watch
         assert watch is not None
         change = self.check_parameter_changes(watch)
@@ -327,9 +334,40 @@ class HorovodStrategy(LaunchedStrategy, HorovodCollectives):
         began = perf_counter_ns()
         self._share_buffers()  # as DDP does: running statistics are rank 0's
         self._waited_since(began)
-        output = super().training_step(*args, **kwargs)
-        self.refuse_parameters_made_in_step(watch)
-        return output
+        return watch
+
+    def check_flat_average(self) -> None:
+        """Check that gradients are averaged.
+
+        Raises:
+            CompileStepError: it is the updates that are combined.
+        """
+        if self.op != "Average":
+            raise CompileStepError(f"op={self.op!r} combines updates instead of gradients", "Choose op='Average'.")
+
+    def begin_flat_step(self, exchanges: bool) -> None:
+        """Do what comes before a forward pass.
+
+        Args:
+            exchanges: whether gradients are averaged in this step; buffers are shared in each.
+        """
+        self._begin_step()
+
+    def average_flat(self, tensor: Tensor, name: str) -> None:
+        """Replace a tensor by its average over all workers.
+
+        Args:
+            tensor: the same shape on all workers.
+            name: by which Horovod finds what belongs together.
+        """
+        assert self._synchronizer is not None
+        began = perf_counter_ns()
+        self._synchronizer.start_average(tensor, name)()
+        self._waited_since(began)
+
+    def unused_error(self, names: list[str]) -> Exception:
+        """Return the error for parameters that got no gradient."""
+        return unused_error(names, REMEDY)
 
     @override
     def on_validation_start(self) -> None:
@@ -455,11 +493,21 @@ class GradientSynchronizer:
         if not gradient.numel():
             return _nothing
         plain = torch.view_as_real(gradient) if gradient.is_complex() else gradient
+        return self.start_average(plain, f"gradient.{name}")
+
+    def start_average(self, plain: Tensor, name: str) -> Callable[[], None]:
+        """Start averaging a tensor in place, and return what waits for the average.
+
+        Args:
+            plain: neither sparse nor complex.
+            name: by which Horovod finds what belongs together.
+        """
+        hvd = self.hvd
         compressed, context = self.compression.compress(_known_to_horovod(plain.contiguous()))
         # The engine divides by the number of workers itself, after the sum.
         handle = hvd.allreduce_async_(
             compressed,
-            name=f"gradient.{name}",
+            name=name,
             op=hvd.Average,
             prescale_factor=1.0 / self.predivide_factor,
             postscale_factor=self.predivide_factor,
@@ -486,7 +534,7 @@ class GradientSynchronizer:
         if self.partial:
             self._complete(unused)
         elif unused:
-            raise unused_error(unused, "HorovodStrategy(find_unused_parameters=True)")
+            raise unused_error(unused, REMEDY)
         waiting = perf_counter_ns()
         for store in self._pending.values():
             store()

@@ -153,5 +153,6 @@ def test_ddp_options_hold_for_a_while() -> None:
             model = strategy._setup_model(nn.Linear(1, 1))
             assert model.find_unused_parameters and model.static_graph
         assert not strategy._setup_model(nn.Linear(1, 1)).find_unused_parameters
+        assert lightning_launching.ddp_option_names(strategy) == {"static_graph"}
     finally:
         dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -55,6 +56,24 @@ def test_reducer_whose_hooks_are_gone_when_it_ends() -> None:
         before = len(exchanged)
         output.backward()
         assert before == len(exchanged) == 1
+    finally:
+        dist.destroy_process_group()
+
+
+def test_buffers_are_shared_once_per_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(nn.BatchNorm1d(2))
+        shared: list[int] = []
+        monkeypatch.setattr(model, "_sync_module_buffers", shared.append)
+        for exchanges in (False, True, True, False, False):
+            with nullcontext() if exchanges else model.no_sync():
+                model(torch.rand(3, 2))
+        as_ddp = list(shared)
+        model.require_forward_param_sync = True
+        for exchanges in (False, True, True, False, False):
+            compat_torch.share_buffers(model, exchanges)
+        assert shared == 2 * as_ddp == [0] * 6
     finally:
         dist.destroy_process_group()
 

@@ -59,7 +59,7 @@ _CASES = (
     Case("default", "defaults, self.log to the bar", 1.6, log=True, defaults=True),
     Case("lstm", "small LSTM, 30 time steps", 1.2, contenders=(RAW, ITWINAI, COMPILED), model="lstm"),
     Case("cnn", "small CNN", 1.2, contenders=(RAW, ITWINAI, COMPILED), model="cnn"),
-    Case("ddp", "DDP, 2 workers, everything off", 1.15, contenders=UNCOMPILED, workers=2, clock="wall"),
+    Case("ddp", "DDP, 2 workers, everything off", 1.15, workers=2, clock="wall"),
     Case("validate", "evaluation loop", 1.3, contenders=UNCOMPILED, evaluate=True),
     Case(
         "metrics",

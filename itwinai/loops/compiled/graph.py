@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from itwinai.compat import lightning_logging, lightning_loops, torch_compile
-from itwinai.errors import CompileStepError
+from itwinai.errors import CompileStepError, UnusedParametersError
+from itwinai.interfaces import AveragesFlat
+from itwinai.loops.compiled.flat_gradients import FlatGradients
 from itwinai.loops.compiled.live_number import LiveNumber
 from itwinai.loops.compiled.logged_values import LoggedValue
 from itwinai.loops.compiled.observation import Deferred, Guards, Observation
@@ -42,12 +44,14 @@ class Part:
         first: clear the gradients before; otherwise they are added to those that are there.
         update: clip the gradients and update the parameters.
         window: number of batches whose gradients are accumulated.
+        averaged: leave the gradients where the workers average them.
     """
 
     forward: bool
     first: bool
     update: bool
     window: int
+    averaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Step:
         batch_idx: returns the index of the batch in work.
         context: in which `training_step` runs, for its precision.
         changing: attributes that have changed between two graphs.
+        strategy: averages gradients; None for a single worker.
+        flat: returns where the gradients of parameters are averaged.
     """
 
     module: LightningModule
@@ -71,6 +77,8 @@ class Step:
     batch_idx: Callable[[], int]
     context: Callable[[], AbstractContextManager[Any]]
     changing: set[tuple[int, str]]
+    strategy: AveragesFlat | None
+    flat: Callable[[], FlatGradients]
 
 
 class StepGraph:
@@ -102,6 +110,7 @@ class StepGraph:
         self.is_empty = False
         self.graded: list[Tensor] = []  # parameters whose gradients are outputs, and where these begin
         self.gradients_at = 0
+        self.flat = step.flat() if part.averaged else None
         self.changed: list[Tensor] = []
         fakes = torch_compile.FakeTensors()
         observation = Observation(step.module, step.trainer, fakes, step.changing)
@@ -125,14 +134,15 @@ class StepGraph:
                 self._update(observation, fakes, gradients)
             with torch.no_grad():
                 self.gradients_at = len(self.outputs)
+                alone = self._average(fakes, gradients) if self.flat is not None else list(gradients.values())
                 if part.forward:
-                    self.graded = [p for p, _ in gradients.values()]
-                    self.outputs += [gradient.detach() for _, gradient in gradients.values()]
+                    self.graded = [p for p, _ in alone]
+                    self.outputs += [gradient.detach() for _, gradient in alone]
             return self.outputs
 
         try:
             graph, inputs = self._trace(traced, fakes)
-        except CompileStepError:
+        except (CompileStepError, UnusedParametersError):
             raise
         except Exception as error:
             raise _untraceable(error, step.module) from error
@@ -155,6 +165,7 @@ class StepGraph:
         self._cells = [(place[id(own[name])], own, name) for own, name in observation.cells if id(own[name]) in place]
         self._sums = [(one, place.get(id(one.total)), place.get(id(one.weight))) for one in self.logged]
         self._grads = [(place[id(p.grad)], p) for p, _ in gradients.values() if id(p.grad) in place]
+        self.cleared = self._cleared() if part.first else []
         self.changed = self._changed(graph, inputs)
         for position, _ in self._leaves:
             self._inputs[position] = torch.empty(0)  # so that no batch is kept
@@ -167,6 +178,11 @@ class StepGraph:
         found = {id(p): p for p in self.step.module.parameters() if p.requires_grad}
         found |= {id(p): p for group in self.step.optimizer.param_groups for p in group["params"] if p.requires_grad}
         return list(found.values())
+
+    def _cleared(self) -> list[Tensor]:
+        """Return the parameters of the optimizer, frozen ones above all, that get no gradient in this step."""
+        published = {id(p) for p in (*self.graded, *(self.flat.parameters if self.flat is not None else ()))}
+        return [p for group in self.step.optimizer.param_groups for p in group["params"] if id(p) not in published]
 
     def _trace(self, traced: Callable[[], list[Tensor]], fakes: torch_compile.FakeTensors) -> tuple[Any, list[Tensor]]:
         with torch.enable_grad():
@@ -210,6 +226,9 @@ class StepGraph:
         self.result = self._template(result.asdict())
         loss = result.closure_loss
         assert loss is not None
+        if step.strategy is not None:
+            weight = fakes.of(observation.inputs.add(step.strategy.batch_weight))
+            loss = loss * weight.to(loss.dtype)
         self.loss = self._template(loss)
         trained = {id(fakes.of(p)): p for p in self._parameters()}
         fake_parameters = [fakes.of(p) for p in trained.values()]
@@ -225,6 +244,21 @@ class StepGraph:
                 there = gradients.get(id(fake))
                 total = gradient if there is None else there[1] + gradient
                 gradients[id(fake)] = (trained[id(fake)], total)
+
+    def _average(
+        self, fakes: torch_compile.FakeTensors, gradients: dict[int, tuple[Tensor, Tensor]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Write the gradients where they are averaged; return those of parameters that no other worker knows."""
+        flat, strategy = self.flat, self.step.strategy
+        assert flat is not None and strategy is not None
+        found = {id(parameter): gradient for parameter, gradient in gradients.values()}
+        if not self.is_empty:
+            if missing := {id(p) for p in flat.missing(found)}:
+                names = [name for name, p in self.step.module.named_parameters() if id(p) in missing]
+                raise strategy.unused_error(names)
+            flat.trace(found, fakes)
+        shared = {id(parameter) for parameter in flat.parameters}
+        return [one for one in gradients.values() if id(one[0]) not in shared]
 
     @torch.no_grad()
     def _update(
@@ -389,6 +423,12 @@ class StepGraph:
 
     def publish(self, outputs: Outputs) -> None:
         """Set the gradients of the parameters, where callbacks and the next batches look for them."""
+        for parameter in self.cleared:
+            parameter.grad = None  # of the step before
+        if self.flat is not None:
+            assert self.step.strategy is not None
+            self.flat.average(self.step.strategy)
+            self.flat.publish(cleared=self.part.first)
         for number, parameter in enumerate(self.graded, self.gradients_at):
             parameter.grad = outputs[number]
 

@@ -212,8 +212,10 @@ class Observation:
             if "log" not in kept:
                 scope.pop("log", None)
         if _random_states() != random_states:
+            together = " or exchanges tensors with other workers" if self.trainer.world_size > 1 else ""  # draws names
             raise CompileStepError(
-                "training_step draws random numbers from Python's random or from NumPy, which a graph cannot do",
+                f"training_step draws random numbers from Python's random or from NumPy{together}, which a graph "
+                "cannot do",
                 "Draw them with torch (torch.rand, torch.distributions), or in the dataset.",
             )
 
