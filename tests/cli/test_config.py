@@ -24,7 +24,8 @@ CONFIGS = sorted(
     path.relative_to(REPOSITORY)
     for pattern in ("examples/**/*.yaml", "itwinai/cli/init_templates/*/*.yaml", "tests/support/**/config.yaml")
     for path in REPOSITORY.glob(pattern)
-    if not {"runs", "searches", "benchmarks", "sites"} & set(path.parts) and path.name != "resolved-config.yaml"
+    if not {"runs", "searches", "benchmarks", "sites"} & set(path.parts)
+    and path.name not in ("resolved-config.yaml", "pipeline.yaml")
 )
 MODULES = ("model", "data", "basins")
 
