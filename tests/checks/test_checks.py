@@ -149,6 +149,8 @@ def test_command_says_what_is_wrong(
         ("-c", "confg.yaml"): "There is no config file confg.yaml. Did you mean 'config.yaml'?",
         (): "Name the config",
     }.items():
+        if not arguments:
+            config.unlink()  # which is found by itself
         assert main(["check", *arguments]) != 0
         assert text in capsys.readouterr().err
 

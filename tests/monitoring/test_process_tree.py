@@ -88,6 +88,7 @@ def test_percentage_is_of_the_cores_that_may_be_used(start: Callable) -> None:
     assert ProcessTree([child.pid, os.getpid()]).cores == len(cores)
 
 
+@pytest.mark.alone  # copies of this process, which run other tests, share its memory
 def test_child_that_holds_memory_and_writes_a_file(start: Callable, tmp_path: Path) -> None:
     gauges = Gauges(tree_instruments([os.getpid()]).gauges, {}, "node")
     before = {name: value for name, value, _ in gauges.read(everything=True)}
