@@ -147,7 +147,7 @@ def test_command_says_what_is_wrong(
         ("-c", "config.yaml", "--strategies", "horovd"): "Did you mean 'horovod'?",
         ("-c", "config.yaml", "--expect-failure", "resume"): "NAME=REASON",
         ("-c", "confg.yaml"): "There is no config file confg.yaml. Did you mean 'config.yaml'?",
-        (): "Name the config",
+        (): "No config is given, and there is no config.yaml",
     }.items():
         if not arguments:
             config.unlink()  # which is found by itself
