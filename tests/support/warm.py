@@ -125,7 +125,7 @@ class Warm:
         """Let it end, and wait until it has."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
-            self._process.wait(10)
+            self._process.wait(100)  # it may still import, on a busy machine
             self._process = None
 
     def can_run(self, command: list[str], environment: Mapping[str, str]) -> bool:
