@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any, NoReturn
 from unittest import mock
 
-from itwinai.cli.arguments import ArgumentParser
-from itwinai.cli.main import command_names, main
+from itwinai.cli.arguments import parser_of
+from itwinai.cli.completion.commands import names_below
+from itwinai.cli.main import COMMANDS, command_names
 from itwinai.config.lightning_cli import ConfiguredCLI, command_line
 
 LIGHTNING = ("fit", "validate", "test", "predict")
 # What a command looks up itself. `tests/docs/test_reference.py` compares them with the errors for unknown names.
-OTHERS = {
-    "benchmark": ("report", "compare", "simulate", "links"),
-    "slurm": ("sites", "status", "follow", "cancel", "resume"),
-}
+OTHERS = {name: names_below(name) for name in ("benchmark", "slurm")}
 
 
 class ParserMade(BaseException):
-    """Carries the parser of a command out of it, before it parses; not an error that a command handles."""
+    """Carries the parser out of Lightning's command line, before it parses; not an error that it handles."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self.parser = parser
@@ -34,8 +33,9 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         if command in LIGHTNING:
             found[command] = lightning[command]
             continue
-        for words in ([command], *([command, other] for other in OTHERS.get(command, ()))):
-            found |= _with_subcommands(" ".join(words), _parser_of(words))
+        main_of = import_module(COMMANDS[command][0]).main
+        for words in ([], *([other] for other in OTHERS.get(command, ()))):
+            found |= _with_subcommands(" ".join([command, *words]), parser_of(main_of, words))
     return found
 
 
@@ -45,15 +45,6 @@ def _with_subcommands(name: str, parser: argparse.ArgumentParser) -> Iterator[tu
         if isinstance(action, argparse._SubParsersAction):
             for word, other in action.choices.items():
                 yield from _with_subcommands(f"{name} {word}", other)
-
-
-def _parser_of(words: list[str]) -> argparse.ArgumentParser:
-    with mock.patch.object(ArgumentParser, "parse_known_args", _give_out):
-        try:
-            main(words)
-        except ParserMade as made:
-            return made.parser
-    raise RuntimeError(f"itwinai {' '.join(words)} parses nothing with itwinai.cli.arguments.ArgumentParser")
 
 
 def _lightning() -> dict[str, argparse.ArgumentParser]:
@@ -67,7 +58,3 @@ def _lightning() -> dict[str, argparse.ArgumentParser]:
             actions = made.parser._actions
             return next(dict(a.choices) for a in actions if isinstance(a, argparse._SubParsersAction))
     raise RuntimeError("Lightning's command line makes no parser")
-
-
-def _give_out(self: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
-    raise ParserMade(self)

@@ -94,9 +94,7 @@ class Pipeline:
             ConfigurationError: an argument of a step or a value of a config is wrong, or there is no such step.
             PipelineError: a step needs the outputs of one that was not asked for, and has not run.
         """
-        planner = self._planner()
-        plan = planner.plan(steps, force)
-        planner.check_configs(plan)
+        planner, plan = self._planned(steps, force)
         planner.hasher.save()
         return plan
 
@@ -123,9 +121,7 @@ class Pipeline:
             ConfigurationError: an argument of a step is wrong, or there is no such step.
             PipelineError: a step has failed; the steps that do not need it have run.
         """
-        planner = self._planner()
-        plan = planner.plan(steps, force)
-        planner.check_configs(plan)
+        planner, plan = self._planned(steps, force)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_resolved()
         scheduler = Scheduler(planner, jobs or len(os.sched_getaffinity(0)), say or _print)
@@ -158,9 +154,7 @@ class Pipeline:
         """
         from itwinai.pipelines.slurm_jobs import submit_steps
 
-        planner = self._planner()
-        plan = planner.plan(steps, force)
-        planner.check_configs(plan)
+        planner, plan = self._planned(steps, force)
         planner.hasher.save()
         return submit_steps(planner, plan, force)
 
@@ -169,6 +163,12 @@ class Pipeline:
         from itwinai.pipelines.snakemake import snakefile
 
         return snakefile(self._planner())
+
+    def _planned(self, steps: Sequence[str], force: Collection[str]) -> tuple[Planner, Plan]:
+        planner = self._planner()
+        plan = planner.plan(steps, force)
+        planner.check_configs(plan)
+        return planner, plan
 
     def _planner(self) -> Planner:
         if os.getcwd() not in sys.path:  # as for a script: steps are in files of the current folder

@@ -17,6 +17,7 @@ from itwinai.errors import PipelineError
 from itwinai.launchers.child_process import ChildProcess
 from itwinai.pipelines.execution import Request, begin, fail, finish, locked, read_outcome
 from itwinai.pipelines.planner import Plan, PlannedStep, Planner
+from itwinai.pipelines.record import shown
 from itwinai.reporting.formatting import joined, span_text
 
 _STOP = 60.0
@@ -79,6 +80,7 @@ class Scheduler:
         waiting = [one.name for one in plan.steps if one.status in ("runs", "may run")]
         settled = {one.name for one in plan.steps if one.name not in waiting}
         self.cached += [one.name for one in plan.steps if one.status == "cached"]
+        planned = {one.name for one in plan.steps}
         graph = self.planner.file.graph
         self._prefixes = self.jobs > 1 and not graph.is_chain(waiting)
         skipped: list[str] = []
@@ -90,9 +92,7 @@ class Scheduler:
                         if any(one in self.failed or one in skipped for one in needs):
                             waiting.remove(name)
                             skipped.append(name)
-                        elif all(one in settled or one not in plan_names(plan) for one in needs) and self._has_room(
-                            name
-                        ):
+                        elif all(one in settled or one not in planned for one in needs) and self._has_room(name):
                             waiting.remove(name)
                             if not self._start(name, name in forced):
                                 settled.add(name)
@@ -210,7 +210,7 @@ class Scheduler:
 
     def _failure(self, skipped: Sequence[str]) -> str:
         file = self.planner.file.path or "the pipeline"
-        logs = [shown(self.planner.folder.log_of(name)) for name in self.failed]
+        logs = [shown(self.planner.folder.log_of(name).absolute()) for name in self.failed]
         text = f"The step{'s' if len(self.failed) > 1 else ''} {joined([repr(name) for name in self.failed])} failed: "
         text += f"the error is above, and in {joined(logs)}."
         if skipped:
@@ -218,24 +218,12 @@ class Scheduler:
         return f"{text} Correct it and run the same command: it goes on from here (itwinai run {file})."
 
 
-def plan_names(plan: Plan) -> set[str]:
-    """Return the names of the steps of a plan."""
-    return {one.name for one in plan.steps}
-
-
 def run_text(planned: PlannedStep) -> str:
     """Return why a step runs, in a line."""
-    why = ", ".join(planned.reasons)
-    if why in ("has not run yet", "--force"):
-        return "runs" if why != "--force" else "runs again: --force"
-    return f"runs: {why}" if why == "goes on" else f"runs again: {why}"
-
-
-def shown(path: Path) -> str:
-    """Return a path relative to the current folder, if it is in it."""
-    from itwinai.pipelines.record import shown as relative
-
-    return relative(path.absolute())
+    first, *notes = planned.reasons
+    if first == "has not run yet":
+        return ": ".join(["runs", *notes])
+    return f"{'runs' if first == 'goes on' else 'runs again'}: {', '.join(planned.reasons)}"
 
 
 def _code_text(code: int) -> str:

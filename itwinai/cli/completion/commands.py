@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from itwinai.checks.registry import CHECKS
-from itwinai.cli import benchmark, init, main
+from itwinai.cli import benchmark, init, main, slurm
 from itwinai.cli.arguments import parser_of
 from itwinai.cli.config.accepted import LISTS, accepted_names
 from itwinai.compat.jsonargparse import ParserArgument, parser_arguments, subparsers_of
@@ -98,6 +98,11 @@ def root() -> Command:
     return Command("itwinai", "", flags, commands=(*commands, *added))
 
 
+def names_below(name: str) -> tuple[str, ...]:
+    """Return the names that a command looks up itself, among its first arguments."""
+    return {"benchmark": tuple(benchmark.OTHERS), "slurm": tuple(slurm.commands_below())}.get(name, ())
+
+
 def _command(name: str, module: str, text: str, shared: Sequence[Flag]) -> Command:
     if name in _RUNS:
         outputs = [
@@ -109,10 +114,7 @@ def _command(name: str, module: str, text: str, shared: Sequence[Flag]) -> Comma
         return Command(name, text, _merged([_HELP, *_OF_RUNS, *switches, *outputs, *shared]))
     main_of = import_module(module).main
     own = _parsed(name, text, parser_of(main_of, []))
-    below = {"benchmark": tuple(benchmark.OTHERS), "slurm": ("sites", "status", "follow", "cancel", "resume")}.get(
-        name, ()
-    )
-    others = tuple(_parsed(one, "", parser_of(main_of, [one])) for one in below)
+    others = tuple(_parsed(one, "", parser_of(main_of, [one])) for one in names_below(name))
     if name == "init":
         own = replace(own, values=Values(tuple(init.KINDS)))
     if name in _WITH_CONFIG:
