@@ -459,9 +459,12 @@ class ItwinaiTrainer(Trainer):
         follow_module(self, callbacks)
         for one in self.loggers:
             hide_secrets(one)
-        loaders = DistributedLoaders(self, self.split_batches, self.weigh_uneven_batches)
-        finish = loaders.outlive_signals if run_name() is not None else None
-        lightning_dataloaders.replace_dataloader_preparation(self, loaders.prepare, loaders.prepare_other, finish)
+        loaders = DistributedLoaders(
+            self, self.split_batches, self.weigh_uneven_batches, outlive_signals=run_name() is not None
+        )
+        lightning_dataloaders.replace_dataloader_preparation(
+            self, loaders.prepare, loaders.prepare_other, loaders.finish
+        )
         lightning_checkpoints.replace_checkpoint_connector(self, PortableConnector)
         if resume is None and session is None and earlier_tries():
             resume = AUTO

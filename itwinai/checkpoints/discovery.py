@@ -21,7 +21,7 @@ AUTO = "auto"
 """In the place of a path: the newest valid checkpoint of the run's folders, or none."""
 
 UNNAMED = "the newest"
-"""The same where nobody has named a checkpoint, and weights that were trained are wanted."""
+"""The same where no checkpoint is named, and weights that were trained are wanted."""
 
 
 @dataclass(frozen=True)

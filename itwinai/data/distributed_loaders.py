@@ -37,6 +37,7 @@ from itwinai.data.undivided_loader import (
     iterated,
 )
 from itwinai.data.weights import StepWeights
+from itwinai.data.whole_batches import fetch_quickly
 from itwinai.interfaces import Stateful
 
 if TYPE_CHECKING:
@@ -53,9 +54,13 @@ class DistributedLoaders:
         trainer: the trainer.
         split_batches: whether the batch size of a loader is that of all workers together.
         weigh_uneven_batches: whether the losses of workers with unequal parts of a global batch count by their samples.
+        outlive_signals: whether a scheduler signals the processes of loaders, too.
     """
 
-    def __init__(self, trainer: Trainer, split_batches: bool, weigh_uneven_batches: bool) -> None:
+    def __init__(
+        self, trainer: Trainer, split_batches: bool, weigh_uneven_batches: bool, outlive_signals: bool
+    ) -> None:
+        self.outlive_signals = outlive_signals
         self.trainer = trainer
         self.split_batches = split_batches
         self.weigh_uneven_batches = weigh_uneven_batches
@@ -143,10 +148,14 @@ class DistributedLoaders:
             )
         return lightning_dataloaders.with_batch_size(loader, loader.batch_size // self.trainer.world_size)
 
-    def outlive_signals(self, dataloader: DataLoader) -> DataLoader:
-        """Return a loader whose processes are ended by this one alone, and not by what a scheduler sends to them."""
+    def finish(self, dataloader: DataLoader) -> DataLoader:
+        """Return the loader to use for one that is about to be used: it fetches quickly, or outlives signals."""
         if not dataloader.num_workers:
-            return dataloader
+            return fetch_quickly(dataloader)
+        return self._outliving_signals(dataloader) if self.outlive_signals else dataloader
+
+    def _outliving_signals(self, dataloader: DataLoader) -> DataLoader:
+        """Return a loader whose processes are ended by this one alone, and not by what a scheduler sends to them."""
         then = dataloader.worker_init_fn
         if lightning_dataloaders.seeds_loader_workers(dataloader):  # which lightning does where there is no function
             then = functools.partial(pl_worker_init_function, rank=self.trainer.global_rank)

@@ -74,7 +74,7 @@ def take_turn(error: BaseException, store: dist.Store, rank: int) -> None:
         place = 2
     add_note(error, f"[rank {rank}]")
     vars(error)[_TURN] = _Turn(store, rank, place)
-    # Torch's own one begins each line with the rank, and waits for nobody. That of a debugger or a notebook stays.
+    # Torch's own one begins each line with the rank, and waits for no one. That of a debugger or a notebook stays.
     if sys.excepthook is sys.__excepthook__ or sys.excepthook.__module__.startswith("torch."):
         sys.excepthook = _hook
 

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 from typing_extensions import override
 
-from itwinai.compat import lightning_logging, lightning_loops
+from itwinai.compat import lightning_logging, lightning_loops, torch_steps
 from itwinai.errors import ConfigurationError
 from itwinai.loops.hook_plan import (
     ProfilerSpans,
@@ -54,6 +54,8 @@ class LeanOptimization(AbstractClosure[Result]):
         self.optimizer = trainer.optimizers[0]
         self.lightning_optimizer = lightning_loops.lightning_optimizer(strategy)
         self.raw_optimizer = self.lightning_optimizer.optimizer
+        self.step_optimizer = torch_steps.step_call(self.raw_optimizer)
+        self.clear_optimizer = torch_steps.zero_grad_call(self.raw_optimizer)
 
         self.training_step = step_call("training_step", "train_step_context", trainer, spans)
         self.takes_batch_idx = lightning_loops.takes_batch_idx(module.training_step)
@@ -74,7 +76,9 @@ class LeanOptimization(AbstractClosure[Result]):
             strategy.post_backward if is_overridden(strategy, "post_backward", Strategy) else None
         )
         self.before_backward = collect_hook("on_before_backward", trainer, spans)
-        self.module_backward = module.backward if is_overridden(module, "backward", LightningModule) else None
+        self.module_backward = (
+            module.backward if is_overridden(module, "backward", LightningModule) else torch_steps.backward_call()
+        )
         self.after_backward = collect_hook("on_after_backward", trainer, spans)
 
         self.plain_step = (
@@ -145,7 +149,7 @@ class LeanOptimization(AbstractClosure[Result]):
         scope = self.scope
         outer, scope[lightning_logging.HOOK_NAME] = scope[lightning_logging.HOOK_NAME], "optimizer_step"
         if self.plain_step:
-            self.raw_optimizer.step(closure=self.until_step)  # type: ignore[arg-type]
+            self.step_optimizer(self.until_step)
         else:
             lightning_loops.call_optimizer_step(self.trainer, self.batch_idx, self.lightning_optimizer, self)
         scope[lightning_logging.HOOK_NAME] = outer
@@ -206,7 +210,7 @@ class LeanOptimization(AbstractClosure[Result]):
         if self.zero_grad is not None:
             self.zero_grad(self.trainer.current_epoch, self.batch_idx, self.optimizer)
         else:
-            self.optimizer.zero_grad()
+            self.clear_optimizer()
         counters.increment_completed()
 
     def backward(self, loss: Tensor) -> None:
@@ -226,10 +230,7 @@ class LeanOptimization(AbstractClosure[Result]):
                 self.before_backward(loss)
                 if clock is not None:
                     clock.mark(Phase.CALLBACKS)
-            if self.module_backward is not None:
-                self.module_backward(loss)
-            else:
-                loss.backward()
+            self.module_backward(loss)
             if clock is not None:
                 clock.mark(Phase.BACKWARD)
             if self.after_backward is not None:

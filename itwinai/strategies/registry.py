@@ -155,7 +155,7 @@ def make_strategy(name: str) -> Strategy | None:
 
 
 def check_strategy_name(name: str) -> StrategyEntry | None:
-    """Return the entry of a name, None if it is lightning's; raise an error for a name that is nobody's.
+    """Return the entry of a name, None if it is lightning's; raise an error for an unknown name.
 
     Raises:
         ConfigurationError: the name is unknown; the message suggests the nearest one.
