@@ -306,7 +306,7 @@ class KeepsCheckpoint(Protocol):
 
 @runtime_checkable
 class Abortable(Protocol):
-    """A trainer whose process can be ended from another thread, when its main thread waits for a worker that does not answer."""
+    """A trainer whose process can be ended from another thread, when its main thread waits without end."""
 
     def abort(self, error: BaseException) -> None:
         """End this process because of an error."""

@@ -87,7 +87,7 @@ def step_call(optimizer: Optimizer) -> Callable[[Closure], Any]:
         ):
             return optimizer.step(closure=closure)
         if counted:
-            optimizer._opt_called = True  # by which a scheduler sees that it does not step first
+            scope["_opt_called"] = True  # by which a scheduler sees that it does not step first
         return step(optimizer, closure=closure)
 
     return call

@@ -95,7 +95,8 @@ def test_backward_that_someone_has_replaced_is_called(owner: Any, monkeypatch: p
 
 def test_gradients_are_cleared_in_all_groups() -> None:
     given = parameters()
-    optimizer = SGD([{"params": given[:1]}, {"params": given[1:], "lr": 1.0}], lr=0.1)
+    groups: list[dict[str, Any]] = [{"params": given[:1]}, {"params": given[1:], "lr": 1.0}]
+    optimizer = SGD(groups, lr=0.1)
     clear = torch_steps.zero_grad_call(optimizer)
     added = nn.Parameter(torch.ones(3))
     optimizer.add_param_group({"params": [added]})
