@@ -29,6 +29,7 @@ from itwinai.errors import (
     ResourceError,
     WorkerError,
     did_you_mean,
+    did_you_mean_file,
 )
 from tests.conftest import RunCommand, assert_no_process_left, python, start_script, wait_for_files
 from tests.support.cases import Regression, loader, make_trainer
@@ -70,6 +71,20 @@ def test_devices_that_are_not_number_of_workers(devices: Any) -> None:
 )
 def test_did_you_mean(written: str, names: list[str], meant: str | None) -> None:
     assert did_you_mean(written, names) == ("" if meant is None else f" Did you mean '{meant}'?")
+
+
+@pytest.mark.parametrize(
+    ("written", "files", "meant"),
+    [
+        ("confg.yaml", ["a.yaml", "config.yaml"], "config.yaml"),
+        ("configs/large.yaml", ["configs/small.yaml", "configs/data.yaml"], None),  # folder and ending are those of all
+        ("best.ckpt", ["best-v1.ckpt", "runs/best.ckpt"], "runs/best.ckpt"),
+        ("config.yml", ["other.yaml", "config.yaml"], "config.yaml"),
+        ("pipe.yaml", ["pipeline.yaml"], "pipeline.yaml"),
+    ],
+)
+def test_did_you_mean_file(written: str, files: list[str], meant: str | None) -> None:
+    assert did_you_mean_file(written, files) == ("" if meant is None else f" Did you mean '{meant}'?")
 
 
 def test_an_argument_that_the_trainer_does_not_have() -> None:

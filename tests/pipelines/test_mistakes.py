@@ -139,6 +139,20 @@ def test_a_mistake_in_the_command(
     assert f"error: {message}" in printed and len(printed.splitlines()) <= 3
 
 
+def test_a_mistake_in_the_name_of_the_file(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in {"pipeline.yaml": PIPELINE, "pipelines.yml": "model: {}\n", "empty.yaml": ""}.items():
+        (project.folder / name).write_text(text)
+    for given, told in {
+        "pipelines.yaml": "There is no pipeline pipelines.yaml. Did you mean 'pipeline.yaml'?",
+        "models.yaml": "There is no pipeline models.yaml. Pipelines here: pipeline.yaml.",
+    }.items():
+        assert main(["run", given]) == 1
+        assert capsys.readouterr().err == f"error: {told}\n"
+    (project.folder / "pipeline.yaml").unlink()
+    assert main(["run", "pipelines.yaml"]) == 1
+    assert capsys.readouterr().err == "error: There is no pipeline pipelines.yaml.\n"
+
+
 def test_a_plan_is_a_table_and_flags_win(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     (project.folder / "p.yaml").write_text(PIPELINE)
     project.pipeline["steps"]["score"]["init_args"]["weight"] = 2.0
