@@ -346,7 +346,7 @@ def not_kept(hint: Any, _inside: tuple[Any, ...] = ()) -> Any:
         parts = list(get_args(hint)) if origin is not None else []
     else:
         parts = []
-    found = [not_kept(one, inside) for one in parts if one is not ...]
+    found = [not_kept(part, inside) for part in parts if part is not ...]
     return next((one for one in found if one is not None), None)
 
 
@@ -358,7 +358,8 @@ def _may_be_kept(kind: type) -> bool:
         return True
     # What numpy and torch have of a single number is kept as this number.
     own = dataclasses.is_dataclass(kind) or any(hasattr(kind, name) for name in ("_asdict", "item", "__total__"))
-    return own or any(_may_be_kept(one) for one in type.__subclasses__(kind))
+    below: list[type] = type.__subclasses__(kind)
+    return own or any(map(_may_be_kept, below))
 
 
 def type_text(hint: Any) -> str:
