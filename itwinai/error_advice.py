@@ -28,6 +28,19 @@ _ADVICE = {
 }
 """What to change in a training step whose loss torch cannot differentiate, by torch's message."""
 
+_LOADER_ADVICE = {
+    "batch_size should be a positive integer value": "a batch has at least 1 sample",
+    "num_samples should be a positive integer value, but got num_samples=0": (
+        "the dataset is empty: look at where it is read, split and filtered"
+    ),
+    "num_workers option should be non-negative": "0 loads the data in the process that trains",
+    "prefetch_factor option could only be specified in multiprocessing": (
+        "set num_workers to 1 or more, or leave prefetch_factor out"
+    ),
+    "persistent_workers option needs num_workers > 0": "set num_workers to 1 or more, or leave persistent_workers out",
+}
+"""What to change in the arguments of a DataLoader that torch refuses, by torch's message."""
+
 _LOADERS = tuple(f"{stage}_dataloader" for stage in ("train", "val", "test", "predict"))
 _UNEQUAL = re.compile(r"stack expects each tensor to be equal size, but got (\[[^]]*\]) at entry 0 and (\[[^]]*\])")
 _STEP = re.compile(r"((?:training|validation|test|predict)_step)\(\) missing \d+ required positional arguments?: (.*)")
@@ -60,6 +73,10 @@ def explain(trainer: Trainer, error: Exception) -> None:
                 f"itwinai: samples of {_dataset_of(error)} have different shapes ({found[1]}, {found[2]}) and "
                 "cannot be stacked into a batch: cut or pad them in __getitem__, or give the DataLoader a collate_fn",
             )
+    elif isinstance(error, ValueError):
+        for message, advice in _LOADER_ADVICE.items():
+            if message in text:
+                add_note(error, f"itwinai: {advice}{_where_set(trainer, text)}")
     elif isinstance(error, TypeError) and (found := _STEP.search(text)):
         _explain_step(trainer, found[1], found[2])
     elif isinstance(error, AttributeError) and (found := _HPARAM.search(text)):
@@ -110,6 +127,16 @@ def _explain_hparam(trainer: Trainer, error: AttributeError, name: str) -> None:
         else "it is empty: self.save_hyperparameters() in __init__ fills it"
     )
     add_note(error, f"itwinai: self.hparams has no '{name}'; {why}")
+
+
+def _where_set(trainer: Trainer, refused: str) -> str:
+    """Return where the argument of a DataLoader that torch refuses comes from, if an attribute of its name has it."""
+    name = refused.partition(" ")[0]
+    for section, one in (("data", getattr(trainer, "datamodule", None)), ("model", _module_of(trainer))):
+        value = getattr(one, name, getattr(getattr(one, "hparams", None), name, None))
+        if value is not None:
+            return f"; {name} of {type(one).__name__} is {value!r}: in a config, that is {section}.{name}"
+    return ""
 
 
 def _module_of(trainer: Trainer) -> Any:

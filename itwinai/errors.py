@@ -7,7 +7,8 @@ fits, so that code written for stock Lightning (``except ValueError``) keeps wor
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 
 class ItwinaiError(Exception):
@@ -226,16 +227,29 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
     A name of which the user wrote only the beginning or the end counts before one that is only similar.
     """
     given, known = str(name).lower(), list(names)
-    # The same file in another folder.
-    base = str(name).rpartition("/")[2]
-    same = [own for own in known if own != name and own.rpartition("/")[2] == base and "." in base]
-    if same:
-        return f" Did you mean '{same[0]}'?"
     part_of = [own for own in known if len(given) > 1 and own.lower().startswith(given)]
     part_of.sort(key=lambda own: not own.startswith(str(name)))  # as it is written, before with other capitals
     part_of += [own for own in known if len(given) > 1 and own.lower().endswith(given)]
     found = part_of[0] if part_of else nearest(given, known)
     return "" if found is None else f" Did you mean '{found}'?"
+
+
+def did_you_mean_file(path: str, files: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the file that was probably meant, or an empty string.
+
+    A file of the same name in another folder counts first. Else names are compared without folders and endings: in
+    these all that could be meant are alike.
+    """
+    known = list(files)
+    same = [own for own in known if own != path and Path(own).name == Path(path).name]
+    found = same[0] if same else _nearest_stem(Path(path).stem, {Path(own).stem: own for own in reversed(known)})
+    return "" if found is None else f" Did you mean '{found}'?"
+
+
+def _nearest_stem(given: str, files: Mapping[str, str]) -> str | None:
+    begun = [stem for stem in files if len(given) > 1 and stem.lower().startswith(given.lower())]
+    stem = min(begun, key=len) if begun else nearest(given, files, cutoff=0.6)
+    return None if stem is None else files[stem]
 
 
 def require(package: str, install: str, needed_for: str) -> None:

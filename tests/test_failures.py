@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from itwinai import ItwinaiTrainer
+from itwinai.cli.main import main
 from itwinai.errors import (
     ConfigurationError,
     MissingCheckpointError,
@@ -29,6 +31,7 @@ from itwinai.errors import (
     ResourceError,
     WorkerError,
     did_you_mean,
+    did_you_mean_file,
 )
 from tests.conftest import RunCommand, assert_no_process_left, python, start_script, wait_for_files
 from tests.support.cases import Regression, loader, make_trainer
@@ -70,6 +73,20 @@ def test_devices_that_are_not_number_of_workers(devices: Any) -> None:
 )
 def test_did_you_mean(written: str, names: list[str], meant: str | None) -> None:
     assert did_you_mean(written, names) == ("" if meant is None else f" Did you mean '{meant}'?")
+
+
+@pytest.mark.parametrize(
+    ("written", "files", "meant"),
+    [
+        ("confg.yaml", ["a.yaml", "config.yaml"], "config.yaml"),
+        ("configs/large.yaml", ["configs/small.yaml", "configs/data.yaml"], None),  # folder and ending are those of all
+        ("best.ckpt", ["best-v1.ckpt", "runs/best.ckpt"], "runs/best.ckpt"),
+        ("config.yml", ["other.yaml", "config.yaml"], "config.yaml"),
+        ("pipe.yaml", ["pipeline.yaml"], "pipeline.yaml"),
+    ],
+)
+def test_did_you_mean_file(written: str, files: list[str], meant: str | None) -> None:
+    assert did_you_mean_file(written, files) == ("" if meant is None else f" Did you mean '{meant}'?")
 
 
 def test_an_argument_that_the_trainer_does_not_have() -> None:
@@ -196,6 +213,26 @@ def test_ranks_with_data_of_their_own(strategy: str) -> None:
 def test_more_ray_workers_than_this_machine_can_start() -> None:
     with pytest.raises(ResourceError, match=r"1000 workers were requested.*cores. Request at most \d+"):
         make_trainer("ray", 1000, max_epochs=1).fit(Regression(), loader(8))
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["fit", "--strategy", "ray", "--devices", "1000"], "1000 workers were requested"),
+        (["tune", "--tune.workers_per_trial", "1000"], "1000 workers per trial were requested"),
+    ],
+)
+def test_a_command_with_more_ray_workers_than_this_machine_can_start(
+    command: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # as in a new process
+    config = {"model": "tests.support.tuned.Regression", "data": "tests.support.tuned.Points"}
+    config["tune"] = {"space": {"model.lr": {"uniform": [0, 1]}}, "metric": "val_loss"}
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    assert main(command) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {told}, and Ray is started on this machine alone") and "RAY_ADDRESS" in printed
 
 
 def test_a_loss_that_is_not_number_any_more_is_told_once() -> None:

@@ -242,6 +242,33 @@ def test_an_anomaly_shows_the_users_line_and_the_batch(capfd: pytest.CaptureFixt
     assert len(shown.splitlines()) < 12 and "lightning/pytorch" not in shown
 
 
+class Refused(L.LightningDataModule):
+    def __init__(self, samples: int, **options: Any) -> None:
+        super().__init__()
+        self.samples, self.options = samples, options
+        self.batch_size = options.get("batch_size")
+
+    def train_dataloader(self) -> Any:
+        dataset = torch.utils.data.TensorDataset(torch.zeros(self.samples, 8), torch.zeros(self.samples, 1))
+        return torch.utils.data.DataLoader(dataset, shuffle=True, **self.options)
+
+
+@pytest.mark.parametrize(
+    ("samples", "options", "advice"),
+    [
+        (8, {"batch_size": 0}, "a batch has at least 1 sample; batch_size of Refused is 0: in a config, that is data."),
+        (0, {"batch_size": 8}, "the dataset is empty: look at where it is read, split and filtered"),
+        (8, {"num_workers": -1}, "0 loads the data in the process that trains"),
+        (8, {"prefetch_factor": 2}, "set num_workers to 1 or more, or leave prefetch_factor out"),
+        (8, {"persistent_workers": True}, "set num_workers to 1 or more, or leave persistent_workers out"),
+    ],
+)
+def test_what_a_loader_refuses(samples: int, options: dict[str, Any], advice: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        make_trainer("auto", 1, max_epochs=1).fit(Regression(), datamodule=Refused(samples, **options))
+    assert vars(raised.value)["__notes__"][0].startswith(f"itwinai: {advice}")
+
+
 def test_what_is_given_in_the_place_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints").mkdir()

@@ -126,9 +126,11 @@ def run(text: str, name: str) -> nbformat.NotebookNode:
             timeout=CELL_TIMEOUT_S,
             resources={"metadata": {"path": str(place)}},
         )
+        # What cells print comes as messages. The kernel repeats it on its own streams.
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         try:
-            # What cells print comes as messages. The kernel repeats it on its own streams.
-            client.execute(env={**_environment(), **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            # Of a manager that it was given, the client would leave the kernel running until this process ends.
+            client.execute(env={**_environment(), **variables}, cleanup_kc=True, **quiet)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             raise TutorialError(_failure(notebook, name, error)) from None
         notebook.metadata.language_info = whole.metadata.language_info  # by which code is coloured

@@ -10,7 +10,7 @@ import fsspec
 
 from itwinai.checkpoints import sharded
 from itwinai.checkpoints.naming import EXTENSION
-from itwinai.errors import CheckpointError, MissingCheckpointError, did_you_mean
+from itwinai.errors import CheckpointError, MissingCheckpointError, did_you_mean_file
 from itwinai.warn import warn_user
 
 _OTHER_FILES = (".py", ".ipynb", ".yaml", ".yml", ".json", ".csv", ".txt", ".md", ".log")
@@ -30,7 +30,7 @@ def check_path(path: str, advice: str, *, folders: bool = False) -> None:
     """
     filesystem, place = fsspec.core.url_to_fs(path)
     if not filesystem.exists(place):
-        meant = did_you_mean(path, checkpoints_near(path))
+        meant = did_you_mean_file(path, checkpoints_near(path))
         raise MissingCheckpointError(f"There is no checkpoint {path} (in {os.getcwd()}).{meant} {advice}")
     if path.endswith(_OTHER_FILES):
         near = checkpoints_near(path)

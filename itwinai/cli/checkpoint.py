@@ -38,11 +38,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _missing(path: str) -> str:
     """Return the message for a checkpoint that is not there, with those that are."""
-    from itwinai.errors import did_you_mean
+    from itwinai.errors import did_you_mean_file
 
     found = sorted(os.path.relpath(one) for one in Path().glob("**/*.ckpt"))
     there = f" Checkpoints here: {', '.join(found[:5])}." if found else ""
-    return f"There is no checkpoint {path}.{did_you_mean(os.path.relpath(path), found)}{there}"
+    return f"There is no checkpoint {path}.{did_you_mean_file(os.path.relpath(path), found)}{there}"
 
 
 def _parser() -> argparse.ArgumentParser:

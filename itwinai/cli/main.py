@@ -6,7 +6,6 @@ Nothing heavy is imported here or by the subcommands' files, so that `itwinai --
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -94,7 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        report(error)
+        from itwinai.launchers.failure_order import report_failure
+
+        report_failure(error)
         return 1
     print(f"error: {misplaced_command(argv) or unknown_command(argv[0])}", file=sys.stderr)
     return 2
@@ -111,27 +112,6 @@ def _run_plugin(plugin: Plugin, arguments: list[str]) -> int:
     except ItwinaiError as error:  # what a command raises so is a message, whoever wrote the command
         print(f"error: {error}", file=sys.stderr)
         return 1
-
-
-def report(error: Exception) -> None:
-    """Print what ended a command: the user's code that failed, or the message where none of it has run."""
-    from itwinai.errors import ItwinaiError
-    from itwinai.launchers.failure_order import print_failure
-    from itwinai.tracebacks import hide_framework_frames, is_of_framework
-
-    hide_framework_frames(error)
-    entry = error.__traceback__
-    known = isinstance(error, ItwinaiError) or _is_lightnings(error)
-    if known and (entry is None or is_of_framework(entry)):
-        notes = [note for note in getattr(error, "__notes__", []) if note.startswith("[rank ")]
-        print_failure(error, "\n".join([f"error: {error}", *notes]) + "\n")
-    else:
-        print_failure(error, "".join(traceback.format_exception(error)))
-
-
-def _is_lightnings(error: Exception) -> bool:
-    """Return whether Lightning refuses a configuration; to ask it, it would have to be imported."""
-    return any(one.__name__ == "MisconfigurationException" for one in type(error).__mro__)
 
 
 def misplaced_command(argv: Sequence[str]) -> str | None:

@@ -31,6 +31,7 @@ from itwinai.config.source import (
     flags_of,
     given_by,
     read_config,
+    yaml_files,
 )
 from itwinai.config.type_hints import class_arguments, classes_of, members_of, short_type, type_text
 from itwinai.errors import did_you_mean, nearest
@@ -389,7 +390,7 @@ def no_model(arguments: Sequence[str]) -> str:
     files = [value for flag, value in flags_of(arguments) if flag in CONFIG_FLAGS]
     found, others = _classes_to_name("LightningModule", given_by(arguments).find("data"))
     if not files:
-        here = sorted((str(path) for pattern in ("*.yaml", "*.yml") for path in Path().glob(pattern)), key=_by_name)
+        here = sorted(yaml_files(Path()), key=_by_name)
         hint = f" Config files here: {', '.join(here[:5])}." if here else ""
         return f"no config is given. Give one with -c CONFIG, or name classes: --model {found}.{hint}"
     return (

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from itwinai.errors import ConfigurationError, did_you_mean
+from itwinai.errors import ConfigurationError, did_you_mean_file
 
 SHORT_FLAGS = {
     "--strategy": "--trainer.strategy",
@@ -32,6 +32,7 @@ CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 CLASS_SECTIONS = ("model", "data", "optimizer", "lr_scheduler")
 
 _FLOAT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+_STEPS = re.compile(r"^[\"']?steps[\"']?\s*:", re.MULTILINE)
 
 
 class _Loader(yaml.SafeLoader):
@@ -294,8 +295,8 @@ def _text(path: str) -> tuple[str, str]:
     if file.is_dir():
         raise ConfigurationError(f"{path} is a folder, but -c needs a config file.{_nearby(file)}")
     if not file.exists():
-        found = [str(other) for pattern in ("*.yaml", "*.yml") for other in sorted(file.parent.glob(pattern))]
-        raise ConfigurationError(f"There is no config file {path}.{did_you_mean(path, found) or _nearby(file.parent)}")
+        meant = did_you_mean_file(path, yaml_files(file.parent))
+        raise ConfigurationError(f"There is no config file {path}.{meant or _nearby(file.parent)}")
     try:
         return file.read_text(encoding="utf-8"), path
     except (OSError, UnicodeDecodeError) as error:
@@ -304,8 +305,26 @@ def _text(path: str) -> tuple[str, str]:
 
 def _nearby(folder: Path) -> str:
     """Return a sentence with the config files of a folder, or nothing if there are none."""
-    found = sorted(str(other) for pattern in ("*.yaml", "*.yml") for other in folder.glob(pattern))
+    found = yaml_files(folder)
     return f" Config files here: {', '.join(found[:5])}." if found else ""
+
+
+def yaml_files(folder: Path, *, pipelines: bool = False) -> list[str]:
+    """Return the YAML files of a folder that may be configs, or those that may be pipelines.
+
+    Args:
+        folder: where to look.
+        pipelines: return files with a section ``steps``, which no config has, instead of all others.
+    """
+    found = sorted(file for pattern in ("*.yaml", "*.yml") for file in folder.glob(pattern) if file.is_file())
+    return [str(file) for file in found if _has_steps(file) is pipelines]
+
+
+def _has_steps(file: Path) -> bool:
+    try:
+        return bool(_STEPS.search(file.read_text(encoding="utf-8", errors="replace")))
+    except OSError:
+        return False
 
 
 def _given(node: yaml.Node, loader: _Loader, name: str) -> Given:

@@ -12,7 +12,8 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from itwinai.tracebacks import add_note
+from itwinai.errors import ItwinaiError
+from itwinai.tracebacks import add_note, hide_framework_frames, is_of_framework
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -77,6 +78,27 @@ def take_turn(error: BaseException, store: dist.Store, rank: int) -> None:
     # Torch's own one begins each line with the rank, and waits for no one. That of a debugger or a notebook stays.
     if sys.excepthook is sys.__excepthook__ or sys.excepthook.__module__.startswith("torch."):
         sys.excepthook = _hook
+
+
+def report_failure(error: Exception) -> None:
+    """Print what ended a command or a step: the user's code that failed, or the message where none of it has run.
+
+    Args:
+        error: what has ended it; its traceback loses the frames of frameworks.
+    """
+    hide_framework_frames(error)
+    entry = error.__traceback__
+    known = isinstance(error, ItwinaiError) or _is_lightnings(error)
+    if known and (entry is None or is_of_framework(entry)):
+        notes = [note for note in getattr(error, "__notes__", []) if note.startswith("[rank ")]
+        print_failure(error, "\n".join([f"error: {error}", *notes]) + "\n")
+    else:
+        print_failure(error, "".join(traceback.format_exception(error)))
+
+
+def _is_lightnings(error: Exception) -> bool:
+    """Return whether Lightning refuses a configuration; to ask it, it would have to be imported."""
+    return any(one.__name__ == "MisconfigurationException" for one in type(error).__mro__)
 
 
 def print_failure(error: BaseException, text: str) -> None:

@@ -19,10 +19,9 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from itwinai.compat import ray as compat_ray
 from itwinai.errors import ConfigurationError, ResourceError, WorkerError
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals
-from itwinai.launchers.cpu_affinity import available_cores
 from itwinai.launchers.environment import RankInfo
 from itwinai.launchers.payload import Payload, Result
-from itwinai.launchers.ray_init import FORWARDED, THREADS, StartingRay, connect, forwarded_variables
+from itwinai.launchers.ray_init import FORWARDED, THREADS, StartingRay, check_crowd, connect, forwarded_variables
 from itwinai.launchers.ray_worker import Mailbox, RayWorker
 from itwinai.launchers.ray_worker_pool import RayWorkerPool
 from itwinai.launchers.worker_failure import Failure, WorkerGroupError
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 JOINING = 15.0
 # After the first failure the others get this long to run their hooks on exceptions.
 GRACE = 8.0
-# Most workers that may share a core of this machine: to start more takes minutes, and Ray gives up.
-CROWD = 8
 
 
 class RemoteGPUs(CUDAAccelerator):
@@ -220,19 +217,10 @@ class RayLauncher(PayloadLauncher):
         if ray.is_initialized() and self.starting is None:
             return
         if not ray.is_initialized():
-            self._check_worker_count()
+            way = " or RayStrategy(address='auto')"
+            check_crowd(self.num_workers, self.placement.address, way=way)
             connect(self.placement.address, num_cpus)
         compat_ray.print_rank_0_plainly()
-
-    def _check_worker_count(self) -> None:
-        """Raise an error for more workers than this machine could even start, if Ray is started here."""
-        cores = available_cores()
-        if self.placement.address is None and "RAY_ADDRESS" not in os.environ and self.num_workers > CROWD * cores:
-            raise ResourceError(
-                f"{self.num_workers} workers were requested, and Ray is started on this machine alone, which has "
-                f"{cores:g} cores. Request at most {int(CROWD * cores)}, or connect to a cluster with RAY_ADDRESS or "
-                "RayStrategy(address='auto')."
-            )
 
     @contextmanager
     def _placement_group(self) -> Iterator[tuple[Any, list[Bundle]]]:

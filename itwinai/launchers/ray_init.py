@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from itwinai.errors import ResourceError
+from itwinai.launchers.cpu_affinity import available_cores
+
 FORWARDED = (
     "PL_GLOBAL_SEED",
     "PL_SEED_WORKERS",
@@ -25,6 +28,9 @@ FORWARDED = (
 where they are logged, and on what is printed. The processes of a cluster that is running already were started without.
 """
 
+CROWD = 8
+"""Most workers that may share a core of this machine: to start more takes minutes, and Ray gives up."""
+
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Names of those that say with how many threads a process computes; Ray sets the first one by an actor's CPUs."""
 
@@ -36,6 +42,26 @@ def forwarded_variables(names: tuple[str, ...] = FORWARDED) -> dict[str, str]:
         names: beginnings of their names.
     """
     return {name: value for name, value in os.environ.items() if name.startswith(names)}
+
+
+def check_crowd(workers: int, address: str | None, what: str = "workers", way: str = "") -> None:
+    """Raise an error for more workers than this machine could even start, if Ray is going to be started on it.
+
+    Args:
+        workers: how many.
+        address: of the cluster, if one is given; see `connect`.
+        what: they are, for the error.
+        way: how else to name a cluster, for the error.
+
+    Raises:
+        ResourceError: there are too many.
+    """
+    most = CROWD * available_cores()
+    if address is None and "RAY_ADDRESS" not in os.environ and workers > most:
+        raise ResourceError(
+            f"{workers} {what} were requested, and Ray is started on this machine alone, which has "
+            f"{available_cores():g} cores. Request at most {most:g}, or connect to a cluster with RAY_ADDRESS{way}."
+        )
 
 
 def connect(address: str | None, num_cpus: int, log_to_driver: bool = True) -> None:
@@ -117,16 +143,20 @@ class StartingRay:
 
 
 @contextmanager
-def ray_starting(num_cpus: int) -> Iterator[StartingRay]:
+def ray_starting(workers: int) -> Iterator[StartingRay]:
     """Begin to start Ray, and end it afterwards.
 
     Args:
-        num_cpus: see `connect`.
+        workers: how many there will be, with one CPU each.
 
     Yields:
         What a `RayStrategy` waits for; see its method ``connect_by``.
+
+    Raises:
+        ResourceError: see `check_crowd`.
     """
-    starting = StartingRay(num_cpus)
+    check_crowd(workers, None)
+    starting = StartingRay(workers)
     try:
         yield starting
     finally:

@@ -22,6 +22,17 @@ OutputFolder = Annotated[Path, _MARK]
 The folder appears under its name when the step has ended, with all files, or not at all.
 """
 
+KEPT_TYPES: tuple[type, ...] = (
+    *(type(None), bool, int, float, str, enum.Enum, os.PathLike),
+    *(Mapping, list, tuple, set),
+)
+"""What steps may return, beside dataclasses, NamedTuples, and arrays and tensors of a single number."""
+
+KEPT = (
+    "Steps return paths, numbers, texts, and lists, mappings, dataclasses or NamedTuples of them: write the object to "
+    "a file in the step's OutputFolder, and return its path."
+)
+
 _PATH, _TEXT = "$path", "$text"
 
 
@@ -71,11 +82,7 @@ def _encode(value: Any, part: Path, where: str) -> Any:
         return {str(name): _encode(one, part, f"{where}.{name}") for name, one in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [_encode(one, part, f"{where}.{number}") for number, one in enumerate(value)]
-    raise PipelineError(
-        f"{where} returned a {type(value).__module__}.{type(value).__qualname__}. Steps return paths, numbers, texts, "
-        "and lists, mappings, dataclasses or NamedTuples of them: write the object to a file in the step's "
-        "OutputFolder, and return its path."
-    )
+    raise PipelineError(f"{where} returned a {type(value).__module__}.{type(value).__qualname__}. {KEPT}")
 
 
 def decode(value: Any, folder: Path) -> Any:

@@ -14,7 +14,7 @@ from itwinai.pipelines.commands import Command, check_config, class_paths_in
 from itwinai.pipelines.content_hash import ABSENT, ContentHasher
 from itwinai.pipelines.distributions import Distributions
 from itwinai.pipelines.fingerprint import UNKNOWN, Fingerprint, config_texts
-from itwinai.pipelines.outputs import decode, pick
+from itwinai.pipelines.outputs import KEPT, decode, pick
 from itwinai.pipelines.record import RunFolder, StepRecord, output_digest
 from itwinai.pipelines.references import Reference, references_in, replace
 from itwinai.pipelines.source_code import SourceCode
@@ -22,6 +22,7 @@ from itwinai.pipelines.step_target import (
     ArgumentMistake,
     StepTarget,
     is_sample,
+    not_kept,
     output_type,
     sample,
     takes_only_some,
@@ -101,6 +102,7 @@ class Planner:
                 place = f"{step.class_path.at}: " if step.class_path.at else ""
                 raise ConfigurationError(f"{place}steps.{step.name}.class_path: {error}") from None
         for step in self.file.steps.values():
+            self._check_returns(step)
             self._check_step(step)
 
     def check_configs(self, plan: Plan) -> None:
@@ -275,6 +277,16 @@ class Planner:
             )
         late = [] if one.status == "cached" else [f"out of date: {', '.join(one.reasons)}"]
         return PlannedStep(one.name, "as it is", late, one.fingerprint)
+
+    def _check_returns(self, step: Step) -> None:
+        returns = self.targets[step.name].returns
+        if (lost := not_kept(returns)) is not None:
+            part = "" if lost == returns else f", with {_a(type_text(lost))} in it"
+            place = f"{step.class_path.at}: " if step.class_path.at else ""
+            raise ConfigurationError(
+                f"{place}steps.{step.name}: {step.class_path.value} says that it returns {_a(type_text(returns))}"
+                f"{part}, which cannot be kept. {KEPT}"
+            )
 
     def _check_step(self, step: Step) -> None:
         target = self.targets[step.name]

@@ -6,14 +6,12 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from pathlib import Path
 from types import FrameType
 
-from itwinai.errors import ItwinaiError
+from itwinai.launchers.failure_order import report_failure
 from itwinai.pipelines.commands import CommandError
 from itwinai.pipelines.execution import Request, locked, perform, write_outcome
-from itwinai.tracebacks import hide_framework_frames, is_of_framework
 
 
 def main(argv: list[str]) -> int:
@@ -40,19 +38,9 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        _report(error)
+        report_failure(error)
         return 1
     return 0
-
-
-def _report(error: Exception) -> None:
-    """Print the part of a traceback that is of the step's code, or the message where none of it has run."""
-    hide_framework_frames(error)
-    entry = error.__traceback__
-    if isinstance(error, ItwinaiError) and (entry is None or is_of_framework(entry)):
-        print(f"error: {error}", file=sys.stderr)
-    else:
-        traceback.print_exception(error)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

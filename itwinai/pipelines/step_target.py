@@ -21,7 +21,7 @@ import jsonargparse
 
 from itwinai.compat.jsonargparse import instantiate, parser_arguments
 from itwinai.errors import ConfigurationError, did_you_mean
-from itwinai.pipelines.outputs import is_output_folder
+from itwinai.pipelines.outputs import KEPT_TYPES, is_output_folder
 
 _METHODS = ("run", "__call__")
 _UNKNOWN = object()
@@ -319,6 +319,47 @@ def is_of_type(value: Any, hint: Any) -> bool:
         return isinstance(value, dict)
     wider = {int: numbers.Integral, float: numbers.Real}  # of numpy too
     return not isinstance(kind, type) or isinstance(value, wider.get(kind, kind))
+
+
+def not_kept(hint: Any, _inside: tuple[Any, ...] = ()) -> Any:
+    """Return the part of a type of which no value can be kept as an output; None if there is none.
+
+    Args:
+        hint: what a step says that it returns.
+    """
+    if hint is Any or hint in _inside:  # a dataclass with fields of its own type
+        return None
+    inside = (*_inside, hint)
+    origin = get_origin(hint)
+    if origin is typing.Annotated:
+        return not_kept(get_args(hint)[0], inside)
+    if origin in (Union, types.UnionType):
+        found = [not_kept(one, inside) for one in get_args(hint) if one is not type(None)]
+        return None if None in found else found[0]
+    if (named := named_outputs(hint)) is not None:
+        parts = list(named.values())
+    elif isinstance(origin, type) and issubclass(origin, Mapping):
+        parts = list(get_args(hint)[1:])
+    elif isinstance(kind := origin or hint, type) and origin is not Literal:
+        if not _may_be_kept(kind):
+            return hint
+        parts = list(get_args(hint)) if origin is not None else []
+    else:
+        parts = []
+    found = [not_kept(part, inside) for part in parts if part is not ...]
+    return next((one for one in found if one is not None), None)
+
+
+def _may_be_kept(kind: type) -> bool:
+    """Return whether a value of a class may be kept: it or a class below it is of what is kept."""
+    if getattr(kind, "_is_protocol", False):  # which says what a value can do, and not what it is
+        return True
+    if any(issubclass(kind, one) or issubclass(one, kind) for one in KEPT_TYPES):
+        return True
+    # What numpy and torch have of a single number is kept as this number.
+    own = dataclasses.is_dataclass(kind) or any(hasattr(kind, name) for name in ("_asdict", "item", "__total__"))
+    below: list[type] = type.__subclasses__(kind)
+    return own or any(map(_may_be_kept, below))
 
 
 def type_text(hint: Any) -> str:

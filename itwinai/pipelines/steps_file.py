@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from itwinai.config.source import Given, as_given, read_config, scalar
-from itwinai.errors import ConfigurationError, did_you_mean
+from itwinai.config.source import Given, as_given, read_config, scalar, yaml_files
+from itwinai.errors import ConfigurationError, did_you_mean, did_you_mean_file
 from itwinai.pipelines.graph import Graph
 from itwinai.pipelines.references import references_in
 
@@ -140,8 +140,9 @@ def _read(path: str) -> Given:
     if file.is_file() and not file.read_text(encoding="utf-8", errors="replace").strip():
         raise ConfigurationError(f"{path} is empty. A pipeline has 'steps:', a mapping from names to steps.")
     if not file.exists() and "\n" not in path:
-        found = [str(other) for pattern in ("*.yaml", "*.yml") for other in sorted(file.parent.glob(pattern))]
-        raise ConfigurationError(f"There is no pipeline {path}.{did_you_mean(path, found)}")
+        found = yaml_files(file.parent, pipelines=True)
+        there = f" Pipelines here: {', '.join(found[:5])}." if found else ""
+        raise ConfigurationError(f"There is no pipeline {path}.{did_you_mean_file(path, found) or there}")
     return read_config(path)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from itwinai.config.source import check_config_files
 from itwinai.errors import ConfigurationError, MissingMetricError, TrialError, require
 from itwinai.launchers.environment import environment_variables
+from itwinai.launchers.ray_init import check_crowd
 from itwinai.launchers.ray_slurm import agree_on_token, allocated_nodes, ray_over
 from itwinai.launchers.slurm_job import earlier_tries
 from itwinai.tracebacks import hides_framework_frames
@@ -226,6 +227,7 @@ def _ray(address: str | None, settings: Settings) -> Iterator[Callable[[], None]
         address = address or os.environ.get("RAY_ADDRESS")
         if address is None and len(nodes := allocated_nodes()) > 1:
             address = contexts.enter_context(ray_over(nodes))
+        check_crowd(settings.workers_per_trial, address, "workers per trial")
         yield contexts.enter_context(_connected(address, settings))
 
 

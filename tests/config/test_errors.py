@@ -68,6 +68,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / f"{MODULE}.py").write_text(SOURCE)
     (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "pipeline.yaml").write_text("steps: {}\n")  # is no config
     yield tmp_path
     sys.modules.pop(MODULE, None)
 
@@ -198,6 +199,7 @@ def test_whole_configs(text: str, told: str, folder: Path, capsys: pytest.Captur
     [
         (["fit", "-c", "confg.yaml"], "There is no config file confg.yaml. Did you mean 'config.yaml'?"),
         (["tune", "-c", "confg.yaml"], "There is no config file confg.yaml. Did you mean 'config.yaml'?"),
+        (["fit", "-c", "pipline.yaml"], "There is no config file pipline.yaml. Config files here: config.yaml."),
         (["fit", "-c", "."], ". is a folder, but -c needs a config file. Config files here: config.yaml."),
         (["fit", "-c"], "-c: the value is missing. Accepted: the path of a config file."),
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import psutil
 import pytest
 import tutorial_runner
 
@@ -38,6 +39,8 @@ def test_command_that_fails_is_named_with_its_line_and_what_it_printed() -> None
     message = str(raised.value)
     line = int(re.match(r"docs/tutorials/broken\.md:(\d+)\n", message)[1])  # type: ignore[index]
     assert text.splitlines()[line - 1] == cells[1]
+    left = [one.pid for one in psutil.Process().children(recursive=True) if "ipykernel_launcher" in one.cmdline()]
+    assert left == [], "a kernel has hundreds of MiB, and the site has one for each tutorial"
     assert "seen 1\n" in message and "exit code 3" in message and "never" not in message
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, SupportsFloat, TypedDict
 
+import numpy
+import pandas
 import pytest
+import torch
 
 from itwinai.cli.main import main
 from itwinai.errors import ConfigurationError, ItwinaiError, PipelineError
 from itwinai.pipelines import Pipeline
 from itwinai.pipelines.execution import begin, perform
 from itwinai.pipelines.outputs import encode
+from itwinai.pipelines.step_target import not_kept
 from tests.pipelines.project import Project
 
 PIPELINE = """steps:
@@ -36,6 +44,7 @@ PIPELINE = """steps:
 """
 
 ODD = """
+from pathlib import Path
 from typing import NamedTuple, Optional
 import numpy
 
@@ -59,6 +68,23 @@ def plain() -> Pair:
 
 def number() -> float:
     return numpy.float64(0.5)
+
+
+class DataFrame:
+    pass
+
+
+class Frames(NamedTuple):
+    path: Path
+    more: Optional[DataFrame]
+
+
+def frame() -> DataFrame:
+    raise SystemExit("it has run")
+
+
+def frames() -> list[Frames]:
+    raise SystemExit("it has run")
 
 
 def maybe() -> Optional[dict[str, int]]:
@@ -139,6 +165,20 @@ def test_a_mistake_in_the_command(
     assert f"error: {message}" in printed and len(printed.splitlines()) <= 3
 
 
+def test_a_mistake_in_the_name_of_the_file(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in {"pipeline.yaml": PIPELINE, "pipelines.yml": "model: {}\n", "empty.yaml": ""}.items():
+        (project.folder / name).write_text(text)
+    for given, told in {
+        "pipelines.yaml": "There is no pipeline pipelines.yaml. Did you mean 'pipeline.yaml'?",
+        "models.yaml": "There is no pipeline models.yaml. Pipelines here: pipeline.yaml.",
+    }.items():
+        assert main(["run", given]) == 1
+        assert capsys.readouterr().err == f"error: {told}\n"
+    (project.folder / "pipeline.yaml").unlink()
+    assert main(["run", "pipelines.yaml"]) == 1
+    assert capsys.readouterr().err == "error: There is no pipeline pipelines.yaml.\n"
+
+
 def test_a_plan_is_a_table_and_flags_win(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     (project.folder / "p.yaml").write_text(PIPELINE)
     project.pipeline["steps"]["score"]["init_args"]["weight"] = 2.0
@@ -182,6 +222,8 @@ def test_a_plan_checks_configs_and_names_what_is_absent(project: Project, capsys
         ("plain", "The step 'a' has returned (1, 2), and odd.plain says that it returns Pair."),
         ("number", ""),
         ("maybe", ""),
+        ("frame", "p.yaml:3: steps.a: odd.frame says that it returns a DataFrame, which cannot be kept. Steps return"),
+        ("frames", "odd.frames says that it returns list[odd.Frames], with a DataFrame in it, which cannot be kept."),
         ("untyped", "p.yaml:2: steps.a: untyped() does not say the type of 'raw'. Write it, as in raw: Path"),
     ],
 )
@@ -210,3 +252,42 @@ def test_what_cannot_be_kept(project: Project, returned: Callable[[Project], obj
     with pytest.raises(PipelineError, match=message) as raised:
         encode(returned(project), project.folder, "split")
     assert isinstance(raised.value, ItwinaiError)
+
+
+@dataclass
+class Tree:
+    path: Path
+    below: list[Tree | None]
+
+
+class Named(TypedDict):
+    frame: pandas.DataFrame
+
+
+class Base:
+    pass
+
+
+@dataclass
+class Kept(Base):
+    number: int
+
+
+@pytest.mark.parametrize(
+    ("hint", "part"),
+    [
+        *((hint, None) for hint in (Any, object, None, type(None), int, "Any", Path, Literal["a"], Tree, Base)),
+        *((hint, None) for hint in (numpy.float32, numpy.ndarray, torch.Tensor, Annotated[str, 1], SupportsFloat)),
+        *((hint, None) for hint in (Sequence[Path], dict[str, set[int]], tuple[int, ...], Path | None)),
+        (Path | pandas.DataFrame, None),
+        (pandas.DataFrame, pandas.DataFrame),
+        (pandas.DataFrame | None, pandas.DataFrame),
+        (dict[str, list[torch.nn.Linear]], torch.nn.Linear),
+        (Named, pandas.DataFrame),
+        (Iterator[int], Iterator[int]),
+        (Annotated[datetime.date, 1], datetime.date),
+    ],
+    ids=str,
+)
+def test_types_of_which_nothing_can_be_kept(hint: Any, part: Any) -> None:
+    assert not_kept(hint) == part
