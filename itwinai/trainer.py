@@ -92,7 +92,7 @@ def _entry_point_of_lightning(entry_point: Function) -> Function:
         try:
             continue_runs(self)
             with (
-                compat_noise.known_noise_silenced(),
+                compat_noise.known_noise_silenced(self.global_rank),
                 _cpu_threads(self.cpu_threads),
                 raising_worker_failures(self),
             ):

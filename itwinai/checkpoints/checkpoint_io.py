@@ -235,9 +235,8 @@ class PortableConnector(lightning_checkpoints.CheckpointConnector):
         return located
 
     def _say_what_was_found(self, path: str | None) -> None:
-        if path is not None:
-            shown = path if "://" in path else os.path.relpath(path)
-            rank_zero_info(f"itwinai: the weights are those of {shown}, the newest; --ckpt names others")
+        if path is not None:  # which Lightning says when it has loaded it
+            rank_zero_info("itwinai: no checkpoint is named, so the newest of these runs is used; --ckpt names others")
         elif self.trainer.state.fn == TrainerFn.PREDICTING:
             raise MissingCheckpointError(
                 "no checkpoint is given, and there is none of this config's runs, so these would be the predictions of "

@@ -67,10 +67,16 @@ def _is_no_noise(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_NOISE_MESSAGES)
 
 
-def silence_known_noise() -> None:
-    """Silence what concerns neither the user's code nor ours; for processes that are itwinai's own."""
+def silence_known_noise(rank: int = 0) -> None:
+    """Silence what concerns neither the user's code nor ours; for processes that are itwinai's own.
+
+    Args:
+        rank: of this process. Of what all ranks have in common, Lightning warns in part on each; rank 0 says it.
+    """
     if _is_verbose():
         return
+    if rank > 0:
+        warnings.filterwarnings("ignore", module=r"lightning\.(pytorch|fabric)\.")
     for message in _NOISE_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     for name in _NOISY_LOGGERS:
@@ -90,11 +96,15 @@ def silence_sockets() -> None:
 
 
 @contextmanager
-def known_noise_silenced() -> Iterator[None]:
-    """Silence it for a while; for processes of the user, whose own filters stay as they are."""
+def known_noise_silenced(rank: int = 0) -> Iterator[None]:
+    """Silence it for a while; for processes of the user, whose own filters stay as they are.
+
+    Args:
+        rank: see `silence_known_noise`.
+    """
     filters = list(warnings.filters)
     loggers = [one for one in map(logging.getLogger, _NOISY_LOGGERS) if _is_no_noise not in one.filters]
-    silence_known_noise()
+    silence_known_noise(rank)
     ours = [one for one in warnings.filters if one not in filters]
     try:
         yield

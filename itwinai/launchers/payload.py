@@ -173,7 +173,7 @@ def run(payload: Payload, rank_info: RankInfo, on_failure: Callable[[BaseExcepti
     """
     trainer = payload.trainer
     payload.settings.apply()
-    compat_noise.silence_known_noise()
+    compat_noise.silence_known_noise(rank_info.rank)
     compat_noise.silence_sockets()
     lightning_trainer.set_rng_states(payload.rng_states)
     if (threads := getattr(trainer, "cpu_threads", None)) is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors import signal_connector
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities import rank_zero as pytorch_rank_zero
@@ -47,6 +48,17 @@ def test_noise_is_silenced_for_a_while(caplog: pytest.LogCaptureFixture, monkeyp
         Trainer(accelerator="cpu", devices=1, logger=True)
     said = [record.getMessage()[:13] for record in caplog.records[2:]]
     assert said == ["GPU available", "TPU available", "💡 Tip: For se"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_concerns_all_ranks_is_said_by_rank_0(rank: int, tmp_path: Path) -> None:
+    state = {**ModelCheckpoint(tmp_path / "first").state_dict(), "best_model_path": ""}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with compat_noise.known_noise_silenced(rank):
+            ModelCheckpoint(tmp_path / "second").load_state_dict(state)  # by Lightning, on each rank
+            warnings.warn("the user's own", stacklevel=1)
+    assert [str(warning.message)[:14] for warning in caught] == ["The dirpath ha"] * (rank == 0) + ["the user's own"]
 
 
 def test_exports_are_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
