@@ -121,6 +121,12 @@ class StepTarget:
         """The types of all arguments by name, without the output folder."""
         return {name: one.type for name, (_, one) in self._known(self._parser()).items()}
 
+    @property
+    def required(self) -> list[str]:
+        """The names of the arguments that have no default, without the output folder."""
+        names = [name for name, (_, one) in self._known(self._parser()).items() if one.required]
+        return list(dict.fromkeys(name.partition(".")[0] for name in names))
+
     def _functions(self) -> dict[str, Callable[..., Any]]:
         if not self.method:
             return {"call": self.target}

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
+from itwinai.cli.config.pipeline_schema import pipeline_schema
 from itwinai.cli.config.schema import config_schema
 from itwinai.cli.main import main
 from itwinai.config.source import given_by, read_config
@@ -279,3 +280,60 @@ def test_one_thing_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             main(["config", *arguments])
         assert "give one of --explain KEY, --schema and --adopt CONFIG" in capsys.readouterr().err
+
+
+STEPS = """
+from pathlib import Path
+from itwinai.pipelines import OutputFolder
+
+
+def prepare(raw: Path, out: OutputFolder, parts: int = 3) -> Path:
+    return out
+"""
+PIPELINE = """
+folder: runs
+steps:
+  prepare:
+    class_path: prepared.prepare
+    init_args: {raw: raw.csv, parts: 3}
+  train:
+    fit: [config.yaml, large.yaml]
+    overrides: {data.path: "${steps.prepare}"}
+    after: prepare
+    slurm: {nodes: 2}
+  predict:
+    predict: "${steps.train.config}"
+    ckpt: "${steps.train.checkpoint}"
+"""
+
+
+def test_schema_of_pipelines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "prepared.py").write_text(STEPS)
+    (tmp_path / "pipeline.yaml").write_text(PIPELINE)
+    assert main(["config", "--schema", "--pipeline"]) == 0
+    own, general = validator(json.loads(capsys.readouterr().out)), validator(pipeline_schema())
+    drought = yaml.safe_load((REPOSITORY / "examples/drought/configs/pipeline.yaml").read_text())
+    for value, schema in ((yaml.safe_load(PIPELINE), own), (yaml.safe_load(PIPELINE), general), (drought, general)):
+        assert [error.message for error in schema.iter_errors(value)] == []
+    for old, new in {
+        "parts: 3": "part: 3",
+        "raw: raw.csv, parts: 3": "parts: 3",  # raw is needed
+        "parts: 3}": "parts: many}",
+    }.items():
+        wrong = yaml.safe_load(PIPELINE.replace(old, new))
+        assert general.is_valid(wrong) and not own.is_valid(wrong), new
+    for old, new in {
+        "fit:": "fti:",
+        "nodes: 2": "ndoes: 2",
+        "after:": "afer:",
+        "folder:": "foldr:",
+        "steps:": "stesp:",
+        '    ckpt: "${steps.train.checkpoint}"': "",
+    }.items():
+        assert not general.is_valid(yaml.safe_load(PIPELINE.replace(old, new, 1))), new
+    with pytest.raises(SystemExit):
+        main(["config", "--explain", "model", "--pipeline"])

@@ -13,10 +13,12 @@ from itwinai.cli.arguments import ArgumentParser
 from itwinai.config.source import CLASS_SECTIONS, DEFAULT_CONFIG, check_config_files, given_by
 from itwinai.errors import ConfigurationError
 
+DEFAULT_PIPELINE = "pipeline.yaml"
+
 _EPILOG = f"""
 --explain KEY    what a key does, what it accepts, its value, and where that comes from
 --schema         the JSON schema by which editors complete and check configs. It knows the arguments of the classes that
-                 the config names
+                 the config names. With --pipeline that of pipelines, which knows the arguments of the steps
 --adopt CONFIG   a LightningCLI(Model, Data) reads configs that do not say which classes they are for. This writes the
                  classes into one, so that `itwinai fit -c CONFIG` works. Comments stay. What a LightningCLI of your own
                  does beyond that is not in the config: values that link_arguments copies have to be written in both
@@ -28,6 +30,7 @@ examples:
   itwinai config --explain trainer.strategy
   itwinai config -c config.yaml --explain model.lr --model.lr=0.1
   itwinai config --schema --output schema.json    # in the config: # yaml-language-server: $schema=schema.json
+  itwinai config --schema --pipeline --output pipeline-schema.json
   itwinai config --adopt config.yaml --model module.Model --data module.Data
 """
 
@@ -43,6 +46,8 @@ def main(argv: list[str]) -> int:
     """
     parser = _parser()
     given, others = parser.parse_known_args(argv)
+    if given.pipeline is not None and not given.schema:
+        parser.error("--pipeline belongs to --schema")
     if sum((bool(given.adopt), given.schema, given.explain is not None)) != 1:
         parser.error("give one of --explain KEY, --schema and --adopt CONFIG")
     # As for a script: the config names classes in files of the current folder.
@@ -60,6 +65,8 @@ def main(argv: list[str]) -> int:
 
         _write(explanation(given.explain, flags), given.output)
         return 0
+    if given.pipeline is not None:
+        return _write_pipeline_schema(given.pipeline, given.output)
     from itwinai.cli.config.schema import config_schema
 
     said = given_by(flags)
@@ -78,6 +85,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("-c", "--config", action="append", metavar="FILE", help=f"config file [{DEFAULT_CONFIG}]")
     parser.add_argument("--explain", metavar="KEY", help="explain a key, as trainer.strategy or model.lr")
     parser.add_argument("--schema", action="store_true", help="write the JSON schema of configs")
+    text = "with --schema: that of pipelines, with the arguments of the steps of this one [pipeline.yaml]"
+    parser.add_argument("--pipeline", nargs="?", const="", metavar="FILE", help=text)
     parser.add_argument("--adopt", metavar="CONFIG", help="name the classes of a config")
     for name, text in (("model", "LightningModule"), ("data", "LightningDataModule")):
         parser.add_argument(f"--{name}", metavar="MODULE.CLASS", help=f"the {text} of the section '{name}'")
@@ -104,6 +113,15 @@ def _write(text: str, output: str | None) -> None:
     except OSError as error:
         raise ConfigurationError(f"{output} cannot be written: {error.strerror or error}.") from None
     print(f"written: {output}", file=sys.stderr)
+
+
+def _write_pipeline_schema(path: str, output: str | None) -> int:
+    from itwinai.cli.config.pipeline_schema import pipeline_schema
+    from itwinai.config.source import read_config
+
+    path = path or (DEFAULT_PIPELINE if Path(DEFAULT_PIPELINE).is_file() else "")
+    _write(json.dumps(pipeline_schema(read_config(path).plain() if path else None), indent=1), output)
+    return 0
 
 
 def _adopt(path: str, classes: dict[str, str], output: str | None) -> int:

@@ -71,7 +71,7 @@ def config_schema(given: Given | None = None) -> Schema:
             if one.name in LISTS:
                 schema = _also_with_commas(schema, names[one.name])
         _put(tree, one.name, schema)
-    tree["properties"] |= {"tune": _tune(schemas), "slurm": _slurm(schemas), "benchmark": _benchmark(schemas)}
+    tree["properties"] |= {"tune": _tune(schemas), "slurm": slurm_schema(schemas), "benchmark": _benchmark(schemas)}
     return {
         "$schema": DIALECT,
         "title": "config of itwinai",
@@ -209,7 +209,8 @@ def _benchmark(schemas: TypeSchemas) -> Schema:
     return _settings(schemas, BenchmarkSettings, own)
 
 
-def _slurm(schemas: TypeSchemas) -> Schema:
+def slurm_schema(schemas: TypeSchemas) -> Schema:
+    """Return the schema of a section ``slurm``, of configs and of pipelines."""
     listed = {"type": ["array", "string"]}
     own: dict[str, Schema] = dict.fromkeys(("modules", "setup", "bind"), listed)
     whole = {"type": ["integer", "string", "null"]}
