@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fsspec.core import url_to_fs
@@ -12,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from itwinai.checkpoints import portable_file
 from itwinai.checkpoints.naming import is_checkpoint
 from itwinai.checkpoints.portable_file import Manifest
-from itwinai.checkpoints.sharded import is_sharded, manifest_of, verify_any
+from itwinai.checkpoints.sharded import first_not_finite, is_sharded, manifest_of, verify_any
 from itwinai.errors import CheckpointError, DamagedCheckpointError
 from itwinai.io.atomic import PART
 from itwinai.warn import warn_user
@@ -110,9 +111,9 @@ def newest_unverified(folders: Iterable[str], since: float) -> str | None:
 
 
 def _first_not_finite(path: str, parameters: Collection[str]) -> str | None:
-    """Return the name of a parameter that holds NaN or infinite values; None if there is none, or it is sharded."""
+    """Return the name of a parameter that holds NaN or infinite values; None if there is none."""
     if is_sharded(path):
-        return None
+        return first_not_finite(Path(path), parameters)
     weights = portable_file.read_weights(path)
     return next((name for name in parameters if name in weights and not weights[name].isfinite().all()), None)
 

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePath
@@ -35,6 +35,10 @@ from itwinai.io.atomic import PART, part_name
 
 SHARDED = "sharded"
 """Key of what a file needs of its folder: the shapes of the parameters, and the optimizer's sharded states."""
+
+
+_READ_AT_ONCE = 1 << 28
+"""Bytes of parameters that are read before they are looked at."""
 
 
 def is_sharded(path: str | PurePath) -> bool:
@@ -244,6 +248,27 @@ def read_shards(tensors: dict[str, DTensor], folder: Path) -> None:
         folder: a sharded checkpoint.
     """
     dcp.load(tensors, checkpoint_id=folder)
+
+
+def first_not_finite(folder: Path, parameters: Iterable[str]) -> str | None:
+    """Return the name of a parameter that holds NaN or infinite values; None if there is none.
+
+    Args:
+        folder: a sharded checkpoint.
+        parameters: names; those that it does not have are passed over. A few are read at a time: all may be too large.
+    """
+    stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    group: dict[str, Tensor] = {}
+    waiting = [name for name in parameters if isinstance(stored.get(key_of_weight(name)), TensorStorageMetadata)]
+    for number, name in enumerate(waiting, 1):
+        one: Any = stored[key_of_weight(name)]
+        group[key_of_weight(name)] = torch.empty(one.size, dtype=one.properties.dtype)
+        if number == len(waiting) or sum(tensor.nbytes for tensor in group.values()) >= _READ_AT_ONCE:
+            dcp.load(group, checkpoint_id=folder, no_dist=True)
+            if bad := next((key for key, tensor in group.items() if not tensor.isfinite().all()), None):
+                return bad.removeprefix(key_of_weight(""))
+            group = {}
+    return None
 
 
 def read_whole(folder: Path, weights_only: bool = True) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from itwinai import Predictor
 from itwinai.callbacks import ModelCheckpoint
-from itwinai.checkpoints import portable_file, sharded
+from itwinai.checkpoints import discovery, portable_file, sharded
 from itwinai.checkpoints.discovery import newest_valid
 from itwinai.errors import CheckpointError, DamagedCheckpointError
 from itwinai.strategies import DeepSpeedStrategy
@@ -73,6 +74,26 @@ def test_damaged_shards_are_found(shards: Path, tmp_path: Path) -> None:
         assert newest_valid([str(tmp_path)]) is None
     with pytest.raises(DamagedCheckpointError, match="__1_0.distcp is missing"):
         train(sharding(), 2, [], tmp_path / "2.ckpt")
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 20])
+def test_shards_of_a_run_that_has_diverged(
+    at_once: int, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharded, "_READ_AT_ONCE", at_once)
+    names = [name for name, _ in Regression().named_parameters()]
+    weights = {sharded.key_of_weight(name): sharded.read_any(shards)["state_dict"][name].flatten() for name in names}
+    assert len(weights) > 1 and sharded.first_not_finite(shards, [*names, "unknown"]) is None
+    assert newest_valid([str(shards.parent)], parameters=names) == str(shards)
+    weights[sharded.key_of_weight(names[-1])][-1] = float("nan")
+    diverged = tmp_path / "a.ckpt"
+    shutil.copytree(shards, diverged)
+    dcp.save(weights, storage_writer=dcp.FileSystemWriter(diverged), no_dist=True)
+    assert sharded.first_not_finite(diverged, names) == names[-1]
+    assert sharded.first_not_finite(diverged, names[:-1]) is None
+    monkeypatch.setattr(discovery, "verify_any", lambda path: None)  # it has been changed
+    with pytest.warns(UserWarning, match="All checkpoints hold parameters that are NaN or infinite"):
+        assert newest_valid([str(tmp_path)], parameters=names) == str(diverged)
 
 
 def test_newest_shards_are_kept(tmp_path: Path) -> None:
