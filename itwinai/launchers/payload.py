@@ -29,8 +29,10 @@ from itwinai.compat import noise as compat_noise
 from itwinai.compat import torch as compat_torch
 from itwinai.errors import PayloadError
 from itwinai.interfaces import KeepsCheckpoint, Worker
+from itwinai.launchers import module_values
 from itwinai.launchers.cpu_affinity import share_cores
 from itwinai.launchers.environment import PlacedEnvironment, RankInfo
+from itwinai.launchers.module_values import ModuleValues, changed_values
 from itwinai.launchers.process_settings import ProcessSettings
 from itwinai.launchers.state_sync import StateDiff, write_back
 from itwinai.launchers.worker import TRACE
@@ -72,6 +74,7 @@ class Payload:
         rng_states: global random states of the caller, so that every worker continues where the caller is.
         arguments: the command line of the caller, which the user's code may read in a worker as well.
         settings: what the caller's process is set to.
+        module_values: what the caller has set in the user's modules, once it is packed; a copy has it by itself.
     """
 
     trainer: Trainer
@@ -81,6 +84,7 @@ class Payload:
     rng_states: dict[str, Any] = field(default_factory=lambda: lightning_trainer.collect_rng_states(include_cuda=False))
     arguments: list[str] = field(default_factory=lambda: sys.argv)
     settings: ProcessSettings = field(default_factory=ProcessSettings.of_this_process)
+    module_values: ModuleValues = field(default_factory=dict)
 
     @property
     def given(self) -> tuple[Any, ...]:
@@ -105,6 +109,7 @@ class Payload:
                 f"The run cannot be sent to worker processes, because a pickle leaves out that {names} was compiled "
                 f"with .compile(). Call it in setup() or configure_model(), so that each worker does. {OTHER_WAYS}"
             )
+        self.module_values = changed_values()
         try:
             return dumps((self, compat_torch.parameter_hooks(module)))
         except Exception as error:  # pickling runs the user's own __reduce__ and __getstate__: anything can come
@@ -173,6 +178,7 @@ def run(payload: Payload, rank_info: RankInfo, on_failure: Callable[[BaseExcepti
     """
     trainer = payload.trainer
     payload.settings.apply()
+    module_values.apply(payload.module_values)
     compat_noise.silence_known_noise(rank_info.rank)
     compat_noise.silence_sockets()
     lightning_trainer.set_rng_states(payload.rng_states)
