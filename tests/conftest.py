@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.support.mlflow_server import Server
 
-from tests.support import marked
+from tests.support import marked, source_tree
 from tests.support.hung import end_and_tell
 from tests.support.parallel import pytest_addoption, pytest_runtestloop  # noqa: F401 - hooks of pytest
 from tests.support.warm import REPOSITORY, WARM, WarmProcess
@@ -31,8 +32,9 @@ collect_ignore = ["clients"]
 marked.mark(str(os.getpid()))
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Set what holds for all tests."""
+    source_tree.pytest_configure(config)
     # Ctrl-C works in what they start: a shell has its jobs in the background ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # How long an example takes says how busy the machine is.
@@ -80,6 +82,15 @@ class Finished:
 RunCommand = Callable[..., Finished]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def outside_the_source_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Run all tests, and what they start, in a folder of their own: many things write to the current folder."""
+    before, folder = Path.cwd(), tmp_path_factory.mktemp("current")
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
 @pytest.fixture(scope="session")
 def run_command() -> RunCommand:
     """Return a function that runs a command with the repository importable, and captures what it prints."""
@@ -91,10 +102,10 @@ def run_command() -> RunCommand:
         started = time.monotonic()
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
         if not fresh and environment["PYTHONPATH"].startswith(str(REPOSITORY)) and WARM.can_run(command, environment):
-            return _run_warm(command, cwd or REPOSITORY, environment, timeout)
+            return _run_warm(command, cwd or Path.cwd(), environment, timeout)
         process = subprocess.Popen(
             command,
-            cwd=cwd or REPOSITORY,
+            cwd=cwd,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -233,10 +244,9 @@ def start_script(script: list[str], output: Path) -> subprocess.Popen[bytes] | W
     with output.open("wb") as file:
         if WARM.can_run(python(*script), environment):
             WARM.start()
-            return WARM.run(python(*script), REPOSITORY, environment, file.fileno())
+            return WARM.run(python(*script), Path.cwd(), environment, file.fileno())
         return subprocess.Popen(
             python(*script),
-            cwd=REPOSITORY,
             env=environment,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -276,8 +286,9 @@ def _session_of(pid: int) -> int:
 
 
 def python(*arguments: str) -> list[str]:
-    """Return the command line of this Python with some arguments."""
-    return [sys.executable, *arguments]
+    """Return the command line of this Python with some arguments, of which scripts of the tests may be relative."""
+    is_script = re.compile(r"tests/[\w/]+\.py").fullmatch
+    return [sys.executable, *(str(REPOSITORY / one) if is_script(one) else one for one in arguments)]
 
 
 def require_programs(missing: list[str], install: str) -> None:

@@ -7,6 +7,8 @@ import gzip
 import json
 import math
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,31 @@ def run(request: pytest.FixtureRequest, server: Server, tmp_path_factory: pytest
     torch.manual_seed(3)
     if request.param == "ray":
         request.getfixturevalue("local_ray")
+    code = tmp_path_factory.mktemp("code")
+    git(code, "init", "--quiet")
+    git(code, "commit", "--quiet", "--allow-empty", "-m", "first")
     try:
-        return watched.run(tmp_path_factory.mktemp(request.param), request.param, server.address)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(code)
+            patch.setattr(sys, "argv", ["itwinai"])  # of a command, the code is that of the current folder
+            made = watched.run(tmp_path_factory.mktemp(request.param), request.param, server.address)
+        return replace(made, commit=git(code, "rev-parse", "HEAD"))
     finally:
         wandb.finish()  # lightning's logger begins it in this process, and would go on in it in the next fit
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = [
+        "git",
+        "-C",
+        str(folder),
+        "-c",
+        "user.name=Somebody",
+        "-c",
+        "user.email=somebody@example.org",
+        *arguments,
+    ]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +172,7 @@ def test_mlflow_has_one_run_with_what_csv_has(run: Watched, client: MlflowClient
     assert whole.data.tags["launch.strategy"] == STRATEGIES[run.strategy]
     assert whole.data.tags["launch.world_size"] == "2"
     assert whole.data.tags["versions.torch"] == torch.__version__
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)  # an archive has none
-    assert whole.data.tags.get("mlflow.source.git.commit") == (head.stdout.strip() if head.returncode == 0 else None)
+    assert whole.data.tags["mlflow.source.git.commit"] == run.commit
     assert whole.data.params["width"] == "16"
 
 

@@ -301,7 +301,7 @@ except KeyboardInterrupt:
 
 def test_wait_for_a_server_is_said_and_ctrl_c_ends_it(server: Server, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WAITING, server.address, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
     assert process.stdin is not None and process.stdout is not None

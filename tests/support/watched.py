@@ -87,6 +87,8 @@ class Watched:
     profiling: ProfilingCallback
     monitor: SystemMonitor
     summary: RunSummary
+    commit: str = ""
+    """Of the code, as git has it."""
 
 
 def run(folder: Path, strategy: str, mlflow_address: str, workers: int = 2) -> Watched:
