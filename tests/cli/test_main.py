@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -105,12 +106,19 @@ def test_number_of_ray_workers_that_is_known_at_once(arguments: list[str], worke
     assert ray_workers(["fit", *given]) == workers
 
 
+@pytest.fixture
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the example, in which runs may leave what they leave."""
+    left = shutil.ignore_patterns("runs", "__pycache__", "resolved-config.yaml")
+    return Path(shutil.copytree(DIGITS, tmp_path_factory.mktemp("example") / "digits", ignore=left))
+
+
 @pytest.mark.parametrize("max_epochs", ["1", "one"])
-def test_ray_that_was_started_early(max_epochs: str, run_command: RunCommand, tmp_path: Path) -> None:
+def test_ray_that_was_started_early(max_epochs: str, run_command: RunCommand, tmp_path: Path, digits: Path) -> None:
     flags = ["--strategy", "ray", "--devices", "2", f"--trainer.default_root_dir={tmp_path}"]
     ended = run_command(
         python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", *flags, f"--trainer.max_epochs={max_epochs}"),
-        cwd=DIGITS,
+        cwd=digits,
         fresh=True,
     )
     assert (ended.code == 0) == (max_epochs == "1"), ended.output
@@ -119,20 +127,20 @@ def test_ray_that_was_started_early(max_epochs: str, run_command: RunCommand, tm
     assert "SIGTERM handler" not in ended.output
 
 
-def test_fit_then_test_from_a_config(run_command: RunCommand, tmp_path: Path) -> None:
+def test_fit_then_test_from_a_config(run_command: RunCommand, tmp_path: Path, digits: Path) -> None:
     itwinai = ["-m", "itwinai.cli.main"]
     common = ["-c", str(DIGITS / "config.yaml"), "--strategy", "ddp", "--devices", "2"]
     root = f"--trainer.default_root_dir={tmp_path}"
     fitted = run_command(
         python(*itwinai, "fit", *common, root, "--trainer.max_epochs=2", "--trainer.logger=false"),
-        cwd=DIGITS,
+        cwd=digits,
     )
     assert fitted.code == 0, fitted.output
     assert "2 workers launched by itwinai" in fitted.output
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     results = ["--output", str(tmp_path / "results.json")]
     test = python(*itwinai, "test", *common, root, f"--ckpt={checkpoint}", *results)
-    tested = run_command(test, cwd=DIGITS, fresh=True)
+    tested = run_command(test, cwd=digits, fresh=True)
     assert tested.code == 0, tested.output
     assert "test_acc" in tested.output
     found = json.loads((tmp_path / "results.json").read_text())
@@ -163,15 +171,17 @@ def test_checkpoints_from_a_config(run_command: RunCommand, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("flag", "name", "meant"), [("--strategy", "horovodd", "horovod"), ("--logger", "csv,mlfow", "mlflow")]
 )
-def test_unknown_names_on_the_command_line(flag: str, name: str, meant: str, run_command: RunCommand) -> None:
-    ended = run_command(python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", flag, name), cwd=DIGITS)
+def test_unknown_names_on_the_command_line(
+    flag: str, name: str, meant: str, run_command: RunCommand, digits: Path
+) -> None:
+    ended = run_command(python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", flag, name), cwd=digits)
     assert ended.code != 0
     assert f"Did you mean '{meant}'?" in ended.output
 
 
-def test_a_file_that_is_no_checkpoint(run_command: RunCommand) -> None:
+def test_a_file_that_is_no_checkpoint(run_command: RunCommand, digits: Path) -> None:
     command = python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", "--ckpt", "config.yaml", "--devices", "1")
-    ended = run_command([*command, "--trainer.logger", "false"], cwd=DIGITS)
+    ended = run_command([*command, "--trainer.logger", "false"], cwd=digits)
     assert ended.code != 0 and "Traceback" not in ended.output
     assert "config.yaml is not a checkpoint, which ends in .ckpt" in ended.output
 
