@@ -117,6 +117,9 @@ def compile_graph(graph: Any, inputs: Sequence[Tensor], fakes: FakeTensors) -> C
         "size_asserts": False,
         "compile_threads": 1,
     }
+    if all(tensor.device.type == "cpu" for tensor in inputs):
+        # Convolutions with channels last cost more in conversions there than they save.
+        settings["layout_optimization"] = False
     with config.patch(settings), tracing(TracingContext(fakes.mode)), torch.no_grad():
         compiled: Any = compile_fx_inner(graph, stand_ins)
     # Without the span of a profiler around it, which takes as long as a small graph.
