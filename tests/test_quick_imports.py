@@ -8,7 +8,9 @@ from tests.conftest import RunCommand, python
 def test_what_a_start_imports(run_command: RunCommand) -> None:
     check = (
         "import gc, sys, threading\n"
-        "from itwinai.tune import tuner, search_runner\n"
+        "import tempfile\n"
+        "from itwinai.tune import search_journal, search_runner, tuner\n"
+        "search_journal.SearchJournal(tempfile.mkdtemp())\n"
         "heavy = {'torch', 'lightning', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"  # the search's trials import these, and its config is parsed by them
         "finders = sys.meta_path[:]\n"
