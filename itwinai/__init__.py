@@ -6,8 +6,10 @@ nothing in the process, unless ITWINAI_UNIFY_LIGHTNING asks for it.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from itwinai.quick_imports import importing_quickly
 from itwinai.unify import unify_if_asked, unify_lightning
 
 if TYPE_CHECKING:
@@ -16,24 +18,20 @@ if TYPE_CHECKING:
     from itwinai.trainer import ItwinaiTrainer
 
 __version__ = "0.1.0"
+_MODULES = {
+    "ItwinaiTrainer": "itwinai.trainer",
+    "Predictor": "itwinai.predictor",
+    "check": "itwinai.checks.checker",
+}
 __all__ = ["ItwinaiTrainer", "Predictor", "__version__", "check", "unify_lightning"]
 
 unify_if_asked()
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ItwinaiTrainer":
-        from itwinai.trainer import ItwinaiTrainer
-
-        return ItwinaiTrainer
-    if name == "Predictor":
-        from itwinai.predictor import Predictor
-
-        return Predictor
-    if name == "check":
-        from itwinai.checks.checker import check
-
-        return check
+    if name in _MODULES:
+        with importing_quickly():
+            return getattr(import_module(_MODULES[name]), name)
     import difflib
 
     if name == "Trainer":  # Python keeps the text of an AttributeError from those who write `from itwinai import ...`

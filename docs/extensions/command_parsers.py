@@ -53,7 +53,7 @@ def _lightning() -> dict[str, argparse.ArgumentParser]:
 
     with mock.patch.object(ConfiguredCLI, "parse_arguments", give_out):
         try:
-            command_line(["fit"])
+            command_line([])  # with parsers of all subcommands
         except ParserMade as made:
             actions = made.parser._actions
             return next(dict(a.choices) for a in actions if isinstance(a, argparse._SubParsersAction))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itwinai.config.source import expand_short_flags, flags_of, with_default_config
+from itwinai.quick_imports import importing_quickly
 from itwinai.strategies.registry import uses_ray
 from itwinai.unify import unify_lightning
 
@@ -165,9 +166,10 @@ def ray_workers(arguments: Sequence[str]) -> int | None:
 
 
 def _run(arguments: list[str], starting_ray: StartingRay | None) -> None:
-    from itwinai.cli.save_config import SaveConfig
-    from itwinai.config.lightning_cli import command_line
-    from itwinai.slurm.result import leave_result
+    with importing_quickly():
+        from itwinai.cli.save_config import SaveConfig
+        from itwinai.config.lightning_cli import command_line
+        from itwinai.slurm.result import leave_result
 
     cli = command_line(
         arguments,

@@ -11,7 +11,22 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 
 class CheckpointAwareCLI(LightningCLI):
-    """Lightning's command line, which makes the model of a checkpoint with the checkpoint's hyperparameters."""
+    """Lightning's command line, which makes the model of a checkpoint with the checkpoint's hyperparameters.
+
+    Attributes:
+        used_subcommand: the only one that gets a parser, as to make one takes 0.2 s; all of them if it is None.
+    """
+
+    used_subcommand: str | None = None
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        used, skipped_arguments = self.used_subcommand, self.subcommands()
+        if used is not None:
+            vars(self)["subcommands"] = lambda: {used: skipped_arguments[used]}
+        try:
+            super()._add_subcommands(parser, **kwargs)
+        finally:
+            vars(self).pop("subcommands", None)
 
     def add_subcommand_arguments(self, parser: LightningArgumentParser, subcommand: str) -> None:
         """Add the arguments of one subcommand."""

@@ -93,6 +93,9 @@ class ConfiguredCLI(lightning_cli.CheckpointAwareCLI):
 
     def __init__(self, *args: Any, starting_ray: StartingRay | None = None, **kwargs: Any) -> None:
         self.starting_ray = starting_ray
+        given = kwargs.get("args")
+        if isinstance(given, list) and given and given[0] in self.subcommands():
+            self.used_subcommand = given[0]
         super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

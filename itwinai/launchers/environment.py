@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -280,18 +278,3 @@ def _address_from_environment(single_host: bool, job: str, launcher: str) -> tup
         address = "127.0.0.1"
     port = os.environ.get("MASTER_PORT")
     return address, int(port) if port else 20000 + zlib.crc32(job.encode()) % 12768
-
-
-@contextmanager
-def environment_variables(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a while: left behind, they would be taken for those of another launcher."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)  # Lightning removes some itself
-            else:
-                os.environ[name] = value

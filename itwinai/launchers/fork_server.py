@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from itwinai.launchers.worker import python_that_runs
+from itwinai.quick_imports import importing_quickly
 
 # Variables that libraries and the interpreter read when they are loaded, which in a forked worker lies in the past.
 # All others are set in the worker before it does anything.
@@ -255,8 +256,6 @@ def serve(connection: socket.socket) -> None:
 
     In a forked worker this does not return: it ends with SystemExit.
     """
-    from itwinai.launchers import payload, worker  # noqa: F401 - for all workers
-
     gc.freeze()  # collections in the workers leave these pages alone, which they share until one of them writes
     children: dict[int, int] = {}
     # A child's end is a signal, a request is data on a socket. Python writes a byte into a pipe for each signal
@@ -310,8 +309,6 @@ def serve_callers(listener: socket.socket) -> None:
 
     In a forked process this does not return: it ends with SystemExit.
     """
-    from itwinai.launchers import payload, worker  # noqa: F401 - for all workers
-
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for them
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
@@ -386,7 +383,8 @@ def main() -> None:
         arguments, work = arguments[1:], serve_callers
     number, *modules = arguments
     connection = socket.socket(fileno=int(number))
-    for name in modules:
-        with suppress(ModuleNotFoundError):  # a worker that needs it says so
-            import_module(name)
+    with importing_quickly():
+        for name in (*modules, "itwinai.launchers.payload", "itwinai.launchers.worker"):
+            with suppress(ModuleNotFoundError):  # a worker that needs it says so
+                import_module(name)
     work(connection)

@@ -17,7 +17,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 
 from itwinai.compat import lightning_trainer
 from itwinai.errors import ConfigurationError
-from itwinai.launchers.environment import environment_variables
+from itwinai.launchers.environment_variables import environment_variables
 
 RENDEZVOUS_TIMEOUT = timedelta(seconds=300)
 

@@ -30,7 +30,8 @@ from itwinai.interfaces import Worker
 from itwinai.io.atomic import write_whole
 from itwinai.launchers import worker
 from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signals, stopped_by
-from itwinai.launchers.environment import NOTEBOOK, RankInfo, WorkerKind, environment_variables, in_notebook
+from itwinai.launchers.environment import NOTEBOOK, RankInfo, WorkerKind, in_notebook
+from itwinai.launchers.environment_variables import environment_variables
 from itwinai.launchers.fork import ForkedProcess, fork, why_not_fork
 from itwinai.launchers.fork_server import ForkedWorker, ForkServerClient, can_fork, title_worker
 from itwinai.launchers.payload import Payload, Result

@@ -7,8 +7,10 @@ import signal
 import sys
 import threading
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from itwinai.quick_imports import importing_quickly
 from itwinai.unify import unify_if_asked
 
 if TYPE_CHECKING:
@@ -34,7 +36,9 @@ class RayWorker:
         if folder is not None and os.path.isdir(folder):
             os.chdir(folder)
         sys.path += [path for path in sys_path if path not in sys.path]
-        from itwinai.launchers import payload  # noqa: F401 - all workers at once, while the driver waits for them
+        with importing_quickly():  # all workers at once, while the driver waits for them
+            for name in ("itwinai.launchers.payload", "itwinai.trainer"):
+                import_module(name)
 
     def __repr__(self) -> str:
         return f"rank {self.rank}"

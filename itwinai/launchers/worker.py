@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import cloudpickle
 
 from itwinai.io.atomic import write_whole
+from itwinai.quick_imports import importing_quickly
 from itwinai.unify import unify_if_asked
 
 if TYPE_CHECKING:  # importing it takes seconds, and this process has to watch its caller before that
@@ -89,7 +90,8 @@ def run_in(folder: Path, rank: int) -> None:
 
     def run(report: Callable[[BaseException], None]) -> Any:
         module, _, name = start.entry.partition(":")
-        entry = getattr(import_module(module), name)
+        with importing_quickly():
+            entry = getattr(import_module(module), name)
         packed = (folder / "payload.pickle").read_bytes()
         # With several nodes each has a caller of its own.
         return entry(packed, rank_info, report, traced=rank_info is not None and rank_info.local_rank == 0)

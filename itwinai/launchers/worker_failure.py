@@ -78,14 +78,19 @@ class Failure:
         """Type and message of the exception."""
         return self.raised[0].summary
 
-    def exception(self) -> BaseException:
-        """Return the worker's exception as if it had been raised here; a note says on which rank it was."""
+    def exception(self, names_rank: bool = True) -> BaseException:
+        """Return the worker's exception as if it had been raised here.
+
+        Args:
+            names_rank: add a note that says on which rank it was.
+        """
         errors = [one.exception(self.rank) for one in self.raised]
         for below, above, description in zip(errors, errors[1:], self.raised[1:], strict=False):
             below.__cause__ = above if description.is_cause else None
             below.__suppress_context__ = description.is_cause
             below.__context__ = above
-        add_note(errors[0], f"[rank {self.rank}]")
+        if names_rank:
+            add_note(errors[0], f"[rank {self.rank}]")
         return errors[0]
 
 

@@ -13,48 +13,13 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from itwinai.io.atomic import write_whole
+from itwinai.io.line_file import LineFile
 from itwinai.io.versioned_json import NOT_FINITE, finite
 from itwinai.loggers.folder_logger import FolderLogger
 from itwinai.run_info.serialization import plain, plain_hyperparameters
-from itwinai.warn import warn_user
 
 METRICS, HYPERPARAMETERS = "metrics.jsonl", "hparams.json"
 _OURS = ("step", "time")
-
-
-class LineFile:
-    """Appends records to a file, each as one line, and the lines of some time in one write.
-
-    The file is open only while it is written, so that this object can be pickled, and copied into other processes.
-
-    Args:
-        path: of the file; it is continued if it exists.
-        seconds: longest time for which a record waits for others, once the next one comes.
-        records: number of records that are written in any case.
-    """
-
-    def __init__(self, path: Path, seconds: float, records: int) -> None:
-        self.path = path
-        self.seconds = seconds
-        self.records = records
-        self._lines: list[str] = []
-        self._written = float("-inf")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(path)
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Add a record."""
-        self._lines.append(json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n")
-        if len(self._lines) >= self.records or time.monotonic() - self._written >= self.seconds:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what waits."""
-        if self._lines:
-            with self.path.open("ab") as file:
-                file.write("".join(self._lines).encode())
-            self._lines = []
-        self._written = time.monotonic()
 
 
 class JSONLLogger(FolderLogger):
@@ -162,17 +127,3 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
 def _number(value: Any) -> Any:
     return NOT_FINITE.get(value, value) if isinstance(value, str) else value
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Remove half a line, which a machine that went down has left at the end of a file."""
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    with path.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) == b"\n":
-            return
-        file.seek(0)
-        whole = file.read().rfind(b"\n") + 1
-        file.truncate(whole)
-    warn_user(f"The last line of {path} was cut off, by a full disk or a machine that went down; it was removed.")

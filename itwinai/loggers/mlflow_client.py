@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
-
 from itwinai.errors import LoggerError
 from itwinai.run_info.redaction import HIDDEN, without_secrets
 
@@ -236,6 +234,8 @@ def resend(path: str | os.PathLike[str], tracking_uri: str | None = None) -> int
     Raises:
         LoggerError: the server does not answer, or does not take them, or its address is not known.
     """
+    from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
     number = 0
     lines = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
     for run, records in _by_run(lines):

@@ -11,13 +11,13 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from itwinai.compat import lightning_trainer
 from itwinai.run_info.git import Code, code_in, folder_of_run
-from itwinai.run_info.launch_info import Launch, launch_of
 from itwinai.run_info.redaction import without_secrets
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+    from itwinai.run_info.launch_info import Launch
 
 PACKAGES = (
     "itwinai",
@@ -64,6 +64,8 @@ class RunFacts:
 
 def collect_facts(trainer: Trainer) -> RunFacts:
     """Return the facts of a run; the trainer has to be set up. Asks no other worker."""
+    from itwinai.run_info.launch_info import launch_of
+
     seed = os.environ.get("PL_GLOBAL_SEED")
     return RunFacts(
         code=code_in(folder_of_run()),
@@ -110,6 +112,8 @@ def time_now() -> str:
 
 def facts_of(trainer: Trainer) -> RunFacts:
     """Return the facts that a callback of the run keeps as its ``facts``, or else collect them, which asks git."""
+    from itwinai.compat import lightning_trainer
+
     for callback in lightning_trainer.callbacks(trainer):
         facts = getattr(callback, "facts", None)
         if isinstance(facts, RunFacts):

@@ -24,7 +24,8 @@ from itwinai.compat import deepspeed as compat_deepspeed
 from itwinai.compat import lightning_loops
 from itwinai.errors import ConfigurationError, require
 from itwinai.interfaces import WorkerSource
-from itwinai.launchers.environment import WorkerKind, environment_variables
+from itwinai.launchers.environment import WorkerKind
+from itwinai.launchers.environment_variables import environment_variables
 from itwinai.profiling.step_timer import StepClock
 from itwinai.strategies.base import LocalProcesses
 from itwinai.strategies.ddp import DEFAULT_TIMEOUT, TorchDistributedStrategy, as_timedelta

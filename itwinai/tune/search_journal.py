@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from itwinai.io.line_file import LineFile
 from itwinai.io.versioned_json import finite
 from itwinai.trials.records import Report, SearchRecord, TrialRecord
 from itwinai.tune.record_file import record_from
@@ -59,8 +60,6 @@ class SearchJournal:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        from itwinai.loggers.jsonl import LineFile
-
         path = Path(folder, REPORTS)
         self._file = LineFile(path, seconds=0, records=1)  # cuts off half a line that an earlier process has left
         self.history = _read(path) if path.exists() else SearchHistory()

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from itwinai.checkpoints.sharded import manifest_of
 from itwinai.errors import ConfigurationError
 from itwinai.loggers.registry import logger_kind
 from itwinai.run_info.redaction import without_secrets
@@ -87,6 +86,8 @@ class TrialLoggers:
 
     def __call__(self, parameters: Mapping[str, Any], name: str, folder: str, resume_path: str | None = None) -> Any:
         """Return what a trial has at ``trainer.logger``."""
+        from itwinai.checkpoints.sharded import manifest_of
+
         manifest = None if resume_path is None else manifest_of(resume_path)
         next_step = None if manifest is None else manifest.about.get("global_step")
         run = replace(self.search, trial=name, folder=Path(folder), parameters=parameters, next_step=next_step)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from itwinai.config.source import check_config_files
 from itwinai.errors import ConfigurationError, MissingMetricError, TrialError, require
-from itwinai.launchers.environment import environment_variables
+from itwinai.launchers.environment_variables import environment_variables
+from itwinai.launchers.forked_call import call_in_fork
 from itwinai.launchers.ray_init import check_crowd
 from itwinai.launchers.ray_slurm import agree_on_token, allocated_nodes, ray_over
 from itwinai.launchers.slurm_job import earlier_tries
@@ -111,9 +112,9 @@ class Tuner:
             fork_server_path = contexts.enter_context(_fork_server())
             contexts.enter_context(_importing_from(os.getcwd()))
             connected = contexts.enter_context(_ray(self.address, self.settings))
-            target = self._target()
-            from itwinai.tune.search_runner import SearchRun
+            from itwinai.tune.search_runner import SearchRun  # meanwhile, as that takes seconds too
 
+            target = self._target(fork_server_path)
             connected()
             (folder / _FAILED).unlink(missing_ok=True)
             try:
@@ -122,12 +123,17 @@ class Tuner:
                 (folder / _FAILED).touch()
                 raise
 
-    def _target(self) -> SearchTarget:
+    def _target(self, fork_server_path: str | None) -> SearchTarget:
         from itwinai.tune.search_target import ConfigTarget, FunctionTarget
 
         if self._function is not None:
             return FunctionTarget(self._function, self.settings)
-        return ConfigTarget.parsed(self._config, self.arguments, self.settings)
+        given = self._config, self.arguments, self.settings
+        if fork_server_path is None or "lightning" in sys.modules:
+            return ConfigTarget.parsed(*given)
+        # The search needs Lightning for this alone, and trials have it.
+        target: ConfigTarget = call_in_fork(fork_server_path, ConfigTarget.parsed, *given)
+        return target
 
 
 def _split(trainable: Any) -> tuple[dict[str, Any], Any]:

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from itwinai.errors import ConfigurationError
+from itwinai.io import line_file
 from itwinai.loggers import JSONLLogger, jsonl
 from itwinai.loggers.jsonl import read_records
 from tests.conftest import RunCommand, python
@@ -51,7 +52,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(jsonl, "time", clock)
+    for module in (jsonl, line_file):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 
