@@ -26,6 +26,10 @@ from tests.support.hung import end_and_tell
 from tests.support.parallel import pytest_addoption, pytest_runtestloop  # noqa: F401 - hooks of pytest
 from tests.support.warm import REPOSITORY, WARM, WarmProcess
 
+# Threads of OpenMP that wait for each other sleep: with more processes than cores, they would spin for ten times as
+# long as they compute. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # These need an environment of their own: tox run -e clients. What is named on the command line is collected.
 collect_ignore = ["clients"]
 
@@ -62,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         return (
             item.nodeid.startswith(KEEP_THREADS)
-            or "local_ray" in getattr(item, "fixturenames", ())
+            or not {"local_ray", "kept_ray_workers"}.isdisjoint(getattr(item, "fixturenames", ()))
             or any(str(parameter).startswith("ray") for parameter in parameters)
             or any(word in item.name for word in ("logger", "wandb", "averages_models"))
         )
@@ -161,6 +165,24 @@ def local_ray() -> Iterator[None]:
     ray.init("local", num_cpus=4, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}})
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def kept_ray_workers(local_ray: None) -> Iterator[None]:
+    """Let the fits of a test have the same two Ray workers."""
+    from tests.support.kept_workers import kept_workers
+
+    with kept_workers():
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_fork_server() -> Iterator[None]:
+    """Let workers that are sent a payload be copies of one process that has imported."""
+    from tests.support.shared_fork_server import SHARED
+
+    with SHARED.used():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,20 +13,18 @@ from torch import Tensor
 
 from itwinai.cli.main import main
 from tests.conftest import RunCommand, python
-from tests.support.cases import EPOCHS, Regression, loader, make_trainer, relative_difference
-from tests.support.resumed import SaveOnce, resume_all, train
+from tests.support.cases import Regression, loader, make_trainer, relative_difference
+from tests.support.resumed import EPOCHS, SaveOnce, resume_all, train
 
 LOCAL = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3", "horovod")
 WRITERS = (*LOCAL, "ray_ddp")
 
 
-def in_group(run_command: RunCommand, action: str, strategy: str, folder: Path) -> dict[str, Tensor]:
-    """Run ``resumed.py`` in two workers."""
-    script = ["tests/support/resumed.py", action, strategy, "2", str(folder)]
-    ended = run_command(python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script))
+def in_script(run_command: RunCommand, action: str, strategies: tuple[str, ...], folder: Path) -> dict[str, Any]:
+    """Run ``resumed.py``: workers are copies of its process, and not of this one, in which there is a Ray."""
+    ended = run_command(python("tests/support/resumed.py", action, ",".join(strategies), "2", str(folder)))
     assert ended.code == 0, ended.output
-    weights: dict[str, Tensor] = torch.load(folder / f"{action}-{strategy}.pt")
-    return weights
+    return {strategy: torch.load(folder / f"{action}-{strategy}.pt") for strategy in strategies}
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +33,7 @@ def written(
 ) -> Path:
     """A folder with a checkpoint of each strategy, written in mid-epoch by two workers."""
     folder = tmp_path_factory.mktemp("portable")
-    for strategy in LOCAL:
-        weights = in_group(run_command, "write", strategy, folder)[strategy]
+    for strategy, weights in in_script(run_command, "write", LOCAL, folder).items():
         assert relative_difference(weights, reference) <= limit(strategy)  # saving has changed nothing
     train("ray_ddp", 2, [SaveOnce(folder / "ray_ddp.ckpt")])
     assert {path.stem for path in folder.glob("*.ckpt")} == set(WRITERS)
@@ -55,7 +52,7 @@ def check(weights: dict[str, Tensor], reader: str, reference: Tensor) -> None:
 
 @pytest.mark.parametrize("reader", LOCAL)
 def test_two_workers_continue(reader: str, written: Path, reference: Tensor, run_command: RunCommand) -> None:
-    check(in_group(run_command, "resume", reader, written), reader, reference)
+    check(in_script(run_command, "resume", (reader,), written)[reader], reader, reference)
 
 
 def test_ray_actors_continue(written: Path, reference: Tensor) -> None:

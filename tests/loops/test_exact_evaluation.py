@@ -201,8 +201,10 @@ def assert_same(values: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_all_is_measured_as_in_one_process(strategy: str) -> None:
+def test_all_is_measured_as_in_one_process(strategy: str, request: pytest.FixtureRequest) -> None:
     """With a last batch that is smaller on some workers, or that only some of them have, or that only one has."""
+    if strategy == "ray":
+        request.getfixturevalue("kept_ray_workers")
     sizes = [(2, length, batch) for length, batch in ((1, 1), (3, 1), (7, 4))]
     if strategy == "ddp":
         sizes += [(workers, length, batch) for workers in (2, 3) for length in (3, 7, 50) for batch in (1, 4)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import itertools
 from typing import Any
 
 import pytest
@@ -38,20 +38,24 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize(("stages", "names"), RUNS.items(), ids=str)
-def test_cases_end_as_in_one_process(
-    stages: str, names: tuple[str, ...], run_command: RunCommand, tmp_path: Path
-) -> None:
-    script = ["-m", "tests.support.zero_cases", str(tmp_path / "out"), stages, *names]
+@pytest.fixture(scope="module")
+def trained(run_command: RunCommand, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    """Train all cases in one group, of torchrun; return the results of each rank."""
+    out = tmp_path_factory.mktemp("zero") / "out"
+    runs = [argument for stages, names in RUNS.items() for argument in (stages, ",".join(names))]
+    script = ["-m", "tests.support.zero_cases", str(out), *runs]
     ended = run_command(python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script))
     assert ended.code == 0, ended.output
-    for rank in (0, 1):
-        results = torch.load(tmp_path / f"out-{rank}.pt")
-        assert len(results) == len(names) * len(stages.split(","))
-        for (name, stage), result in results.items():
-            make, options = CASES[name]
-            alone = train(make, "auto", 1, **options)
-            where = f"{name}, stage {stage}, rank {rank}"
+    return [torch.load(f"{out}-{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize(("stages", "names"), RUNS.items(), ids=str)
+def test_cases_end_as_in_one_process(stages: str, names: tuple[str, ...], trained: list[dict[Any, Any]]) -> None:
+    for name in names:
+        make, options = CASES[name]
+        alone = train(make, "auto", 1, **options)
+        for stage, (rank, results) in itertools.product(stages.split(","), enumerate(trained)):
+            result, where = results[stages, name, stage], f"{name}, stage {stage}, rank {rank}"
             torch.testing.assert_close(result["weights"], weights(alone), rtol=1e-5, atol=2e-6, msg=where)
             assert result["seen"] == pytest.approx(getattr(alone, "seen", []), rel=1e-4, abs=1e-5), where
             assert result["left"] == [], where

@@ -17,7 +17,7 @@ from itwinai import ItwinaiTrainer
 
 # 103 samples in global batches of 8: 13 batches, the last of 7, so that neither two workers nor an accumulation of 3
 # divides anything evenly.
-SAMPLES, GLOBAL_BATCH, EPOCHS = 103, 8, 5
+SAMPLES, GLOBAL_BATCH, EPOCHS = 103, 8, 4
 
 
 @dataclass(frozen=True)

@@ -26,25 +26,45 @@ import pytest
 from tests.support import marked
 from tests.support.warm import WARM
 
-# The files that take longest are begun with, in this order, for none to be left alone at the end.
+# The files that take longest are begun with, in this order, for none to be left alone at the end. Those that wait for
+# most of their time, as for SLURM, are far from each other: others compute meanwhile.
 LONGEST = (
     "test_tutorials",
-    "test_situations",
     "test_requeue",
-    "test_jobs",
-    "test_runs",
+    "test_situations",
     "test_tuner",
+    "test_jobs",
+    "test_survival",
     "test_parity",
+    "test_runs",
     "test_workers",
     "test_watched_runs",
-    "test_survival",
-    "test_main",
+    "test_prediction_files",
+    "test_stops",
+    "test_checks",
     "test_worker_kinds",
-    "test_failures",
-    "test_exactness",
     "test_trainer",
-    "test_doctor",
+    "test_portability",
     "test_slurm",
+    "test_mlflow",
+    "test_main",
+    "test_failures",
+    "test_deepspeed",
+    "test_exactness",
+    "test_doctor",
+    "test_exact_evaluation",
+    "test_plugins",
+    "test_unify",
+    "test_first_output",
+    "test_init",
+    "test_ray_session",
+    "test_resume",
+    "test_outer",
+    "test_examples",
+    "test_prediction_writer",
+    "test_pipeline",
+    "test_interrupted",
+    "test_cluster",
     "test_report",
 )
 AT_ONCE = 50
@@ -113,7 +133,11 @@ class _Loop:
         import deepspeed  # noqa: F401 - for all copies
         import horovod.torch  # noqa: F401
 
+        from tests.support.shared_fork_server import SHARED
+
         WARM.start()
+        if any("shared_fork_server" in getattr(item, "fixturenames", ()) for item in self.session.items):
+            SHARED.start()
         alone, others = (
             groups_of(item for item in self.session.items if bool(item.get_closest_marker("alone")) is wanted)
             for wanted in (True, False)
@@ -128,6 +152,7 @@ class _Loop:
             self._run(alone, 1)
         finally:
             self._end()
+            SHARED.stop()
 
     def _run(self, waiting: list[list[pytest.Item]], jobs: int) -> None:
         with selectors.DefaultSelector() as selector:

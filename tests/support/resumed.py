@@ -1,6 +1,6 @@
 """A run that writes a checkpoint in mid-epoch, and runs that go on from one.
 
-As a script, in each worker that torchrun has started: ``resumed.py write|resume STRATEGY WORKERS FOLDER``.
+As a script, whose workers are copies of it: ``resumed.py write|resume STRATEGY,STRATEGY... WORKERS FOLDER``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from tests.support.cases import EPOCHS, GLOBAL_BATCH, Regression, loader, make_trainer
+from tests.support.cases import GLOBAL_BATCH, Regression, loader, make_trainer
 
+EPOCHS = 3
 SAVED_AT = 17  # of 13 steps per epoch: after four batches of the second epoch
 
 
@@ -54,11 +55,10 @@ def resume_all(strategy: Any, workers: int, folder: Path) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    action, strategy, workers, folder = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
-    if action == "write":
-        weights = train(strategy, workers, [SaveOnce(folder / f"{strategy}.ckpt")])
-        result: Any = {strategy: weights}
-    else:
-        result = resume_all(strategy, workers, folder)
-    if L.pytorch.utilities.rank_zero_only.rank == 0:
+    action, strategies, workers, folder = sys.argv[1], sys.argv[2].split(","), int(sys.argv[3]), Path(sys.argv[4])
+    for strategy in strategies:
+        if action == "write":
+            result: Any = train(strategy, workers, [SaveOnce(folder / f"{strategy}.ckpt")])
+        else:
+            result = resume_all(strategy, workers, folder)
         torch.save(result, folder / f"{action}-{strategy}.pt")

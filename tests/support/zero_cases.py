@@ -1,12 +1,13 @@
 """Modules that ask much of a DeepSpeed engine; as a script under torchrun, trains them in all stages given.
 
-``zero_cases.py OUT STAGE,STAGE... CASE...`` leaves weights, or the error's class and message, by case and stage.
+``zero_cases.py OUT STAGE,STAGE... CASE,CASE... [STAGES CASES]...`` leaves weights by stages, case and stage.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -358,20 +359,20 @@ def strategy_of(stage: str) -> DeepSpeedStrategy:
     return strategy
 
 
-def main(out: str, stages: str, names: list[str]) -> None:
+def main(out: str, runs: Sequence[str]) -> None:
     """Train cases in stages, and leave a file with the results."""
-    results: dict[tuple[str, str], Any] = {}
-    for name in names:
-        make, options = CASES[name]
-        for stage in stages.split(","):
+    results: dict[tuple[str, str, str], Any] = {}
+    for stages, names in zip(runs[::2], runs[1::2], strict=True):
+        for name, stage in itertools.product(names.split(","), stages.split(",")):
+            make, options = CASES[name]
             module = train(make, strategy_of(stage), 2, **options)
             left = [
                 name for owner in (*module.modules(), *module.parameters()) for name in vars(owner) if "ds_" in name
             ]
             seen = getattr(module, "seen", [])
-            results[name, stage] = {"weights": weights(module), "seen": seen, "left": left}
+            results[stages, name, stage] = {"weights": weights(module), "seen": seen, "left": left}
     torch.save(results, f"{out}-{torch.distributed.get_rank()}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2:])
