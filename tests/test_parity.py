@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import RunCommand, python, require_programs
+from tests.conftest import REPOSITORY, RunCommand, python, require_programs
 from tests.support.cases import CASES, Case, relative_difference, run_case
 
 # The contract's limits. What is seen is about 1e-7 for all.
@@ -39,7 +39,7 @@ def run_joined(
     launcher: list[str], strategies: tuple[str, ...], run_command: RunCommand, out: Path, *cases: Case
 ) -> tuple[str, list[dict[str, Any]]]:
     """Train with some strategies in two workers of a launcher; return what was printed, and the results."""
-    script = ["tests/support/joined.py", ",".join(strategies), "2", str(out), *map(str, cases)]
+    script = [str(REPOSITORY / "tests/support/joined.py"), ",".join(strategies), "2", str(out), *map(str, cases)]
     ended = run_command([*launcher, *script])
     assert ended.code == 0, ended.output
     results = torch.load(out)
