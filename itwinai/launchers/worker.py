@@ -161,7 +161,10 @@ def leave_group() -> None:
     """Leave the process group, if the strategy has formed one: NCCL complains of those that are left open."""
     import torch.distributed as dist
 
-    if dist.is_initialized():
+    deepspeed = sys.modules.get("deepspeed")
+    if deepspeed is not None and deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()  # forgets its own groups too, which the next run would ask
+    elif dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -146,18 +146,17 @@ def test_two_workers_under_every_strategy_reach_what_one_process_does(tmp_path: 
     assert result.best_config["trainer"]["devices"] == 2
 
 
-def test_ray_workers_are_kept_for_the_next_trial(tmp_path: Path) -> None:
+def test_ray_workers_are_kept_for_the_next_trial_under_every_strategy(tmp_path: Path) -> None:
     result = search(
         tmp_path,
-        space={LR: {"grid": [0.1, 0.2, 0.3]}},
+        space={"trainer.strategy": {"grid": ["ray", "ray_deepspeed", "ray_horovod"]}, LR: {"grid": [0.1, 0.2]}},
         num_samples=1,
         workers_per_trial=2,
-        strategy="ray",
         max_concurrent=1,
     )
-    first, *others = (one.seconds for one in result.record.trials)
-    assert [one.status for one in result.record.trials] == ["finished"] * 3
-    assert max(others) < first  # without the imports
+    assert [(one.status, one.failures) for one in result.record.trials] == [("finished", 0)] * 6
+    seconds = [one.seconds for one in result.record.trials]  # two trials per strategy
+    assert max(seconds[1::2]) < min(seconds[::2])  # without the imports
 
 
 def test_a_trial_that_is_killed_resumes_from_its_checkpoint(tmp_path: Path) -> None:
