@@ -39,7 +39,7 @@ def changed_values() -> ModuleValues:
 
 
 def apply(values: ModuleValues) -> None:
-    """Set constants of modules; those that cannot be imported here are used by nobody."""
+    """Set constants of modules; those of modules that cannot be imported here are not used here."""
     for name, changed in values.items():
         with suppress(ImportError):
             vars(importlib.import_module(name)).update(changed)
