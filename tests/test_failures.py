@@ -232,7 +232,7 @@ def test_a_command_with_more_ray_workers_than_this_machine_can_start(
     Path("config.yaml").write_text(yaml.safe_dump(config))
     assert main(command) == 1
     printed = capsys.readouterr().err
-    assert printed.startswith(f"error: {told}, and Ray is started on this machine alone") and "RAY_ADDRESS" in printed
+    assert f"error: {told}, and Ray is started on this machine alone" in printed and "RAY_ADDRESS" in printed
 
 
 def test_a_loss_that_is_not_number_any_more_is_told_once() -> None:

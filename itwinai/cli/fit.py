@@ -156,7 +156,7 @@ def ray_workers(arguments: Sequence[str]) -> int | None:
             if flag in ("--help", "--print_config"):
                 return None
             if flag in ("-c", "--config"):
-                section = yaml.safe_load(Path(value or "").read_text())["trainer"]
+                section = yaml.safe_load(Path(value or "").read_text()).get("trainer") or {}
                 asked |= {name: given for name, given in section.items() if name in asked}
             elif flag.startswith("--trainer.") and flag.removeprefix("--trainer.") in asked:
                 asked[flag.removeprefix("--trainer.")] = value
