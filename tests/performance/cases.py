@@ -54,12 +54,12 @@ class Case:
 
 
 _CASES = (
-    Case("off", "everything off", 1.2),
-    Case("log", "self.log on step and epoch", 1.5, log=True),
-    Case("default", "defaults, self.log to the bar", 1.6, log=True, defaults=True),
+    Case("off", "everything off", 1.1),
+    Case("log", "self.log on step and epoch", 1.25, log=True),
+    Case("default", "defaults, self.log to the bar", 1.3, log=True, defaults=True),
     Case("lstm", "small LSTM, 30 time steps", 1.2, contenders=(RAW, ITWINAI, COMPILED), model="lstm"),
     Case("cnn", "small CNN", 1.2, contenders=(RAW, ITWINAI, COMPILED), model="cnn"),
-    Case("ddp", "DDP, 2 workers, everything off", 1.15, workers=2, clock="wall"),
+    Case("ddp", "DDP, 2 workers, everything off", 1.05, workers=2, clock="wall"),
     Case("validate", "evaluation loop", 1.3, contenders=UNCOMPILED, evaluate=True),
     Case(
         "metrics",
