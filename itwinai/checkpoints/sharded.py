@@ -259,15 +259,17 @@ def first_not_finite(folder: Path, parameters: Iterable[str]) -> str | None:
     """
     stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     group: dict[str, Tensor] = {}
+    size = 0
     waiting = [name for name in parameters if isinstance(stored.get(key_of_weight(name)), TensorStorageMetadata)]
     for number, name in enumerate(waiting, 1):
         one: Any = stored[key_of_weight(name)]
-        group[key_of_weight(name)] = torch.empty(one.size, dtype=one.properties.dtype)
-        if number == len(waiting) or sum(tensor.nbytes for tensor in group.values()) >= _READ_AT_ONCE:
+        tensor = group[key_of_weight(name)] = torch.empty(one.size, dtype=one.properties.dtype)
+        size += tensor.nbytes
+        if number == len(waiting) or size >= _READ_AT_ONCE:
             dcp.load(group, checkpoint_id=folder, no_dist=True)
             if bad := next((key for key, tensor in group.items() if not tensor.isfinite().all()), None):
                 return bad.removeprefix(key_of_weight(""))
-            group = {}
+            group, size = {}, 0
     return None
 
 

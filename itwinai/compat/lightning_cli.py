@@ -20,9 +20,9 @@ class CheckpointAwareCLI(LightningCLI):
     used_subcommand: str | None = None
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        used, skipped_arguments = self.used_subcommand, self.subcommands()
+        used, subcommands = self.used_subcommand, self.subcommands()
         if used is not None:
-            vars(self)["subcommands"] = lambda: {used: skipped_arguments[used]}
+            vars(self)["subcommands"] = lambda: {used: subcommands[used]}
         try:
             super()._add_subcommands(parser, **kwargs)
         finally:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _DatasetKind, _SingleProcessDataLoaderIter
 
 from itwinai.compat.torch import is_profiling
-
-
-class Fetcher(Protocol):
-    """Fetches the batches of a DataLoader."""
-
-    def fetch(self, possibly_batched_index: Any) -> Any:
-        """Return the batch of these indices, collated."""
 
 
 class _PlainIterator(_SingleProcessDataLoaderIter):

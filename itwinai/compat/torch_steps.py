@@ -36,10 +36,13 @@ def _call_backward(loss: Tensor) -> None:
 
 def _run_backward(loss: Tensor) -> None:
     # What is not a plain scalar gets torch's checks and their errors; a loss that is a leaf keeps its gradient.
-    if type(loss) is not Tensor or loss.grad_fn is None or loss.dim() or not loss.is_floating_point():
-        loss.backward()
-        return
-    if torch._C._are_functorch_transforms_active():
+    if (
+        type(loss) is not Tensor
+        or loss.grad_fn is None
+        or loss.dim()
+        or not loss.is_floating_point()
+        or torch._C._are_functorch_transforms_active()
+    ):
         loss.backward()
         return
     _engine_run_backward(

@@ -24,6 +24,7 @@ from itwinai.errors import CompileStepError, ConfigurationError
 from itwinai.interfaces import WorkerSource
 from itwinai.launchers.environment import WorkerKind
 from itwinai.launchers.reach import check_network, spans_nodes
+from itwinai.launchers.worker import leave_group
 from itwinai.loops.metric_sync import check_shapes
 from itwinai.profiling.step_timer import Communication, StepClock
 from itwinai.strategies.backward import ParameterMonitor, refuse_lazy
@@ -101,7 +102,7 @@ class TorchDistributedStrategy(LaunchedStrategy):
         """Leave a process group without other workers: a process in a group cannot be forked for the next call."""
         if self._is_alone_in_group:
             self._is_alone_in_group = False
-            dist.destroy_process_group()
+            leave_group()
 
     def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
         """Return the tensors of all workers, stacked; through them gradients flow back only with ``sync_grads``."""

@@ -335,12 +335,6 @@ class DeepSpeedStrategy(TorchDistributedStrategy, compat_deepspeed.EngineMaker):
 
     @override
     def leave_group_of_one(self) -> None:
-        if self._is_alone_in_group:
-            import deepspeed
-
-            if deepspeed.comm.is_initialized():  # which keeps what it has found out about a group
-                self._is_alone_in_group = False
-                deepspeed.comm.destroy_process_group()
         super().leave_group_of_one()
         if self._ranks is not None:
             self._ranks.close()

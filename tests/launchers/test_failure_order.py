@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -26,9 +27,9 @@ def reported(raising: Callable[[], None], capsys: pytest.CaptureFixture[str]) ->
 def test_a_known_error_is_a_message_unless_the_users_code_has_raised_it(
     kind: type[Exception], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    namespace: dict[str, object] = {"__name__": "lightning.made_up", "kind": kind}
+    namespace: dict[str, Any] = {"__name__": "lightning.made_up", "kind": kind}
     exec("def refuse():\n    raise kind('no such device')", namespace)
-    assert reported(namespace["refuse"], capsys) == "error: no such device\n"  # type: ignore[arg-type]
+    assert reported(namespace["refuse"], capsys) == "error: no such device\n"
 
     def mine() -> None:
         raise kind("no such device")
@@ -38,9 +39,9 @@ def test_a_known_error_is_a_message_unless_the_users_code_has_raised_it(
 
 
 def test_an_unknown_error_has_its_traceback_and_a_known_one_its_rank(capsys: pytest.CaptureFixture[str]) -> None:
-    namespace: dict[str, object] = {"__name__": "lightning.made_up", "add_note": add_note, "kind": ConfigurationError}
+    namespace: dict[str, Any] = {"__name__": "lightning.made_up", "add_note": add_note, "kind": ConfigurationError}
     exec("def fail():\n    error = kind('refused')\n    add_note(error, '[rank 1]')\n    raise error", namespace)
-    assert reported(namespace["fail"], capsys) == "error: refused\n[rank 1]\n"  # type: ignore[arg-type]
+    assert reported(namespace["fail"], capsys) == "error: refused\n[rank 1]\n"
     exec("def divide():\n    1 / 0", namespace)
-    told = reported(namespace["divide"], capsys)  # type: ignore[arg-type]
+    told = reported(namespace["divide"], capsys)
     assert told.startswith("Traceback") and "ZeroDivisionError" in told
