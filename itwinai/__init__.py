@@ -31,7 +31,8 @@ unify_if_asked()
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         with importing_quickly():
-            return getattr(import_module(_MODULES[name]), name)
+            value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return value
     import difflib
 
     if name == "Trainer":  # Python keeps the text of an AttributeError from those who write `from itwinai import ...`

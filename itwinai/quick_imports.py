@@ -28,7 +28,7 @@ def importing_quickly() -> Iterator[None]:
     Outside the context nothing is different: the collector goes on, and looks at what was imported only in full
     collections; the module `scipy.signal` is the real one, whose code may still have to run.
     """
-    collects, finder = gc.isenabled(), _SignalFinder()
+    collects, finder, known = gc.isenabled(), _SignalFinder(), len(sys.modules)
     gc.disable()
     sys.meta_path.insert(0, finder)
     try:
@@ -36,7 +36,8 @@ def importing_quickly() -> Iterator[None]:
     finally:
         sys.meta_path.remove(finder)
         if collects:
-            if gc.get_freeze_count() == 0:  # what the user has frozen stays so
+            # What was frozen stays so; to count it takes long in a worker, where it is all that was ever imported.
+            if len(sys.modules) > known and gc.get_freeze_count() == 0:
                 gc.freeze()
                 gc.unfreeze()  # all goes to the oldest generation, where objects are that stay
             gc.enable()

@@ -15,7 +15,7 @@ from itwinai.strategies.registry import uses_ray
 from itwinai.unify import unify_lightning
 
 if TYPE_CHECKING:
-    from itwinai.launchers.ray_init import StartingRay
+    from itwinai.launchers.ray_init import RayWorkersRequest, StartingRay
 
 UNIFY = "--unify-lightning"
 
@@ -129,24 +129,25 @@ def main(argv: list[str]) -> int:
 
 def starting_workers(arguments: Sequence[str]) -> AbstractContextManager[StartingRay | None]:
     """Return the context in which Ray starts while this process imports, if the workers are Ray's."""
-    workers = ray_workers(arguments)
-    if workers is not None:
+    request = ray_workers(arguments)
+    if request is not None:
         from itwinai.launchers.ray_init import ray_starting
 
-        return ray_starting(workers)
+        return ray_starting(request)
     return nullcontext()
 
 
-def ray_workers(arguments: Sequence[str]) -> int | None:
-    """Return the number of Ray workers that a command line asks for, if it is plain to see.
+def ray_workers(arguments: Sequence[str]) -> RayWorkersRequest | None:
+    """Return what a command line says about its Ray workers, if it is plain to see.
 
     Args:
         arguments: the command line.
 
     Returns:
-        The number, or None if other workers are asked for, or the number is not given, or something else is unclear.
+        None if other workers are asked for, or their number is not given, or something else is unclear.
     """
-    asked: dict[str, Any] = {"strategy": None, "devices": None, "num_nodes": 1}
+    asked: dict[str, Any] = {"strategy": None, "devices": None, "num_nodes": 1, "accelerator": "auto"}
+    classes: dict[str, Any] = {"model": None, "data": None}
     import yaml
 
     with suppress(
@@ -156,12 +157,25 @@ def ray_workers(arguments: Sequence[str]) -> int | None:
             if flag in ("--help", "--print_config"):
                 return None
             if flag in ("-c", "--config"):
-                section = yaml.safe_load(Path(value or "").read_text()).get("trainer") or {}
+                config = yaml.safe_load(Path(value or "").read_text())
+                section = config.get("trainer") or {}
                 asked |= {name: given for name, given in section.items() if name in asked}
+                classes |= {
+                    name: config[name].get("class_path") for name in classes if isinstance(config.get(name), dict)
+                }
+            elif flag.removeprefix("--") in classes:
+                classes[flag.removeprefix("--")] = value
             elif flag.startswith("--trainer.") and flag.removeprefix("--trainer.") in asked:
                 asked[flag.removeprefix("--trainer.")] = value
         if isinstance(asked["strategy"], str) and uses_ray(asked["strategy"]):  # a class may name a cluster of its own
-            return int(asked["devices"]) * int(asked["num_nodes"])
+            from itwinai.launchers.ray_init import RayWorkersRequest
+
+            return RayWorkersRequest(
+                int(asked["devices"]) * int(asked["num_nodes"]),
+                tuple(name.rpartition(".")[0] for name in classes.values() if isinstance(name, str) and "." in name),
+                on_cpu=asked["accelerator"] == "cpu",
+                early="deepspeed" not in asked["strategy"],  # which chooses its accelerator when it is imported
+            )
     return None
 
 

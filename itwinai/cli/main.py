@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any, NoReturn
 
 from itwinai import plugins
 from itwinai.plugins import Plugin, find_plugin, find_plugins
@@ -62,6 +63,27 @@ def _plugin_rows() -> str:
     width = max([13, *(len(plugin.name) + 2 for plugin in added)])
     rows = [f"  {plugin.name:<{width}}{plugin.summary or plugin.source}\n" for plugin in added]
     return "".join(["commands of plugins:\n", *dict.fromkeys(rows), "\n"]) if rows else ""
+
+
+def run() -> NoReturn:
+    """Be the process of a command line: run it, and exit with its code.
+
+    Python tidies up its memory when it ends, object by object; with torch and Lightning that takes a second or two, for
+    which the shell, or the next step of a pipeline, would wait.
+    """
+    code: Any
+    try:
+        code = main()
+    except SystemExit as stopped:
+        code = stopped.code
+    if "torch" not in sys.modules:
+        sys.exit(code)
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    from itwinai.launchers.worker import exit_at_once
+
+    exit_at_once(code or 0)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,4 +152,4 @@ def unknown_command(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -18,15 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
+import traceback
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from itwinai.launchers.worker import python_that_runs
+from itwinai.launchers.worker import exit_at_once, fork_off, python_that_runs, run_in
 from itwinai.quick_imports import importing_quickly
 
 # Variables that libraries and the interpreter read when they are loaded, which in a forked worker lies in the past.
@@ -252,10 +253,7 @@ def can_fork() -> bool:
 
 
 def serve(connection: socket.socket) -> None:
-    """Fork a worker for every request, and tell when it ends; return when the caller is gone.
-
-    In a forked worker this does not return: it ends with SystemExit.
-    """
+    """Fork a worker for every request, and tell when it ends; return when the caller is gone."""
     gc.freeze()  # collections in the workers leave these pages alone, which they share until one of them writes
     children: dict[int, int] = {}
     # A child's end is a signal, a request is data on a socket. Python writes a byte into a pipe for each signal
@@ -283,43 +281,50 @@ def serve(connection: socket.socket) -> None:
         if not message:
             return
         number, folder, rank = pickle.loads(message)
+
+        def become(streams: list[int] = streams, folder: str = folder, rank: int = rank) -> NoReturn:
+            # What is the server's must not live on in the worker: its socket would look open to the caller after
+            # the server has died, and a signal for the worker would be written into the server's pipe.
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            connection.close()
+            os.close(awake)
+            os.close(wake)
+            _become_worker(streams, Path(folder), rank)
+
         try:
-            pid = _fork()
+            pid = fork_off(become)
         except OSError as error:  # no memory, or no room for another process
             os.write(streams[2], f"rank {rank} could not be forked: {error}\n".encode())
             _tell(connection, "ended", number, 1)
         else:
-            if pid == 0:
-                # What is the server's must not live on in the worker: its socket would look open to the caller after
-                # the server has died, and a signal for the worker would be written into the server's pipe.
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                connection.close()
-                os.close(awake)
-                os.close(wake)
-                _become_worker(streams, Path(folder), rank)
             children[pid] = number
             _tell(connection, "started", number, pid)
         for stream in streams:
             os.close(stream)
 
 
-def serve_callers(listener: socket.socket) -> None:
-    """Fork a server for each caller that connects; return when the standard input is closed.
+def serve_callers(listener: socket.socket, until: Any = None) -> None:
+    """Fork a server for each caller that connects.
 
-    In a forked process this does not return: it ends with SystemExit.
+    Args:
+        listener: where they connect.
+        until: a file; return when it can be read, or is closed at its other end.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for them
+    watched = [listener] if until is None else [listener, until]
     while True:
-        ready, _, _ = select.select([listener, sys.stdin], [], [])
-        if sys.stdin in ready:
+        ready, _, _ = select.select(watched, [], [])
+        if until in ready:
             return
         connection, _ = listener.accept()
-        if _fork() == 0:
+
+        def become(connection: socket.socket = connection) -> NoReturn:
             listener.close()
             os.setsid()  # Ctrl-C in the search's terminal must not end the trials before they have saved
-            serve(connection)
-            raise SystemExit(0)
+            _end_with(lambda: serve(connection))
+
+        fork_off(become)
         connection.close()
 
 
@@ -329,28 +334,37 @@ def _become_worker(streams: list[int], folder: Path, rank: int) -> NoReturn:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    from itwinai.launchers import worker
+    _end_with(lambda: run_in(folder, rank))
 
-    worker.run_in(folder, rank)
-    worker.exit_at_once()
+
+def _end_with(work: Callable[[], None]) -> NoReturn:
+    """Do what is left to do in this process, and end it."""
+    code = 1
+    try:
+        work()
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code if isinstance(stopped.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        exit_at_once(code)
 
 
 def title_worker(rank: int) -> None:
     """Name this process, for people who look at `top`, where all workers would have the same name."""
+    title_process(worker_title(rank))
+
+
+def title_process(name: str) -> None:
+    """Name this process in the system's list of processes."""
     with suppress(OSError):
-        Path("/proc/self/comm").write_text(worker_title(rank))
+        Path("/proc/self/comm").write_text(name)
 
 
 def worker_title(rank: int) -> str:
     """Return the name of a forked worker in the system's list of processes."""
     return f"itwinai rank {rank}"
-
-
-def _fork() -> int:
-    with warnings.catch_warnings():
-        # Python warns of other threads. There are those of OpenBLAS, which knows what to do when it is forked.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
 
 
 def _tell(connection: socket.socket, kind: str, number: int, value: int) -> None:
@@ -380,7 +394,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     work: Callable[[socket.socket], None] = serve
     if arguments[0] == "--shared":
-        arguments, work = arguments[1:], serve_callers
+        arguments, work = arguments[1:], partial(serve_callers, until=sys.stdin)
     number, *modules = arguments
     connection = socket.socket(fileno=int(number))
     with importing_quickly():

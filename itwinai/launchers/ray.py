@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,8 +21,8 @@ from itwinai.launchers.base import PayloadLauncher, on_signals, preemption_signa
 from itwinai.launchers.environment import RankInfo
 from itwinai.launchers.payload import Payload, Result
 from itwinai.launchers.ray_init import FORWARDED, THREADS, StartingRay, check_crowd, connect, forwarded_variables
-from itwinai.launchers.ray_worker import Mailbox, RayWorker
-from itwinai.launchers.ray_worker_pool import RayWorkerPool
+from itwinai.launchers.ray_worker import Mailbox
+from itwinai.launchers.ray_worker_pool import EarlyRayWorkers, RayWorkerPool, start_actors
 from itwinai.launchers.worker_failure import Failure, WorkerGroupError
 from itwinai.warn import warn_user
 
@@ -134,6 +133,7 @@ class RayLauncher(PayloadLauncher):
         self.requested_workers = num_workers
         self.processes: list[tuple[str, int]] = []
         self._placed_once = False
+        self._early: EarlyRayWorkers | None = None
         self._pending_signals: list[int] = []
 
     def kill(self, signum: int) -> None:
@@ -160,7 +160,14 @@ class RayLauncher(PayloadLauncher):
         )
 
     def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "processes": [], "_pending_signals": [], "starting": None, "pool": None}
+        own: dict[str, object] = {
+            "processes": [],
+            "_pending_signals": [],
+            "starting": None,
+            "pool": None,
+            "_early": None,
+        }
+        return {**super().__getstate__(), **own}
 
     def _on_signal(self, signum: int) -> None:
         if not self.processes:  # nothing runs yet that could save: end now, with the exit code of a shell
@@ -179,12 +186,10 @@ class RayLauncher(PayloadLauncher):
             self._placement_group() as (group, bundles),
         ):
             variables = self._environment()
-            actors = self.pool.acquire(group, bundles, variables) if self.pool else None
-            if actors is None:
-                actors = self._actors(group, [bundle for bundle, _ in bundles], variables)
+            actors = self._actors(group, bundles, variables)
             running: dict[Any, int] = {}
             try:
-                rank_infos = self._rank_infos(actors, [node for _, node in bundles])
+                rank_infos = self._rank_infos(actors, [node for _, node in bundles], variables)
                 reference = ray.put(packed)
                 mailbox = f"itwinai-{uuid.uuid4().hex}"
                 for rank, (actor, rank_info) in enumerate(zip(actors, rank_infos, strict=True)):
@@ -213,6 +218,7 @@ class RayLauncher(PayloadLauncher):
         if self.starting is not None:
             self.starting.wait()
             if num_cpus > self.starting.num_cpus and self.placement.address is None:
+                self.starting.take_workers()  # they end with it
                 ray.shutdown()
         if ray.is_initialized() and self.starting is None:
             return
@@ -236,7 +242,9 @@ class RayLauncher(PayloadLauncher):
             yield own, self._bundles_of_trial(own)
             return
         # All or nothing: workers that Ray places one by one can hold resources that two runs wait for in each other.
-        group = placement_group([self.resources] * self.num_workers, strategy=self.placement.placement)
+        group = self._early_group()
+        if group is None:
+            group = placement_group([self.resources] * self.num_workers, strategy=self.placement.placement)
         try:
             try:
                 self._wait_for_resources(group)
@@ -328,28 +336,29 @@ class RayLauncher(PayloadLauncher):
         fewer = min(most.get(self.placement.placement, sum(room)), self.requested_workers)
         return fewer if fewer >= least else None
 
-    def _actors(self, group: Any, bundles: Sequence[int], variables: dict[str, str]) -> list[Any]:
-        """Start the actors, one in each bundle."""
-        import ray
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+    def _early_group(self) -> Any:
+        """Return the placement group of workers that have been started for this run; None if there are no such."""
+        early = self.starting.take_workers() if self.starting else None
+        if early is None:
+            return None
+        used = early.are_for(self.resources, self.num_workers, self.placement.placement) and not (
+            self.placement.runtime_env or self.variables or early.variables.items() - self._environment().items()
+        )
+        if not used:
+            early.close()
+            return None
+        self._early = early
+        return early.group
 
-        custom = {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU")}
-        remote = ray.remote(RayWorker)
-        return [
-            remote.options(
-                num_cpus=self.resources["CPU"],
-                num_gpus=self.resources.get("GPU", 0),
-                resources=custom,
-                runtime_env=self.placement.runtime_env,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
-            ).remote(
-                rank,
-                sys.path,
-                None if "working_dir" in self.placement.runtime_env else os.getcwd(),
-                variables,
-            )
-            for rank, bundle in enumerate(bundles)
-        ]
+    def _actors(self, group: Any, bundles: Sequence[Bundle], variables: dict[str, str]) -> list[Any]:
+        """Return an actor in each bundle: one that is there, or a new one."""
+        early, self._early = self._early, None
+        if early is not None and early.group is group:
+            return [early.actors[bundle] for bundle, _ in bundles]
+        if self.pool and (kept := self.pool.acquire(group, bundles, variables)) is not None:
+            return kept
+        numbers = [bundle for bundle, _ in bundles]
+        return start_actors(group, numbers, self.resources, variables, self.placement.runtime_env)
 
     def _environment(self) -> dict[str, str]:
         """Return environment variables for the workers.
@@ -362,10 +371,10 @@ class RayLauncher(PayloadLauncher):
             **self.placement.runtime_env.get("env_vars", {}),
         }
 
-    def _rank_infos(self, actors: list[Any], nodes: list[str]) -> list[RankInfo]:
+    def _rank_infos(self, actors: list[Any], nodes: list[str], variables: dict[str, str]) -> list[RankInfo]:
         import ray
 
-        started = ray.get([actor.start.remote() for actor in actors])
+        started = ray.get([actor.start.remote(variables) for actor in actors])
         self.processes = [(node, pid) for node, (pid, _, _) in zip(nodes, started, strict=True)]
         _, main_address, main_port = started[0]
         # Ray gives no ranks. Bundles come sorted by node, so that local ranks count up within each: collectives that

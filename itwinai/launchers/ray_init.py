@@ -9,10 +9,15 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from itwinai.compat import ray as compat_ray
 from itwinai.errors import ResourceError
 from itwinai.launchers.cpu_affinity import available_cores
+
+if TYPE_CHECKING:
+    from itwinai.launchers.ray_worker_pool import EarlyRayWorkers
 
 FORWARDED = (
     "PL_GLOBAL_SEED",
@@ -81,13 +86,31 @@ def connect(address: str | None, num_cpus: int, log_to_driver: bool = True) -> N
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=log_to_driver)
     else:
         num_cpus = max(os.cpu_count() or 1, num_cpus)
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=log_to_driver,
-        )
+        with compat_ray.starting_quickly():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=log_to_driver,
+            )
+
+
+@dataclass(frozen=True)
+class RayWorkersRequest:
+    """What a command line or a config says about the Ray workers of its run, before anything heavy is imported.
+
+    Attributes:
+        num_workers: how many.
+        imports: names of the user's modules that they will need.
+        on_cpu: whether they are asked not to use GPUs.
+        early: whether they may import before the strategy has set its environment variables.
+    """
+
+    num_workers: int
+    imports: tuple[str, ...] = ()
+    on_cpu: bool = False
+    early: bool = True
 
 
 class StartingRay:
@@ -97,12 +120,21 @@ class StartingRay:
         num_cpus: see `connect`.
         address: see `connect`.
         log_to_driver: see `connect`.
+        request: of workers to start as soon as Ray is there, if it is started on this machine.
     """
 
-    def __init__(self, num_cpus: int, address: str | None = None, log_to_driver: bool = True) -> None:
+    def __init__(
+        self,
+        num_cpus: int,
+        address: str | None = None,
+        log_to_driver: bool = True,
+        request: RayWorkersRequest | None = None,
+    ) -> None:
         self.num_cpus = num_cpus
         self.address = address
         self.log_to_driver = log_to_driver
+        self.request = request
+        self._workers: EarlyRayWorkers | None = None
         self._error: BaseException | None = None
         self._ready, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="itwinai-ray-start", daemon=True)
@@ -122,6 +154,12 @@ class StartingRay:
         if self._error is not None:
             raise self._error
 
+    def take_workers(self) -> EarlyRayWorkers | None:
+        """Return the workers that have been started, to whom asks first; None if there are none."""
+        self.wait()
+        workers, self._workers = self._workers, None
+        return workers
+
     def end(self) -> None:
         """Disconnect, and end what was started."""
         self._ready.wait()
@@ -135,6 +173,13 @@ class StartingRay:
     def _run(self) -> None:
         try:
             connect(self.address, self.num_cpus, self.log_to_driver)
+            if self.request is not None and self.request.early and not (self.address or "RAY_ADDRESS" in os.environ):
+                from itwinai.launchers.ray_worker_pool import EarlyRayWorkers
+
+                variables = forwarded_variables((*FORWARDED, *THREADS))
+                self._workers = EarlyRayWorkers(
+                    self.request.num_workers, variables, self.request.imports, self.request.on_cpu
+                )
         except BaseException as error:
             self._error = error
         finally:
@@ -143,11 +188,11 @@ class StartingRay:
 
 
 @contextmanager
-def ray_starting(workers: int) -> Iterator[StartingRay]:
+def ray_starting(request: RayWorkersRequest) -> Iterator[StartingRay]:
     """Begin to start Ray, and end it afterwards.
 
     Args:
-        workers: how many there will be, with one CPU each.
+        request: the workers that there will be, with one CPU each.
 
     Yields:
         What a `RayStrategy` waits for; see its method ``connect_by``.
@@ -155,8 +200,8 @@ def ray_starting(workers: int) -> Iterator[StartingRay]:
     Raises:
         ResourceError: see `check_crowd`.
     """
-    check_crowd(workers, None)
-    starting = StartingRay(workers)
+    check_crowd(request.num_workers, None)
+    starting = StartingRay(request.num_workers, request=request)
     try:
         yield starting
     finally:

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -27,9 +29,12 @@ class RayWorker:
         sys_path: the driver's import path.
         folder: the driver's working folder, which this worker shares if its node has it too.
         variables: environment variables, some of which libraries read when they are loaded.
+        imports: names of modules of the user's that this worker will need.
     """
 
-    def __init__(self, rank: int, sys_path: list[str], folder: str | None, variables: dict[str, str]) -> None:
+    def __init__(
+        self, rank: int, sys_path: list[str], folder: str | None, variables: dict[str, str], imports: Sequence[str] = ()
+    ) -> None:
         self.rank = rank
         os.environ.update(variables)
         unify_if_asked()
@@ -39,16 +44,24 @@ class RayWorker:
         with importing_quickly():  # all workers at once, while the driver waits for them
             for name in ("itwinai.launchers.payload", "itwinai.trainer"):
                 import_module(name)
+            for name in imports:
+                with suppress(Exception):  # the payload needs it, and tells then what is wrong
+                    import_module(name)
 
     def __repr__(self) -> str:
         return f"rank {self.rank}"
 
-    def start(self) -> tuple[int, str, int]:
-        """Return the process id, this node's address, and a port that is free on it."""
+    def start(self, variables: dict[str, str]) -> tuple[int, str, int]:
+        """Return the process id, this node's address, and a port that is free on it.
+
+        Args:
+            variables: environment variables of the run, those of this worker among them.
+        """
         import ray
 
         from itwinai.launchers.local import free_port
 
+        os.environ.update(variables)
         return os.getpid(), ray.util.get_node_ip_address(), free_port()
 
     def run(self, packed: bytes, rank_info: RankInfo, mailbox: str) -> Result | Failure:

@@ -1,7 +1,9 @@
-"""Ray workers that are kept for the next run: their imports take seconds."""
+"""Ray workers that are there before a run: kept from the last one, or started early. Their imports take seconds."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +42,83 @@ class RayWorkerPool:
         """End the actors."""
         actors, self.actors = self.actors, []
         _end(actors)
+
+
+class EarlyRayWorkers:
+    """Workers that are started while the driver still imports torch and builds the trainer.
+
+    Args:
+        num_workers: how many, with one CPU each, and one GPU each if the cluster has GPUs that they may use.
+        variables: environment variables that libraries read when they are loaded.
+        imports: names of the user's modules that they will need.
+        on_cpu: whether they use no GPU.
+    """
+
+    placement = "PACK"
+
+    def __init__(
+        self, num_workers: int, variables: Mapping[str, str], imports: Sequence[str] = (), on_cpu: bool = False
+    ) -> None:
+        import ray
+        from ray.util.placement_group import placement_group
+
+        self.variables = dict(variables)
+        self.resources: dict[str, float] = {"CPU": 1}
+        if not on_cpu and ray.cluster_resources().get("GPU", 0) > 0:
+            self.resources["GPU"] = 1
+        self.group = placement_group([self.resources] * num_workers, strategy=self.placement)
+        self.actors = start_actors(
+            self.group, range(num_workers), self.resources, self.variables, {}, imports=tuple(imports)
+        )
+
+    def are_for(self, resources: Mapping[str, float], num_workers: int, placement: str) -> bool:
+        """Return whether they are as a run wants its workers, wherever they are."""
+        return (dict(resources), num_workers, placement) == (self.resources, len(self.actors), self.placement)
+
+    def close(self) -> None:
+        """End the workers, and release what is reserved for them."""
+        from ray.util.placement_group import remove_placement_group
+
+        _end(self.actors)
+        remove_placement_group(self.group)
+
+
+def start_actors(
+    group: Any,
+    bundles: Sequence[int],
+    resources: Mapping[str, float],
+    variables: Mapping[str, str],
+    runtime_env: Mapping[str, Any],
+    imports: Sequence[str] = (),
+) -> list[Any]:
+    """Start an actor of a `RayWorker` in each of some bundles of a placement group; return those of ranks 0, 1...
+
+    Args:
+        group: the placement group.
+        bundles: numbers of its bundles.
+        resources: what each worker needs.
+        variables: environment variables of the workers.
+        runtime_env: Ray's runtime environment of the workers.
+        imports: names of the user's modules to import at once.
+    """
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    from itwinai.launchers.ray_worker import RayWorker
+
+    custom = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
+    folder = None if "working_dir" in runtime_env else os.getcwd()
+    remote = ray.remote(RayWorker)
+    return [
+        remote.options(
+            num_cpus=resources["CPU"],
+            num_gpus=resources.get("GPU", 0),
+            resources=custom,
+            runtime_env=dict(runtime_env),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+        ).remote(rank, sys.path, folder, dict(variables), imports)
+        for rank, bundle in enumerate(bundles)
+    ]
 
 
 def _key(group: Any, bundles: Sequence[tuple[int, str]], variables: Mapping[str, str]) -> Key:

@@ -6,12 +6,14 @@ with its caller: its standard input is a pipe that the caller never writes to, a
 
 from __future__ import annotations
 
+import contextvars
 import io
 import os
 import pickle
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -72,6 +74,41 @@ def die_with_caller(pipe: int) -> None:
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="itwinai-caller-watch", daemon=True).start()
+
+
+def fork_off(become: Callable[[], NoReturn]) -> int:
+    """Fork this process, and return the process id of the copy.
+
+    The fork is made by a thread that was started for it. OpenMP, which computes torch's operators, keeps its pool of
+    threads with the thread that uses it: in a copy of the main thread it would wait for threads that are not there,
+    whereas a thread that has computed nothing has no pool, and its copy makes one of its own.
+
+    Args:
+        become: is called in the copy, with the context variables of the caller.
+
+    Raises:
+        OSError: there is no memory or no room for another process.
+    """
+    forked: list[int | OSError] = []
+
+    def run() -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of other threads
+                pid = os.fork()
+        except OSError as error:
+            forked.append(error)
+            return
+        if pid == 0:
+            become()
+        forked.append(pid)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="itwinai-fork")
+    thread.start()
+    thread.join()
+    if isinstance(forked[0], OSError):
+        raise forked[0]
+    return forked[0]
 
 
 def main() -> None:

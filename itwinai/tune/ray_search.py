@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from itwinai.compat import ray as compat_ray
 from itwinai.tune.resources import TrialResources
 from itwinai.tune.schedulers import check_together, make_scheduler
 from itwinai.tune.search_recorder import SearchRecorder
@@ -115,7 +116,7 @@ class Search:
             strategy = drawn.get("trainer.strategy", spec.strategy)
             return self.resources(strategy, spec.has_ray_workers(drawn)).placement_group_factory()
 
-        with _quiet_tune():
+        with _quiet_tune(), compat_ray.without_counting_callbacks():
             tune.run(
                 tune.with_resources(trainable, needs),
                 name=settings.name,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from itwinai.config.source import check_config_files
 from itwinai.errors import ConfigurationError, MissingMetricError, TrialError, require
 from itwinai.launchers.environment_variables import environment_variables
-from itwinai.launchers.forked_call import call_in_fork
+from itwinai.launchers.forked_call import ForkedCall
 from itwinai.launchers.ray_init import check_crowd
 from itwinai.launchers.ray_slurm import agree_on_token, allocated_nodes, ray_over
 from itwinai.launchers.slurm_job import earlier_tries
@@ -112,9 +112,14 @@ class Tuner:
             fork_server_path = contexts.enter_context(_fork_server())
             contexts.enter_context(_importing_from(os.getcwd()))
             connected = contexts.enter_context(_ray(self.address, self.settings))
+            parsing = self._parsing(fork_server_path)
+            if parsing is not None:
+                contexts.enter_context(parsing)
             from itwinai.tune.search_runner import SearchRun  # meanwhile, as that takes seconds too
 
-            target = self._target(fork_server_path)
+            target = self._target(parsing)
+            if parsing is not None:  # trials begin with the user's modules, which the config has needed
+                fork_server_path = parsing.server_path or fork_server_path
             connected()
             (folder / _FAILED).unlink(missing_ok=True)
             try:
@@ -123,16 +128,22 @@ class Tuner:
                 (folder / _FAILED).touch()
                 raise
 
-    def _target(self, fork_server_path: str | None) -> SearchTarget:
+    def _parsing(self, fork_server_path: str | None) -> ForkedCall | None:
+        """Begin to parse the config where Lightning is; None if there is no config, or Lightning is here."""
+        if self._function is not None or fork_server_path is None or "lightning" in sys.modules:
+            return None
+        from itwinai.tune.search_target import ConfigTarget
+
+        return ForkedCall(fork_server_path, ConfigTarget.parsed, self._config, self.arguments, self.settings)
+
+    def _target(self, parsing: ForkedCall | None) -> SearchTarget:
         from itwinai.tune.search_target import ConfigTarget, FunctionTarget
 
         if self._function is not None:
             return FunctionTarget(self._function, self.settings)
-        given = self._config, self.arguments, self.settings
-        if fork_server_path is None or "lightning" in sys.modules:
-            return ConfigTarget.parsed(*given)
-        # The search needs Lightning for this alone, and trials have it.
-        target: ConfigTarget = call_in_fork(fork_server_path, ConfigTarget.parsed, *given)
+        if parsing is None:
+            return ConfigTarget.parsed(self._config, self.arguments, self.settings)
+        target: ConfigTarget = parsing.result()
         return target
 
 

@@ -150,7 +150,7 @@ def test_gpus_of_amd(libraries: Any) -> None:
     assert result.quantities["gpu1_memory_gb"].mean == 16
     assert result.missing == dict.fromkeys(("gpu1_power_w", "gpu2_power_w"), "the driver reports no power for it")
     assert [use.source for use in result.energy] == ["gpu0", "gpu2"]
-    # The sampler's first reading, a million ticks of 15.3 microjoules each, comes after the one that looks for a counter.
+    # A million ticks of 15.3 microjoules each; the first reading is to see whether there is a counter.
     assert result.energy[0].joules == pytest.approx((smi.gpus[0].ticks - 2_000_000) * 15.3e-6)
     assert smi.open == 0
     chosen = gpu_instruments([{"ROCR_VISIBLE_DEVICES": "GPU-3c,GPU-1a", "HIP_VISIBLE_DEVICES": "1"}])

@@ -72,9 +72,9 @@ def _starting_workers(trainer: dict[str, Any]) -> AbstractContextManager[Startin
     """Return the context in which Ray starts while this process imports, as for `itwinai fit`."""
     workers = trainer["devices"] * trainer["num_nodes"]
     if uses_ray(str(trainer["strategy"])):
-        from itwinai.launchers.ray_init import ray_starting
+        from itwinai.launchers.ray_init import RayWorkersRequest, ray_starting
 
-        return ray_starting(workers)
+        return ray_starting(RayWorkersRequest(workers, early=False))
     return nullcontext()
 
 
