@@ -170,12 +170,8 @@ def ray_workers(arguments: Sequence[str]) -> RayWorkersRequest | None:
         if isinstance(asked["strategy"], str) and uses_ray(asked["strategy"]):  # a class may name a cluster of its own
             from itwinai.launchers.ray_init import RayWorkersRequest
 
-            return RayWorkersRequest(
-                int(asked["devices"]) * int(asked["num_nodes"]),
-                tuple(name.rpartition(".")[0] for name in classes.values() if isinstance(name, str) and "." in name),
-                on_cpu=asked["accelerator"] == "cpu",
-                early="deepspeed" not in asked["strategy"],  # which chooses its accelerator when it is imported
-            )
+            workers = int(asked["devices"]) * int(asked["num_nodes"])
+            return RayWorkersRequest.of(workers, asked["strategy"], asked["accelerator"], classes.values())
     return None
 
 

@@ -71,19 +71,15 @@ def run() -> NoReturn:
     Python tidies up its memory when it ends, object by object; with torch and Lightning that takes a second or two, for
     which the shell, or the next step of a pipeline, would wait.
     """
-    code: Any
     try:
-        code = main()
+        code: Any = main()
     except SystemExit as stopped:
         code = stopped.code
     if "torch" not in sys.modules:
         sys.exit(code)
-    if isinstance(code, str):
-        print(code, file=sys.stderr)
-        code = 1
-    from itwinai.launchers.worker import exit_at_once
+    from itwinai.launchers.worker import end_after
 
-    exit_at_once(code or 0)
+    end_after(lambda: code)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -27,7 +26,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from itwinai.launchers.worker import exit_at_once, fork_off, python_that_runs, run_in
+from itwinai.launchers.worker import end_after, fork_off, python_that_runs, run_in
 from itwinai.quick_imports import importing_quickly
 
 # Variables that libraries and the interpreter read when they are loaded, which in a forked worker lies in the past.
@@ -322,7 +321,7 @@ def serve_callers(listener: socket.socket, until: Any = None) -> None:
         def become(connection: socket.socket = connection) -> NoReturn:
             listener.close()
             os.setsid()  # Ctrl-C in the search's terminal must not end the trials before they have saved
-            _end_with(lambda: serve(connection))
+            end_after(lambda: serve(connection))
 
         fork_off(become)
         connection.close()
@@ -334,21 +333,7 @@ def _become_worker(streams: list[int], folder: Path, rank: int) -> NoReturn:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    _end_with(lambda: run_in(folder, rank))
-
-
-def _end_with(work: Callable[[], None]) -> NoReturn:
-    """Do what is left to do in this process, and end it."""
-    code = 1
-    try:
-        work()
-        code = 0
-    except SystemExit as stopped:
-        code = stopped.code if isinstance(stopped.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        exit_at_once(code)
+    end_after(lambda: run_in(folder, rank))
 
 
 def title_worker(rank: int) -> None:

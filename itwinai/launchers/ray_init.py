@@ -7,7 +7,7 @@ import concurrent.futures.thread  # noqa: F401
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -111,6 +111,20 @@ class RayWorkersRequest:
     imports: tuple[str, ...] = ()
     on_cpu: bool = False
     early: bool = True
+
+    @classmethod
+    def of(cls, num_workers: int, strategy: str, accelerator: Any, classes: Iterable[Any]) -> RayWorkersRequest:
+        """Return the request for what a config names.
+
+        Args:
+            num_workers: how many.
+            strategy: its name.
+            accelerator: its name.
+            classes: paths of the user's classes, as far as they are there.
+        """
+        imports = tuple(path.rpartition(".")[0] for path in classes if isinstance(path, str) and "." in path)
+        # DeepSpeed chooses its accelerator when it is imported.
+        return cls(num_workers, imports, on_cpu=accelerator == "cpu", early="deepspeed" not in strategy)
 
 
 class StartingRay:

@@ -216,6 +216,26 @@ def leave_group_of_sockets() -> None:
         dist.destroy_process_group()
 
 
+def end_after(work: Callable[[], object]) -> NoReturn:
+    """Do what is left to do in this process, and end it as ``sys.exit(work())`` does, but at once.
+
+    Args:
+        work: returns the exit code, or None for 0; an error that it raises is printed.
+    """
+    code: Any
+    try:
+        code = work()
+    except SystemExit as stopped:
+        code = stopped.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    exit_at_once(code or 0)
+
+
 def exit_at_once(code: int = 0, files: Iterable[Any] = ()) -> NoReturn:
     """End this process as the interpreter would, but for tidying up its memory.
 

@@ -17,6 +17,7 @@ from itwinai.cli.main import main, misplaced_command, unknown_command, usage
 from itwinai.compat.jsonargparse import parser_arguments
 from itwinai.config.lightning_cli import PREDICTIONS_LOST, parsed
 from itwinai.config.source import expand_short_flags
+from itwinai.launchers.ray_init import RayWorkersRequest
 from tests.conftest import REPOSITORY, RunCommand, python
 from tests.support.cases import Regression, loader, make_trainer
 
@@ -90,18 +91,24 @@ def test_short_flags(given: list[str], expanded: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "workers"),
     [
-        (["--strategy", "ray", "--devices", "2"], 2),
-        (["-c", "{config}"], 6),
-        (["--config={config}", "--strategy=ray_horovod", "--devices", "4"], 8),
+        (["--strategy", "ray", "--devices", "2", "--model", "nets.mlp.MLP"], RayWorkersRequest(2, ("nets.mlp",))),
+        (["-c", "{config}"], RayWorkersRequest(6, ("mine",))),
+        (
+            ["--config={config}", "--strategy=ray_horovod", "--devices", "4", "--trainer.accelerator", "cpu"],
+            RayWorkersRequest(8, ("mine",), on_cpu=True),
+        ),
+        (["-c", "{config}", "--strategy", "ray_deepspeed"], RayWorkersRequest(6, ("mine",), early=False)),
         (["-c", "{config}", "--strategy", "ddp"], None),
         (["-c", "{config}", "--devices", "auto"], None),
         (["-c", "{config}", "--help"], None),
         (["-c", "missing.yaml", "--strategy", "ray", "--devices", "2"], None),
     ],
 )
-def test_number_of_ray_workers_that_is_known_at_once(arguments: list[str], workers: int | None, tmp_path: Path) -> None:
+def test_ray_workers_that_are_known_at_once(
+    arguments: list[str], workers: RayWorkersRequest | None, tmp_path: Path
+) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text("trainer:\n  strategy: ray\n  devices: 3\n  num_nodes: 2\nmodel: x\n")
+    config.write_text("trainer:\n  strategy: ray\n  devices: 3\n  num_nodes: 2\nmodel:\n  class_path: mine.Model\n")
     given = [argument.format(config=config) for argument in arguments]
     assert ray_workers(["fit", *given]) == workers
 
@@ -116,6 +123,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("max_epochs", ["1", "one"])
 def test_ray_that_was_started_early(max_epochs: str, run_command: RunCommand, tmp_path: Path, digits: Path) -> None:
     flags = ["--strategy", "ray", "--devices", "2", f"--trainer.default_root_dir={tmp_path}"]
+    imports = tmp_path / "imports"
+    imports.mkdir()
+    with (digits / "model.py").open("a") as file:  # says which processes import it, and where they are then
+        file.write("import os, pathlib, traceback\n")
+        file.write(f"path = pathlib.Path({str(imports)!r}, str(os.getpid()))\n")
+        file.write("path.write_text(''.join(traceback.format_stack()))\n")
     ended = run_command(
         python("-m", "itwinai.cli.main", "fit", "-c", "config.yaml", *flags, f"--trainer.max_epochs={max_epochs}"),
         cwd=digits,
@@ -125,6 +138,11 @@ def test_ray_that_was_started_early(max_epochs: str, run_command: RunCommand, tm
     wanted = "2 workers launched by Ray" if max_epochs == "1" else "trainer.max_epochs"
     assert wanted in ended.output
     assert "SIGTERM handler" not in ended.output
+    if max_epochs == "1":  # the driver, and each worker before it has the payload
+        stacks = [path.read_text() for path in imports.iterdir()]
+        assert len(stacks) == 3
+        assert sum("in run_packed" in stack for stack in stacks) == 0, stacks
+        assert sum("ray_worker.py" in stack for stack in stacks) == 2, stacks
 
 
 def test_fit_then_test_from_a_config(run_command: RunCommand, tmp_path: Path, digits: Path) -> None:

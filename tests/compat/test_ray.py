@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,48 @@ def test_ray_prints_rank_0_plainly(capsys: pytest.CaptureFixture[str]) -> None:
         dispatcher.handlers = handlers
     assert capsys.readouterr().out == "a\nb\n"
     assert [data["actor_name"] for data in kept] == ["rank 1"]
+
+
+def test_ray_starts_without_a_server_that_was_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import node, services
+
+    asked: list[bool | None] = []
+    looked: list[str] = []
+    waited: list[str] = []
+    monkeypatch.setattr(
+        node.Node, "start_api_server", lambda self, **options: asked.append(options["include_dashboard"])
+    )
+    monkeypatch.setattr(services, "get_node", lambda address, node_id: looked.append(node_id) or {})
+    monkeypatch.setattr(compat_ray, "_wait_for_node", lambda address, node_id: waited.append(node_id))
+    before = node.Node.start_api_server, services.get_node
+    with compat_ray.starting_quickly():
+        for include in (False, None, True):
+            node.Node.start_api_server(object(), include_dashboard=include, raise_on_failure=False)  # type: ignore[arg-type]
+        assert services.get_node("127.0.0.1:1", "a") == {}
+    assert asked == [None, True]
+    assert looked == waited == ["a"]
+    assert (node.Node.start_api_server, services.get_node) == before
+
+
+def test_what_ray_is_started_without(local_ray: None) -> None:
+    import inspect
+
+    import ray
+    from ray._private import node
+    from ray.air._internal import usage
+    from ray.tune import tune
+
+    # The names are those that are used where Ray starts, and where a search does.
+    assert "self.start_api_server(\n            include_dashboard=" in inspect.getsource(node.Node.start_head_processes)
+    assert "ray._private.services.get_node(" in inspect.getsource(node.Node.__init__)
+    assert "air_usage.tag_callbacks(callbacks)" in inspect.getsource(tune.run)
+    context = ray.get_runtime_context()
+    began = time.monotonic()
+    compat_ray._wait_for_node(context.gcs_address, context.get_node_id(), timeout=600)
+    assert time.monotonic() - began < 300
+    with compat_ray.without_counting_callbacks():
+        assert not usage.tag_callbacks([object()])
+    assert usage.tag_callbacks.__module__ == usage.__name__
 
 
 def test_storage_of_a_function_of_ray_tune(local_ray: None, tmp_path: Path) -> None:

@@ -6,18 +6,27 @@ import operator
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from itwinai.errors import ConfigurationError, WorkerError
 from itwinai.launchers.fork_server import ForkServer
-from itwinai.launchers.forked_call import call_in_fork
+from itwinai.launchers.forked_call import ForkedCall
 from itwinai.tune.search_target import ConfigTarget
 from itwinai.tune.settings import Settings
 from itwinai.tune.trial_spec import MODULES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+
+
+def call(path: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    with ForkedCall(path, function, *arguments) as forked:
+        return forked.result()
 
 
 def place() -> tuple[str, str | None, bool]:
@@ -29,23 +38,59 @@ def test_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leftovers: No
     try:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("ITWINAI_TEST_VARIABLE", "here")
-        assert call_in_fork(server.path, place) == (str(tmp_path), "here", True)
+        assert call(server.path, place) == (str(tmp_path), "here", True)
         with pytest.raises(ZeroDivisionError, match="division by zero"):
-            call_in_fork(server.path, operator.truediv, 1, 0)
+            call(server.path, operator.truediv, 1, 0)
         with pytest.raises(WorkerError, match="kill ended with exit code -9"):
-            call_in_fork(server.path, kill, signal.SIGKILL)
+            call(server.path, kill, signal.SIGKILL)
 
         space = {"model.optimizer": {"choice": ["sgd", "adamw"]}}
         settings = Settings.from_mapping({"metric": "loss", "space": space})
         (tmp_path / "config.yaml").write_text("model:\n  class_path: tests.support.cases.Regression\n")
         arguments = ["--trainer.max_epochs=3"]
-        parsed = call_in_fork(server.path, ConfigTarget.parsed, ["config.yaml"], arguments, settings)
+        parsed = call(server.path, ConfigTarget.parsed, ["config.yaml"], arguments, settings)
         assert parsed == ConfigTarget.parsed(["config.yaml"], arguments, settings)
         with pytest.raises(ConfigurationError, match="max_epoch") as raised:
-            call_in_fork(server.path, ConfigTarget.parsed, ["config.yaml"], ["--trainer.max_epoch=3"], settings)
+            call(server.path, ConfigTarget.parsed, ["config.yaml"], ["--trainer.max_epoch=3"], settings)
         assert not getattr(raised.value, "__notes__", [])  # no rank: it is not a worker
     finally:
         server.close()
+
+
+def test_process_of_a_call_serves_copies_of_itself(no_leftovers: None) -> None:
+    server = ForkServer(("torch",))
+    try:
+        with ForkedCall(server.path, compute, "tests.support.fake_amdsmi") as forked:
+            first = forked.result()
+            path = forked.server_path
+            assert path is not None
+            # They have what it has imported, and compute as it did: its threads are not theirs.
+            assert call(path, was_imported, "tests.support.fake_amdsmi")
+            assert call(path, compute, "tests.support.fake_amdsmi") == pytest.approx(first)
+            assert not call(server.path, was_imported, "tests.support.fake_amdsmi")
+        assert not Path(path).exists()
+        with ForkedCall(server.path, start_thread) as forked:
+            forked.result()
+            assert forked.server_path is None  # a copy would have only half of it
+    finally:
+        server.close()
+
+
+def compute(name: str) -> float:
+    import torch
+
+    import_module(name)
+    torch.set_num_threads(2)
+    size = 1 << 20  # enough for the threads of OpenMP
+    return float((torch.arange(size) / size).sin().sum())
+
+
+def was_imported(name: str) -> bool:
+    return name in sys.modules
+
+
+def start_thread() -> None:
+    threading.Thread(target=threading.Event().wait, name="mine", daemon=True).start()
 
 
 def kill(signum: int) -> None:
