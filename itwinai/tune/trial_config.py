@@ -68,6 +68,7 @@ class BaseConfig:
             "logger": logger,
             "enable_progress_bar": False,
             "enable_model_summary": False,
+            "enable_checkpointing": True,  # reports come with checkpoints, for a resume and for the best trial
         }
         callbacks = copy.deepcopy(trainer.get("callbacks") or [])
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]

@@ -85,7 +85,9 @@ class StampedRegression(Regression):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         if self.global_rank == 0 and not self.stamp.exists():
             self.stamp.write_text(repr(time.monotonic()))
-        return super().training_step(batch, batch_idx)
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        return loss
 
 
 class BatchData(L.LightningDataModule):

@@ -269,7 +269,8 @@ def test_a_trial_writes_within_its_folder_or_one_of_its_name() -> None:
     """Two trials with one ``dirpath`` took each other's checkpoints for versions of their own."""
     saving = [{"class_path": "ModelCheckpoint", "init_args": {"dirpath": where}} for where in ("a/b", "/x", "s3://y/")]
     profiler = {"class_path": "SimpleProfiler", "init_args": {"dirpath": ".", "filename": "p"}}
-    base = {"seed_everything": 1, "trainer": {"callbacks": saving, "profiler": profiler, "default_root_dir": "runs"}}
+    own = {"default_root_dir": "runs", "enable_checkpointing": False}
+    base = {"seed_everything": 1, "trainer": {"callbacks": saving, "profiler": profiler, **own}}
     settings = Settings.from_mapping({"metric": "loss", "name": "digits", "space": {LR: {"uniform": [0, 1]}}})
     trainer = BaseConfig(base, settings).of_trial({}, "/searches/digits/t", False)["trainer"]
     assert [one["init_args"].get("dirpath") for one in (*trainer["callbacks"], trainer["profiler"])] == [
@@ -277,6 +278,7 @@ def test_a_trial_writes_within_its_folder_or_one_of_its_name() -> None:
         *(None, "/searches/digits/t/."),  # None of what reports
     ]
     assert trainer["default_root_dir"] == "/searches/digits/t"
+    assert trainer["enable_checkpointing"]  # what reports saves checkpoints, and refuses to be with none
     assert saving[0]["init_args"]["dirpath"] == "a/b"
 
 
