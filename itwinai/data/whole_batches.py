@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
@@ -78,10 +80,15 @@ def _select(dataset: Dataset[Any], indices: Any) -> list[Tensor] | None:
         dataset = dataset.dataset
     if type(dataset) is not TensorDataset or not all(map(_is_integer, set(map(type, indices)))):
         return None
-    rows = torch.tensor(indices, dtype=torch.int64)
-    if not all(_is_plain(tensor) for tensor in dataset.tensors):
+    if not all(map(_is_plain, dataset.tensors)):
         return None
-    return [tensor[rows] for tensor in dataset.tensors]
+    # Between the steps of a network little of this is in the processor's caches, and what runs less code is faster:
+    # NumPy reads a list of numbers in half of torch's time, and `index_select` looks up rows in half of the time of
+    # `tensor[rows]`.
+    with suppress(IndexError, OverflowError, RuntimeError):  # negative, or too large
+        rows = torch.from_numpy(np.array(indices, dtype=np.int64))
+        return [tensor.index_select(0, rows) for tensor in dataset.tensors]
+    return None
 
 
 def _is_integer(kind: type) -> bool:

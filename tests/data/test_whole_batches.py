@@ -87,10 +87,11 @@ def fetched_alone(dataset: Any, indices: Any, **options: Any) -> list[Any]:
 def test_what_is_left_to_torch() -> None:
     rows = torch.arange(12.0).reshape(4, 3)
     whole = TensorDataset(rows)
-    assert not fetched_alone(whole, [0, 3, -1])
+    assert not fetched_alone(whole, [0, 3, 3])
     assert not fetched_alone(Subset(whole, np.array([3, 2])), [0, 1])  # type: ignore[arg-type]
     for dataset, indices in (
         (whole, (0, 1)),
+        (whole, [0, 3, -1]),
         (whole, [True, False]),
         (whole, [torch.tensor(1)]),
         (whole, [slice(2)]),
