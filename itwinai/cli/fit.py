@@ -147,7 +147,6 @@ def ray_workers(arguments: Sequence[str]) -> RayWorkersRequest | None:
         None if other workers are asked for, or their number is not given, or something else is unclear.
     """
     asked: dict[str, Any] = {"strategy": None, "devices": None, "num_nodes": 1, "accelerator": "auto"}
-    classes: dict[str, Any] = {"model": None, "data": None}
     import yaml
 
     with suppress(
@@ -157,21 +156,15 @@ def ray_workers(arguments: Sequence[str]) -> RayWorkersRequest | None:
             if flag in ("--help", "--print_config"):
                 return None
             if flag in ("-c", "--config"):
-                config = yaml.safe_load(Path(value or "").read_text())
-                section = config.get("trainer") or {}
+                section = yaml.safe_load(Path(value or "").read_text()).get("trainer") or {}
                 asked |= {name: given for name, given in section.items() if name in asked}
-                classes |= {
-                    name: config[name].get("class_path") for name in classes if isinstance(config.get(name), dict)
-                }
-            elif flag.removeprefix("--") in classes:
-                classes[flag.removeprefix("--")] = value
             elif flag.startswith("--trainer.") and flag.removeprefix("--trainer.") in asked:
                 asked[flag.removeprefix("--trainer.")] = value
         if isinstance(asked["strategy"], str) and uses_ray(asked["strategy"]):  # a class may name a cluster of its own
             from itwinai.launchers.ray_init import RayWorkersRequest
 
             workers = int(asked["devices"]) * int(asked["num_nodes"])
-            return RayWorkersRequest.of(workers, asked["strategy"], asked["accelerator"], classes.values())
+            return RayWorkersRequest.of(workers, asked["strategy"], asked["accelerator"])
     return None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn
 
 from itwinai import plugins
 from itwinai.plugins import Plugin, find_plugin, find_plugins
@@ -65,21 +64,12 @@ def _plugin_rows() -> str:
     return "".join(["commands of plugins:\n", *dict.fromkeys(rows), "\n"]) if rows else ""
 
 
-def run() -> NoReturn:
-    """Be the process of a command line: run it, and exit with its code.
+def run() -> int:
+    """Be the command: run the command line that this process was started with, and return the exit code."""
+    from itwinai.launchers.worker import exit_soon
 
-    Python tidies up its memory when it ends, object by object; with torch and Lightning that takes a second or two, for
-    which the shell, or the next step of a pipeline, would wait.
-    """
-    try:
-        code: Any = main()
-    except SystemExit as stopped:
-        code = stopped.code
-    if "torch" not in sys.modules:
-        sys.exit(code)
-    from itwinai.launchers.worker import end_after
-
-    end_after(lambda: code)
+    exit_soon()
+    return main()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -148,4 +138,4 @@ def unknown_command(name: str) -> str:
 
 
 if __name__ == "__main__":
-    run()
+    sys.exit(run())

@@ -6,7 +6,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,13 @@ def starting_quickly() -> Iterator[None]:
 
 def _wait_for_node(gcs_address: str, node_id: str, timeout: float = 30.0) -> None:
     """Wait until a node has registered; what comes after the timeout is Ray's own to say."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-
-    client = GcsClient(gcs_address)
     deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline and all(known.hex() != node_id for known in client.get_all_node_info()):
-        time.sleep(0.02)
+    with suppress(Exception):  # of Ray's own kinds, by version; whatever is wrong, Ray looks itself afterwards
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+        client = GcsClient(gcs_address)
+        while time.monotonic() < deadline and all(known.hex() != node_id for known in client.get_all_node_info()):
+            time.sleep(0.02)
 
 
 @contextmanager

@@ -3,10 +3,15 @@
 Everything that the caller has is there: nothing is pickled, nothing is imported again. A fork copies memory, and of the
 threads only the one that forks. What other threads hold at that moment, such as a lock, is held forever in the copy,
 and a GPU's driver refuses to work in it. So `why_not_fork` looks for threads and devices first.
+
+The fork is made by a thread that was started for it. OpenMP, which computes torch's operators, keeps its pool of
+threads with the thread that uses it: in a copy of the main thread it would wait for threads that are not there, whereas
+a thread that has computed nothing has no pool, and its copy makes one of its own.
 """
 
 from __future__ import annotations
 
+import contextvars
 import ctypes
 import fcntl
 import gc
@@ -19,6 +24,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +35,6 @@ import torch.distributed as dist
 
 from itwinai.compat import python as compat_python
 from itwinai.launchers.environment import in_notebook
-from itwinai.launchers.worker import exit_at_once, fork_off
 
 # Threads that hold no lock while they wait, by the package of their class, or by their name.
 _HARMLESS_PACKAGES = ("tqdm", "ipykernel", "IPython")
@@ -164,26 +169,39 @@ def fork(
         OSError: there is no memory or no room for another process.
     """
     reading, writing = os.pipe()
+    forked: list[int | OSError] = []
 
-    def become() -> NoReturn:
-        inherited = [writing, *(child.stdin.fileno() for child in earlier)]
-        _become_worker(work, reading, inherited, handlers, files)
-
-    # What the copies share with this process is left alone by their garbage collection: whoever only looks at an
-    # object gets a copy of its page. What the user has frozen stays so, which may not be told from ours later.
-    freezes = gc.get_freeze_count() == 0
-    if freezes:
-        gc.freeze()
-    try:
-        pid = fork_off(become)
-    except OSError:
-        os.close(writing)
-        raise
-    finally:
+    def run() -> None:
+        # What the copies share with this process is left alone by their garbage collection: whoever only looks at an
+        # object gets a copy of its page. What the user has frozen stays so, which may not be told from ours later.
+        freezes = gc.get_freeze_count() == 0
         if freezes:
-            gc.unfreeze()
-        os.close(reading)
-    return ForkedProcess(pid, writing)
+            gc.freeze()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which were looked at
+                pid = os.fork()
+        except OSError as error:
+            forked.append(error)
+            return
+        finally:
+            if freezes and os.getpid() == own:
+                gc.unfreeze()
+        if pid == 0:
+            inherited = [writing, *(child.stdin.fileno() for child in earlier)]
+            _become_worker(work, reading, inherited, handlers, files)
+        forked.append(pid)
+
+    own = os.getpid()
+    # With the context of the caller, in which libraries keep settings.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="itwinai-fork")
+    thread.start()
+    thread.join()
+    os.close(reading)
+    if isinstance(forked[0], OSError):
+        os.close(writing)
+        raise forked[0]
+    return ForkedProcess(forked[0], writing)
 
 
 def _become_worker(
@@ -212,6 +230,8 @@ def _become_worker(
     except BaseException:
         traceback.print_exc()
     finally:
+        from itwinai.launchers.worker import exit_at_once
+
         exit_at_once(code, files)
 
 

@@ -18,15 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from itwinai.launchers.worker import end_after, fork_off, python_that_runs, run_in
+from itwinai.launchers.worker import exit_at_once, python_that_runs, run_in
 from itwinai.quick_imports import importing_quickly
 
 # Variables that libraries and the interpreter read when they are loaded, which in a forked worker lies in the past.
@@ -280,50 +280,40 @@ def serve(connection: socket.socket) -> None:
         if not message:
             return
         number, folder, rank = pickle.loads(message)
-
-        def become(streams: list[int] = streams, folder: str = folder, rank: int = rank) -> NoReturn:
-            # What is the server's must not live on in the worker: its socket would look open to the caller after
-            # the server has died, and a signal for the worker would be written into the server's pipe.
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            connection.close()
-            os.close(awake)
-            os.close(wake)
-            _become_worker(streams, Path(folder), rank)
-
         try:
-            pid = fork_off(become)
+            pid = _fork()
         except OSError as error:  # no memory, or no room for another process
             os.write(streams[2], f"rank {rank} could not be forked: {error}\n".encode())
             _tell(connection, "ended", number, 1)
         else:
+            if pid == 0:
+                # What is the server's must not live on in the worker: its socket would look open to the caller after
+                # the server has died, and a signal for the worker would be written into the server's pipe.
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                connection.close()
+                os.close(awake)
+                os.close(wake)
+                _become_worker(streams, Path(folder), rank)
             children[pid] = number
             _tell(connection, "started", number, pid)
         for stream in streams:
             os.close(stream)
 
 
-def serve_callers(listener: socket.socket, until: Any = None) -> None:
-    """Fork a server for each caller that connects.
-
-    Args:
-        listener: where they connect.
-        until: a file; return when it can be read, or is closed at its other end.
-    """
+def serve_callers(listener: socket.socket) -> None:
+    """Fork a server for each caller that connects; return when the standard input is closed."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for them
-    watched = [listener] if until is None else [listener, until]
     while True:
-        ready, _, _ = select.select(watched, [], [])
-        if until in ready:
+        ready, _, _ = select.select([listener, sys.stdin], [], [])
+        if sys.stdin in ready:
             return
         connection, _ = listener.accept()
-
-        def become(connection: socket.socket = connection) -> NoReturn:
+        if _fork() == 0:
             listener.close()
             os.setsid()  # Ctrl-C in the search's terminal must not end the trials before they have saved
-            end_after(lambda: serve(connection))
-
-        fork_off(become)
+            serve(connection)
+            exit_at_once()
         connection.close()
 
 
@@ -333,23 +323,30 @@ def _become_worker(streams: list[int], folder: Path, rank: int) -> NoReturn:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    end_after(lambda: run_in(folder, rank))
+    code = 0
+    try:
+        run_in(folder, rank)
+    except SystemExit as stopped:
+        code = stopped.code if isinstance(stopped.code, int) else 1
+    exit_at_once(code)
 
 
 def title_worker(rank: int) -> None:
     """Name this process, for people who look at `top`, where all workers would have the same name."""
-    title_process(worker_title(rank))
-
-
-def title_process(name: str) -> None:
-    """Name this process in the system's list of processes."""
     with suppress(OSError):
-        Path("/proc/self/comm").write_text(name)
+        Path("/proc/self/comm").write_text(worker_title(rank))
 
 
 def worker_title(rank: int) -> str:
     """Return the name of a forked worker in the system's list of processes."""
     return f"itwinai rank {rank}"
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Python warns of other threads. There are those of OpenBLAS, which knows what to do when it is forked.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def _tell(connection: socket.socket, kind: str, number: int, value: int) -> None:
@@ -379,7 +376,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     work: Callable[[socket.socket], None] = serve
     if arguments[0] == "--shared":
-        arguments, work = arguments[1:], partial(serve_callers, until=sys.stdin)
+        arguments, work = arguments[1:], serve_callers
     number, *modules = arguments
     connection = socket.socket(fileno=int(number))
     with importing_quickly():

@@ -7,7 +7,7 @@ import concurrent.futures.thread  # noqa: F401
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ from itwinai.launchers.cpu_affinity import available_cores
 
 if TYPE_CHECKING:
     from itwinai.launchers.ray_worker_pool import EarlyRayWorkers
+
+log = logging.getLogger(__name__)
 
 FORWARDED = (
     "PL_GLOBAL_SEED",
@@ -102,29 +104,25 @@ class RayWorkersRequest:
 
     Attributes:
         num_workers: how many.
-        imports: names of the user's modules that they will need.
         on_cpu: whether they are asked not to use GPUs.
         early: whether they may import before the strategy has set its environment variables.
     """
 
     num_workers: int
-    imports: tuple[str, ...] = ()
     on_cpu: bool = False
     early: bool = True
 
     @classmethod
-    def of(cls, num_workers: int, strategy: str, accelerator: Any, classes: Iterable[Any]) -> RayWorkersRequest:
+    def of(cls, num_workers: int, strategy: str, accelerator: Any) -> RayWorkersRequest:
         """Return the request for what a config names.
 
         Args:
             num_workers: how many.
             strategy: its name.
             accelerator: its name.
-            classes: paths of the user's classes, as far as they are there.
         """
-        imports = tuple(path.rpartition(".")[0] for path in classes if isinstance(path, str) and "." in path)
         # DeepSpeed chooses its accelerator when it is imported.
-        return cls(num_workers, imports, on_cpu=accelerator == "cpu", early="deepspeed" not in strategy)
+        return cls(num_workers, on_cpu=accelerator == "cpu", early="deepspeed" not in strategy)
 
 
 class StartingRay:
@@ -169,7 +167,7 @@ class StartingRay:
             raise self._error
 
     def take_workers(self) -> EarlyRayWorkers | None:
-        """Return the workers that have been started, to whom asks first; None if there are none."""
+        """Return the workers that have been started, to whoever asks first; None if there are none."""
         self.wait()
         workers, self._workers = self._workers, None
         return workers
@@ -184,16 +182,21 @@ class StartingRay:
         self._over.set()
         self._thread.join()
 
+    def _start_workers(self, request: RayWorkersRequest) -> None:
+        from itwinai.launchers.ray_worker_pool import EarlyRayWorkers
+
+        # They import what every run needs, and no module of the user's: it may want to know its rank.
+        variables = forwarded_variables((*FORWARDED, *THREADS))
+        try:
+            self._workers = EarlyRayWorkers(request.num_workers, variables, request.on_cpu)
+        except Exception:
+            log.warning("No Ray workers were started early; the run starts its own.", exc_info=True)
+
     def _run(self) -> None:
         try:
             connect(self.address, self.num_cpus, self.log_to_driver)
             if self.request is not None and self.request.early and not (self.address or "RAY_ADDRESS" in os.environ):
-                from itwinai.launchers.ray_worker_pool import EarlyRayWorkers
-
-                variables = forwarded_variables((*FORWARDED, *THREADS))
-                self._workers = EarlyRayWorkers(
-                    self.request.num_workers, variables, self.request.imports, self.request.on_cpu
-                )
+                self._start_workers(self.request)
         except BaseException as error:
             self._error = error
         finally:

@@ -6,8 +6,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -29,12 +27,9 @@ class RayWorker:
         sys_path: the driver's import path.
         folder: the driver's working folder, which this worker shares if its node has it too.
         variables: environment variables, some of which libraries read when they are loaded.
-        imports: names of modules of the user's that this worker will need.
     """
 
-    def __init__(
-        self, rank: int, sys_path: list[str], folder: str | None, variables: dict[str, str], imports: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, rank: int, sys_path: list[str], folder: str | None, variables: dict[str, str]) -> None:
         self.rank = rank
         os.environ.update(variables)
         unify_if_asked()
@@ -44,9 +39,6 @@ class RayWorker:
         with importing_quickly():  # all workers at once, while the driver waits for them
             for name in ("itwinai.launchers.payload", "itwinai.trainer"):
                 import_module(name)
-            for name in imports:
-                with suppress(Exception):  # the payload needs it, and tells then what is wrong
-                    import_module(name)
 
     def __repr__(self) -> str:
         return f"rank {self.rank}"

@@ -50,15 +50,12 @@ class EarlyRayWorkers:
     Args:
         num_workers: how many, with one CPU each, and one GPU each if the cluster has GPUs that they may use.
         variables: environment variables that libraries read when they are loaded.
-        imports: names of the user's modules that they will need.
         on_cpu: whether they use no GPU.
     """
 
     placement = "PACK"
 
-    def __init__(
-        self, num_workers: int, variables: Mapping[str, str], imports: Sequence[str] = (), on_cpu: bool = False
-    ) -> None:
+    def __init__(self, num_workers: int, variables: Mapping[str, str], on_cpu: bool = False) -> None:
         import ray
         from ray.util.placement_group import placement_group
 
@@ -67,9 +64,7 @@ class EarlyRayWorkers:
         if not on_cpu and ray.cluster_resources().get("GPU", 0) > 0:
             self.resources["GPU"] = 1
         self.group = placement_group([self.resources] * num_workers, strategy=self.placement)
-        self.actors = start_actors(
-            self.group, range(num_workers), self.resources, self.variables, {}, imports=tuple(imports)
-        )
+        self.actors = start_actors(self.group, range(num_workers), self.resources, self.variables, {})
 
     def are_for(self, resources: Mapping[str, float], num_workers: int, placement: str) -> bool:
         """Return whether they are as a run wants its workers, wherever they are."""
@@ -89,7 +84,6 @@ def start_actors(
     resources: Mapping[str, float],
     variables: Mapping[str, str],
     runtime_env: Mapping[str, Any],
-    imports: Sequence[str] = (),
 ) -> list[Any]:
     """Start an actor of a `RayWorker` in each of some bundles of a placement group; return those of ranks 0, 1...
 
@@ -99,7 +93,6 @@ def start_actors(
         resources: what each worker needs.
         variables: environment variables of the workers.
         runtime_env: Ray's runtime environment of the workers.
-        imports: names of the user's modules to import at once.
     """
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -116,7 +109,7 @@ def start_actors(
             resources=custom,
             runtime_env=dict(runtime_env),
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
-        ).remote(rank, sys.path, folder, dict(variables), imports)
+        ).remote(rank, sys.path, folder, dict(variables))
         for rank, bundle in enumerate(bundles)
     ]
 

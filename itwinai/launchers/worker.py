@@ -6,14 +6,14 @@ with its caller: its standard input is a pipe that the caller never writes to, a
 
 from __future__ import annotations
 
-import contextvars
+import atexit
+import gc
 import io
 import os
 import pickle
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -74,41 +74,6 @@ def die_with_caller(pipe: int) -> None:
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="itwinai-caller-watch", daemon=True).start()
-
-
-def fork_off(become: Callable[[], NoReturn]) -> int:
-    """Fork this process, and return the process id of the copy.
-
-    The fork is made by a thread that was started for it. OpenMP, which computes torch's operators, keeps its pool of
-    threads with the thread that uses it: in a copy of the main thread it would wait for threads that are not there,
-    whereas a thread that has computed nothing has no pool, and its copy makes one of its own.
-
-    Args:
-        become: is called in the copy, with the context variables of the caller.
-
-    Raises:
-        OSError: there is no memory or no room for another process.
-    """
-    forked: list[int | OSError] = []
-
-    def run() -> None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of other threads
-                pid = os.fork()
-        except OSError as error:
-            forked.append(error)
-            return
-        if pid == 0:
-            become()
-        forked.append(pid)
-
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="itwinai-fork")
-    thread.start()
-    thread.join()
-    if isinstance(forked[0], OSError):
-        raise forked[0]
-    return forked[0]
 
 
 def main() -> None:
@@ -216,26 +181,6 @@ def leave_group_of_sockets() -> None:
         dist.destroy_process_group()
 
 
-def end_after(work: Callable[[], object]) -> NoReturn:
-    """Do what is left to do in this process, and end it as ``sys.exit(work())`` does, but at once.
-
-    Args:
-        work: returns the exit code, or None for 0; an error that it raises is printed.
-    """
-    code: Any
-    try:
-        code = work()
-    except SystemExit as stopped:
-        code = stopped.code
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        code = 1
-    if isinstance(code, str):
-        print(code, file=sys.stderr)
-        code = 1
-    exit_at_once(code or 0)
-
-
 def exit_at_once(code: int = 0, files: Iterable[Any] = ()) -> NoReturn:
     """End this process as the interpreter would, but for tidying up its memory.
 
@@ -254,6 +199,26 @@ def exit_at_once(code: int = 0, files: Iterable[Any] = ()) -> NoReturn:
     compat_python.run_exit_functions()
     flush((*files, sys.stdout, sys.stderr, *compat_python.objects_of(*FILES)))
     os._exit(code)
+
+
+def exit_soon() -> None:
+    """Let this process end without taking apart all that was imported, once its exit functions have run.
+
+    With torch and Lightning that takes two seconds, for which the shell or the next step of a pipeline would wait. What
+    the run has made is destroyed as ever, but for what modules hold; exit functions run, those of C libraries too. Call
+    it before anything else registers an exit function: the first one registered runs last.
+    """
+
+    def leave_modules() -> None:
+        if "torch" in sys.modules:
+            from itwinai.compat import python as compat_python
+
+            gc.collect()
+            flush(compat_python.objects_of(*FILES))  # those that modules hold
+            gc.disable()
+            gc.freeze()
+
+    atexit.register(leave_modules)
 
 
 FILES = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from itwinai.launchers.failure_order import report_failure
-from itwinai.launchers.worker import end_after
+from itwinai.launchers.worker import exit_soon
 from itwinai.pipelines.commands import CommandError
 from itwinai.pipelines.execution import Request, locked, perform, write_outcome
 
@@ -56,4 +56,5 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    end_after(lambda: main(sys.argv[1:]))
+    exit_soon()
+    sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,7 @@ from typing import Any
 
 from itwinai.errors import ConfigurationError
 from itwinai.launchers.slurm_job import job_id, restarts
-from itwinai.launchers.worker import end_after
+from itwinai.launchers.worker import exit_soon
 from itwinai.slurm.findings import Finding, Plan, find_problems
 from itwinai.slurm.node_check import MARK, Request
 from itwinai.slurm.requeue import JobRecord, requeue
@@ -166,4 +166,5 @@ def report(found: Sequence[Finding], seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    end_after(main)
+    exit_soon()
+    sys.exit(main())

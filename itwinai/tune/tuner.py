@@ -118,8 +118,6 @@ class Tuner:
             from itwinai.tune.search_runner import SearchRun  # meanwhile, as that takes seconds too
 
             target = self._target(parsing)
-            if parsing is not None:  # trials begin with the user's modules, which the config has needed
-                fork_server_path = parsing.server_path or fork_server_path
             connected()
             (folder / _FAILED).unlink(missing_ok=True)
             try:

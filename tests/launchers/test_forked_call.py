@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -57,40 +57,15 @@ def test_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leftovers: No
         server.close()
 
 
-def test_process_of_a_call_serves_copies_of_itself(no_leftovers: None) -> None:
+def test_a_call_that_is_not_waited_for_ends_with_its_context(no_leftovers: None) -> None:
     server = ForkServer(("torch",))
     try:
-        with ForkedCall(server.path, compute, "tests.support.fake_amdsmi") as forked:
-            first = forked.result()
-            path = forked.server_path
-            assert path is not None
-            # They have what it has imported, and compute as it did: its threads are not theirs.
-            assert call(path, was_imported, "tests.support.fake_amdsmi")
-            assert call(path, compute, "tests.support.fake_amdsmi") == pytest.approx(first)
-            assert not call(server.path, was_imported, "tests.support.fake_amdsmi")
-        assert not Path(path).exists()
-        with ForkedCall(server.path, start_thread) as forked:
-            forked.result()
-            assert forked.server_path is None  # a copy would have only half of it
+        with ForkedCall(server.path, time.sleep, 600) as forked:
+            assert forked._process.pid is not None
+        with pytest.raises(TypeError, match="pickle"):
+            ForkedCall(server.path, call, threading.Lock())
     finally:
         server.close()
-
-
-def compute(name: str) -> float:
-    import torch
-
-    import_module(name)
-    torch.set_num_threads(2)
-    size = 1 << 20  # enough for the threads of OpenMP
-    return float((torch.arange(size) / size).sin().sum())
-
-
-def was_imported(name: str) -> bool:
-    return name in sys.modules
-
-
-def start_thread() -> None:
-    threading.Thread(target=threading.Event().wait, name="mine", daemon=True).start()
 
 
 def kill(signum: int) -> None:

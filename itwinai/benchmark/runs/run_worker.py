@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itwinai.io.atomic import write_whole
-from itwinai.launchers.worker import end_after
+from itwinai.launchers.worker import exit_soon
 from itwinai.strategies.registry import uses_ray
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
         sys.path.insert(0, os.getcwd())
     request = RunRequest(**json.loads(Path(argv[0]).read_text(encoding="utf-8")))
     try:
-        with _starting_workers(request.config) as starting:
+        with _starting_workers(request.config["trainer"]) as starting:
             _run(request, float(argv[1]), starting)
     except BaseException as error:
         _keep_error(error, Path(request.folder))
@@ -69,16 +69,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _starting_workers(config: dict[str, Any]) -> AbstractContextManager[StartingRay | None]:
+def _starting_workers(trainer: dict[str, Any]) -> AbstractContextManager[StartingRay | None]:
     """Return the context in which Ray starts while this process imports, as for `itwinai fit`."""
-    trainer = config["trainer"]
     workers = trainer["devices"] * trainer["num_nodes"]
     if uses_ray(str(trainer["strategy"])):
         from itwinai.launchers.ray_init import RayWorkersRequest, ray_starting
 
-        classes = [config[name].get("class_path") for name in ("model", "data") if isinstance(config.get(name), dict)]
-        request = RayWorkersRequest.of(workers, trainer["strategy"], trainer.get("accelerator"), classes)
-        return ray_starting(request)
+        return ray_starting(RayWorkersRequest.of(workers, trainer["strategy"], trainer.get("accelerator")))
     return nullcontext()
 
 
@@ -109,4 +106,5 @@ def _keep_error(error: BaseException, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    end_after(lambda: main(sys.argv[1:]))
+    exit_soon()
+    sys.exit(main(sys.argv[1:]))

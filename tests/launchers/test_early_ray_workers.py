@@ -1,0 +1,63 @@
+"""Ray workers that were started while the driver still imported are those of the run."""
+
+from __future__ import annotations
+
+import pytest
+
+from itwinai.launchers.ray_worker_pool import EarlyRayWorkers
+from tests.conftest import RunCommand, python
+
+SCRIPT = """
+import os
+import time
+from itwinai.launchers.ray_init import RayWorkersRequest, ray_starting
+
+with ray_starting(RayWorkersRequest(2)) as starting:
+    import ray, torch
+    from torch.utils.data import DataLoader
+    from itwinai import ItwinaiTrainer
+    from tests.support.cases import Regression
+
+    class Pids(Regression):
+        def predict_step(self, batch, batch_idx):
+            return torch.tensor([os.getpid()])
+
+    early = starting.take_workers()
+    pids = [pid for pid, _, _ in ray.get([actor.start.remote({}) for actor in early.actors])]
+    starting._workers = early
+
+    def of_a_run():
+        trainer = ItwinaiTrainer(
+            strategy="ray", devices=2, accelerator="cpu", logger=False, enable_progress_bar=False, barebones=True
+        )
+        trainer.strategy.connect_by(starting)
+        return sorted(torch.cat(trainer.predict(Pids(), DataLoader(torch.zeros(2, 8)))).tolist())
+
+    assert of_a_run() == sorted(pids)
+    assert not set(of_a_run()) & set(pids)  # they were for one run
+    while ray.available_resources().get("CPU") != 2:  # nothing stays reserved
+        time.sleep(0.05)
+    print("released")
+"""
+
+
+def test_the_first_run_has_the_early_workers(run_command: RunCommand) -> None:
+    ended = run_command(python("-c", SCRIPT), fresh=True)
+    assert ended.code == 0, ended.output
+    assert "released" in ended.output
+
+
+@pytest.mark.parametrize(
+    ("resources", "num_workers", "placement", "fit"),
+    [
+        ({"CPU": 1}, 2, "PACK", True),
+        ({"CPU": 1, "GPU": 1}, 2, "PACK", False),
+        ({"CPU": 2}, 2, "PACK", False),
+        ({"CPU": 1}, 3, "PACK", False),
+        ({"CPU": 1}, 2, "SPREAD", False),
+    ],
+)
+def test_what_early_workers_are_for(resources: dict[str, float], num_workers: int, placement: str, fit: bool) -> None:
+    early = object.__new__(EarlyRayWorkers)
+    early.resources, early.actors = {"CPU": 1}, [None, None]
+    assert early.are_for(resources, num_workers, placement) is fit
