@@ -132,7 +132,7 @@ class StartingRay:
         num_cpus: see `connect`.
         address: see `connect`.
         log_to_driver: see `connect`.
-        request: of workers to start as soon as Ray is there, if it is started on this machine.
+        request: of workers to start as soon as Ray is there, if it has one node.
     """
 
     def __init__(
@@ -183,8 +183,12 @@ class StartingRay:
         self._thread.join()
 
     def _start_workers(self, request: RayWorkersRequest) -> None:
+        import ray
+
         from itwinai.launchers.ray_worker_pool import EarlyRayWorkers
 
+        if sum(node["Alive"] for node in ray.nodes()) > 1:  # which have ranks by where they are
+            return
         # They import what every run needs, and no module of the user's: it may want to know its rank.
         variables = forwarded_variables((*FORWARDED, *THREADS))
         try:
@@ -195,7 +199,7 @@ class StartingRay:
     def _run(self) -> None:
         try:
             connect(self.address, self.num_cpus, self.log_to_driver)
-            if self.request is not None and self.request.early and not (self.address or "RAY_ADDRESS" in os.environ):
+            if self.request is not None and self.request.early:
                 self._start_workers(self.request)
         except BaseException as error:
             self._error = error
