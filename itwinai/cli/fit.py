@@ -164,7 +164,8 @@ def ray_workers(arguments: Sequence[str]) -> RayWorkersRequest | None:
             from itwinai.launchers.ray_init import RayWorkersRequest
 
             workers = int(asked["devices"]) * int(asked["num_nodes"])
-            return RayWorkersRequest.of(workers, asked["strategy"], asked["accelerator"])
+            if workers > 0:  # -1 is for all devices
+                return RayWorkersRequest.of(workers, asked["strategy"], asked["accelerator"])
     return None
 
 

@@ -87,7 +87,8 @@ def _select(dataset: Dataset[Any], indices: Any) -> list[Tensor] | None:
     # `tensor[rows]`.
     with suppress(IndexError, OverflowError, RuntimeError):  # negative, or too large
         rows = torch.from_numpy(np.array(indices, dtype=np.int64))
-        return [tensor.index_select(0, rows) for tensor in dataset.tensors]
+        on_cpu = all(tensor.device.type == "cpu" for tensor in dataset.tensors)  # as the indices of `index_select` are
+        return [tensor.index_select(0, rows) if on_cpu else tensor[rows] for tensor in dataset.tensors]
     return None
 
 

@@ -323,12 +323,15 @@ def _become_worker(streams: list[int], folder: Path, rank: int) -> NoReturn:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    code = 0
+    code: object = None
     try:
         run_in(folder, rank)
-    except SystemExit as stopped:
-        code = stopped.code if isinstance(stopped.code, int) else 1
-    exit_at_once(code)
+    except SystemExit as stopped:  # a failed worker, or a process that the user's code has forked off one
+        code = stopped.code
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    exit_at_once(code or 0)
 
 
 def title_worker(rank: int) -> None:

@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class ForkedCall:
     """A call of a function, which runs in another process while the caller goes on.
 
-    The process has the folder, the import path and the environment variables of this one. It ends with the context that
-    this is, at the latest.
+    The process has the folder, the import path and the environment variables of this one. Use it as a context manager:
+    when the context ends, the process is killed if it is still running.
 
     Args:
         path: of the socket of a `itwinai.launchers.fork_server.ForkServer`.
@@ -43,12 +43,16 @@ class ForkedCall:
     def __init__(self, path: str, function: Callable[..., Any], *arguments: Any) -> None:
         packed = cloudpickle.dumps((function, arguments))
         self._name = function.__qualname__
-        self._server = ForkServerClient.connect(path)
-        self._folder = Path(tempfile.mkdtemp(prefix="itwinai-call-"))
-        write_whole(self._folder / "payload.pickle", packed)
         start = Start(sys.path, os.getcwd(), dict(os.environ), {0: None}, f"{__name__}:run")
-        write_whole(self._folder / "start.pickle", pickle.dumps(start))
-        self._process = self._server.start_worker(self._folder, 0)
+        with ExitStack() as on_error:
+            self._server = ForkServerClient.connect(path)
+            on_error.callback(self._server.close)
+            self._folder = Path(tempfile.mkdtemp(prefix="itwinai-call-"))
+            on_error.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            write_whole(self._folder / "payload.pickle", packed)
+            write_whole(self._folder / "start.pickle", pickle.dumps(start))
+            self._process = self._server.start_worker(self._folder, 0)
+            on_error.pop_all()
 
     def __enter__(self) -> ForkedCall:
         return self

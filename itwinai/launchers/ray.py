@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -189,7 +190,7 @@ class RayLauncher(PayloadLauncher):
             actors = self._actors(group, bundles, variables)
             running: dict[Any, int] = {}
             try:
-                rank_infos = self._rank_infos(actors, [node for _, node in bundles], variables)
+                rank_infos = self._rank_infos(actors, [node for _, node in bundles])
                 reference = ray.put(packed)
                 mailbox = f"itwinai-{uuid.uuid4().hex}"
                 for rank, (actor, rank_info) in enumerate(zip(actors, rank_infos, strict=True)):
@@ -341,10 +342,12 @@ class RayLauncher(PayloadLauncher):
         early = self.starting.take_workers() if self.starting else None
         if early is None:
             return None
-        used = early.are_for(self.resources, self.num_workers, self.placement.placement) and not (
-            self.placement.runtime_env or self.variables or early.variables.items() - self._environment().items()
-        )
-        if not used:
+        now = self._environment()
+        changed = early.variables.items() - now.items()
+        # Libraries have read these; what else is new is read later.
+        changed |= {(name, value) for name, value in now.items() if name in THREADS and name not in early.variables}
+        fits = early.are_for(self.resources, self.num_workers, self.placement.placement)
+        if not fits or self.placement.runtime_env or self.variables or changed:
             early.close()
             return None
         self._early = early
@@ -354,7 +357,11 @@ class RayLauncher(PayloadLauncher):
         """Return an actor in each bundle: one that is there, or a new one."""
         early, self._early = self._early, None
         if early is not None and early.group is group:
-            return [early.actors[bundle] for bundle, _ in bundles]
+            import ray
+
+            actors = [early.actors[bundle] for bundle, _ in bundles]
+            ray.get([actor.adopt.remote(sys.path, os.getcwd(), variables) for actor in actors])
+            return actors
         if self.pool and (kept := self.pool.acquire(group, bundles, variables)) is not None:
             return kept
         numbers = [bundle for bundle, _ in bundles]
@@ -371,10 +378,10 @@ class RayLauncher(PayloadLauncher):
             **self.placement.runtime_env.get("env_vars", {}),
         }
 
-    def _rank_infos(self, actors: list[Any], nodes: list[str], variables: dict[str, str]) -> list[RankInfo]:
+    def _rank_infos(self, actors: list[Any], nodes: list[str]) -> list[RankInfo]:
         import ray
 
-        started = ray.get([actor.start.remote(variables) for actor in actors])
+        started = ray.get([actor.start.remote() for actor in actors])
         self.processes = [(node, pid) for node, (pid, _, _) in zip(nodes, started, strict=True)]
         _, main_address, main_port = started[0]
         # Ray gives no ranks. Bundles come sorted by node, so that local ranks count up within each: collectives that

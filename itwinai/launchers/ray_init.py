@@ -183,22 +183,26 @@ class StartingRay:
         self._thread.join()
 
     def _start_workers(self, request: RayWorkersRequest) -> None:
+        """Start workers, if they are on one node and leave room on it for tasks of the user's own.
+
+        They import what every run needs, and no module of the user's: it may want to know its rank.
+        """
         import ray
 
         from itwinai.launchers.ray_worker_pool import EarlyRayWorkers
 
-        if sum(node["Alive"] for node in ray.nodes()) > 1:  # which have ranks by where they are
-            return
-        # They import what every run needs, and no module of the user's: it may want to know its rank.
-        variables = forwarded_variables((*FORWARDED, *THREADS))
         try:
+            if sum(node["Alive"] for node in ray.nodes()) > 1 or _free_cpus() <= request.num_workers:
+                return
+            variables = forwarded_variables((*FORWARDED, *THREADS))
             self._workers = EarlyRayWorkers(request.num_workers, variables, request.on_cpu)
-        except Exception:
-            log.warning("No Ray workers were started early; the run starts its own.", exc_info=True)
+        except Exception as error:
+            log.info("no Ray workers were started early, and the run starts its own: %s", error)
 
     def _run(self) -> None:
         try:
-            connect(self.address, self.num_cpus, self.log_to_driver)
+            more = self.request is not None and self.request.early  # for tasks before the run
+            connect(self.address, self.num_cpus + more, self.log_to_driver)
             if self.request is not None and self.request.early:
                 self._start_workers(self.request)
         except BaseException as error:
@@ -206,6 +210,13 @@ class StartingRay:
         finally:
             self._ready.set()
         self._over.wait()  # the kernel ends Ray's processes together with the thread that has started them
+
+
+def _free_cpus() -> float:
+    import ray
+
+    free: float = ray.available_resources().get("CPU", 0)
+    return free
 
 
 @contextmanager

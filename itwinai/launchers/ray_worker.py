@@ -24,36 +24,41 @@ class RayWorker:
 
     Args:
         rank: global rank, by which the driver's log names this worker.
-        sys_path: the driver's import path.
-        folder: the driver's working folder, which this worker shares if its node has it too.
-        variables: environment variables, some of which libraries read when they are loaded.
+        sys_path: see `adopt`.
+        folder: see `adopt`.
+        variables: see `adopt`; some of them libraries read when they are loaded.
     """
 
     def __init__(self, rank: int, sys_path: list[str], folder: str | None, variables: dict[str, str]) -> None:
         self.rank = rank
+        self.adopt(sys_path, folder, variables)
+        with importing_quickly():  # all workers at once, while the driver waits for them
+            for name in ("itwinai.launchers.payload", "itwinai.trainer"):
+                import_module(name)
+
+    def adopt(self, sys_path: list[str], folder: str | None, variables: dict[str, str]) -> None:
+        """Let this process find what the driver finds now.
+
+        Args:
+            sys_path: the driver's import path.
+            folder: the driver's working folder, which this worker shares if its node has it too.
+            variables: environment variables of all workers.
+        """
         os.environ.update(variables)
         unify_if_asked()
         if folder is not None and os.path.isdir(folder):
             os.chdir(folder)
         sys.path += [path for path in sys_path if path not in sys.path]
-        with importing_quickly():  # all workers at once, while the driver waits for them
-            for name in ("itwinai.launchers.payload", "itwinai.trainer"):
-                import_module(name)
 
     def __repr__(self) -> str:
         return f"rank {self.rank}"
 
-    def start(self, variables: dict[str, str]) -> tuple[int, str, int]:
-        """Return the process id, this node's address, and a port that is free on it.
-
-        Args:
-            variables: environment variables of the run, those of this worker among them.
-        """
+    def start(self) -> tuple[int, str, int]:
+        """Return the process id, this node's address, and a port that is free on it."""
         import ray
 
         from itwinai.launchers.local import free_port
 
-        os.environ.update(variables)
         return os.getpid(), ray.util.get_node_ip_address(), free_port()
 
     def run(self, packed: bytes, rank_info: RankInfo, mailbox: str) -> Result | Failure:

@@ -57,14 +57,18 @@ class EarlyRayWorkers:
 
     def __init__(self, num_workers: int, variables: Mapping[str, str], on_cpu: bool = False) -> None:
         import ray
-        from ray.util.placement_group import placement_group
+        from ray.util.placement_group import placement_group, remove_placement_group
 
         self.variables = dict(variables)
         self.resources: dict[str, float] = {"CPU": 1}
         if not on_cpu and ray.cluster_resources().get("GPU", 0) > 0:
             self.resources["GPU"] = 1
         self.group = placement_group([self.resources] * num_workers, strategy=self.placement)
-        self.actors = start_actors(self.group, range(num_workers), self.resources, self.variables, {})
+        try:
+            self.actors = start_actors(self.group, range(num_workers), self.resources, self.variables, {})
+        except BaseException:
+            remove_placement_group(self.group)
+            raise
 
     def are_for(self, resources: Mapping[str, float], num_workers: int, placement: str) -> bool:
         """Return whether they are as a run wants its workers, wherever they are."""

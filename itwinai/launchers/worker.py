@@ -12,6 +12,7 @@ import io
 import os
 import pickle
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -204,21 +205,36 @@ def exit_at_once(code: int = 0, files: Iterable[Any] = ()) -> NoReturn:
 def exit_soon() -> None:
     """Let this process end without taking apart all that was imported, once its exit functions have run.
 
-    With torch and Lightning that takes two seconds, for which the shell or the next step of a pipeline would wait. What
-    the run has made is destroyed as ever, but for what modules hold; exit functions run, those of C libraries too. Call
-    it before anything else registers an exit function: the first one registered runs last.
+    With torch and Lightning that takes seconds, for which the shell or the next step of a pipeline would wait. What the
+    run has made is destroyed as ever; what modules hold is not. Exit functions run, those of C libraries too. Call it
+    before anything else registers an exit function: the first one registered runs last.
     """
 
     def leave_modules() -> None:
-        if "torch" in sys.modules:
-            from itwinai.compat import python as compat_python
+        if "torch" not in sys.modules:
+            return
+        import torch.distributed as dist
 
-            gc.collect()
-            flush(compat_python.objects_of(*FILES))  # those that modules hold
-            gc.disable()
-            gc.freeze()
+        from itwinai.compat import python as compat_python
+
+        if dist.is_available() and dist.is_initialized():  # as taken apart, the group ends its threads
+            return
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):  # an error that has ended the run
+            vars(sys).pop(name, None)
+        gc.collect()
+        flush(filter(_is_regular, compat_python.objects_of(*FILES)))  # those that modules hold
+        gc.disable()
+        gc.freeze()
 
     atexit.register(leave_modules)
+
+
+def _is_regular(file: Any) -> bool:
+    """Return whether an open file is one on a disk; of others a thread may wait for a reader, and hold their lock."""
+    try:
+        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except (OSError, ValueError, AttributeError):  # closed, or no file of the system
+        return False
 
 
 FILES = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)

@@ -100,6 +100,7 @@ def test_short_flags(given: list[str], expanded: list[str]) -> None:
         (["-c", "{config}", "--strategy", "ray_deepspeed"], RayWorkersRequest(6, early=False)),
         (["-c", "{config}", "--strategy", "ddp"], None),
         (["-c", "{config}", "--devices", "auto"], None),
+        (["-c", "{config}", "--devices", "-1"], None),
         (["-c", "{config}", "--help"], None),
         (["-c", "missing.yaml", "--strategy", "ray", "--devices", "2"], None),
     ],

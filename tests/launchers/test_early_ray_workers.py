@@ -9,10 +9,13 @@ from tests.conftest import RunCommand, python
 
 SCRIPT = """
 import os
+import sys
+import tempfile
 import time
+os.environ.pop("RAY_ADDRESS", None)
 from itwinai.launchers.ray_init import RayWorkersRequest, ray_starting
 
-with ray_starting(RayWorkersRequest(2)) as starting:
+with ray_starting(RayWorkersRequest(2, on_cpu=True)) as starting:
     import ray, torch
     from torch.utils.data import DataLoader
     from itwinai import ItwinaiTrainer
@@ -20,11 +23,17 @@ with ray_starting(RayWorkersRequest(2)) as starting:
 
     class Pids(Regression):
         def predict_step(self, batch, batch_idx):
+            assert os.environ["PL_GLOBAL_SEED"] == "7" and os.getcwd() == here and "/late" in sys.path
             return torch.tensor([os.getpid()])
 
     early = starting.take_workers()
-    pids = [pid for pid, _, _ in ray.get([actor.start.remote({}) for actor in early.actors])]
+    assert ray.get(ray.remote(lambda: 3).remote()) == 3  # the workers leave room for a task
+    pids = [pid for pid, _, _ in ray.get([actor.start.remote() for actor in early.actors])]
     starting._workers = early
+    os.environ["PL_GLOBAL_SEED"] = "7"  # all of it after the workers have started
+    here = tempfile.mkdtemp()
+    os.chdir(here)
+    sys.path.append("/late")
 
     def of_a_run():
         trainer = ItwinaiTrainer(
@@ -35,18 +44,19 @@ with ray_starting(RayWorkersRequest(2)) as starting:
 
     assert of_a_run() == sorted(pids)
     assert not set(of_a_run()) & set(pids)  # they were for one run
-    while ray.available_resources().get("CPU") != 2:  # nothing stays reserved
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:  # nothing stays reserved
         time.sleep(0.05)
     print("released")
 
 ray.shutdown()
 from ray.cluster_utils import Cluster  # as `ray start` makes them
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
 os.environ["RAY_ADDRESS"] = cluster.address
 for nodes in (1, 2):
-    with ray_starting(RayWorkersRequest(2)) as starting:
-        print(f"early on {nodes}: {starting.take_workers() is not None}")
+    for workers in (2, 3):
+        with ray_starting(RayWorkersRequest(workers, on_cpu=True)) as starting:
+            print(f"{workers} early on {nodes}: {starting.take_workers() is not None}")
     cluster.add_node(num_cpus=1)
 cluster.shutdown()
 """
@@ -55,7 +65,9 @@ cluster.shutdown()
 def test_the_first_run_has_the_early_workers(run_command: RunCommand) -> None:
     ended = run_command(python("-c", SCRIPT), fresh=True)
     assert ended.code == 0, ended.output
-    assert "released\nearly on 1: True\nearly on 2: False\n" in ended.output
+    assert (
+        "released\n2 early on 1: True\n3 early on 1: False\n2 early on 2: False\n3 early on 2: False\n" in ended.output
+    )
 
 
 @pytest.mark.parametrize(
