@@ -192,7 +192,11 @@ class StartingRay:
         from itwinai.launchers.ray_worker_pool import EarlyRayWorkers
 
         try:
-            if sum(node["Alive"] for node in ray.nodes()) > 1 or _free_cpus() <= request.num_workers:
+            if sum(node["Alive"] for node in ray.nodes()) > 1:
+                return
+            # Ray that has just been started does not know yet what is free; there is a CPU more than its workers need.
+            is_shared = self.address is not None or "RAY_ADDRESS" in os.environ
+            if is_shared and ray.available_resources().get("CPU", 0) <= request.num_workers:
                 return
             variables = forwarded_variables((*FORWARDED, *THREADS))
             self._workers = EarlyRayWorkers(request.num_workers, variables, request.on_cpu)
@@ -210,13 +214,6 @@ class StartingRay:
         finally:
             self._ready.set()
         self._over.wait()  # the kernel ends Ray's processes together with the thread that has started them
-
-
-def _free_cpus() -> float:
-    import ray
-
-    free: float = ray.available_resources().get("CPU", 0)
-    return free
 
 
 @contextmanager

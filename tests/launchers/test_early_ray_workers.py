@@ -55,6 +55,10 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
 os.environ["RAY_ADDRESS"] = cluster.address
 for nodes in (1, 2):
     for workers in (2, 3):
+        ray.init(cluster.address, logging_level=40)
+        while ray.available_resources().get("CPU") != 2 + nodes:  # of the nodes, when those before have released theirs
+            time.sleep(0.05)
+        ray.shutdown()
         with ray_starting(RayWorkersRequest(workers, on_cpu=True)) as starting:
             print(f"{workers} early on {nodes}: {starting.take_workers() is not None}")
     cluster.add_node(num_cpus=1)
