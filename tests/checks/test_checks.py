@@ -191,9 +191,13 @@ def sleepers() -> list[str]:
 def test_children_that_hang_or_die_leave_nothing(tmp_path: Path, in_repository: None) -> None:
     before = descendants(os.getpid())
     sleeping = sleepers()
-    with pytest.raises(RunFailedError, match="did not end within 1 s") as failed:
-        run_apart("hangs", sleeper, tmp_path, limit=1)
-    assert failed.value.at == place_of_sleep()
+    for limit in (1, 10, 60):  # on a busy machine it may not sleep yet when its time is over
+        with pytest.raises(RunFailedError, match=f"did not end within {limit} s") as failed:
+            run_apart("hangs", sleeper, tmp_path, limit=limit)
+        if failed.value.at == place_of_sleep():
+            break
+    else:
+        pytest.fail(f"it hung {failed.value.at}")
     with pytest.raises(RunFailedError, match="killed by SIGKILL"):
         run_apart("dies", lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path, limit=60)
 
