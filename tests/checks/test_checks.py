@@ -211,6 +211,9 @@ def test_children_that_hang_or_die_leave_nothing(tmp_path: Path, in_repository: 
         run_group("fails", lambda rank: 1 // rank.rank, 2, tmp_path, limit=60)
     assert failed.value.at.startswith("tests/checks/test_checks.py:")
     assert run_group("works", lambda rank: os.environ["RANK"], 2, tmp_path, limit=60) == ["0", "1"]
+    deadline = time.monotonic() + 30
+    while sleepers() != sleeping and time.monotonic() < deadline:  # what is killed may take a moment to end
+        time.sleep(0.05)
     assert descendants(os.getpid()) == before and sleepers() == sleeping
 
 
