@@ -83,13 +83,11 @@ def starting_quickly() -> Iterator[None]:
         _wait_for_node(gcs_address, node_id)
         return get_node(gcs_address, node_id)
 
-    node.Node.start_api_server = start_server_if_asked  # type: ignore[method-assign]
-    services.get_node = get_node_soon
-    try:
+    with (
+        _replaced(node.Node, "start_api_server", start_server_if_asked),
+        _replaced(services, "get_node", get_node_soon),
+    ):
         yield
-    finally:
-        node.Node.start_api_server = start_api_server  # type: ignore[method-assign]
-        services.get_node = get_node
 
 
 def _wait_for_node(gcs_address: str, node_id: str, timeout: float = 30.0) -> None:
@@ -111,12 +109,19 @@ def without_counting_callbacks() -> Iterator[None]:
     """
     from ray.air._internal import usage
 
-    count = getattr(usage, "tag_callbacks", None)
-    if count is None:
+    if not hasattr(usage, "tag_callbacks"):
         yield
         return
-    usage.tag_callbacks = lambda callbacks: False
+    with _replaced(usage, "tag_callbacks", lambda callbacks: False):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give another value to an attribute for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        usage.tag_callbacks = count
+        setattr(owner, name, before)

@@ -205,10 +205,11 @@ class StartingRay:
 
     def _run(self) -> None:
         try:
-            more = self.request is not None and self.request.early  # for tasks before the run
+            early = self.request if self.request is not None and self.request.early else None
+            more = 0 if early is None else 1  # for tasks before the run
             connect(self.address, self.num_cpus + more, self.log_to_driver)
-            if self.request is not None and self.request.early:
-                self._start_workers(self.request)
+            if early is not None:
+                self._start_workers(early)
         except BaseException as error:
             self._error = error
         finally:

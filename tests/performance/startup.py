@@ -115,29 +115,15 @@ def measure_startup(case: Case, repeats: int, tell: Callable[[str], None]) -> li
         repeats: number of runs of each command.
         tell: is told of the progress.
     """
-    commands = {
-        LIGHTNING: [sys.executable, "-m", "tests.performance.stock_cli", "fit", "--trainer.devices", "1"],
-        ITWINAI: [
-            str(Path(sysconfig.get_path("scripts"), "itwinai")),
-            *("fit", "--strategy", "ddp", "--devices", str(case.workers)),
-        ],
-    }
+    starts = {LIGHTNING: "command: lightning, 1 process", ITWINAI: "command: itwinai fit, ddp, 2 workers"}
     samples = []
     for repeat in range(-1, repeats):  # the first run reads Python's files from the disk, the others from memory
         tell(f"{case.name}: repeat {repeat + 1} of {repeats}" if repeat >= 0 else f"{case.name}: warming up")
         for name in case.contenders:
-            seconds = _seconds_to_first_step(name, commands[name])
+            seconds, _ = _start(starts[name])
             if repeat >= 0:
                 samples.append(Sample(name, repeat, wall=seconds))
     return samples
-
-
-def _seconds_to_first_step(name: str, command: list[str]) -> float:
-    with tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as folder:
-        config = Path(folder, "config.yaml")
-        text = _CONFIG.format(folder=folder)
-        config.write_text(text if "tune" in command else text.partition("tune:")[0])
-        return _run(name, [*command, "--config", str(config)], Path(folder))[0]
 
 
 def _run(name: str, command: list[str], folder: Path) -> tuple[float, float]:
